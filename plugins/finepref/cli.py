@@ -1,0 +1,16 @@
+"""`finepref`: the one command; each group of sub-commands lives in its own file of `finepref.commands`."""
+
+from __future__ import annotations
+
+import typer
+
+from finepref.commands import doctor, records, seapo, sources
+
+app = typer.Typer(name="finepref", no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+for group in (doctor, records, sources, seapo):
+    group.register(app)
+
+
+def main() -> None:
+    """Console entry point."""
+    app()

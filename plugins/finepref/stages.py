@@ -1,0 +1,107 @@
+"""THE TABLE: one row per method. A row is all that the attach mechanism, the doctor and the conformance tests read.
+
+Third parties add rows through the entry-point group `finepref.stages`: each entry point names a tuple of `Stage`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training method as a stage of LLaMA-Factory.
+
+    Attributes:
+        name: the value of `stage:` in a YAML.
+        title: what people call the method.
+        paper: where its maths is published.
+        carrier: the host's own stage whose argument checks, export and resume rules apply.
+        formats: values of `formatting` in dataset_info.json whose rows the stage trains on.
+        cards: patch cards that must be in place, by name; all others may drift.
+        arguments: `module:Class`, a dataclass of new flat YAML keys with a `check(self, finetuning_args)` method.
+        adapter: `module:Class`, the data and training half (see `finepref.hosts.llamafactory.adapter.Adapter`).
+        recipe: the YAML under examples/ with the paper's settings.
+        demo_dataset: a name in dataset_info.json that the recipe also runs on.
+    """
+
+    name: str
+    title: str
+    paper: str
+    carrier: str
+    formats: tuple[str, ...]
+    cards: tuple[str, ...]
+    arguments: str
+    adapter: str
+    recipe: str
+    demo_dataset: str
+
+
+# Every LLaMA-Factory stage reads its data and starts through these seams.
+LLAMAFACTORY_CARDS = (
+    "finetuning-arguments",
+    "run-exp",
+    "dataset-list",
+    "dataset-converter",
+    "merged-dataset",
+    "dataset-processor",
+    "preprocessed-dataset",
+    "get-dataset",
+    "load-model",
+    "reference-model",
+    "model-card",
+    "plot-loss",
+    "encode-turn",
+    "sequence-lengths",
+    "processor-base",
+)
+
+BUILT_IN = (
+    Stage(
+        name="seapo_kto",
+        title="SeaPO: strategic error amplification, one random negative per prompt and epoch, KTO",
+        paper="arXiv 2509.24781 (data), arXiv 2402.01306 (KTO loss)",
+        carrier="kto",
+        formats=("negatives", "feedback"),
+        cards=(*LLAMAFACTORY_CARDS, "run-kto", "kto-trainer", "kto-collator"),
+        arguments="finepref.hosts.llamafactory.options:SeapoOptions",
+        adapter="finepref.hosts.llamafactory.seapo_kto:SeapoKTO",
+        recipe="examples/seapo_kto.yaml",
+        demo_dataset="seapo_demo",
+    ),
+)
+
+
+@cache
+def all_stages() -> dict[str, Stage]:
+    """Every registered stage by name.
+
+    Raises:
+        ValueError: two packages register one name, or an entry point does not name a tuple of `Stage`.
+    """
+    found: dict[str, Stage] = {}
+    for entry_point in entry_points(group="finepref.stages"):
+        rows = entry_point.load()
+        for row in rows if isinstance(rows, tuple) else (rows,):
+            if not isinstance(row, Stage):
+                raise ValueError(
+                    f"entry point {entry_point.name} = {entry_point.value}: {row!r} is not a finepref Stage"
+                )
+            if found.setdefault(row.name, row) is not row:
+                raise ValueError(
+                    f"entry point {entry_point.name} = {entry_point.value}: stage {row.name} exists already"
+                )
+    return found
+
+
+def find(name: str | None) -> Stage | None:
+    """The stage of that name, or None when it is a stage of the host."""
+    return all_stages().get(name) if name else None
+
+
+def for_formatting(formatting: str) -> Iterator[Stage]:
+    """The stages that train on rows of `formatting`."""
+    return (stage for stage in all_stages().values() if formatting in stage.formats)
