@@ -1,0 +1,125 @@
+"""Sub-commands of `finepref`: seapo, which makes negatives and measures them."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from finepref.synth.engines import Engine
+
+
+class EngineName(StrEnum):
+    """What makes the errors."""
+
+    hf = "hf"
+    openai = "openai"
+    rules = "rules"
+
+
+def inject(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows {id?, prompt or messages, chosen, ...}.")],
+    output: Annotated[Path, typer.Option(help="The JSON Lines file of negatives to write.")],
+    engine: Annotated[EngineName, typer.Option(help="A local model, an endpoint, or rules for worked arithmetic.")] = (
+        EngineName.hf
+    ),
+    model: Annotated[str, typer.Option(help="Model folder or name.")] = "Qwen/Qwen2.5-7B-Instruct",
+    base_url: Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", help="Address of the endpoint.")] = "",
+    types: Annotated[str, typer.Option(help="Error types, with commas.")] = "correctness,logic,hallucination",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of sampling and of the rules.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="For hf: requests per batch.")] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, help="For openai: requests under way at a time.")] = 16,
+    work_dir: Annotated[Path | None, typer.Option(help="Where the journal is; default: beside the output.")] = None,
+    min_edit: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least share of changed words.")] = 0.001,
+    max_edit: Annotated[float, typer.Option(min=0.0, max=1.0, help="Greatest share of changed words.")] = 0.7,
+    min_length_ratio: Annotated[float, typer.Option(min=0.0, help="Least length over that of the answer.")] = 0.5,
+    max_length_ratio: Annotated[float, typer.Option(min=0.0, help="Greatest length over that of the answer.")] = 2.0,
+) -> None:
+    """Rewrite good answers with one error of each type (SeaPO); a run that was cut off is taken up where it was.
+
+    The API key of an endpoint is read from OPENAI_API_KEY. Exit code 1: bad input, or requests that failed at the
+    engine; the same command asks those again.
+    """
+    from finepref.formats.problems import BadData
+    from finepref.synth.inject import inject as run
+    from finepref.synth.journal import JournalBusy, JournalChanged, JournalDamaged
+
+    try:
+        outcome = run(
+            source,
+            output,
+            engine=_engine(engine, model=model, base_url=base_url, batch_size=batch_size, concurrency=concurrency),
+            types=[name.strip() for name in types.split(",")],
+            work_dir=work_dir,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            min_edit=min_edit,
+            max_edit=max_edit,
+            min_length_ratio=min_length_ratio,
+            max_length_ratio=max_length_ratio,
+        )
+    except (BadData, JournalBusy, JournalChanged, JournalDamaged, ValueError, OSError, ModuleNotFoundError) as error:
+        raise typer.Exit(_say(error)) from error
+    usable = ", ".join(f"{name} {count}" for name, count in outcome.negatives.items())
+    typer.echo(f"{output}: {outcome.written} records with {outcome.negatives.total()} negatives ({usable})")
+    if outcome.rejected:
+        report = output.with_suffix(".report.json")
+        typer.echo(f"{report}: {len(outcome.rejected)} rejected, {outcome.failed} records without a negative")
+    if outcome.unanswered:
+        typer.echo(f"{outcome.unanswered} requests failed at the engine: run again to ask them again", err=True)
+        raise typer.Exit(1)
+
+
+def margins(
+    model: Annotated[str, typer.Option(help="Model folder or name.")],
+    data: Annotated[Path, typer.Option(help="Records with negatives that the model was not trained on.")],
+    output: Annotated[Path, typer.Option(help="The JSON file to write.")],
+    adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model.")] = None,
+) -> None:
+    """How much likelier the good answer is than each answer with an error: mean log-probability per token, by type."""
+    from finepref.formats.problems import BadData
+    from finepref.synth.margins import margins as run
+
+    try:
+        result = run(data, output, model=model, adapter=adapter)
+    except (BadData, ValueError, OSError, ModuleNotFoundError) as error:
+        raise typer.Exit(_say(error)) from error
+    for name, summary in {**result["types"], "overall": result["overall"]}.items():
+        figures = f"margin {summary['mean']:+.4f}, above 0 in {summary['share_above_zero']:.0%} of {summary['n']}"
+        typer.echo(f"{name:14} {figures}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands to `app`."""
+    group = typer.Typer(no_args_is_help=True, help="SeaPO: negatives with one known error.")
+    group.command("inject")(inject)
+    group.command("margins")(margins)
+    app.add_typer(group, name="seapo")
+
+
+def _engine(name: EngineName, *, model: str, base_url: str, batch_size: int, concurrency: int) -> Engine | None:
+    if name is EngineName.rules:
+        return None
+    if name is EngineName.openai:
+        if not base_url:
+            raise ValueError("--engine openai needs --base-url (or OPENAI_BASE_URL), such as http://localhost:8000/v1")
+        from finepref.synth.engine_openai import OpenAIEngine
+
+        return OpenAIEngine(model, base_url=base_url, concurrency=concurrency)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from finepref.synth.engine_hf import HfEngine
+
+    return HfEngine(model, batch_size=batch_size)
+
+
+def _say(error: Exception) -> int:
+    hint = '; a local model needs "finepref[model]", an adapter also peft' if isinstance(error, ImportError) else ""
+    typer.echo(f"{error}{hint}", err=True)
+    return 1

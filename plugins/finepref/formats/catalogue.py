@@ -1,0 +1,216 @@
+"""The formats described for readers: an example row and dataset entry of each, its fields, and its error codes.
+
+`markdown()` is dataset_info/README.md; a test checks that the file is current and that everything shown is true.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from finepref.formats.convert import TARGETS
+from finepref.formats.jsonl import MAX_ARRAY, MAX_LINE, dumps
+from finepref.formats.negatives import ERROR_TYPES
+from finepref.formats.problems import CODES
+from finepref.formats.records import FIELDS
+
+
+class Format(NamedTuple):
+    """How a format is shown: what it is for, a row, a dataset entry, and the codes that its rows can have."""
+
+    purpose: str
+    row: dict[str, object]
+    entry: dict[str, object]
+    codes: tuple[str, ...]
+
+
+FILE_CODES = tuple(code for code in CODES if code <= "FP009")
+_PROMPT_CODES = ("FP010", "FP011", "FP012", "FP013", "FP014", "FP015", "FP020", "FP021", "FP022", "FP023")
+_SPAN_CODES = ("FP007", "FP040", "FP041", "FP042", "FP043", "FP044")
+
+FIELD_TEXTS = {
+    "id": "text, optional: 1 to 256 printable characters; else a hash of the content",
+    "prompt": "text: the user's turn",
+    "system": "text, optional: the system turn before `prompt`",
+    "messages": "instead of prompt: turns {role, content} or {from, value}, the user's last",
+    "chosen": "text: the better response",
+    "rejected": "text: the worse response",
+    "margin": "number, optional: how much better",
+    "chosen_spans": "spans in chosen, optional; none: all of it counts",
+    "rejected_spans": "spans in rejected, optional; none: all of it counts",
+    "side": "1, -1 or 0, optional: use chosen only, rejected only, both",
+    "responses": "two or more texts",
+    "scores": "a number per response, not all equal; a negative score is a score",
+    "kind": '"human" or "apo", optional: apo is a golden answer above a sample',
+    "response": "text; or leave it out and let messages end in it",
+    "label": "true (desirable) or false",
+    "error_type": "name, optional: what is wrong with an undesirable response",
+    "negatives": "{error type: text}; or one column per error type, named in `columns`",
+    "spans": "{error type: spans}, optional: the injected error in each negative",
+}
+"""What each field holds; `rejected` of negatives rows is the original rejected response, and optional."""
+
+_QUESTION = "Tom has 3 bags of 4 apples. How many apples has he?"
+_PARIS = "What is the capital of France?"
+
+FORMATS_SHOWN: dict[str, Format] = {
+    "negatives": Format(
+        "A good response and, per error type, the same response with that error put in (SeaPO).",
+        {
+            "id": "gsm-7",
+            "prompt": _QUESTION,
+            "chosen": "3 * 4 = 12, so he has 12 apples.",
+            "negatives": {
+                "correctness": "3 * 4 = 14, so he has 14 apples.",
+                "logic": "3 * 4 = 12, so he has no apples.",
+            },
+            "spans": {"correctness": [{"start": 8, "end": 10}, {"start": 22, "end": 24}]},
+        },
+        {"file_name": "samples/seapo_demo.jsonl", "formatting": "negatives"},
+        (*_PROMPT_CODES, "FP008", "FP030", "FP031", "FP032", "FP033", "FP036", "FP045", *_SPAN_CODES, "FP060"),
+    ),
+    "feedback": Format(
+        "One response and whether it is desirable (KTO; the files of the SeaPO release).",
+        {
+            "messages": [
+                {"role": "user", "content": _QUESTION},
+                {"role": "assistant", "content": "3 * 4 = 14, so he has 14 apples."},
+            ],
+            "label": False,
+            "error_type": "correctness",
+        },
+        {"file_name": "ultrafeedback-logic.json", "formatting": "feedback", "error_type": "logic"},
+        (*_PROMPT_CODES, "FP008", "FP031", "FP035", "FP036", "FP060", "FP061"),
+    ),
+    "pair": Format(
+        "A better and a worse response (DPO, SimPO; the output of every generator).",
+        {"prompt": _PARIS, "chosen": "Paris.", "rejected": "Lyon.", "margin": 2.5},
+        {"file_name": "pairs.jsonl", "formatting": "pair"},
+        (*_PROMPT_CODES, "FP007", "FP008", "FP034", "FP060"),
+    ),
+    "span_pair": Format(
+        "A pair with the characters that decide it (masked TDPO, masked DPO).",
+        {
+            "prompt": _PARIS,
+            "chosen": "It is Paris.",
+            "rejected": "It is Lyon.",
+            "chosen_spans": [{"start": 6, "end": 11}],
+            "rejected_spans": [{"start": 6, "end": 10, "weight": 0.5}],
+        },
+        {"file_name": "spans.jsonl", "formatting": "span_pair"},
+        (*_PROMPT_CODES, "FP008", "FP034", *_SPAN_CODES, "FP046", "FP060"),
+    ),
+    "ranked": Format(
+        "Two or more scored responses (reward models, APO).",
+        {"prompt": _PARIS, "responses": ["Paris.", "I do not know.", "Lyon."], "scores": [1.0, 0.2, -1.0]},
+        {"file_name": "ranked.jsonl", "formatting": "ranked"},
+        (*_PROMPT_CODES, "FP007", "FP008", "FP050", "FP051", "FP052", "FP053", "FP054", "FP060"),
+    ),
+}
+
+RELEASED_SHOWN: dict[str, tuple[str, str]] = {
+    "granular": (
+        "span_pair",
+        '{"prompt", "correct_response", "incorrect_response", "masked_region": [start, end, flag]}',
+    ),
+    "apo_rm": ("ranked", '{"text": ["query<sep>response", ...], "scores": [...], "query_id", "type": "apo"}'),
+    "apo_samples": ("ranked", '{"query_id", "query", "sample_0", ...}; `--golden` {"query_id", "query", "golden"}'),
+    "sepo_csv": ("span_pair", "top_K.csv, with `--tokenizer`: prompt, chosen_response, chosen_selected_args, ..."),
+    "seapo": ("feedback", '{"messages": [..., the response], "label"}; `logic=FILE` for the file of error type logic'),
+    "kto": ("feedback", "the same"),
+    "reversegen": ("pair", '{"prompt", "positive", "negative"}'),
+    "train_detail": ("span_pair", '{"conversations", "chosen": {"from", "value", "train_detail"}, "rejected": {...}}'),
+}
+"""Layout of a released file -> the format it is read as, and what its rows look like."""
+
+
+def fields_of(formatting: str, row: dict[str, object]) -> list[tuple[str, str]]:
+    """(field, what it holds) for each field that the format's rows may have, those of the example first."""
+    texts = dict(FIELD_TEXTS)
+    if formatting == "negatives":
+        texts["rejected"] = "text, optional: the rejected response of the source data"
+    return [(name, texts[name]) for name in sorted(FIELDS[formatting], key=lambda name: name not in row)]
+
+
+def markdown() -> str:
+    """The text of dataset_info/README.md."""
+    parts = [_INTRODUCTION]
+    for name, shown in FORMATS_SHOWN.items():
+        entry = json.dumps({f"my_{name}": shown.entry}, indent=2)
+        targets = [target for target in TARGETS[name] if target != name]
+        parts += [
+            f"## {name}",
+            shown.purpose,
+            _box([("field", "what it holds"), *fields_of(name, shown.row)]),
+            "One record:",
+            f"```json\n{dumps(shown.row)}\n```",
+            "Its entry in `dataset_info.json`:",
+            f"```json\n{entry}\n```",
+            f"`finepref convert --from {name} --to` {_code_list(targets)}",
+            f"Error codes, besides those of any file: {_code_list(sorted({*shown.codes}))}.",
+        ]
+    released = [(name, formatting, text) for name, (formatting, text) in RELEASED_SHOWN.items()]
+    parts += [_RELEASED, _table(("--from", "read as", "rows"), released)]
+    parts += [_CODES, _table(("code", "meaning"), list(CODES.items()))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _code_list(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _box(rows: list[tuple[str, str]]) -> str:
+    """An ASCII table whose first row is the heading."""
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
+    lines = [f"| {left:{widths[0]}} | {right:{widths[1]}} |" for left, right in rows]
+    return "\n".join(["```text", rule, lines[0], rule, *lines[1:], rule, "```"])
+
+
+def _table(heading: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [heading, ("---",) * len(heading), *[(f"`{row[0]}`", *row[1:]) for row in rows]]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+_INTRODUCTION = f"""\
+<!-- Generated by `finepref formats --write`; edit plugins/finepref/formats/catalogue.py instead. -->
+# Data formats
+
+A file holds one row per record: JSON Lines, or one JSON array. `finepref validate FILE --format NAME` or
+`finepref validate DATASET` reports every problem of every row, with its code, line and field; training starts only
+when there is none. Nothing is dropped, filled in or repaired.
+
+In `dataset_info.json` (the host's; this folder is a `dataset_dir`), `formatting` names the format and `columns` says
+where your file calls a field something else: `{{"prompt": "question"}}`. `file_name` may be a folder of files; a
+relative one must stay inside the dataset folder. An entry has keys of the host's, and these of ours:
+`error_type` (the type of undesirable `feedback` rows that name none) and `make` (the command that makes the file).
+
+Rules for all formats:
+
+- UTF-8, with or without a byte order mark. Only `\\n` ends a line; a `\\r` before it is white space. Empty lines hold
+  no record. A line has {MAX_LINE // 2**20} MiB at most, an array {MAX_ARRAY // 2**30} GiB.
+- A text has a character that is not white space, and is taken as it is, with the white space around it. Two texts that
+  differ only in that white space count as equal.
+- A null is a value of the wrong type; leave the key out instead. (Rows that a host read through Arrow are an
+  exception: there an absent key is a null.)
+- Columns that a format does not know are not read, and the report counts them.
+- Ids are unique in a file. A row without one gets 16 hex digits of a hash: of the prompt for `negatives`, of prompt
+  and response for `feedback`, of all content otherwise. The same content twice is therefore reported as FP060.
+- A span is `{{"start": 0, "end": 5}}`, or with `"weight": 0.5`, or `[0, 5]`, or `[0, 5, 0.5]`: characters (code
+  points, as Python counts) from start up to, not including, end. Spans of one text may touch, not overlap.
+- An error type is a letter, then up to 63 letters, digits, `_` or `-`. The paper's are {", ".join(ERROR_TYPES)};
+  any other name is as good, unless a stage or `--error-types` restricts them."""
+
+_RELEASED = """\
+## Files of the papers' code
+
+`finepref convert --from LAYOUT --to FORMAT INPUT... OUTPUT` reads them, and `finepref validate --format LAYOUT` checks
+those that need one file only."""
+
+_CODES = """\
+## Error codes
+
+FP001 to FP009 can meet any file; FP016, FP017 and FP070 to FP076 concern `dataset_info.json`; FP062 to FP066
+feedback rows when they are joined by prompt; FP047, FP067 and FP068 conversions; FP080 to FP085 released files;
+FP2nn a stage."""

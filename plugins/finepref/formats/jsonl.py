@@ -1,0 +1,266 @@
+"""Strict JSON Lines: what is read is exactly what was written, or it is a Problem.
+
+UTF-8, with or without a byte order mark at the start. Only "\\n" ends a line; a "\\r" before it is JSON white space,
+so files with "\\r\\n" read the same, and a lone "\\r" or U+2028 ends nothing. Lines of white space hold no record and
+are passed over. A file whose first character is "[" is read as one JSON array of rows, whatever its name; the line
+of a row is the one where it starts. NaN, Infinity, numbers beyond a double, duplicate keys and lone surrogates are
+refused, as are lines over 16 MiB and arrays over 1 GiB (arrays are read whole, lines one at a time).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from finepref.formats.problems import BadData, Problem
+from finepref.formats.row import is_unicode, kind_of
+
+MAX_LINE = 16 * 2**20
+MAX_ARRAY = 2**30
+_BOM = b"\xef\xbb\xbf"
+_SPACE = " \t\r\n"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_NOT_SPACE = re.compile(r"[^ \t\r\n]")
+
+
+class RawRow(NamedTuple):
+    """One row as read: its decoded object, or None and what is wrong. `raw` is its bytes in the file."""
+
+    line: int
+    raw: bytes
+    value: dict[str, object] | None
+    problems: list[Problem]
+
+
+class _RefusedError(ValueError):
+    def __init__(self, field: str, code: str, message: str) -> None:
+        super().__init__(message)
+        self.field, self.code = field, code
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+        raise _RefusedError(twice[:80], "FP006", f"the key {twice[:80]!a} appears twice in one object")
+    return members
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise _RefusedError("", "FP007", f"the number {digits[:40]} does not fit a double")
+    return value
+
+
+def _constant(name: str) -> float:
+    raise _RefusedError("", "FP007", f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)
+
+
+def read_jsonl(
+    path: str | os.PathLike[str], *, problems: list[Problem] | None
+) -> Iterator[tuple[int, dict[str, object]]]:
+    """The objects of a JSONL file (or of a JSON array), each with its line number, in constant memory for lines.
+
+    Args:
+        path: the file.
+        problems: takes what is wrong, and reading goes on with the next line.
+
+    Raises:
+        BadData: something is wrong and `problems` is None.
+    """
+    for row in read_rows(path):
+        if row.value is not None:
+            yield row.line, row.value
+        elif problems is None:
+            raise BadData(row.problems)
+        else:
+            problems += row.problems
+
+
+def read_rows(path: str | os.PathLike[str]) -> Iterator[RawRow]:
+    """Every row of a file, good or bad, in order; a problem of the whole file comes as a row with line 0."""
+    name = os.fspath(path)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait, and a device may never end
+            yield RawRow(0, b"", None, [Problem(name, 0, "", "FP001", "not a regular file")])
+            return
+        with open(path, "rb") as file:
+            head = file.read(4096)
+            file.seek(len(_BOM) if head.startswith(_BOM) else 0)
+            if head.startswith(_UTF16):
+                yield RawRow(0, b"", None, [Problem(name, 0, "", "FP003", "the file is UTF-16; write it as UTF-8")])
+            elif head.removeprefix(_BOM).lstrip(_SPACE.encode()).startswith(b"["):
+                content = file.read(MAX_ARRAY + 1)
+                yield from _read_array(content, name)
+            else:
+                yield from _read_lines(file, name)
+    except OSError as error:
+        yield RawRow(0, b"", None, [Problem(name, 0, "", "FP001", error.strerror or str(error))])
+
+
+def dumps(row: Mapping[str, object]) -> str:
+    """The row as one line of JSON, without the line end; keys keep their order.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, object]]) -> int:
+    """Write rows and return how many; the file appears complete or not at all, also after a crash.
+
+    Raises:
+        ValueError: a row cannot be written as JSON or UTF-8; the file is then left as it was.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    count = 0
+    try:
+        with open(partial, "wb") as file:
+            for row in rows:
+                file.write(dumps(row).encode() + b"\n")
+                count += 1
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return count
+
+
+def _read_lines(file: BinaryIO, name: str) -> Iterator[RawRow]:
+    number = 0
+    while raw := file.readline(MAX_LINE + 1):
+        number += 1
+        if len(raw) > MAX_LINE:
+            while raw and not raw.endswith(b"\n"):
+                raw = file.readline(MAX_LINE)
+            problem = Problem(name, number, "", "FP009", f"the line is longer than {MAX_LINE // 2**20} MiB")
+            yield RawRow(number, b"", None, [problem])
+        elif row := _decode(raw, name, number):
+            yield row
+
+
+def _decode(raw: bytes, name: str, line: int) -> RawRow | None:
+    """The row in a line, None if there is only white space."""
+    try:
+        text = raw.decode().strip(_SPACE)
+        if not text:
+            return None
+        value, end = _DECODER.raw_decode(text)
+        if end != len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
+    except UnicodeDecodeError as error:
+        message = f"byte {error.start + 1} of the line, 0x{raw[error.start]:02x}, is not UTF-8"
+        return RawRow(line, raw, None, [Problem(name, line, "", "FP003", message)])
+    except (ValueError, RecursionError) as error:
+        return RawRow(line, raw, None, [_problem(error, name, line)])
+    return _as_object(value, raw, name, line)
+
+
+def _as_object(value: object, raw: bytes, name: str, line: int) -> RawRow:
+    if type(value) is not dict:
+        return RawRow(line, raw, None, [Problem(name, line, "", "FP005", f"expected an object, got {kind_of(value)}")])
+    if b"\\ud" in raw or b"\\uD" in raw:  # escapes from which json makes surrogates, alone or in pairs
+        for key, member in value.items():
+            if not is_unicode(json.dumps({key: member}, ensure_ascii=False)):
+                field = key[:80].encode("ascii", "backslashreplace").decode()
+                return RawRow(line, raw, None, [Problem(name, line, field, "FP008", "the field has a lone surrogate")])
+    return RawRow(line, raw, value, [])
+
+
+def _problem(error: ValueError | RecursionError, name: str, line: int) -> Problem:
+    match error:
+        case _RefusedError():
+            return Problem(name, line, error.field, error.code, str(error))
+        case json.JSONDecodeError():
+            return Problem(name, line, "", "FP004", f"{error.msg} at character {error.colno}")
+        case RecursionError():
+            return Problem(name, line, "", "FP009", "the JSON is nested too deeply")
+        case _:
+            return Problem(name, line, "", "FP007", "an integer has too many digits")
+
+
+def _read_array(content: bytes, name: str) -> Iterator[RawRow]:
+    if len(content) > MAX_ARRAY:
+        message = f"a JSON array is read whole and may have {MAX_ARRAY // 2**30} GiB at most; write JSON Lines"
+        yield _bad(0, Problem(name, 0, "", "FP009", message))
+        return
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        yield _bad(line, Problem(name, line, "", "FP003", f"byte 0x{content[error.start]:02x} is not UTF-8"))
+        return
+    line, counted = 1, 0
+    position = skip_space(text, text.index("[") + 1)
+    closed = text.startswith("]", position)
+    position = skip_space(text, position + 1) if closed else position
+    while not closed:
+        line, counted = line + text.count("\n", counted, position), position
+        value, end, problem = decode_at(text, position, name, line)
+        raw = text[position : max(position, end)].encode()
+        if problem is not None:
+            yield RawRow(problem.line, raw, None, [problem])
+        else:
+            yield _as_object(value, raw, name, line)
+        if end < 0:
+            return
+        position = skip_space(text, end)
+        closed = text.startswith("]", position)
+        if not closed and not text.startswith(",", position):
+            line += text.count("\n", counted, position)
+            yield _bad(line, Problem(name, line, "", "FP004", "expected , or ] after a row of the array"))
+            return
+        position = skip_space(text, position + 1)
+    if position < len(text):
+        line += text.count("\n", counted, position)
+        yield _bad(line, Problem(name, line, "", "FP004", "text after the end of the array"))
+
+
+def _bad(line: int, problem: Problem) -> RawRow:
+    return RawRow(line, b"", None, [problem])
+
+
+class Decoded(NamedTuple):
+    """A JSON value inside a longer text, the place after it (-1 when nothing after it can be read), what is wrong."""
+
+    value: object
+    end: int
+    problem: Problem | None
+
+
+def decode_at(text: str, start: int, name: str, line: int) -> Decoded:
+    """Decode the JSON value that starts at `start`, in line `line` of file `name`."""
+    try:
+        return Decoded(*_DECODER.raw_decode(text, start), None)
+    except _RefusedError as error:
+        refused = _problem(error, name, line)
+    except json.JSONDecodeError as error:
+        return Decoded(None, -1, _problem(error, name, error.lineno))
+    except (ValueError, RecursionError) as error:
+        return Decoded(None, -1, _problem(error, name, line))
+    try:
+        return Decoded(None, json.JSONDecoder().raw_decode(text, start)[1], refused)
+    except (ValueError, RecursionError):
+        return Decoded(None, -1, refused)
+
+
+def skip_space(text: str, position: int) -> int:
+    """The first place from `position` on that is not JSON white space."""
+    found = _NOT_SPACE.search(text, position)
+    return found.start() if found else len(text)

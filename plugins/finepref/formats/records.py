@@ -1,0 +1,408 @@
+"""The five records, named by shape, and the one way from a raw row to a record and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from finepref.formats.problems import Problem
+from finepref.formats.row import Message, RowReader, Span, is_plain, is_type_name, kind_of
+
+__all__ = [
+    "FORMATS",
+    "Feedback",
+    "Message",
+    "Negatives",
+    "Pair",
+    "Ranked",
+    "Record",
+    "Span",
+    "SpanPair",
+    "parse",
+    "to_row",
+]
+
+Prompt = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A better and a worse response to one prompt; `margin` is how much better, in the unit of its source."""
+
+    id: str
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    margin: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpanPair:
+    """A pair with the characters that decide it. No spans on a side means that the whole response counts.
+
+    `side` is the granular one-sided form: 1 uses the chosen response only, -1 the rejected only, 0 both.
+    """
+
+    id: str
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    chosen_spans: tuple[Span, ...] = ()
+    rejected_spans: tuple[Span, ...] = ()
+    side: Literal[-1, 0, 1] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Two or more scored responses to one prompt; a negative score is a score. Kind "apo": golden above samples."""
+
+    id: str
+    prompt: Prompt
+    responses: tuple[str, ...]
+    scores: tuple[float, ...]
+    kind: Literal["human", "apo"] = "human"
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """One response and whether it is desirable; an undesirable one may name its type of error."""
+
+    id: str
+    prompt: Prompt
+    response: str
+    label: bool
+    error_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Negatives:
+    """A good response and, per error type, the same response with that error put in (SeaPO).
+
+    `spans` gives, per error type, the characters of the negative that carry the error; `rejected` is the
+    original rejected response of the source data.
+    """
+
+    id: str
+    prompt: Prompt
+    chosen: str
+    negatives: Mapping[str, str]
+    spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
+    rejected: str | None = None
+
+
+Record = Pair | SpanPair | Ranked | Feedback | Negatives
+
+FORMATS: dict[str, type[Record]] = {
+    "pair": Pair,
+    "span_pair": SpanPair,
+    "ranked": Ranked,
+    "feedback": Feedback,
+    "negatives": Negatives,
+}
+
+COMMON_FIELDS = ("id", "prompt", "system", "messages")
+"""Fields that a row of any format may have: `prompt` with an optional `system`, or `messages`."""
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "pair": (*COMMON_FIELDS, "chosen", "rejected", "margin"),
+    "span_pair": (*COMMON_FIELDS, "chosen", "rejected", "chosen_spans", "rejected_spans", "side"),
+    "ranked": (*COMMON_FIELDS, "responses", "scores", "kind"),
+    "feedback": (*COMMON_FIELDS, "response", "label", "error_type"),
+    "negatives": (*COMMON_FIELDS, "chosen", "negatives", "spans", "rejected"),
+}
+"""The fields of each format's rows, in the order in which `to_row` writes them."""
+
+_NEGATIVES = frozenset(FIELDS["negatives"])
+
+SIGNATURES: dict[str, frozenset[str]] = {
+    "span_pair": frozenset({"chosen", "rejected", "chosen_spans"}),
+    "negatives": frozenset({"chosen", "negatives"}),
+    "pair": frozenset({"chosen", "rejected"}),
+    "ranked": frozenset({"responses", "scores"}),
+    "feedback": frozenset({"label"}),
+    "granular": frozenset({"masked_region"}),
+    "apo_rm": frozenset({"text", "scores"}),
+    "reversegen": frozenset({"positive", "negative"}),
+}
+"""Fields that tell a row's format, the most telling first; used only to say what a wrong row looks like."""
+
+
+def content_id(prompt: Prompt, *texts: object) -> str:
+    """16 hex digits that depend on the prompt (and further content) only, by blake2b over its canonical JSON."""
+    canonical = json.dumps([[list(turn) for turn in prompt], *texts], ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+
+def parse(
+    row: object,
+    formatting: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    file: str = "<row>",
+    line: int = 0,
+    nulls_absent: bool = False,
+    error_type: str | None = None,
+    error_types: Collection[str] | None = None,
+) -> Record | list[Problem]:
+    """One raw row as a record, or everything that is wrong with it. Never raises for bad data.
+
+    Args:
+        row: the decoded JSON value.
+        formatting: a key of FORMATS.
+        columns: our field name -> the name in the file; for `negatives` also error type -> the column of its text.
+        file, line: where the row came from, for the problems.
+        nulls_absent: the row came through Arrow, where an absent key is null and an integer may be a float.
+        error_type: the type of undesirable `feedback` rows that name none.
+        error_types: the error types that are allowed; None allows any name.
+    """
+    columns = columns or {}
+    if formatting not in FORMATS:
+        return [Problem(file, line, "", "FP016", f"{formatting[:80]!a} is not one of {', '.join(FORMATS)}")]
+    if type(row) is not dict and not isinstance(row, Mapping):
+        return [Problem(file, line, "", "FP005", f"expected an object, got {kind_of(row)}")]
+    reader = RowReader(row, columns=columns, file=file, line=line, nulls_absent=nulls_absent)
+    record: Record | None
+    match formatting:
+        case "pair":
+            record = _pair(reader)
+        case "span_pair":
+            record = _span_pair(reader)
+        case "ranked":
+            record = _ranked(reader)
+        case "feedback":
+            record = _feedback(reader, error_type, error_types)
+        case _:
+            record = _negatives(reader, error_types)
+    return record or _of_another_format(reader, formatting) or reader.problems
+
+
+def _pair(reader: RowReader) -> Pair | None:
+    given, prompt = reader.id(), reader.prompt()
+    chosen, rejected = _two_responses(reader)
+    margin = reader.number(reader.values["margin"], reader.column("margin")) if "margin" in reader.values else None
+    if reader.problems:
+        return None
+    return Pair(given or content_id(prompt, chosen, rejected), prompt, chosen, rejected, margin)
+
+
+def _span_pair(reader: RowReader) -> SpanPair | None:
+    given, prompt = reader.id(), reader.prompt()
+    chosen, rejected = _two_responses(reader)
+    chosen_spans = _spans_of(reader, "chosen_spans", chosen)
+    rejected_spans = _spans_of(reader, "rejected_spans", rejected)
+    side = reader.values.get("side", 0)
+    if side not in (-1, 0, 1) or type(side) is bool:
+        reader.note(reader.column("side"), "FP046", f"expected -1, 0 or 1, got {str(side)[:80]!a}")
+    elif side and not reader.problems:
+        used, unused = (chosen_spans, rejected_spans) if side == 1 else (rejected_spans, chosen_spans)
+        if unused or not used:
+            name = "chosen_spans" if side == 1 else "rejected_spans"
+            reader.note(reader.column("side"), "FP046", f"side {side} needs {name}, and no spans on the other side")
+    if reader.problems:
+        return None
+    sided: Literal[-1, 0, 1] = 1 if side == 1 else -1 if side == -1 else 0
+    given = given or content_id(prompt, chosen, rejected, chosen_spans, rejected_spans, sided)
+    return SpanPair(given, prompt, chosen, rejected, chosen_spans, rejected_spans, sided)
+
+
+def _ranked(reader: RowReader) -> Ranked | None:
+    given, prompt = reader.id(), reader.prompt()
+    texts, numbers = _list_of(reader, "responses"), _list_of(reader, "scores")
+    field, scores_field = reader.column("responses"), reader.column("scores")
+    responses, scores = reader.texts(texts, field), reader.numbers(numbers, scores_field)
+    kind = reader.values.get("kind", "human")
+    if kind != "human" and kind != "apo":
+        reader.note(reader.column("kind"), "FP053", f"expected human or apo, got {str(kind)[:80]!a}")
+    if not reader.problems:
+        _check_ranking(reader, responses, scores)
+    if reader.problems:
+        return None
+    given = given or content_id(prompt, responses, scores)
+    return Ranked(given, prompt, tuple(responses), tuple(scores), "apo" if kind == "apo" else "human")
+
+
+def _list_of(reader: RowReader, name: str) -> Sequence[object]:
+    if name not in reader.values:
+        reader.missing(name)
+        return ()
+    return reader.items(reader.values[name], reader.column(name))
+
+
+def _check_ranking(reader: RowReader, responses: list[str], scores: list[float]) -> None:
+    field, scores_field = reader.column("responses"), reader.column("scores")
+    if len(responses) < 2:
+        reader.note(field, "FP050", f"a ranking needs two responses or more, got {len(responses)}")
+    elif len(responses) != len(scores):
+        reader.note(scores_field, "FP051", f"{len(responses)} responses, {len(scores)} scores")
+    elif len(set(scores)) == 1:
+        reader.note(scores_field, "FP052", f"all scores are {scores[0]:g}: nothing is ranked")
+    elif len({response.strip() for response in responses}) < len(responses):
+        first: dict[str, int] = {}
+        for i, response in enumerate(responses):
+            j = first.setdefault(response.strip(), i)
+            if scores[i] != scores[j]:
+                message = f"equals {field}[{j}], which has the score {scores[j]:g}, not {scores[i]:g}"
+                reader.note(f"{field}[{i}]", "FP054", message)
+
+
+def _feedback(reader: RowReader, default_type: str | None, allowed: Collection[str] | None) -> Feedback | None:
+    given = reader.id()
+    prompt, response = _prompt_and_response(reader)
+    label = reader.values.get("label")
+    if "label" not in reader.values:
+        reader.missing("label")
+    elif type(label) is not bool:
+        reader.note(reader.column("label"), "FP011", f"expected true or false, got {kind_of(label)}")
+    error_type = reader.optional_text("error_type")
+    if error_type and label is True:
+        reader.note(reader.column("error_type"), "FP035", "a desirable response has no error")
+    if error_type is None and label is False:
+        error_type = default_type
+    if error_type:
+        _check_type(reader, error_type, reader.column("error_type"), allowed)
+    if reader.problems:
+        return None
+    return Feedback(given or content_id(prompt, response), prompt, response, label is True, error_type)
+
+
+def _prompt_and_response(reader: RowReader) -> tuple[Prompt, str]:
+    """Prompt and response of a row; `messages` may end in the response, as the SeaPO and KTO releases write it."""
+    if "messages" not in reader.values:
+        return reader.prompt(), reader.required_text("response")
+    if "response" in reader.values:
+        return reader.prompt(), reader.required_text("response")
+    turns = reader.dialogue()
+    if turns and turns[-1].role != "assistant":
+        reader.note(reader.column("messages"), "FP010", "neither a response nor messages that end in one")
+    return turns[:-1], turns[-1].content if turns else ""
+
+
+def _negatives(reader: RowReader, allowed: Collection[str] | None) -> Negatives | None:
+    given, prompt = reader.id(), reader.prompt()
+    chosen, rejected = reader.required_text("chosen"), reader.optional_text("rejected")
+    by_column = {
+        name: reader.values[name] for name in reader.columns if name in reader.values and name not in _NEGATIVES
+    }
+    raw = by_column or _texts_by_type(reader)
+    if by_column and "negatives" in reader.values:
+        message = "a row has negatives, or one column per error type, not both"
+        reader.note(reader.column("negatives"), "FP013", message)
+
+    def place(name: str) -> str:
+        return reader.column(name) if by_column else f"{reader.column('negatives')}.{name:.80}"
+
+    negatives: dict[str, str] = {}
+    owner = {chosen.strip(): "chosen"} if chosen else {}
+    for name in sorted(raw):
+        if not is_type_name(name) or (allowed is not None and name not in allowed):
+            _check_type(reader, name, place(name), allowed)
+        value = raw[name]
+        negatives[name] = text = value if is_plain(value) else reader.text(value, place(name))
+        if text and (other := owner.setdefault(text.strip(), name)) != name:
+            code, what = ("FP032", "the chosen response") if other == "chosen" else ("FP033", f"that of {other}")
+            reader.note(place(name), code, f"the negative equals {what}")
+    spans: dict[str, tuple[Span, ...]] = {}
+    if "spans" in reader.values:
+        field = reader.column("spans")
+        for name, value in sorted(reader.mapping(reader.values["spans"], field).items()):
+            if name not in negatives:
+                reader.note(f"{field}.{name:.80}", "FP045", "spans for a negative that is not there")
+            elif negatives[name]:
+                spans[name] = reader.spans(value, f"{field}.{name}", length=len(negatives[name]))
+    if reader.problems:
+        return None
+    return Negatives(given or content_id(prompt), prompt, chosen, negatives, spans, rejected)
+
+
+def _texts_by_type(reader: RowReader) -> Mapping[str, object]:
+    """The raw texts in the `negatives` object."""
+    if "negatives" not in reader.values:
+        reader.missing("negatives")
+        return {}
+    before = len(reader.problems)
+    texts = reader.mapping(reader.values["negatives"], reader.column("negatives"))
+    if not texts and len(reader.problems) == before:
+        reader.note(reader.column("negatives"), "FP030", "there is no negative")
+    return texts
+
+
+def _check_type(reader: RowReader, name: str, field: str, allowed: Collection[str] | None) -> None:
+    if not is_type_name(name):
+        reader.note(field, "FP031", f"{name[:80]!a} is not the name of an error type")
+    elif allowed is not None and name not in allowed:
+        reader.note(field, "FP036", f"{name[:80]!a} is not one of {', '.join(sorted(allowed))}")
+
+
+def _two_responses(reader: RowReader) -> tuple[str, str]:
+    chosen, rejected = reader.required_text("chosen"), reader.required_text("rejected")
+    if chosen and chosen.strip() == rejected.strip():
+        reader.note(reader.column("rejected"), "FP034", "the rejected response equals the chosen one")
+    return chosen, rejected
+
+
+def _spans_of(reader: RowReader, name: str, text: str) -> tuple[Span, ...]:
+    if name not in reader.values or not text:
+        return ()
+    return reader.spans(reader.values[name], reader.column(name), length=len(text))
+
+
+def _of_another_format(reader: RowReader, formatting: str) -> list[Problem]:
+    """One problem that says what the row looks like, when a field is missing that only another format lacks."""
+    if not any(problem.code == "FP010" for problem in reader.problems):
+        return []
+    for name, fields in SIGNATURES.items():
+        if name != formatting and fields <= reader.row.keys():
+            hint = (
+                f"the row looks like {name}"
+                if name in FORMATS
+                else f"the row is of the released files: convert --from {name}"
+            )
+            missing = next(problem for problem in reader.problems if problem.code == "FP010")
+            return [Problem(reader.file, reader.line, missing.field, "FP015", f"{missing.message}; {hint}")]
+    return []
+
+
+def to_row(record: Record) -> dict[str, object]:
+    """The record as a canonical JSON-ready row, such that `parse` of it gives the record back.
+
+    A prompt of one user turn is written as `prompt`, any other as `messages`; defaults are left out.
+    """
+    if len(record.prompt) == 1:
+        row: dict[str, object] = {"id": record.id, "prompt": record.prompt[0].content}
+    else:
+        row = {"id": record.id, "messages": [turn._asdict() for turn in record.prompt]}
+    match record:
+        case Pair():
+            row |= {"chosen": record.chosen, "rejected": record.rejected}
+            if record.margin is not None:
+                row["margin"] = record.margin
+        case SpanPair():
+            row |= {"chosen": record.chosen, "rejected": record.rejected}
+            if record.chosen_spans:
+                row["chosen_spans"] = _span_rows(record.chosen_spans)
+            if record.rejected_spans:
+                row["rejected_spans"] = _span_rows(record.rejected_spans)
+            if record.side:
+                row["side"] = record.side
+        case Ranked():
+            row |= {"responses": list(record.responses), "scores": list(record.scores)}
+            if record.kind != "human":
+                row["kind"] = record.kind
+        case Feedback():
+            row |= {"response": record.response, "label": record.label}
+            if record.error_type is not None:
+                row["error_type"] = record.error_type
+        case Negatives():
+            row |= {"chosen": record.chosen, "negatives": dict(record.negatives)}
+            if record.spans:
+                row["spans"] = {name: _span_rows(spans) for name, spans in record.spans.items()}
+            if record.rejected is not None:
+                row["rejected"] = record.rejected
+    return row
+
+
+def _span_rows(spans: tuple[Span, ...]) -> list[dict[str, object]]:
+    return [{"start": s.start, "end": s.end} | ({"weight": s.weight} if s.weight != 1.0 else {}) for s in spans]

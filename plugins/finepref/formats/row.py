@@ -1,0 +1,326 @@
+"""Typed access to one raw row: every getter either returns a good value or notes a Problem."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple, TypeGuard
+
+from finepref.formats.problems import Problem
+
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+"""Role as written -> role; `human` and `gpt` are the names of the sharegpt layout."""
+
+INT64 = 2**63
+_TYPE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}", re.ASCII)
+_ABSENT = object()
+
+
+class Message(NamedTuple):
+    """One turn; role is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+class Span(NamedTuple):
+    """Characters [start, end) of the text it belongs to (code points, as Python counts), with a weight >= 0."""
+
+    start: int
+    end: int
+    weight: float = 1.0
+
+
+def kind_of(value: object) -> str:
+    """The JSON name of a value's type, for messages."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case Mapping():
+            return "an object"
+        case _:
+            return "a list" if isinstance(value, list | tuple) else type(value).__name__
+
+
+class RowReader:
+    """Reads one row field by field and collects what is wrong with it.
+
+    A getter that notes a problem returns a harmless value of its type, so that reading goes on and all problems of
+    a row are found at once; the caller must look at `problems` before it uses any value.
+    """
+
+    __slots__ = ("columns", "file", "line", "nulls_absent", "problems", "row", "values")
+
+    def __init__(
+        self, row: Mapping[str, object], *, columns: Mapping[str, str], file: str, line: int, nulls_absent: bool
+    ) -> None:
+        self.row = row
+        self.columns = columns
+        self.file = file
+        self.line = line
+        self.nulls_absent = nulls_absent
+        self.problems: list[Problem] = []
+        values = row
+        if columns:
+            taken = columns.values()
+            values = {name: value for name, value in row.items() if name not in taken and name not in columns}
+            values |= {name: row[column] for name, column in columns.items() if column in row}
+        if nulls_absent:
+            values = {name: value for name, value in values.items() if value is not None}
+        self.values = values
+        """Our field name -> raw value, absent ones left out."""
+
+    def note(self, field: str, code: str, message: str) -> None:
+        """Note one problem with `field`, named as the user's file names it, in printable characters."""
+        field = field if field.isprintable() else ascii(field)[1:-1]
+        self.problems.append(Problem(self.file, self.line, field, code, message))
+
+    def column(self, name: str) -> str:
+        """The user's name of our field."""
+        return self.columns.get(name, name)
+
+    def missing(self, name: str) -> None:
+        """Note that a required field is missing."""
+        self.note(self.column(name), "FP010", "the field is missing")
+
+    def text(self, value: object, field: str) -> str:
+        """A string with at least one character that is not white space, and no lone surrogate."""
+        if is_plain(value):
+            return value
+        if type(value) is not str:
+            self.note(field, "FP011", f"expected a string, got {kind_of(value)}")
+            return ""
+        if not value or value.isspace():
+            self.note(field, "FP012", "the text is empty")
+            return ""
+        if not is_unicode(value):
+            self.note(field, "FP008", "the text has a lone surrogate")
+            return ""
+        return value
+
+    def required_text(self, name: str) -> str:
+        """The text of a required field."""
+        if name not in self.values:
+            self.missing(name)
+            return ""
+        return self.text(self.values[name], self.columns.get(name, name))
+
+    def optional_text(self, name: str) -> str | None:
+        """The text of an optional field, None when absent."""
+        return self.text(self.values[name], self.column(name)) if name in self.values else None
+
+    def texts(self, values: Sequence[object], field: str) -> list[str]:
+        """A list of texts."""
+        return [v if is_plain(v) else self.text(v, f"{field}[{i}]") for i, v in enumerate(values)]
+
+    def number(self, value: object, field: str) -> float:
+        """A finite number; booleans are not numbers."""
+        if type(value) is not int and type(value) is not float:
+            self.note(field, "FP011", f"expected a number, got {kind_of(value)}")
+            return 0.0
+        if not (-INT64 <= value < INT64 if type(value) is int else math.isfinite(value)):
+            self.note(field, "FP007", "the number is not finite or does not fit 64 bits")
+            return 0.0
+        return float(value)
+
+    def numbers(self, values: Sequence[object], field: str) -> list[float]:
+        """A list of finite numbers."""
+        return [
+            v if type(v) is float and -1e300 < v < 1e300 else self.number(v, f"{field}[{i}]")
+            for i, v in enumerate(values)
+        ]
+
+    def items(self, value: object, field: str) -> Sequence[object]:
+        """A list."""
+        if isinstance(value, list | tuple):
+            return value
+        self.note(field, "FP011", f"expected a list, got {kind_of(value)}")
+        return ()
+
+    def mapping(self, value: object, field: str) -> Mapping[str, object]:
+        """An object with string keys; null members are left out in rows that came through Arrow."""
+        if type(value) is not dict and not isinstance(value, Mapping):
+            self.note(field, "FP011", f"expected an object, got {kind_of(value)}")
+            return {}
+        for key in value:
+            if type(key) is not str:
+                self.note(field, "FP011", f"expected string keys, got {kind_of(key)}")
+                return {}
+        if self.nulls_absent:
+            return {key: member for key, member in value.items() if member is not None}
+        return value
+
+    def id(self) -> str | None:
+        """The row's id: a printable string of at most 256 characters; None when the row gives none."""
+        if "id" not in self.values:
+            return None
+        value = self.values["id"]
+        if type(value) is not str:
+            self.note(self.column("id"), "FP011", f"expected a string, got {kind_of(value)}")
+        elif not 0 < len(value) <= 256 or not value.isprintable() or value != value.strip():
+            self.note(self.column("id"), "FP023", "an id has 1 to 256 printable characters and no space at its ends")
+        return str(value)
+
+    def messages(self, value: object, field: str) -> tuple[Message, ...]:
+        """Turns {role, content} or {from, value}: an optional system turn, then user and assistant by turns."""
+        before = len(self.problems)
+        turns = [self._message(item, f"{field}[{i}]") for i, item in enumerate(self.items(value, field))]
+        if len(self.problems) > before:
+            return ()
+        if not turns:
+            self.note(field, "FP012", "there is no message")
+            return ()
+        dialogue = turns[1:] if turns[0].role == "system" else turns
+        for i, turn in enumerate(dialogue, start=len(turns) - len(dialogue)):
+            expected = "user" if (i - (len(turns) - len(dialogue))) % 2 == 0 else "assistant"
+            if turn.role != expected:
+                self.note(f"{field}[{i}]", "FP021", f"expected a turn of the {expected}, got one of the {turn.role}")
+                return ()
+        return tuple(turns)
+
+    def _message(self, value: object, field: str) -> Message:
+        members = self.mapping(value, field)
+        names = ("from", "value") if "from" in members or "value" in members else ("role", "content")
+        for name in names:
+            if name not in members and isinstance(value, Mapping):
+                self.note(f"{field}.{name}", "FP010", "the field is missing")
+        for key in members.keys() - {*names}:
+            self.note(
+                f"{field}.{key!s:.80}", "FP014", "a message has role and content, or from and value, and no more"
+            )
+        role, content = (members.get(name, _ABSENT) for name in names)
+        if role is not _ABSENT and (type(role) is not str or role not in ROLES):
+            self.note(f"{field}.{names[0]}", "FP020", f"expected one of {', '.join(ROLES)}, got {str(role)[:80]!a}")
+        text = self.text(content, f"{field}.{names[1]}") if content is not _ABSENT else ""
+        return Message(ROLES.get(role, "") if type(role) is str else "", text)
+
+    def dialogue(self) -> tuple[Message, ...]:
+        """The turns in `messages`."""
+        for name in ("prompt", "system"):
+            if name in self.values:
+                self.note(
+                    self.column(name), "FP013", "a row has messages, or prompt with an optional system, not both"
+                )
+        return self.messages(self.values["messages"], self.column("messages"))
+
+    def prompt(self) -> tuple[Message, ...]:
+        """The turns before the response, the last of them the user's; from `prompt` and `system`, or `messages`."""
+        if "messages" in self.values:
+            turns = self.dialogue()
+            if turns and turns[-1].role != "user":
+                self.note(self.column("messages"), "FP022", f"the prompt ends in a turn of the {turns[-1].role}")
+            return turns
+        if "prompt" not in self.values:
+            self.note(self.column("prompt"), "FP010", "the row has neither prompt nor messages")
+            return ()
+        user = Message("user", self.required_text("prompt"))
+        system = self.optional_text("system")
+        return (user,) if system is None else (Message("system", system), user)
+
+    def spans(self, value: object, field: str, *, length: int) -> tuple[Span, ...]:
+        """Spans inside a text of `length` characters, sorted; they may touch, not overlap."""
+        if (plain := _plain_spans(value, length)) is not None:
+            return plain
+        before = len(self.problems)
+        spans = [self._span(item, f"{field}[{i}]", length) for i, item in enumerate(self.items(value, field))]
+        if len(self.problems) > before:
+            return ()
+        spans.sort()
+        for left, right in pairwise(spans):
+            if right.start < left.end:
+                self.note(field, "FP043", f"[{left.start}, {left.end}) overlaps [{right.start}, {right.end})")
+        return tuple(spans)
+
+    def _span(self, value: object, field: str, length: int) -> Span:
+        if isinstance(value, Mapping):
+            members = self.mapping(value, field)
+            if not {"start", "end"} <= members.keys() <= {"start", "end", "weight"}:
+                self.note(field, "FP040", f"a span has start, end and an optional weight, not {sorted(members)!a:.80}")
+                return Span(0, 0)
+            parts = [members["start"], members["end"], *([members["weight"]] if "weight" in members else [])]
+        else:
+            parts = list(self.items(value, field))
+            if self.nulls_absent and len(parts) == 3 and parts[2] is None:
+                parts.pop()
+            if not 2 <= len(parts) <= 3:
+                if isinstance(value, list | tuple):
+                    self.note(
+                        field, "FP040", f"a span is [start, end] or [start, end, weight], not {len(parts)} values"
+                    )
+                return Span(0, 0)
+        start, end = (
+            self._offset(part, f"{field}.{name}") for part, name in zip(parts, ("start", "end"), strict=False)
+        )
+        weight = self.number(parts[2], f"{field}.weight") if len(parts) == 3 else 1.0
+        if start is None or end is None:
+            return Span(0, 0)
+        if not 0 <= start <= length or end > length:
+            self.note(field, "FP041", f"[{start}, {end}) is not inside the {length} characters of the text")
+        elif end <= start:
+            self.note(field, "FP042", f"[{start}, {end}) holds no character")
+        if weight < 0:
+            self.note(f"{field}.weight", "FP044", f"the weight is {weight:g}")
+        return Span(start, end, weight)
+
+    def _offset(self, value: object, field: str) -> int | None:
+        if self.nulls_absent and type(value) is float and value.is_integer():
+            value = int(value)
+        if type(value) is not int:
+            self.note(field, "FP011", f"expected an integer, got {kind_of(value)}")
+            return None
+        if not -INT64 <= value < INT64:
+            self.note(field, "FP007", "the number does not fit 64 bits")
+            return None
+        return value
+
+
+@lru_cache(maxsize=1024)
+def is_type_name(value: str) -> bool:
+    """Whether a string can name an error type: a letter, then up to 63 letters, digits, `_` or `-` (ASCII)."""
+    return _TYPE_NAME.fullmatch(value) is not None
+
+
+def _plain_spans(value: object, length: int) -> tuple[Span, ...] | None:
+    """Good spans in the common form, sorted {start, end} objects; None for all else, which needs a closer look."""
+    if type(value) is not list:
+        return None
+    spans = []
+    last = 0
+    for item in value:
+        if type(item) is not dict or len(item) != 2 or "start" not in item or "end" not in item:
+            return None
+        start, end = item["start"], item["end"]
+        if type(start) is not int or type(end) is not int or not last <= start < end <= length:
+            return None
+        spans.append(Span(start, end))
+        last = end
+    return tuple(spans)
+
+
+def is_plain(value: object) -> TypeGuard[str]:
+    """Whether a value is a good text of the common kind, ASCII; all others need a closer look."""
+    return type(value) is str and value.isascii() and value != "" and not value.isspace()
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8, that is, has no lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

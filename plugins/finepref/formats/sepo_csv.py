@@ -1,0 +1,121 @@
+"""SePO's top_K.csv (SteveKGYang/SePO, 82fab6c): selected token positions as spans of characters."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from finepref.formats.check import Checked
+from finepref.formats.jsonl import MAX_LINE, RawRow, dumps
+from finepref.formats.problems import Problem
+from finepref.formats.records import parse
+from finepref.formats.released import Parsed, with_problems
+from finepref.formats.row import RowReader, Span
+from finepref.formats.spans import merge_spans
+
+Tokens = tuple[Sequence[int], Sequence[tuple[int, int]]]
+"""Token ids, and the half-open character offsets of each."""
+
+_SIDES = (
+    ("chosen", "chosen_response", "chosen_selected_args", "chosen_responses_ids"),
+    ("rejected", "rejected_response", "rejected_unselected_args", "rejected_responses_ids"),
+)
+_COLUMNS = ("prompt", *(column for _, *columns in _SIDES for column in columns))
+
+
+def read_sepo_csv(
+    path: str | os.PathLike[str],
+    tokenize: Callable[[str], Tokens],
+    *,
+    eos: str = "</s>",
+    escape: str | None = "\\",
+) -> Iterator[Checked]:
+    """The selected tokens of SePO's top_K.csv as spans: `selected` ones of chosen, `unselected` ones of rejected.
+
+    Position p of the file is response token p + 1 (label space): the released scoring never scores the first response
+    token, and its training code adds the same shift back. A selected EOS has no characters, so no span can hold it.
+
+    Args:
+        path: columns prompt, chosen_response, rejected_response, chosen_selected_args, rejected_unselected_args,
+            chosen_responses_ids, rejected_responses_ids, and others.
+        tokenize: response text -> token ids and character offsets, by the tokenizer that the scoring used, without
+            special tokens. Its ids must equal the stored ones from the second token on.
+        eos: the text that the scoring appended to each response.
+        escape: the escape character that the file was written with; Python before 3.10 wrote backslashes as they are
+            (give None then).
+    """
+    name = os.fspath(path)
+    limit = csv.field_size_limit(MAX_LINE)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, escapechar=escape, restkey="", strict=True)
+            missing = [column for column in _COLUMNS if column not in (rows.fieldnames or ())]
+            if missing:
+                yield _whole(Problem(name, 1, missing[0], "FP010", "the column is missing"))
+                return
+            line = rows.line_num + 1
+            for row in rows:
+                parsed = _sepo_record(row, name, line, tokenize, eos)
+                problems = parsed if isinstance(parsed, list) else []
+                raw = RawRow(line, dumps(row).encode(), dict(row), problems)
+                yield Checked(raw, () if isinstance(parsed, list) else (parsed,), problems)
+                line = rows.line_num + 1
+    except OSError as error:
+        yield _whole(Problem(name, 0, "", "FP001", error.strerror or str(error)))
+    except UnicodeDecodeError as error:
+        yield _whole(Problem(name, 0, "", "FP003", f"byte 0x{error.object[error.start]:02x} is not UTF-8"))
+    except csv.Error as error:
+        yield _whole(Problem(name, rows.line_num, "", "FP083", str(error)))
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _sepo_record(row: Mapping[str, str], file: str, line: int, tokenize: Callable[[str], Tokens], eos: str) -> Parsed:
+    if "" in row or None in row.values():
+        return [Problem(file, line, "", "FP083", "the row has more or fewer values than the header has columns")]
+    reader = RowReader(row, columns={}, file=file, line=line, nulls_absent=False)
+    own: dict[str, object] = {"prompt": row["prompt"]}
+    for side, column, positions, ids in _SIDES:
+        text = row[column]
+        if not text.endswith(eos):
+            reader.note(column, "FP084", f"the text does not end in {eos}")
+        own[column] = text.removesuffix(eos)
+        selected = _selected(
+            reader, _integers(reader, positions), _integers(reader, ids), tokenize(text.removesuffix(eos)), positions
+        )
+        own[f"{side}_spans"] = [[start, end] for start, end, _ in selected]
+    parsed = parse(
+        own, "span_pair", columns={"chosen": "chosen_response", "rejected": "rejected_response"}, file=file, line=line
+    )
+    return with_problems(parsed, reader.problems)
+
+
+def _integers(reader: RowReader, column: str) -> list[int]:
+    values = str(reader.row[column]).split(",")
+    if not all(value.isascii() and value.isdigit() and len(value) < 10 for value in values):
+        reader.note(column, "FP011", "expected integers with commas between them")
+        return []
+    return [int(value) for value in values]
+
+
+def _selected(
+    reader: RowReader, positions: list[int], stored: list[int], tokens: Tokens, field: str
+) -> tuple[Span, ...]:
+    if not positions or not stored:
+        return ()
+    ids, offsets = tokens
+    count = len(stored) - 1  # without EOS, which also replaced the last token of a truncated response
+    if list(ids[1:count]) != stored[1:count] or len(ids) < count:
+        reader.note(field, "FP084", "the tokenizer gives other token ids than the file has")
+    elif max(positions) >= count:
+        reader.note(field, "FP084", f"position {max(positions)} is beyond the {count + 1} tokens of the response")
+    elif not any(position + 1 < count for position in positions):
+        reader.note(field, "FP042", "only EOS is selected, which has no characters")
+    else:
+        return merge_spans(offsets[position + 1] for position in positions if position + 1 < count)
+    return ()
+
+
+def _whole(problem: Problem) -> Checked:
+    return Checked(RawRow(problem.line, b"", None, [problem]), (), [problem])
