@@ -1,0 +1,173 @@
+"""The embedded engine: a Hugging Face causal language model in this process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from finepref.formats.records import Message
+from finepref.synth.engines import Completion, Request
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+
+class _Planned(NamedTuple):
+    request: Request
+    prompt: list[int]
+    limit: int
+
+
+class HfEngine:
+    """A causal language model with its own chat template.
+
+    Batches hold requests of similar length, the longest first. Decoding is greedy at temperature 0; else each request
+    draws from its own seeded noise, so that its sample does not depend on its batch. The generation defaults in the
+    model's folder (repetition penalty, top-k, ...) are not used, only its end tokens.
+
+    Args:
+        model: folder or hub name.
+        batch_size: requests per batch. Floating-point sums depend on it, so a resumed job should keep it.
+    """
+
+    def __init__(self, model: str, *, batch_size: int = 8) -> None:
+        self.name = model
+        self.batch_size = batch_size
+        self.model = f"hf:{folder_digest(Path(model)) if Path(model).is_dir() else model}"
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
+        """Load the model, then answer batch by batch.
+
+        Raises:
+            ValueError: the tokenizer has no chat template or no end-of-sequence token.
+        """
+        model, tokenizer = load_model(self.name)
+        room = getattr(model.config, "max_position_embeddings", None) or 2**31
+        plans: list[_Planned] = []
+        for request in requests:
+            prompt = prompt_ids(tokenizer, request.messages)
+            limit = min(request.max_new_tokens, room - len(prompt))
+            if limit > 0:
+                plans.append(_Planned(request, prompt, limit))
+            else:
+                reason = f"the prompt has {len(prompt)} tokens and the model room for {room}"
+                yield [Completion(request.id, prompt_tokens=len(prompt), error=reason)]
+        plans.sort(key=lambda plan: (*_sampling(plan), -len(plan.prompt)))
+        while plans:
+            batch = [plan for plan in plans[: self.batch_size] if _sampling(plan) == _sampling(plans[0])]
+            del plans[: len(batch)]
+            yield _answer(model, tokenizer, batch)
+
+
+def load_model(name: str, *, adapter: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model, ready for inference on the accelerator or else the CPU, and its tokenizer.
+
+    Args:
+        name: folder or hub name.
+        adapter: folder or hub name of a peft adapter to put on the model.
+
+    Raises:
+        ValueError: the tokenizer has no chat template or no end-of-sequence token.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if tokenizer.chat_template is None:
+        raise ValueError(f"the tokenizer of {name} has no chat template: give an instruction-tuned model")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {name} has no end-of-sequence token")
+    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return model.to(device).eval(), tokenizer
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """The token ids of a dialogue in the model's chat template, up to where the answer begins."""
+    turns = [message._asdict() for message in messages]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def left_padded(rows: Sequence[Sequence[int]], *, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of token ids as one batch with the padding on the left: ids [B, T] (0 where padded) and mask [B, T]."""
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + [*row] for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def folder_digest(folder: Path) -> str:
+    """32 hex digits that depend on the weights, settings and tokenizer in a model folder, not on where it lies."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}:
+            with open(path, "rb") as file:
+                digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def _sampling(plan: _Planned) -> tuple[float, float]:
+    return plan.request.temperature, plan.request.top_p
+
+
+def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[_Planned]) -> list[Completion]:
+    import torch
+    from transformers import GenerationConfig
+
+    own = model.generation_config.eos_token_id
+    stops = sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
+    model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=stops[0])
+    ids, mask = left_padded([plan.prompt for plan in batch], device=model.device)  # [B, T]
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max(plan.limit for plan in batch),
+            do_sample=False,
+            logits_processor=_noise([plan.request for plan in batch], model.device),
+        )[:, ids.shape[1] :].tolist()
+    completions: list[Completion] = []
+    for plan, tokens in zip(batch, output, strict=True):
+        end = next((i for i, token in enumerate(tokens[: plan.limit]) if token in stops), None)
+        answer = tokens[: plan.limit if end is None else end]
+        completions.append(
+            Completion(
+                id=plan.request.id,
+                text=tokenizer.decode(answer, skip_special_tokens=True),
+                stop_reason="length" if end is None else "stop",
+                prompt_tokens=len(plan.prompt),
+                completion_tokens=len(answer) + (end is not None),
+            )
+        )
+    return completions
+
+
+def _noise(requests: Sequence[Request], device: torch.device) -> LogitsProcessorList:
+    """Processors after which the argmax is a sample: Gumbel-max, the noise of each row from its own seed."""
+    import torch
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+    processors = LogitsProcessorList()
+    if requests[0].temperature == 0:
+        return processors
+    generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+
+    def add_noise(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # scores [B, V]
+        uniform = torch.stack([torch.rand(scores.shape[1], generator=generator) for generator in generators])
+        return scores.float() - uniform.clamp(min=1e-20).log().neg().log().to(device)
+
+    processors.append(TemperatureLogitsWarper(requests[0].temperature))
+    if requests[0].top_p < 1:
+        processors.append(TopPLogitsWarper(requests[0].top_p))
+    processors.append(add_noise)
+    return processors

@@ -1,0 +1,192 @@
+"""The job behind `finepref seapo inject`: a file of questions with good answers in, a file of negatives out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from finepref.formats.check import digest
+from finepref.formats.jsonl import read_rows, write_jsonl
+from finepref.formats.problems import BadData, Problem
+from finepref.formats.records import FIELDS, Negatives, content_id, to_row
+from finepref.formats.row import RowReader
+from finepref.synth.engines import Completion, Engine, ask
+from finepref.synth.journal import Journal, write_json
+from finepref.synth.seapo import ERRORS, PROMPT_VERSION, Attempt, Source, by_model, by_rule, request
+
+
+class Rejected(NamedTuple):
+    """A text that is no usable negative, and why; for the reason "engine" its error instead of a text."""
+
+    id: str
+    type: str
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of the job: records = written + failed, and per error type the usable negatives."""
+
+    written: int
+    failed: int
+    negatives: Counter[str]
+    rejected: Sequence[Rejected] = field(repr=False)
+
+    @property
+    def unanswered(self) -> int:
+        """Requests that failed at the engine; the same command asks them again."""
+        return sum(each.reason == "engine" for each in self.rejected)
+
+
+def inject(
+    path: Path,
+    output: Path,
+    *,
+    engine: Engine | None,
+    types: Sequence[str] = tuple(ERRORS),
+    work_dir: Path | None = None,
+    max_new_tokens: int = 1024,
+    temperature: float = 0.0,
+    seed: int = 0,
+    **gates: float,
+) -> Outcome:
+    """Make negatives for every row {id?, prompt or messages, chosen, ...} of a file.
+
+    Writes `output` (rows of the format `negatives` in the order of the input, other fields kept), beside it
+    `<stem>.report.json` (counts, and every rejected text with its reason) and, if there are any, `<stem>.failed.jsonl`
+    (input rows without one usable negative). All three depend on the input and the answers only.
+
+    Args:
+        path: JSON Lines or a JSON array.
+        output: the file to write.
+        engine: what is asked; None makes errors by rule.
+        types: error types to make.
+        work_dir: where the journal is; by default `<stem>.work` beside the output.
+        max_new_tokens, temperature, seed: for the engine; the rules use `seed` only.
+        gates: bounds of `seapo.fault`.
+
+    Raises:
+        BadData: the input has problems.
+        ValueError: an unknown error type.
+        JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
+    """
+    if not types or not {*types} <= ERRORS.keys() or len({*types}) < len(types):
+        raise ValueError(f"error types are one or more of {', '.join(ERRORS)}, each once; got {', '.join(types)!r}")
+    sources = read_sources(path)
+    if engine is None:
+        attempts = [{name: by_rule(source, name, seed=seed) for name in types} for source in sources]
+    else:
+        with Journal(
+            work_dir or output.with_suffix(".work"),
+            job="seapo inject",
+            model=engine.model,
+            prompt_version=PROMPT_VERSION,
+            sampling={"max_new_tokens": max_new_tokens, "temperature": temperature},
+            seed=seed,
+            input_digest=digest(path),
+        ) as journal:
+            requests = [
+                request(source, name, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+                for source in sources
+                for name in types
+            ]
+            answers = {each.id: each for each in _shown(ask(requests, engine=engine, journal=journal), len(requests))}
+        attempts = [
+            {name: by_model(source, answers[f"{source.id}/{name}"], **gates) for name in types} for source in sources
+        ]
+    return _write(sources, attempts, output, {"model": engine.model if engine else "rules", "gates": gates})
+
+
+def read_sources(path: Path) -> list[Source]:
+    """The rows of an input file.
+
+    Raises:
+        BadData: with all problems of the file.
+    """
+    lines: dict[str, int] = {}
+    sources: list[Source] = []
+    problems: list[Problem] = []
+    for raw in read_rows(path):
+        problems += raw.problems
+        if raw.value is None:
+            continue
+        reader = RowReader(raw.value, columns={}, file=str(path), line=raw.line, nulls_absent=False)
+        given, prompt, chosen = reader.id(), reader.prompt(), reader.required_text("chosen")
+        reader.optional_text("rejected")
+        for name in ("negatives", "spans"):
+            if name in reader.values:
+                reader.note(name, "FP015", "the row has negatives already")
+        if not reader.problems:
+            source = Source(given or content_id(prompt), prompt, chosen, raw.value)
+            first = lines.setdefault(source.id, raw.line)
+            if first != raw.line:
+                reader.note("id", "FP060", f"{source.id} is the id of line {first}")
+            sources.append(source)
+        problems += reader.problems
+    if not sources and not problems:
+        problems.append(Problem(str(path), 0, "", "FP002", "there is no row"))
+    if problems:
+        raise BadData(problems)
+    return sources
+
+
+def _shown(answers: Iterator[Completion], total: int) -> Iterator[Completion]:
+    from tqdm import tqdm
+
+    return iter(tqdm(answers, total=total, desc="seapo inject", unit="answer", disable=None, smoothing=0.05))
+
+
+def _write(
+    sources: Sequence[Source], attempts: Sequence[dict[str, Attempt]], output: Path, settings: dict[str, object]
+) -> Outcome:
+    rows: list[dict[str, object]] = []
+    failed: list[dict[str, object]] = []
+    rejected: list[Rejected] = []
+    usable: Counter[str] = Counter()
+    for source, by_type in zip(sources, attempts, strict=True):
+        good: dict[str, Attempt] = {}
+        for name, attempt in by_type.items():
+            repeated = any(attempt.text == other.text for other in good.values())
+            reason = attempt.reason or ("same_as_another" if repeated else None)
+            if reason:
+                rejected.append(Rejected(source.id, name, reason, attempt.text))
+            else:
+                good[name] = attempt
+        usable.update(good.keys())
+        if good:
+            texts = {name: attempt.text for name, attempt in good.items()}
+            spans = {name: attempt.spans for name, attempt in good.items()}
+            original = source.row.get("rejected")
+            record = Negatives(source.id, source.prompt, source.chosen, texts, spans, original)
+            extra = {name: value for name, value in source.row.items() if name not in FIELDS["negatives"]}
+            rows.append(to_row(record) | extra)
+        else:
+            failed.append(dict(source.row))
+    reasons: dict[str, Counter[str]] = {}
+    for each in rejected:
+        reasons.setdefault(each.type, Counter())[each.reason] += 1
+    outcome = Outcome(len(rows), len(failed), usable, rejected)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    failed_path = output.with_suffix(".failed.jsonl")
+    if failed:
+        write_jsonl(failed_path, failed)
+    else:
+        failed_path.unlink(missing_ok=True)
+    report = {
+        "job": "seapo inject",
+        "prompt_version": PROMPT_VERSION,
+        **settings,
+        "records": len(sources),
+        "written": len(rows),
+        "failed": len(failed),
+        "negatives": dict(usable),
+        "rejected": {name: dict(counts) for name, counts in reasons.items()},
+        "rejected_texts": [each._asdict() for each in rejected],
+    }
+    write_json(output.with_suffix(".report.json"), report)
+    write_jsonl(output, rows)
+    return outcome

@@ -1,0 +1,151 @@
+"""`kill -9` of `finepref seapo inject` at random points, then one run to the end.
+
+The endpoint is a small server in this process that answers by the question alone and notes what it was asked. Most
+runs are forked from a server process that has imported the command's modules, so that 50 of them take seconds; the
+first and the last are fresh interpreters.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from finepref.synth.seapo import ERRORS
+
+KILLS = 50
+RECORDS = 120
+
+
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A killed client resets its connections."""
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    asked: list[str]
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        text = request["messages"][0]["content"]
+        number = int(re.search(r"What is number (\d+)\?", text)[1])
+        name = next(name for name, meaning in ERRORS.items() if meaning in text)
+        self.asked.append(f"r{number}/{name}")
+        answer = f"Number {number} is wrong by {len(name)}, and it is small."
+        if number % 7 == 0 and name == "logic":
+            answer = "I'm sorry, I cannot do that."
+        message = {"role": "assistant", "content": answer}
+        reply = {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": "m",
+            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+        }
+        body = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def endpoint() -> Iterator[tuple[str, list[str]]]:
+    """The server's address and the ids it was asked for, in order."""
+    asked: list[str] = []
+    server = Server(("127.0.0.1", 0), type("Noting", (Endpoint,), {"asked": asked}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def run_command(arguments: list[str]) -> None:
+    from finepref.cli import app
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())  # its own lock is a semaphore that a killed fork leaves to the test process
+    app(arguments)
+
+
+def journalled(work_dir: Path) -> set[str]:
+    """The ids in the whole lines of a journal."""
+    path = work_dir / "journal.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return {entry["id"] for line in lines for entry in json.loads(line)}
+
+
+@pytest.mark.chaos
+def test_inject_killed_fifty_times_gives_the_same_bytes_and_asks_no_journalled_id_again(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    rows = [
+        {"id": f"r{i}", "prompt": f"What is number {i}?", "chosen": f"Number {i} is right, and it is small."}
+        for i in range(RECORDS)
+    ]
+    source = tmp_path / "questions.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def arguments(output: Path, url: str) -> list[str]:
+        command = f"seapo inject {source} --output {output} --engine openai --model m --concurrency 4 --base-url {url}"
+        return command.split()
+
+    def fresh(output: Path, url: str) -> None:
+        code = "import sys; from finepref.cli import app; app(sys.argv[1:])"
+        subprocess.run([sys.executable, "-c", code, *arguments(output, url)], check=True, timeout=120)
+
+    def contents(output: Path) -> list[bytes]:
+        return [output.read_bytes(), output.with_suffix(".report.json").read_bytes()]
+
+    chance = random.Random(24)
+    fork = multiprocessing.get_context("forkserver")
+    fork.set_forkserver_preload(["finepref.cli", "finepref.synth.inject", "openai.resources.chat"])
+    with endpoint() as (url, asked):
+        fresh(tmp_path / "calm.jsonl", url)
+        expected = contents(tmp_path / "calm.jsonl")
+        assert len(asked) == len({*asked}) == 3 * RECORDS
+
+        output, work_dir = tmp_path / "killed.jsonl", tmp_path / "killed.work"
+        sizes = []
+        for kill in range(KILLS):
+            done = journalled(work_dir)
+            asked.clear()
+            process = fork.Process(target=run_command, args=(arguments(output, url),))
+            process.start()
+            wanted = chance.randrange(16) if kill < KILLS - 10 else 3 * RECORDS - len(done)
+            while len(asked) < wanted and process.is_alive():
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.2 if wanted == 0 else 0.02))
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            assert done.isdisjoint(asked)
+            assert done <= journalled(work_dir)
+            assert not output.exists() or output.read_bytes() == expected[0]
+            sizes.append(len(journalled(work_dir)))
+
+        done = journalled(work_dir)
+        asked.clear()
+        fresh(output, url)
+        assert done.isdisjoint(asked)
+        assert journalled(work_dir) == {f"r{i}/{name}" for i in range(RECORDS) for name in ERRORS}
+        assert contents(output) == expected
+    assert sum(0 < size < 3 * RECORDS for size in sizes) > 30, "most kills should strike in the middle of the work"
+    assert len({*sizes}) > 20, "the killed runs should make progress"
