@@ -1,0 +1,201 @@
+"""One training run of any of our stages on LLaMA-Factory: the host's parts in the host's order, plus the receipt."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from finepref import stages
+from finepref.hosts import patching, receipt
+from finepref.hosts.llamafactory import arguments, data
+
+
+@dataclass
+class Parts:
+    """What an adapter builds its trainer from."""
+
+    model: Any
+    ref_model: Any
+    template: Any
+    tokenizer_module: dict[str, Any]
+    data_args: Any
+    training_args: Any
+    finetuning_args: Any
+    record: receipt.Receipt
+
+
+def dispatch(original):
+    """A host `run_*` that hands stages of ours to `run` (cards `run-kto`, ...)."""
+
+    @functools.wraps(original)
+    def run_carrier(model_args, data_args, training_args, finetuning_args, callbacks=None):
+        row = stages.find(finetuning_args.finepref_stage)
+        if row is None:
+            return original(model_args, data_args, training_args, finetuning_args, callbacks)
+        return run(row, model_args, data_args, training_args, finetuning_args, callbacks)
+
+    return run_carrier
+
+
+def run(row, model_args, data_args, training_args, finetuning_args, callbacks=None) -> None:
+    """Train and evaluate one stage.
+
+    Raises:
+        HostDrift: a card of the stage is not in place.
+        BadData: the data cannot be trained on; nothing has been loaded but the tokenizer.
+        FileNotFoundError: a data file or a local model is not there; the message names the command that makes it.
+        UnprovenRun: the receipt does not add up.
+    """
+    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
+    from llamafactory.model import load_model, load_tokenizer
+    from llamafactory.train.trainer_utils import create_ref_model
+
+    patching.require(row.cards, needed_by=f"stage {row.name}")
+    for path in filter(None, (model_args.model_name_or_path, finetuning_args.ref_model)):
+        if hint := arguments.missing_model_hint(path):
+            raise FileNotFoundError(hint)
+    adapter = data.adapter_of(row)
+    record = receipt.Receipt(stage=row.name, settings=adapter.settings(finetuning_args))
+    data.begin(record)
+
+    tokenizer_module = load_tokenizer(model_args)
+    tokenizer = tokenizer_module["tokenizer"]
+    template = get_template_and_fix_tokenizer(tokenizer, data_args)
+    dataset_module = get_dataset(template, model_args, data_args, training_args, stage=row.name, **tokenizer_module)
+    for split in ("train_dataset", "eval_dataset"):
+        if dataset_module.get(split) is not None and not data_args.streaming:
+            adapter.check_tokenized(dataset_module[split], finetuning_args)
+    _count_rows(record, dataset_module, data_args.streaming)
+
+    model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
+    if finetuning_args.ref_model is None and not training_args.do_train:
+        ref_model = model
+    else:
+        ref_model = create_ref_model(model_args, finetuning_args)
+
+    parts = Parts(model, ref_model, template, tokenizer_module, data_args, training_args, finetuning_args, record)
+    trainer = adapter.build_trainer(parts, callbacks=callbacks, **dataset_module)
+    trainer.add_callback(ReceiptCallback(row, record, trainer, data_args))
+
+    if training_args.do_train:
+        result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        trainer.save_model()
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
+        trainer.save_state()
+        if trainer.is_world_process_zero() and finetuning_args.plot_loss:
+            _plot(trainer, adapter.plot_keys(finetuning_args))
+
+    if training_args.do_eval:
+        metrics = trainer.evaluate(metric_key_prefix="eval")
+        if model is ref_model:  # a model's reward against itself is 0 by definition
+            metrics = {key: value for key, value in metrics.items() if "rewards" not in key}
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+    _model_card(row, record, trainer, model_args, data_args, training_args, finetuning_args)
+
+
+def _count_rows(record: receipt.Receipt, dataset_module: dict[str, Any], streaming: bool) -> None:
+    """Where every row that was read went, from the `rows` column of the tokenised splits."""
+    reads = [entry.read for entry in record.datasets]
+    read = sum(reads) if None not in reads else None
+    if streaming:
+        record.rows = {"read": read, "trained": None}
+        return
+    evaluated = dataset_module.get("eval_dataset")
+    parts = list(evaluated.values()) if isinstance(evaluated, dict) else [evaluated] if evaluated is not None else []
+    train = dataset_module.get("train_dataset")
+    record.rows = {
+        "read": read,
+        "trained": sum(train["rows"]) if train is not None else 0,
+        "evaluated": sum(sum(part["rows"]) for part in parts),
+        "skipped_by_max_samples": sum(entry.skipped for entry in record.datasets) + record.extra.pop("cut_groups", 0),
+        "rejected": 0,
+    }
+    if not receipt.rows_add_up(record.rows):
+        raise receipt.UnprovenRun(f"rows went missing between file and trainer: {record.rows}")
+
+
+class ReceiptCallback(TrainerCallback):
+    """Writes the receipt beside every checkpoint and fails a run whose loss calls do not add up."""
+
+    def __init__(self, row: stages.Stage, record: receipt.Receipt, trainer: Any, data_args: Any) -> None:
+        self.row, self.record, self.trainer, self.data_args = row, record, trainer, data_args
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        self.record.first_step = state.global_step
+        self.record.loss_calls = 0
+        self.batches = None if self.data_args.streaming else len(train_dataloader)
+
+    def on_save(self, args, state, control, **kwargs):
+        self._write(Path(args.output_dir, f"checkpoint-{state.global_step}"), args, state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        content = self._write(Path(args.output_dir), args, state)
+        wrong = [rank for rank in content["ranks"] if rank["loss_calls"] != content["expected_loss_calls"]]
+        if wrong and not self.data_args.streaming:
+            raise receipt.UnprovenRun(
+                f"{self.row.name}: expected {content['expected_loss_calls']} loss calls a rank, "
+                f"found {[rank['loss_calls'] for rank in content['ranks']]}"
+            )
+
+    def _write(self, folder: Path, args: Any, state: Any) -> dict[str, Any]:
+        """Gather all ranks (every rank must call this) and write on the first one."""
+        from accelerate.utils import gather_object
+
+        mine = {
+            "rank": args.process_index,
+            "loss_calls": self.record.loss_calls,
+            "cards": patching.report(self.row.cards),
+            **self.trainer.rank_report(),
+        }
+        ranks = gather_object([mine])
+        content = {
+            "stage": self.row.name,
+            "paper": self.row.paper,
+            "settings": self.record.settings,
+            "seed": args.seed,
+            "versions": receipt.versions(),
+            "datasets": [asdict(entry) for entry in self.record.datasets],
+            "rows": self.record.rows,
+            "optimizer_steps": state.global_step - self.record.first_step,
+            "first_step": self.record.first_step,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "expected_loss_calls": receipt.micro_batches(
+                first_step=self.record.first_step,
+                last_step=state.global_step,
+                accumulation=args.gradient_accumulation_steps,
+                batches_per_epoch=self.batches,
+            ),
+            "ranks": ranks,
+            **self.trainer.run_report(ranks),
+        }
+        if args.should_save:
+            receipt.write(folder, content)
+        return content
+
+
+def _plot(trainer: Any, keys: list[str]) -> None:
+    from llamafactory.extras.ploting import plot_loss
+
+    logged = {key for entry in trainer.state.log_history for key in entry}
+    wanted = ["loss", "eval_loss", *keys, *(f"eval_{key}" for key in keys)]
+    wanted += sorted(key for key in logged if key.startswith("eval_") and key.endswith("_loss"))
+    plot_loss(trainer.args.output_dir, keys=[key for key in dict.fromkeys(wanted) if key in logged])
+
+
+def _model_card(row, record, trainer, model_args, data_args, training_args, finetuning_args) -> None:
+    """The host's model card, with a section that says what was really trained."""
+    from llamafactory.train.trainer_utils import create_modelcard_and_push
+
+    create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
+    card = Path(training_args.output_dir, "README.md")
+    if training_args.do_train and training_args.should_save and card.is_file():
+        options = "\n".join(f"- `{key}`: {value}" for key, value in record.settings.items())
+        section = f"\n## Stage `{row.name}`\n\n{row.title} ({row.paper}), trained with finepref.\n\n{options}\n"
+        card.write_text(card.read_text(encoding="utf-8") + section, encoding="utf-8")

@@ -1,0 +1,296 @@
+"""Patch cards: every coupling to a host's internals is one TOML file in `patches/`, checked before it is used.
+
+A card either replaces a host object (`replacement`) or states what we rely on without changing it (no `replacement`).
+What a card finds that it does not expect is `HostDrift`. Drift never breaks the host's own stages: the object stays
+as it is, the reason goes to standard error, and a finepref stage that needs the card refuses to start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from pkgutil import resolve_name
+from types import ModuleType
+from typing import Any
+
+from finepref import stages
+
+
+class HostDrift(RuntimeError):  # noqa: N818 - the name users read
+    """A host no longer looks as a patch card says. The message names card, host version, expected and found."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One coupling. `signature` leaves annotations out: they change without changing how a function is called."""
+
+    name: str
+    host: str
+    versions: str
+    module: str
+    attribute: str
+    signature: str = ""
+    replacement: str = ""
+    fields: tuple[str, ...] = ()
+    methods: dict[str, str] = field(default_factory=dict)
+    tested: dict[str, str]
+    why: str
+    without_it: str
+    upstream: str
+    drop_when: str
+
+    @property
+    def target(self) -> str:
+        """Dotted name of the host object."""
+        return f"{self.module}.{self.attribute}"
+
+
+@dataclass
+class State:
+    """What became of a card in this process."""
+
+    card: Card
+    outcome: str = "not loaded"  # "applied", "verified" (relied upon), "drift" or "not loaded"
+    source: str = ""  # "tested" or "unverified": is the host's source one we ran our tests on?
+    detail: str = ""
+
+
+@cache
+def load_cards() -> dict[str, Card]:
+    """All cards by name.
+
+    Raises:
+        ValueError: a card with an unknown or missing key, or two cards of one name.
+    """
+    cards: dict[str, Card] = {}
+    for folder in sorted(files("finepref.patches").iterdir(), key=lambda entry: entry.name):
+        if not folder.is_dir():
+            continue
+        for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
+            if not file.name.endswith(".toml"):
+                continue
+            table = tomllib.loads(file.read_text(encoding="utf-8"))
+            table["fields"] = tuple(table.get("fields", ()))
+            try:
+                card = Card(name=file.name.removesuffix(".toml"), host=folder.name, **table)
+            except TypeError as error:
+                raise ValueError(f"patch card {folder.name}/{file.name}: {error}") from error
+            if card.name in cards:
+                raise ValueError(f"patch card {folder.name}/{file.name}: a card of that name exists already")
+            cards[card.name] = card
+    return cards
+
+
+STATES: dict[str, State] = {}
+
+
+def state_of(name: str) -> State:
+    """The state of a card in this process."""
+    return STATES.setdefault(name, State(load_cards()[name]))
+
+
+def host_version(host: str) -> str:
+    """Version of the installed host, "" when there is none."""
+    try:
+        return version(host)
+    except PackageNotFoundError:
+        return ""
+
+
+def canonical_signature(function: Any) -> str:
+    """Parameters with their kinds, and `=` where there is a default: "(a, b=, *, c=, **rest)"."""
+    parameters = inspect.signature(function).parameters.values()
+    bare = [
+        parameter.replace(
+            annotation=inspect.Parameter.empty,
+            default=inspect.Parameter.empty if parameter.default is inspect.Parameter.empty else _Default(),
+        )
+        for parameter in parameters
+    ]
+    return str(inspect.Signature(bare))
+
+
+class _Default:
+    """Stands for any default in a canonical signature."""
+
+    def __repr__(self) -> str:
+        return ""
+
+
+def source_digest(target: Any) -> str:
+    """SHA-256 of the source text of a function or class, first 16 hex digits."""
+    return hashlib.sha256(inspect.getsource(target).encode()).hexdigest()[:16]
+
+
+def mismatch(card: Card, module: ModuleType, installed: str) -> str:
+    """What about the host is not as the card says; "" when all is."""
+    from packaging.specifiers import SpecifierSet
+
+    if not SpecifierSet(card.versions).contains(installed, prereleases=True):
+        return f"expected {card.host} {card.versions}, found {installed or 'none'}"
+    target = getattr(module, card.attribute, None)
+    if target is None:
+        return f"expected {card.target}, found no such name"
+    if card.methods or card.fields:
+        if not inspect.isclass(target):
+            return f"expected {card.target} to be a class, found a {type(target).__name__}"
+        missing = set(card.fields) - ({f.name for f in fields(target)} if is_dataclass(target) else set())
+        if missing:
+            return f"expected {card.target} to have the fields {', '.join(sorted(missing))}"
+        for name, signature in card.methods.items():
+            method = inspect.getattr_static(target, name, None)
+            if method is None:
+                return f"expected {card.target}.{name}{signature}, found no such method"
+            found = canonical_signature(getattr(method, "__func__", method))
+            if found != signature:
+                return f"expected {card.target}.{name}{signature}, found {found}"
+    elif not inspect.isfunction(target):
+        return f"expected {card.target} to be a function, found a {type(target).__name__}"
+    elif (found := canonical_signature(target)) != card.signature:
+        return f"expected {card.target}{card.signature}, found {found}"
+    return ""
+
+
+def _check(card: Card, module: ModuleType) -> State:
+    """Compare the host with the card and note the result."""
+    state = state_of(card.name)
+    installed = host_version(card.host)
+    wrong = mismatch(card, module, installed)
+    if wrong:
+        state.outcome, state.detail = "drift", wrong
+    else:
+        digest = source_digest(getattr(module, card.attribute))
+        state.outcome = "verified"
+        state.source = "tested" if digest in card.tested.values() else "unverified"
+        state.detail = "" if state.source == "tested" else f"source {digest} of {card.host} {installed} is new to us"
+    return state
+
+
+def attach(module: ModuleType) -> None:
+    """Apply the cards of a host module that has just been imported.
+
+    Raises:
+        HostDrift: a card does not fit and this process was started to run a finepref stage. Otherwise the host goes
+            on unchanged and the stages that need the card refuse to start.
+    """
+    for card in load_cards().values():
+        if card.module != module.__name__ or not card.replacement:
+            continue
+        state = _check(card, module)
+        if state.outcome == "verified":
+            original = getattr(module, card.attribute)
+            try:
+                setattr(module, card.attribute, resolve_name(card.replacement)(original))
+                state.outcome = "applied"
+            except Exception as error:  # the host must go on; the stage that needs the card will name the cause
+                state.outcome, state.detail = "drift", f"{card.replacement} failed with {error!r}"
+        if state.outcome == "drift":
+            if stages.find(asked_stage(sys.argv)):
+                raise _drift([state])
+            print(f"finepref: {_line(state)}", file=sys.stderr)
+
+
+def require(names: Iterable[str], *, needed_by: str) -> None:
+    """Make sure that every named card is in place, before anything expensive starts.
+
+    Raises:
+        HostDrift: naming each card that is missing, did not fit, or was never applied.
+    """
+    bad: list[State] = []
+    for name in names:
+        if name not in load_cards():
+            raise HostDrift(f"{needed_by} needs the patch card '{name}', which is not installed; reinstall finepref")
+        card = load_cards()[name]
+        state = state_of(name)
+        if not card.replacement:
+            try:
+                state = _check(card, importlib.import_module(card.module))
+            except ImportError as error:
+                state.outcome, state.detail = "drift", f"expected the module {card.module}, found: {error}"
+        elif state.outcome == "not loaded":
+            state.detail = f"{card.module} was not imported with finepref attached (FINEPREF_DISABLE set, or renamed?)"
+        if state.outcome not in ("applied", "verified"):
+            bad.append(state)
+        elif state.source == "unverified":
+            print(f"finepref: warning: card {name}: {state.detail}", file=sys.stderr)
+    if bad:
+        raise _drift(bad)
+
+
+def as_row(state: State) -> dict[str, str]:
+    """A card's state as text, for tables and JSON."""
+    return {
+        "card": state.card.name,
+        "host": state.card.host,
+        "version": host_version(state.card.host) or "not installed",
+        "target": state.card.target,
+        "kind": "rebinds" if state.card.replacement else "relies on",
+        "state": f"{state.outcome}, source {state.source}" if state.source else state.outcome,
+        "detail": state.detail,
+        "why": state.card.why,
+        "without_it": state.card.without_it,
+        "upstream": state.card.upstream,
+        "drop_when": state.card.drop_when,
+    }
+
+
+def report(names: Iterable[str]) -> list[dict[str, str]]:
+    """The named cards for a receipt."""
+    rows = []
+    for name in names:
+        state = state_of(name)
+        rows.append({"card": name, "target": state.card.target, "outcome": state.outcome, "source": state.source})
+    return rows
+
+
+def survey() -> list[State]:
+    """Check every card against the installed hosts, as `finepref doctor` shows it. Imports the hosts."""
+    surveyed = []
+    for card in load_cards().values():
+        if not host_version(card.host):
+            surveyed.append(State(card, "host not installed"))
+            continue
+        try:
+            module = importlib.import_module(card.module)
+        except ImportError as error:
+            surveyed.append(State(card, "drift", "", f"expected the module {card.module}, found: {error}"))
+            continue
+        surveyed.append(state_of(card.name) if card.replacement else _check(card, module))
+    return surveyed
+
+
+def _line(state: State) -> str:
+    installed = host_version(state.card.host)
+    return f"card '{state.card.name}' ({state.card.host} {installed}): {state.detail}"
+
+
+def _drift(states: Sequence[State]) -> HostDrift:
+    lines = "\n".join(f"  {_line(state)}" for state in states)
+    return HostDrift(f"the host is not as finepref knows it\n{lines}\n  see `finepref doctor`")
+
+
+def asked_stage(arguments: Sequence[str]) -> str | None:
+    """The stage that a command line asks for, without the host's help, so that drift stops the run at once."""
+    stage = None
+    for argument in arguments:
+        if argument.endswith((".yaml", ".yml", ".json")) and os.path.isfile(argument):
+            text = Path(argument).read_text(encoding="utf-8", errors="replace")
+            written = re.search(r'^\s*"?stage"?\s*:\s*["\']?([\w-]+)', text, re.MULTILINE)
+            stage = written.group(1) if written else stage
+    for position, argument in enumerate(arguments):
+        if found := re.match(r"(?:--)?stage=(.+)", argument):
+            stage = found.group(1)
+        elif argument == "--stage" and position + 1 < len(arguments):
+            stage = arguments[position + 1]
+    return stage

@@ -1,0 +1,93 @@
+"""`finepref_receipt.json`: proof that our data and our loss were really used.
+
+The field's characteristic failure is the silent no-op: a run that ends well without the method having run. So each
+checkpoint carries how often our loss was called, which must equal the number of micro-batches, and where every row
+that was read went.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "finepref_receipt.json"
+PACKAGES = ("finepref", "llamafactory", "openrlhf", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
+
+
+class UnprovenRun(RuntimeError):  # noqa: N818 - the name users read
+    """A run whose receipt does not add up: a row went missing, or our loss was not called for every batch."""
+
+
+@dataclass
+class DatasetEntry:
+    """One dataset of the run. Counts are rows of its files."""
+
+    name: str
+    formatting: str
+    files: dict[str, str]  # file name -> SHA-256
+    read: int | None  # None when the host fetches the data itself or streams it
+    skipped: int = 0  # beyond max_samples
+
+
+@dataclass
+class Receipt:
+    """What is known of a run so far; one per process."""
+
+    stage: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    datasets: list[DatasetEntry] = field(default_factory=list)
+    rows: dict[str, int | None] = field(default_factory=lambda: {"read": None, "trained": None})
+    loss_calls: int = 0
+    first_step: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def micro_batches(*, first_step: int, last_step: int, accumulation: int, batches_per_epoch: int | None) -> int:
+    """Micro-batches behind the optimizer steps first_step..last_step.
+
+    It is steps x accumulation, but for the last step of an epoch, which takes what is left of the epoch.
+
+    Args:
+        first_step: optimizer steps done before the run started (after a resume), else 0.
+        last_step: optimizer steps done now.
+        accumulation: gradient_accumulation_steps.
+        batches_per_epoch: length of this rank's data loader, None for a stream of unknown length.
+    """
+    steps = last_step - first_step
+    if batches_per_epoch is None or batches_per_epoch % accumulation == 0:
+        return steps * accumulation
+    steps_per_epoch = batches_per_epoch // accumulation + 1
+    short = sum(1 for step in range(first_step, last_step) if step % steps_per_epoch == steps_per_epoch - 1)
+    return steps * accumulation - short * (accumulation - batches_per_epoch % accumulation)
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that matter, as installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def rows_add_up(rows: dict[str, int | None]) -> bool:
+    """Is rows read = trained + evaluated + skipped + rejected? True when the reading was not ours to count."""
+    if rows["read"] is None or rows["trained"] is None:
+        return True
+    return rows["read"] == sum(count or 0 for kind, count in rows.items() if kind != "read")
+
+
+def write(folder: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """Write the receipt atomically into a checkpoint or output folder."""
+    target = Path(folder, FILE_NAME)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, target)

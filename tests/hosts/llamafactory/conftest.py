@@ -1,0 +1,181 @@
+"""The real host on a tiny model made here; most tests run in this process, the command line where it matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+os.environ.update(HF_HUB_OFFLINE="1", WANDB_DISABLED="true", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+
+ROOT = Path(__file__).parents[3]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with an untied head and a byte-level tokenizer trained on the demo rows."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(["the answer is a number and so on", "What is 12 + 13?"] * 20, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>")
+    fast.chat_template = CHATML
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        pad_token_id=fast.pad_token_id,
+        eos_token_id=fast.eos_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def rows(count: int = 12) -> list[dict]:
+    """Negatives records of sums, each with the paper's three error types."""
+    return [
+        {
+            "id": f"sum-{i}",
+            "prompt": f"What is {i} + {i + 1}?",
+            "chosen": f"{i} + {i + 1} = {2 * i + 1}. The answer is {2 * i + 1}.",
+            "negatives": {
+                "correctness": f"{i} + {i + 1} = {2 * i + 4}. The answer is {2 * i + 4}.",
+                "logic": f"{i} + {i + 1} = {2 * i + 1}. So the answer is {i}.",
+                "hallucination": f"As Gauss wrote, {i} + {i + 1} = {2 * i + 1}. The answer is {2 * i + 1}.",
+            },
+        }
+        for i in range(count)
+    ]
+
+
+def write_rows(folder: Path, records: list[dict], name: str = "sums", **entry: object) -> Path:
+    """A dataset_dir with one data set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row) + "\n" for row in records)
+    (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    info = folder / "dataset_info.json"
+    table = json.loads(info.read_text()) if info.exists() else {}
+    table[name] = {"file_name": f"{name}.jsonl", "formatting": "negatives", **entry}
+    info.write_text(json.dumps(table), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset_dir with the data set `sums` of 12 records."""
+    return write_rows(tmp_path_factory.mktemp("data"), rows())
+
+
+@pytest.fixture
+def recipe(tiny_model: Path, sums: Path, tmp_path: Path):
+    """The shipped recipe with what a tiny run overrides; keyword arguments override further."""
+    import yaml
+
+    def build(name: str = "seapo_kto", **overrides: object) -> dict:
+        settings = yaml.safe_load((ROOT / "examples" / f"{name}.yaml").read_text(encoding="utf-8"))
+        settings |= {
+            "model_name_or_path": str(tiny_model),
+            "template": "chatml",
+            "dataset_dir": str(sums),
+            "dataset": "sums",
+            "output_dir": str(tmp_path / "out"),
+            "bf16": False,
+            "preprocessing_num_workers": 1,
+            "dataloader_num_workers": 0,
+            "gradient_accumulation_steps": 2,
+            "logging_steps": 1,
+            "max_steps": 2,
+            "learning_rate": 1e-3,
+            "plot_loss": False,
+            "cache_dir": str(tmp_path / "cache"),
+        }
+        return settings | overrides
+
+    return build
+
+
+@pytest.fixture
+def run(recipe):
+    """Train in this process; returns the output folder, the receipt and the training log."""
+
+    def train(**overrides: object) -> SimpleNamespace:
+        from llamafactory.train.tuner import run_exp
+
+        settings = recipe(**overrides)
+        run_exp(dict(settings))
+        folder = Path(settings["output_dir"])
+        return SimpleNamespace(
+            folder=folder,
+            receipt=json.loads((folder / "finepref_receipt.json").read_text()),
+            log=json.loads((folder / "trainer_state.json").read_text())["log_history"],
+        )
+
+    return train
+
+
+@pytest.fixture
+def command(recipe, tmp_path: Path):
+    """Train by `llamafactory-cli train FILE`; returns the finished process and the output folder."""
+
+    def call(
+        *, environment: dict[str, str] | None = None, drop: tuple[str, ...] = (), **overrides: object
+    ) -> SimpleNamespace:
+        import yaml
+
+        settings = {key: value for key, value in recipe(**overrides).items() if not (drop and key.startswith(drop))}
+        file = tmp_path / "recipe.yaml"
+        file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        bin_folder = str(Path(sys.executable).parent)
+        process = subprocess.run(
+            [f"{bin_folder}/llamafactory-cli", "train", str(file)],
+            env={**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=ROOT,
+        )
+        folder = Path(settings["output_dir"])
+        receipt = folder / "finepref_receipt.json"
+        return SimpleNamespace(
+            code=process.returncode,
+            output=process.stdout + process.stderr,
+            folder=folder,
+            receipt=json.loads(receipt.read_text()) if receipt.exists() else None,
+        )
+
+    return call
+
+
+def weights(folder: Path) -> dict:
+    """All tensors of a saved model or adapter."""
+    from safetensors.torch import load_file
+
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)

@@ -1,0 +1,98 @@
+"""Runs the recipe once per (card, mutation) in a forked child whose host has been changed in just that way.
+
+Usage: python drift_probe.py RECIPE.yaml; prints one JSON object {"card/mutation": outcome}. The parent loads the heavy
+libraries and never the host, so that a child costs the import of the host only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import sys
+import types
+
+MUTATIONS = ("deleted", "renamed", "signature", "made a function", "version", "card removed")
+
+
+def mutate(module: types.ModuleType, name: str, mutation: str, methods: dict[str, str]) -> None:
+    """Change the host object as an upgrade of the host could."""
+    original = getattr(module, name)
+    if mutation in ("deleted", "renamed"):
+        delattr(module, name)
+        if mutation == "renamed":
+            setattr(module, f"{name}_v2", original)
+    elif mutation == "made a function":
+        if isinstance(original, type):
+            setattr(module, name, lambda *args, **kwargs: original(*args, **kwargs))
+        else:  # a function becomes a callable object
+            setattr(module, name, type(name, (), {"__call__": lambda self, *args: original(*args)})())
+    elif isinstance(original, type):
+        changed = type(original.__name__, (original,), {next(iter(methods)): lambda self, context, *rest: None})
+        setattr(module, name, changed)
+    else:
+        setattr(module, name, lambda context, *args, **kwargs: original(*args, **kwargs))
+
+
+def outcome(recipe: str, card_name: str, mutation: str) -> dict:
+    """What the run ends with, and whether any model or tokenizer was loaded before."""
+    from finepref.hosts import patching
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loaded = []
+    for factory in (AutoModelForCausalLM, AutoTokenizer):
+        factory.from_pretrained = lambda *args, **kwargs: loaded.append(args) or 1 / 0
+    cards = patching.load_cards()
+    card = cards[card_name]
+    if mutation == "version":
+        cards[card_name] = dataclasses.replace(card, versions=">=99")
+    elif mutation == "card removed":
+        del cards[card_name]
+    elif card.replacement:
+        attach = patching.attach
+
+        def attach_to_changed(module: types.ModuleType) -> None:
+            if module.__name__ == card.module:
+                mutate(module, card.attribute, mutation, card.methods)
+            attach(module)
+
+        patching.attach = attach_to_changed
+    try:
+        sys.argv = ["llamafactory-cli", recipe]
+        if not card.replacement and mutation in MUTATIONS[:4]:
+            importlib.import_module("llamafactory.train.tuner")  # the host's own users of the name have been adapted
+            mutate(importlib.import_module(card.module), card.attribute, mutation, card.methods)
+        from llamafactory.train.tuner import run_exp
+
+        run_exp()
+        return {"ended": "no error", "message": "", "loaded": bool(loaded)}
+    except BaseException as error:
+        return {"ended": type(error).__name__, "message": str(error), "loaded": bool(loaded)}
+
+
+def main() -> None:
+    for name in ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "trl.trainer.kto_trainer"):
+        importlib.import_module(name)
+    from finepref.hosts import patching
+
+    results = {}
+    sys.stdout.flush()
+    for card in list(patching.load_cards()):
+        for mutation in MUTATIONS:
+            reading, writing = os.pipe()
+            child = os.fork()
+            if child == 0:
+                os.dup2(2, 1)
+                text = json.dumps(outcome(sys.argv[1], card, mutation))
+                os.write(writing, text.encode()[:60_000])
+                os._exit(0)
+            os.close(writing)
+            with os.fdopen(reading) as pipe:
+                results[f"{card}/{mutation}"] = json.loads(pipe.read())
+            os.waitpid(child, 0)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""A run of `seapo_kto` on the real host: it trains, proves it, resumes exactly, and draws the same anywhere."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+from conftest import rows, weights, write_rows
+
+
+def test_a_run_leaves_a_receipt_whose_loss_calls_and_rows_add_up(run):
+    """12 records give 24 rows; batch 2 x accumulation 2 over 2 steps are 4 micro-batches, so 4 loss calls."""
+    done = run(val_size=2, do_eval=True, per_device_eval_batch_size=2, plot_loss=True, save_steps=1)
+    receipt = done.receipt
+    assert receipt["stage"] == "seapo_kto"
+    assert receipt["ranks"][0]["loss_calls"] == receipt["expected_loss_calls"] == 4
+    assert receipt["rows"] == {
+        "read": 12,
+        "trained": 10,
+        "evaluated": 2,
+        "skipped_by_max_samples": 0,
+        "rejected": 0,
+    }
+    assert {card["outcome"] for card in receipt["ranks"][0]["cards"]} == {"applied", "verified"}
+    assert {card["source"] for card in receipt["ranks"][0]["cards"]} == {"tested"}
+    for step in (1, 2):
+        saved = json.loads((done.folder / f"checkpoint-{step}" / "finepref_receipt.json").read_text())
+        assert saved["ranks"][0]["loss_calls"] == 2 * step
+
+
+def test_every_error_type_has_its_reward_margin_and_count_in_the_log(run):
+    done = run(max_steps=6)
+    keys = {key for entry in done.log for key in entry}
+    for name in ("correctness", "logic", "hallucination"):
+        assert {f"rewards/rejected/{name}", f"rewards/margins/{name}", f"count/{name}"} <= keys
+    assert {"rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "kl"} <= keys
+    counted = sum(
+        entry.get(f"count/{name}", 0) for entry in done.log for name in ("correctness", "logic", "hallucination")
+    )
+    assert (
+        counted == sum(done.receipt["draws"]["counts"].values()) == 12
+    )  # 24 rows are one epoch, half of them negatives
+
+
+def test_the_plots_and_the_model_card_name_the_method(run):
+    done = run(plot_loss=True)
+    assert (done.folder / "training_loss.png").stat().st_size > 1000
+    assert (done.folder / "training_rewards_chosen.png").exists()
+    card = (done.folder / "README.md").read_text()
+    assert "Stage `seapo_kto`" in card
+    assert "2509.24781" in card
+
+
+def test_training_lowers_the_loss_and_raises_the_margin_of_every_error_type(run):
+    done = run(max_steps=30, learning_rate=5e-3, finetuning_type="full", lr_scheduler_type="constant", pref_beta=0.5)
+    losses = [entry["loss"] for entry in done.log if "loss" in entry]
+    assert sum(losses[-5:]) / 5 < 0.9 * losses[0]
+    for name in ("correctness", "logic", "hallucination"):
+        margins = [entry[f"rewards/margins/{name}"] for entry in done.log if f"rewards/margins/{name}" in entry]
+        assert sum(margins[-4:]) > 0
+
+
+@pytest.mark.parametrize("finetuning_type", ["lora", "full"])
+def test_eight_steps_equal_four_and_a_resumed_four(run, tmp_path, finetuning_type):
+    """12 records, batch 2 x 2: an epoch is 6 steps, so the resume at 4 is in mid-epoch and crosses an epoch."""
+    common = {"finetuning_type": finetuning_type, "save_steps": 4, "max_steps": 8, "val_size": 0.0}
+    whole = run(output_dir=str(tmp_path / "whole"), **common)
+    half = run(output_dir=str(tmp_path / "half"), **common)
+    again = run(output_dir=str(tmp_path / "again"), resume_from_checkpoint=str(half.folder / "checkpoint-4"), **common)
+    for name, tensor in weights(whole.folder).items():
+        assert torch.equal(tensor, weights(again.folder)[name]), name
+    assert again.receipt["first_step"] == 4
+    assert again.receipt["ranks"][0]["loss_calls"] == again.receipt["expected_loss_calls"] == 8
+    first = json.loads((half.folder / "checkpoint-4" / "finepref_receipt.json").read_text())["draws"]["digest"]
+    parts = (int(first, 16) + int(again.receipt["draws"]["digest"], 16)) % (1 << 62)
+    assert f"{parts:016x}" == whole.receipt["draws"]["digest"]
+
+
+def test_the_drawn_negatives_do_not_depend_on_row_order_workers_or_the_dataset_cache(run, tmp_path):
+    records = rows()
+    random.Random(3).shuffle(records)
+    shuffled = write_rows(tmp_path / "shuffled", records)
+    epochs = {"max_steps": -1, "num_train_epochs": 3}
+    plain = run(output_dir=str(tmp_path / "plain"), **epochs)
+    variants = {
+        "other order": {"dataset_dir": str(shuffled)},
+        "two workers": {"dataloader_num_workers": 2},
+        "two persistent workers": {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
+        "cache": {},
+        "two preprocessing workers": {"preprocessing_num_workers": 2, "overwrite_cache": True},
+    }
+    for name, overrides in variants.items():
+        other = run(output_dir=str(tmp_path / name), **(epochs | overrides))
+        assert other.receipt["draws"] == plain.receipt["draws"], name
+
+
+def test_the_draw_changes_with_the_seed_and_between_epochs_unless_asked_to_stay(run, tmp_path):
+    """With `once` every epoch draws as the first, so each type's count over 3 epochs is a multiple of 3."""
+    epochs = {"max_steps": -1, "num_train_epochs": 3}
+    plain = run(output_dir=str(tmp_path / "plain"), **epochs)
+    seeded = run(output_dir=str(tmp_path / "seeded"), seed=7, **epochs)
+    assert seeded.receipt["draws"]["digest"] != plain.receipt["draws"]["digest"]
+    once = run(output_dir=str(tmp_path / "once"), seapo_resample="once", **epochs)
+    assert all(count % 3 == 0 for count in once.receipt["draws"]["counts"].values())
+    assert any(count % 3 for count in plain.receipt["draws"]["counts"].values())
+
+
+def test_only_the_asked_error_types_are_drawn(run):
+    done = run(seapo_error_types="logic, hallucination", max_steps=6)
+    assert set(done.receipt["draws"]["counts"]) <= {"logic", "hallucination"}
+    assert sum(done.receipt["draws"]["counts"].values()) == 12
+
+
+def test_the_nll_term_of_pref_ftx_changes_the_loss(run, tmp_path):
+    plain = run(output_dir=str(tmp_path / "plain"), max_steps=1)
+    with_nll = run(output_dir=str(tmp_path / "ftx"), max_steps=1, pref_ftx=0.5)
+    assert with_nll.log[0]["loss"] > plain.log[0]["loss"] + 0.5
+
+
+def test_automatic_weights_pull_the_chosen_weight_into_the_papers_range(run, tmp_path, capfd):
+    """At the first step reward and reference point are 0, so a row's loss is half its weight."""
+    warned = run(output_dir=str(tmp_path / "warned"), max_steps=6, kto_chosen_weight=3.0)
+    assert "outside [1, 4/3]" in "".join(capfd.readouterr())
+    ruled = run(output_dir=str(tmp_path / "ruled"), max_steps=6, kto_chosen_weight=3.0, seapo_auto_weights=True)
+    assert warned.log[0]["loss"] > ruled.log[0]["loss"]
