@@ -44,6 +44,28 @@ def test_every_error_type_has_its_reward_margin_and_count_in_the_log(run):
     )  # 24 rows are one epoch, half of them negatives
 
 
+@pytest.mark.parametrize("finetuning_type", ["full", "freeze", "lora"])
+def test_every_way_of_fine_tuning_trains_what_it_says(run, tiny_model, finetuning_type):
+    done = run(finetuning_type=finetuning_type, freeze_trainable_layers=1)
+    trained = weights(done.folder)
+    if finetuning_type == "lora":
+        assert all(tensor.abs().sum() > 0 for name, tensor in trained.items() if "lora_B" in name)
+        return
+    base = weights(tiny_model)
+    moved = {name for name, tensor in trained.items() if not torch.equal(tensor, base[name])}
+    expected = {name for name in base if finetuning_type == "full" or ".layers.1." in name}
+    assert moved == expected
+
+
+def test_evaluation_in_mid_training_draws_alike_each_time(run):
+    """The learning rate is 0, so two evaluations differ only if their draws do."""
+    done = run(val_size=4, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=4, learning_rate=0.0)
+    evaluations = [entry for entry in done.log if "eval_loss" in entry]
+    assert len(evaluations) == 2
+    for key in ("eval_loss", "eval_rewards/chosen", "eval_logps/rejected", "eval_kl"):
+        assert evaluations[0][key] == evaluations[1][key], key
+
+
 def test_the_plots_and_the_model_card_name_the_method(run):
     done = run(plot_loss=True)
     assert (done.folder / "training_loss.png").stat().st_size > 1000
@@ -119,9 +141,9 @@ def test_the_nll_term_of_pref_ftx_changes_the_loss(run, tmp_path):
     assert with_nll.log[0]["loss"] > plain.log[0]["loss"] + 0.5
 
 
-def test_automatic_weights_pull_the_chosen_weight_into_the_papers_range(run, tmp_path, capfd):
+def test_automatic_weights_pull_the_chosen_weight_into_the_papers_range(run, tmp_path, caplog):
     """At the first step reward and reference point are 0, so a row's loss is half its weight."""
     warned = run(output_dir=str(tmp_path / "warned"), max_steps=6, kto_chosen_weight=3.0)
-    assert "outside [1, 4/3]" in "".join(capfd.readouterr())
+    assert "outside [1, 4/3]" in caplog.text
     ruled = run(output_dir=str(tmp_path / "ruled"), max_steps=6, kto_chosen_weight=3.0, seapo_auto_weights=True)
     assert warned.log[0]["loss"] > ruled.log[0]["loss"]

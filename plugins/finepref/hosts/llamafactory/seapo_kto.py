@@ -340,7 +340,8 @@ class SeapoKTO(Adapter):
         rows = [row for row in dataset if row["_formatting"] == "negatives"]
         columns = [(row["_record"], 1) for row in rows]
         columns += [(jsonl.dumps(records.to_row(r)), size[r.prompt]) for r in grouped]
-        data.CURRENT.extra["cut_groups"] = len(given) - sum(size[r.prompt] for r in grouped)
+        cut = len(given) - sum(size[r.prompt] for r in grouped)
+        data.CURRENT.extra["cut_groups"] = data.CURRENT.extra.get("cut_groups", 0) + cut
         return Dataset.from_dict(
             {
                 "_record": [text for text, _ in columns],
@@ -453,7 +454,7 @@ class SeapoKTO(Adapter):
         return ruled if arguments.seapo_auto_weights else given
 
     def plot_keys(self, arguments: Any) -> list[str]:
-        names = SeapoOptions.error_types(arguments) or ("correctness", "logic", "hallucination")
+        names = SeapoOptions.error_types(arguments) or negatives.ERROR_TYPES
         return ["rewards/chosen", "rewards/rejected", "rewards/margins", *(f"rewards/margins/{n}" for n in names)]
 
     def settings(self, arguments: Any) -> dict[str, Any]:
