@@ -62,7 +62,7 @@ def parse_rows(rows: Iterable[RawRow], parse_row: Callable[..., Record | list[Pr
     for raw in rows:
         if raw.value is None:
             yield Checked(raw, (), raw.problems)
-        elif isinstance(parsed := parse_row(raw.value, raw.line), list):
+        elif isinstance(parsed := parse_row(raw.value, line=raw.line), list):
             yield Checked(raw, (), parsed)
         else:
             yield Checked(raw, (parsed,), [])

@@ -164,6 +164,8 @@ def _decode(raw: bytes, name: str, line: int) -> RawRow | None:
         value, end = _DECODER.raw_decode(text)
         if end != len(text):
             raise json.JSONDecodeError("Extra data", text, end)
+        if type(value) is dict and b"\\u" not in raw:
+            return RawRow(line, raw, value, [])
     except UnicodeDecodeError as error:
         message = f"byte {error.start + 1} of the line, 0x{raw[error.start]:02x}, is not UTF-8"
         return RawRow(line, raw, None, [Problem(name, line, "", "FP003", message)])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from finepref.formats.problems import Problem
-from finepref.formats.row import Message, RowReader, Span, is_plain, is_type_name, kind_of
+from finepref.formats.row import Message, RowReader, Span, is_text, is_type_name, kind_of
 
 __all__ = [
     "FORMATS",
@@ -283,50 +283,58 @@ def _prompt_and_response(reader: RowReader) -> tuple[Prompt, str]:
 def _negatives(reader: RowReader, allowed: Collection[str] | None) -> Negatives | None:
     given, prompt = reader.id(), reader.prompt()
     chosen, rejected = reader.required_text("chosen"), reader.optional_text("rejected")
-    by_column = {
-        name: reader.values[name] for name in reader.columns if name in reader.values and name not in _NEGATIVES
-    }
-    raw = by_column or _texts_by_type(reader)
-    if by_column and "negatives" in reader.values:
-        message = "a row has negatives, or one column per error type, not both"
-        reader.note(reader.column("negatives"), "FP013", message)
-
-    def place(name: str) -> str:
-        return reader.column(name) if by_column else f"{reader.column('negatives')}.{name:.80}"
-
-    negatives: dict[str, str] = {}
-    owner = {chosen.strip(): "chosen"} if chosen else {}
-    for name in sorted(raw):
+    raw, places = _texts_by_type(reader)
+    for name in raw:
         if not is_type_name(name) or (allowed is not None and name not in allowed):
-            _check_type(reader, name, place(name), allowed)
-        value = raw[name]
-        negatives[name] = text = value if is_plain(value) else reader.text(value, place(name))
-        if text and (other := owner.setdefault(text.strip(), name)) != name:
-            code, what = ("FP032", "the chosen response") if other == "chosen" else ("FP033", f"that of {other}")
-            reader.note(place(name), code, f"the negative equals {what}")
+            _check_type(reader, name, places(name), allowed)
+    texts = {name: raw[name] for name in sorted(raw)}
+    negatives = {name: text if is_text(text) else reader.text(text, places(name)) for name, text in texts.items()}
+    if len({chosen.strip(), *map(str.strip, negatives.values())}) <= len(negatives):
+        _check_different(reader, chosen, negatives, places)
     spans: dict[str, tuple[Span, ...]] = {}
     if "spans" in reader.values:
         field = reader.column("spans")
-        for name, value in sorted(reader.mapping(reader.values["spans"], field).items()):
+        members = reader.mapping(reader.values["spans"], field)
+        for name in sorted(members):
             if name not in negatives:
                 reader.note(f"{field}.{name:.80}", "FP045", "spans for a negative that is not there")
             elif negatives[name]:
-                spans[name] = reader.spans(value, f"{field}.{name}", length=len(negatives[name]))
+                spans[name] = reader.spans(members[name], f"{field}.{name}", length=len(negatives[name]))
     if reader.problems:
         return None
     return Negatives(given or content_id(prompt), prompt, chosen, negatives, spans, rejected)
 
 
-def _texts_by_type(reader: RowReader) -> Mapping[str, object]:
-    """The raw texts in the `negatives` object."""
+def _texts_by_type(reader: RowReader) -> tuple[Mapping[str, object], Callable[[str], str]]:
+    """The raw negatives of a row, from `negatives` or one column per type, and how to name the field of each."""
+    field = reader.column("negatives")
+    mapped = reader.columns.keys() - _NEGATIVES if reader.columns else ()
+    by_column = {name: reader.values[name] for name in mapped if name in reader.values}
+    if by_column:
+        if "negatives" in reader.values:
+            reader.note(field, "FP013", "a row has negatives, or one column per error type, not both")
+        return by_column, reader.column
     if "negatives" not in reader.values:
         reader.missing("negatives")
-        return {}
+        return {}, reader.column
     before = len(reader.problems)
-    texts = reader.mapping(reader.values["negatives"], reader.column("negatives"))
+    texts = reader.mapping(reader.values["negatives"], field)
     if not texts and len(reader.problems) == before:
-        reader.note(reader.column("negatives"), "FP030", "there is no negative")
-    return texts
+        reader.note(field, "FP030", "there is no negative")
+    return texts, lambda name: f"{field}.{name:.80}"
+
+
+def _check_different(
+    reader: RowReader, chosen: str, negatives: Mapping[str, str], places: Callable[[str], str]
+) -> None:
+    """Note each negative that equals the chosen response or an earlier negative but for white space at its ends."""
+    owner = {chosen.strip(): ""} if chosen else {}
+    for name, text in negatives.items():
+        other = owner.setdefault(text.strip(), name) if text else name
+        if not other and name:
+            reader.note(places(name), "FP032", "the negative equals the chosen response")
+        elif other != name:
+            reader.note(places(name), "FP033", f"the negative equals that of {other}")
 
 
 def _check_type(reader: RowReader, name: str, field: str, allowed: Collection[str] | None) -> None:

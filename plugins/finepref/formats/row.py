@@ -100,33 +100,33 @@ class RowReader:
 
     def text(self, value: object, field: str) -> str:
         """A string with at least one character that is not white space, and no lone surrogate."""
-        if is_plain(value):
+        if is_text(value):
             return value
         if type(value) is not str:
             self.note(field, "FP011", f"expected a string, got {kind_of(value)}")
-            return ""
-        if not value or value.isspace():
+        elif not value or value.isspace():
             self.note(field, "FP012", "the text is empty")
-            return ""
-        if not is_unicode(value):
+        else:
             self.note(field, "FP008", "the text has a lone surrogate")
-            return ""
-        return value
+        return ""
 
     def required_text(self, name: str) -> str:
         """The text of a required field."""
+        value = self.values.get(name)
+        if is_text(value):
+            return value
         if name not in self.values:
             self.missing(name)
             return ""
-        return self.text(self.values[name], self.columns.get(name, name))
+        return self.text(value, self.column(name))
 
     def optional_text(self, name: str) -> str | None:
         """The text of an optional field, None when absent."""
-        return self.text(self.values[name], self.column(name)) if name in self.values else None
+        return self.required_text(name) if name in self.values else None
 
     def texts(self, values: Sequence[object], field: str) -> list[str]:
         """A list of texts."""
-        return [v if is_plain(v) else self.text(v, f"{field}[{i}]") for i, v in enumerate(values)]
+        return [v if is_text(v) else self.text(v, f"{field}[{i}]") for i, v in enumerate(values)]
 
     def number(self, value: object, field: str) -> float:
         """A finite number; booleans are not numbers."""
@@ -140,10 +140,7 @@ class RowReader:
 
     def numbers(self, values: Sequence[object], field: str) -> list[float]:
         """A list of finite numbers."""
-        return [
-            v if type(v) is float and -1e300 < v < 1e300 else self.number(v, f"{field}[{i}]")
-            for i, v in enumerate(values)
-        ]
+        return [float(v) if is_small(v) else self.number(v, f"{field}[{i}]") for i, v in enumerate(values)]
 
     def items(self, value: object, field: str) -> Sequence[object]:
         """A list."""
@@ -312,9 +309,14 @@ def _plain_spans(value: object, length: int) -> tuple[Span, ...] | None:
     return tuple(spans)
 
 
-def is_plain(value: object) -> TypeGuard[str]:
-    """Whether a value is a good text of the common kind, ASCII; all others need a closer look."""
-    return type(value) is str and value.isascii() and value != "" and not value.isspace()
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether a value is a string with a character that is not white space, and without a lone surrogate."""
+    return type(value) is str and value != "" and not value.isspace() and (value.isascii() or is_unicode(value))
+
+
+def is_small(value: object) -> TypeGuard[float]:
+    """Whether a value is a good number of the common kind, not large; all others need a closer look."""
+    return (type(value) is float or type(value) is int) and -1e15 < value < 1e15
 
 
 def is_unicode(text: str) -> bool:

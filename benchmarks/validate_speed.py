@@ -1,0 +1,77 @@
+"""Records validated per second: `finepref.formats.check.check_file` against plain `json.loads` of the same file.
+
+    python benchmarks/validate_speed.py [--rows 100000]
+
+Prints one line per format: records/s, MB/s, and how many times slower than only decoding the JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from finepref.formats.check import check_file
+from finepref.formats.jsonl import write_jsonl
+
+SENTENCE = "the sum of two even numbers is even because each has a factor two so 4 + 6 = 10 and 10 = 2 * 5"
+WORDS = SENTENCE.split()
+
+
+def rows(formatting: str, count: int, seed: int = 0) -> Iterator[dict[str, object]]:
+    """`count` good rows of about 600 characters with ids; every tenth has texts that are not ASCII."""
+    draw = random.Random(seed)
+
+    def text(words: int) -> str:
+        return ("ça, 数: " if i % 10 == 0 else "") + " ".join(draw.choices(WORDS, k=words))
+
+    for i in range(count):
+        row: dict[str, object] = {"id": f"row-{i}", "prompt": text(20)}
+        match formatting:
+            case "pair":
+                row |= {"chosen": text(60), "rejected": text(60), "margin": 0.5}
+            case "span_pair":
+                row |= {
+                    "chosen": text(60),
+                    "rejected": text(60),
+                    "rejected_spans": [{"start": 3, "end": 9}, {"start": 12, "end": 20}],
+                }
+            case "ranked":
+                row |= {"responses": [text(30) for _ in range(4)], "scores": [3, 2, 1.5, -1]}
+            case "feedback":
+                row |= {"response": text(120), "label": i % 2 == 0}
+            case "negatives":
+                negatives = {name: text(30) for name in ("correctness", "logic", "hallucination")}
+                row |= {"chosen": text(30), "negatives": negatives, "spans": {"logic": [{"start": 3, "end": 9}]}}
+        yield row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000)
+    count = parser.parse_args().rows
+    with tempfile.TemporaryDirectory() as folder:
+        for formatting in ("pair", "span_pair", "ranked", "feedback", "negatives"):
+            path = Path(folder) / f"{formatting}.jsonl"
+            write_jsonl(path, rows(formatting, count))
+            start = time.perf_counter()
+            report = check_file(path, formatting)
+            seconds = time.perf_counter() - start
+            start = time.perf_counter()
+            with open(path, encoding="utf-8") as file:
+                for line in file:
+                    json.loads(line)
+            plain = time.perf_counter() - start
+            megabytes = path.stat().st_size / 1e6
+            print(
+                f"{formatting:10} {count / seconds:>9,.0f} records/s {megabytes / seconds:6.1f} MB/s "
+                f"{seconds / plain:5.2f} x json.loads, {report.total_problems} problems"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The report of a file: what it counts, what it keeps, and in how much memory."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+
+import pytest
+from finepref.formats.check import BadData, FileReport, Problem, SeenIds, check_file
+from finepref.formats.jsonl import write_jsonl
+
+
+def pair(number, **changes):
+    return {"id": f"{number}", "prompt": "q", "chosen": "good", "rejected": "bad"} | changes
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "data.jsonl"
+
+
+def test_a_good_file_passes_with_its_digest(path):
+    write_jsonl(path, [pair(1), pair(2)])
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert check_file(path, "pair") == FileReport(str(path), "pair", 2, 0, (), 0, digest, {})
+
+
+def test_columns_that_the_format_does_not_read_are_counted_per_row(path):
+    write_jsonl(path, [pair(1, source="web", margn=1), pair(2, source="book"), pair(3)])
+    assert check_file(path, "pair").ignored == {"source": 2, "margn": 1}
+
+
+def test_a_column_that_is_mapped_is_read_and_the_name_it_replaces_is_not(path):
+    write_jsonl(path, [pair(1, best="better")])
+    assert check_file(path, "pair", columns={"chosen": "best"}).ignored == {"chosen": 1}
+
+
+def test_the_report_keeps_the_first_problems_by_line_and_counts_all(path):
+    write_jsonl(path, [pair(n, chosen="") for n in range(250)])
+    report = check_file(path, "pair", limit=3)
+    assert [problem.line for problem in report.problems] == [1, 2, 3]
+    assert (report.total_problems, report.rejected, report.rows) == (250, 250, 250)
+    assert len(check_file(path, "pair").problems) == 100
+
+
+def test_a_problem_of_the_whole_file_is_kept_whatever_the_limit(path):
+    rows = [{"prompt": f"{n}", "response": "", "label": True} for n in range(5)]
+    write_jsonl(path, [*rows, {"prompt": "p", "response": "r", "label": True}])
+    report = check_file(path, "feedback", limit=2)
+    assert [(problem.code, problem.line) for problem in report.problems] == [("FP061", 0), ("FP012", 1), ("FP012", 2)]
+
+
+def test_a_share_of_bad_rows_may_pass_but_never_a_bad_file(path):
+    """One bad row of eight is 12.5 %."""
+    write_jsonl(path, [pair(n, **({"chosen": ""} if n == 3 else {})) for n in range(8)])
+    report = check_file(path, "pair")
+    assert report.passes(0.125)
+    assert not report.passes(0.124)
+    assert not report.passes()
+    path.write_bytes(b"")
+    assert not check_file(path, "pair").passes(0.99)
+
+
+def test_ids_beyond_the_memory_limit_are_remembered_in_order():
+    """Ids 0..9 once, then each again: the second time gives the line of the first, before and after the spill at 5."""
+    with SeenIds(in_memory=4) as seen:
+        assert [seen.line_of(f"{n}", n + 1) for n in range(10)] == [None] * 10
+        assert seen.table is not None
+        assert [seen.line_of(f"{n}", n + 100) for n in range(10)] == [n + 1 for n in range(10)]
+
+
+def test_an_id_twice_is_found_after_the_ids_moved_to_disk(path, monkeypatch):
+    monkeypatch.setattr(SeenIds.__init__, "__defaults__", (10,))
+    write_jsonl(path, [*(pair(n) for n in range(50)), pair(3), pair(40)])
+    report = check_file(path, "pair")
+    assert [(problem.code, problem.line) for problem in report.problems] == [("FP060", 51), ("FP060", 52)]
+    assert "line 4 " in report.problems[0].message
+    assert "line 41 " in report.problems[1].message
+
+
+def test_bad_data_lists_its_problems_and_closes_with_the_count():
+    problems = [Problem("f", n, "x", "FP012", "the text is empty") for n in range(1, 103)]
+    error = BadData(problems, 2311)
+    assert len(error.problems) == 100
+    shown = str(error).split("\n")
+    assert shown[0] == "FP012 f:1 x: the text is empty"
+    assert shown[-1] == "2311 problems, the first 100 shown"
+    assert str(BadData(problems[:1])).split("\n")[-1] == "1 problem"
+
+
+def test_bad_data_survives_pickling_as_worker_processes_need():
+    error = BadData([Problem("f", 1, "x", "FP012", "the text is empty")], 7)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.problems, copy.total, str(copy)) == (error.problems, 7, str(error))
+
+
+def test_a_problem_needs_a_code_of_the_table():
+    with pytest.raises(KeyError):
+        Problem("f", 1, "x", "FP999", "unheard of")

@@ -1,0 +1,123 @@
+"""Strict reading and atomic writing of JSON Lines."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from finepref.formats.check import BadData, Problem
+from finepref.formats.jsonl import dumps, read_jsonl, write_jsonl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+settings.register_profile("formats", derandomize=True, deadline=None)
+SETTINGS = settings.get_profile("formats")
+
+
+def read(path, content):
+    """The rows of a file with that content, which must be good."""
+    path.write_bytes(content)
+    return list(read_jsonl(path, problems=None))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "data.jsonl"
+
+
+def test_only_a_newline_ends_a_line(path):
+    """U+2028, U+0085, form feed and a lone carriage return end lines elsewhere; here they are text or white space."""
+    text = "a\u2028b\u0085c"
+    content = json.dumps({"x": text}, ensure_ascii=False).encode() + b'\r\n\n \t\r\n{"y":\r 1}'
+    assert read(path, content) == [(1, {"x": text}), (4, {"y": 1})]
+
+
+def test_a_byte_order_mark_is_accepted_and_is_no_part_of_the_first_key(path):
+    assert read(path, b'\xef\xbb\xbf{"x": 1}\n') == [(1, {"x": 1})]
+    assert read(path, b'\xef\xbb\xbf[{"x": 1}]') == [(1, {"x": 1})]
+
+
+def test_an_array_gives_each_row_with_the_line_where_it_starts(path):
+    rows = [{"x": 1}, {"y": ["\n", {}]}, {"z": "]"}]
+    assert read(path, json.dumps(rows, indent=1).encode()) == [(2, rows[0]), (5, rows[1]), (11, rows[2])]
+    assert read(path, b' \n[{"x": 1}, {"y": 2}\n,{"z": 3}]') == [(2, {"x": 1}), (2, {"y": 2}), (3, {"z": 3})]
+
+
+def test_a_surrogate_pair_escape_is_one_character(path):
+    assert read(path, b'{"x": "\\ud83d\\ude00"}') == [(1, {"x": "\N{GRINNING FACE}"})]
+
+
+def test_an_escaped_backslash_before_ud800_is_plain_text(path):
+    assert read(path, b'{"x": "\\\\ud800"}') == [(1, {"x": "\\ud800"})]
+
+
+def test_with_a_list_for_problems_reading_goes_on_after_a_bad_line(path):
+    path.write_bytes(b'{"x": 1}\n{\n{"x": 2}\n')
+    problems: list[Problem] = []
+    assert list(read_jsonl(path, problems=problems)) == [(1, {"x": 1}), (3, {"x": 2})]
+    assert [(problem.code, problem.line) for problem in problems] == [("FP004", 2)]
+
+
+def test_without_a_list_for_problems_the_first_bad_line_raises(path):
+    path.write_bytes(b'{"x": 1}\n{\n[]\n')
+    with pytest.raises(BadData) as raised:
+        list(read_jsonl(path, problems=None))
+    assert [problem.line for problem in raised.value.problems] == [2]
+
+
+def test_a_line_of_exactly_16_mib_is_read_and_one_byte_more_is_not(path):
+    def line(size):
+        return b'{"x": "' + b"y" * (size - 10) + b'"}\n'
+
+    assert len(line(16 * 2**20)) == 16 * 2**20
+    path.write_bytes(line(16 * 2**20) + line(16 * 2**20 + 1) + b'{"x": "z"}\n')
+    problems: list[Problem] = []
+    assert [number for number, _ in read_jsonl(path, problems=problems)] == [1, 3]
+    assert [(problem.code, problem.line) for problem in problems] == [("FP009", 2)]
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(SETTINGS, max_examples=100)
+@given(rows=st.lists(st.dictionaries(st.text(), JSON_VALUES, max_size=4), max_size=5))
+def test_what_is_written_is_read_back_equal(rows, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "round_trip.jsonl"
+    assert write_jsonl(path, rows) == len(rows)
+    assert list(read_jsonl(path, problems=None)) == list(enumerate(rows, start=1))
+
+
+def test_a_row_is_written_as_one_line_of_readable_utf_8():
+    assert dumps({"b": "é\n\u2028", "a": [1, None]}) == '{"b": "é\\n\u2028", "a": [1, null]}'
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), "\ud800", object()])
+def test_a_row_that_cannot_be_written_leaves_the_old_file_as_it_was(path, bad):
+    path.write_text("old\n")
+    with pytest.raises((ValueError, TypeError)):
+        write_jsonl(path, [{"x": 1}, {"x": bad}])
+    assert path.read_text() == "old\n"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_rows_that_stop_with_an_error_leave_no_file(path):
+    def rows():
+        yield {"x": 1}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_jsonl(path, rows())
+    assert list(path.parent.iterdir()) == []
+
+
+def test_missing_folders_are_made(tmp_path):
+    write_jsonl(tmp_path / "a/b/data.jsonl", [{"x": 1}])
+    assert (tmp_path / "a/b/data.jsonl").read_text() == '{"x": 1}\n'

@@ -1,0 +1,162 @@
+"""20,000 mutated records: whatever a row holds, parsing gives a record or problems, and never raises."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+
+import pytest
+from finepref.formats.catalogue import FORMATS_SHOWN
+from finepref.formats.check import Problem, check_file
+from finepref.formats.jsonl import dumps
+from finepref.formats.records import FIELDS, FORMATS, parse, to_row
+from finepref.formats.released import READERS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+settings.register_profile("formats", derandomize=True, deadline=None)
+SETTINGS = settings.get_profile("formats")
+
+TURNS = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+GOOD = {
+    "pair": {"id": "a", "messages": TURNS, "chosen": "x y", "rejected": "z", "margin": 0.5},
+    "span_pair": {
+        "prompt": "q",
+        "system": "s",
+        "chosen": "one two",
+        "rejected": "one three",
+        "chosen_spans": [{"start": 0, "end": 3}, [4, 7, 0.5]],
+    },
+    "ranked": {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 0.5, -2], "kind": "apo"},
+    "feedback": {"messages": [*TURNS, {"from": "gpt", "value": "r"}], "label": False, "error_type": "logic"},
+    "negatives": {
+        "prompt": "q",
+        "chosen": "good",
+        "negatives": {"logic": "bad", "correctness": "worse"},
+        "spans": {"logic": [{"start": 0, "end": 3, "weight": 2}]},
+        "rejected": "meh",
+    },
+    "granular": {"prompt": "q", "correct_response": "one", "incorrect_response": "two", "masked_region": [0, 2, 1]},
+    "apo_rm": {"text": ["\n\nHuman: q\n\nAssistant:<sep> a", "\n\nHuman: q\n\nAssistant:<sep> b"], "scores": [1, 0]},
+    "reversegen": {"prompt": "q", "positive": "a", "negative": "b"},
+    "seapo": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "label": True},
+    "train_detail": {
+        "conversations": [{"from": "human", "value": "q"}],
+        "chosen": {
+            "from": "gpt",
+            "value": "one two",
+            "train_detail": [{"begin_offset": 0, "end_offset": 2, "train": True}],
+        },
+        "rejected": {"role": "assistant", "content": "two"},
+    },
+}
+STRANGE = [
+    *(None, True, False, 0, 1, -1, 2**63, -(2**63) - 1, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf")),
+    *("", " ", "\u3000", "q", "good", "a" * 300, "\ud800", "\udfff\ud800", "\x00", "\x1b[2J", "b<sep>c"),
+    *([], {}, [[]], [{}], [None], [0, 1], [0, 1, 2], [1, 0], [[0, 1], [0, 1]], {"start": 0}, {"role": "user"}),
+    *(b"bytes", (0, 1), {1: 2}, {"\ud800": "x"}, {"logic": "good"}, {"start": 0, "end": 1, "weight": float("inf")}),
+    [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}],
+    object(),
+]
+ODD_KEYS = {"role", "value", "start", "weight", "train_detail", "\ud800", "", "x y"}
+KEYS = sorted({name for fields in FIELDS.values() for name in fields} | ODD_KEYS)
+
+
+def places(value, path=()):
+    """The paths of all values inside a value, that of the value itself first."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, member in inner:
+        yield from places(member, (*path, key))
+
+
+def mutated(good, draw):
+    """A good row after one to three changes: a value made strange, taken out, copied to another key, or doubled."""
+    row = copy.deepcopy(good)
+    for _ in range(draw.randint(1, 3)):
+        inside = [path for path in places(row) if path]
+        if not inside:
+            break
+        *way, last = draw.choice(inside)
+        holder = row
+        for key in way:
+            holder = holder[key]
+        match draw.randrange(4), holder:
+            case 0, _:
+                holder[last] = copy.deepcopy(draw.choice(STRANGE))
+            case 1, _:
+                del holder[last]
+            case 2, dict():
+                holder[draw.choice(KEYS)] = copy.deepcopy(holder[last])
+            case 2, list():
+                holder.append(copy.deepcopy(draw.choice(STRANGE)))
+            case 3, dict():
+                holder[draw.choice(KEYS)] = copy.deepcopy(draw.choice(STRANGE))
+            case 3, list():
+                holder.insert(0, copy.deepcopy(holder[last]))
+    return row
+
+
+def read(row, layout, **options):
+    if layout in FORMATS:
+        return parse(row, layout, file="f", line=7, **options)
+    return READERS[layout][1](row, file="f", line=7)
+
+
+@settings(SETTINGS, max_examples=2000)
+@given(seed=st.integers(0, 2**64 - 1))
+def test_ten_mutated_rows_each_give_a_record_or_problems_and_nothing_else(seed):
+    """2,000 examples of ten rows, two of each released layout and format in turn."""
+    draw = random.Random(seed)
+    for layout in GOOD:
+        row = mutated(GOOD[layout], draw)
+        arrow = layout in FORMATS and draw.random() < 0.3
+        parsed = read(row, layout, nulls_absent=True) if arrow else read(row, layout)
+        if isinstance(parsed, list):
+            assert parsed, row
+            for problem in parsed:
+                assert isinstance(problem, Problem)
+                assert (problem.file, problem.line) == ("f", 7)
+                assert str(problem).isprintable(), row
+                if layout in FORMATS:
+                    assert problem.code in (*FORMATS_SHOWN[layout].codes, "FP005")
+        else:
+            native = layout if layout in FORMATS else READERS[layout][0]
+            canonical = json.loads(dumps(to_row(parsed)))
+            assert parse(canonical, native) == parsed, row
+
+
+@pytest.mark.parametrize("layout", GOOD)
+def test_the_rows_that_are_mutated_are_good_to_begin_with(layout):
+    assert isinstance(read(GOOD[layout], layout), FORMATS[layout if layout in FORMATS else READERS[layout][0]])
+
+
+@settings(SETTINGS, max_examples=1000)
+@given(seed=st.integers(0, 2**64 - 1))
+def test_a_file_with_damaged_bytes_is_read_to_its_end_and_every_row_is_counted(seed, tmp_path_factory):
+    """Bytes are flipped, taken out, doubled or cut off; a good row that is untouched stays good."""
+    draw = random.Random(seed)
+    layout = draw.choice([*FORMATS])
+    lines = [json.dumps(GOOD[layout] | {"id": f"{n}"}).encode() + b"\n" for n in range(4)]
+    damaged = bytearray(lines[1])
+    for _ in range(draw.randint(1, 4)):
+        at = draw.randrange(len(damaged))
+        match draw.randrange(4):
+            case 0:
+                damaged[at] = draw.randrange(256)
+            case 1:
+                del damaged[at : at + draw.randint(1, 9)]
+            case 2:
+                damaged[at:at] = bytes(draw.choices(range(256), k=3))
+            case 3:
+                del damaged[at:]
+        damaged = damaged or bytearray(b"\n")
+    content = lines[0] + bytes(damaged) + lines[2] + lines[3]
+    path = tmp_path_factory.getbasetemp() / "damaged.jsonl"
+    path.write_bytes(content)
+    report = check_file(path, layout)
+    rows = sum(bool(line.strip(b" \t\r")) for line in content.split(b"\n"))
+    assert report.rows == rows
+    assert report.total_problems >= report.rejected
+    assert {problem.line for problem in report.problems} <= {0, *range(1, rows + 2)}

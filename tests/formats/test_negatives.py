@@ -1,0 +1,126 @@
+"""The draw of one negative per prompt and epoch, and the joining of feedback rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from hashlib import blake2b
+from itertools import permutations
+
+import pytest
+from finepref.formats.negatives import draw, group_feedback, pick
+from finepref.formats.records import Feedback, Message, Negatives, content_id
+
+USER = (Message("user", "q"),)
+THREE = {"correctness": "c", "hallucination": "h", "logic": "l"}
+
+
+def feedback(response, label, error_type=None, prompt=USER):
+    return Feedback(content_id(prompt, response), prompt, response, label, error_type)
+
+
+def codes(problems):
+    return [(problem.code, problem.file, problem.line, problem.field) for problem in problems]
+
+
+def test_a_pick_is_the_documented_hash():
+    """blake2b of "7:2:gsm-1" with an 8-byte digest, read big-endian, modulo 3."""
+    by_hand = int.from_bytes(blake2b(b"7:2:gsm-1", digest_size=8).digest(), "big") % 3
+    assert pick(3, seed=7, epoch=2, record_id="gsm-1") == by_hand
+
+
+def test_picks_are_pinned_so_that_old_runs_can_be_repeated():
+    """The formula of the test above, worked out with hashlib alone."""
+    assert [pick(3, seed=0, epoch=epoch, record_id="a") for epoch in range(12)] == [1, 2, 0, 1, 0, 0, 1, 0, 2, 1, 1, 2]
+
+
+def test_picks_are_even_over_ids_and_change_with_seed_and_epoch():
+    """30,000 draws of 3: each expects 10,000 with a standard deviation of 82; 4 of them are 327."""
+    ids = [f"record-{n}" for n in range(30_000)]
+    counts = Counter(pick(3, seed=1, epoch=0, record_id=name) for name in ids)
+    assert all(abs(count - 10_000) < 327 for count in counts.values())
+    first = [pick(3, seed=1, epoch=0, record_id=name) for name in ids]
+    for seed, epoch in ((1, 1), (2, 0)):
+        same = sum(a == pick(3, seed=seed, epoch=epoch, record_id=name) for a, name in zip(first, ids, strict=True))
+        assert abs(same - 10_000) < 327
+
+
+def test_a_draw_does_not_depend_on_the_order_of_the_types():
+    drawn = set()
+    for order in permutations(THREE):
+        record = Negatives("a", USER, "good", {name: THREE[name] for name in order})
+        drawn.add(tuple(draw(record, seed=0, epoch=epoch) for epoch in range(20)))
+    assert len(drawn) == 1
+
+
+def test_a_draw_over_some_types_never_leaves_them():
+    record = Negatives("a", USER, "good", THREE)
+    drawn = {draw(record, seed=0, epoch=epoch, types=["logic", "correctness", "unused"]) for epoch in range(50)}
+    assert drawn == {"correctness", "logic"}
+
+
+def test_a_draw_over_types_that_a_record_lacks_is_an_error():
+    with pytest.raises(ValueError, match="record a has no negative of type logic"):
+        draw(Negatives("a", USER, "good", {"hallucination": "h"}), seed=0, epoch=0, types=["logic"])
+
+
+def test_one_file_per_error_type_becomes_one_record_per_prompt():
+    """The SeaPO release writes the positive into each file."""
+    rows = [
+        (name, line, row)
+        for name in ("correctness", "logic", "hallucination")
+        for line, row in enumerate([feedback("good", True), feedback(f"bad {name}", False, name)], start=1)
+    ]
+    records, problems = group_feedback(rows)
+    assert problems == []
+    negatives = {"correctness": "bad correctness", "hallucination": "bad hallucination", "logic": "bad logic"}
+    assert records == [Negatives(content_id(USER), USER, "good", negatives)]
+    assert group_feedback(reversed(rows)) == (records, [])
+
+
+def test_prompts_that_differ_in_the_system_turn_are_different_prompts():
+    with_system = (Message("system", "s"), *USER)
+    rows = [
+        ("f", n, feedback(text, label, None if label else "logic", prompt))
+        for n, (prompt, text, label) in enumerate(
+            [(USER, "a", True), (with_system, "b", True), (with_system, "c", False), (USER, "d", False)], start=1
+        )
+    ]
+    records, problems = group_feedback(rows)
+    assert problems == []
+    assert [(record.prompt, record.chosen, record.negatives) for record in records] == [
+        (USER, "a", {"logic": "d"}),
+        (with_system, "b", {"logic": "c"}),
+    ]
+
+
+def test_each_way_in_which_a_prompt_can_be_incomplete_is_named():
+    good, bad = feedback("good", True), feedback("bad", False, "logic")
+    table = [
+        ([good], [("FP063", "f", 1, "label")]),
+        ([bad], [("FP062", "f", 1, "label")]),
+        ([good, bad, feedback("better", True)], [("FP064", "f", 3, "response")]),
+        ([good, bad, feedback("worse", False, "logic")], [("FP065", "f", 3, "response")]),
+        ([good, feedback("bad", False)], [("FP066", "f", 2, "error_type")]),
+        ([good, feedback("good ", False, "logic")], [("FP032", "f", 2, "response")]),
+        ([good, bad, feedback("bad", False, "correctness")], [("FP033", "f", 3, "response")]),
+        ([feedback("bad", False)], [("FP066", "f", 1, "error_type"), ("FP062", "f", 1, "label")]),
+    ]
+    for rows, expected in table:
+        records, problems = group_feedback([("f", line, row) for line, row in enumerate(rows, start=1)])
+        assert codes(problems) == expected
+        assert records == []
+
+
+def test_a_bad_prompt_does_not_keep_a_good_one_from_its_record():
+    other = (Message("user", "other"),)
+    rows = [feedback("x", True), feedback("good", True, prompt=other), feedback("bad", False, "logic", prompt=other)]
+    records, problems = group_feedback([("f", line, row) for line, row in enumerate(rows, start=1)])
+    assert [record.prompt for record in records] == [other]
+    assert codes(problems) == [("FP063", "f", 1, "label")]
+
+
+def test_the_same_negative_twice_is_one_negative():
+    rows = [feedback("good", True), feedback("bad", False, "logic"), feedback("bad", False, "logic")]
+    records, problems = group_feedback([("f", line, row) for line, row in enumerate(rows, start=1)])
+    assert problems == []
+    assert records[0].negatives == {"logic": "bad"}
