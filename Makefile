@@ -5,11 +5,12 @@
 CORE := .venvs/core/bin
 LLAMAFACTORY := .venvs/llamafactory/bin
 
-# How many processes share the tests of one environment.
+# Tests run tiny models: one thread each is fastest.
 export OMP_NUM_THREADS ?= 1
 
+# All cores, and no spinning for them, so that a busy machine does not slow it down out of proportion.
 demo: env-llamafactory
-	OMP_NUM_THREADS=$(shell nproc) $(LLAMAFACTORY)/python examples/demo.py --output demo
+	OMP_NUM_THREADS=$(shell nproc) OMP_WAIT_POLICY=passive $(LLAMAFACTORY)/python examples/demo.py --output demo
 
 test: lint test-core test-llamafactory
 
