@@ -185,6 +185,11 @@ def test_all_problems_of_a_row_are_found_at_once():
     ]
 
 
+def test_a_row_of_another_format_is_named_once_beside_its_other_problems():
+    row = {"id": 3, "prompt": "q", "response": "a", "label": True}
+    assert codes(parse(row, "negatives")) == [("FP015", "chosen"), ("FP011", "id")]
+
+
 @pytest.mark.parametrize("row", [None, 3, "text", [], [{}], True])
 def test_a_row_that_is_no_object_is_a_problem(row):
     assert codes(parse(row, "pair", file="f", line=3)) == [("FP005", "")]

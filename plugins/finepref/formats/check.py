@@ -160,17 +160,19 @@ class FileCheck:
 
     def walk(self, rows: Iterable[Checked]) -> Iterator[Checked]:
         """Check rows one by one; what is wrong with the whole file comes as a last row with line 0."""
+        known = self.known
         with SeenIds() as seen:
             for row in rows:
-                raw = row.raw
-                if self.known is not None and raw.value is not None and not raw.value.keys() <= self.known:
-                    self.ignored.update(raw.value.keys() - self.known)
-                checked = self._against_earlier(row, seen) if row.records else row
-                self.rows += raw.line > 0
-                if checked.problems:
-                    self.rejected += raw.line > 0
-                    self._note(checked.problems)
-                yield checked
+                line, _, value, _ = row.raw
+                if known is not None and value is not None and not value.keys() <= known:
+                    self.ignored.update(value.keys() - known)
+                if row.records:
+                    row = self._against_earlier(row, seen)
+                self.rows += line > 0
+                if row.problems:
+                    self.rejected += line > 0
+                    self._note(row.problems)
+                yield row
         of_set = self._set_problems()
         if of_set:
             self._note(of_set)

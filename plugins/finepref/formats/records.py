@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from finepref.formats.problems import Problem
-from finepref.formats.row import Message, RowReader, Span, is_text, is_type_name, kind_of
+from finepref.formats.row import Message, RowReader, Span, is_text, is_type_name, kind_of, shown
 
 __all__ = [
     "FORMATS",
@@ -195,7 +195,7 @@ def _span_pair(reader: RowReader) -> SpanPair | None:
     rejected_spans = _spans_of(reader, "rejected_spans", rejected)
     side = reader.values.get("side", 0)
     if side not in (-1, 0, 1) or type(side) is bool:
-        reader.note(reader.column("side"), "FP046", f"expected -1, 0 or 1, got {str(side)[:80]!a}")
+        reader.note(reader.column("side"), "FP046", f"expected -1, 0 or 1, got {shown(side)}")
     elif side and not reader.problems:
         used, unused = (chosen_spans, rejected_spans) if side == 1 else (rejected_spans, chosen_spans)
         if unused or not used:
@@ -215,7 +215,7 @@ def _ranked(reader: RowReader) -> Ranked | None:
     responses, scores = reader.texts(texts, field), reader.numbers(numbers, scores_field)
     kind = reader.values.get("kind", "human")
     if kind != "human" and kind != "apo":
-        reader.note(reader.column("kind"), "FP053", f"expected human or apo, got {str(kind)[:80]!a}")
+        reader.note(reader.column("kind"), "FP053", f"expected human or apo, got {shown(kind)}")
     if not reader.problems:
         _check_ranking(reader, responses, scores)
     if reader.problems:
@@ -287,8 +287,7 @@ def _negatives(reader: RowReader, allowed: Collection[str] | None) -> Negatives 
     for name in raw:
         if not is_type_name(name) or (allowed is not None and name not in allowed):
             _check_type(reader, name, places(name), allowed)
-    texts = {name: raw[name] for name in sorted(raw)}
-    negatives = {name: text if is_text(text) else reader.text(text, places(name)) for name, text in texts.items()}
+    negatives = {name: t if is_text(t := raw[name]) else reader.text(t, places(name)) for name in sorted(raw)}
     if len({chosen.strip(), *map(str.strip, negatives.values())}) <= len(negatives):
         _check_different(reader, chosen, negatives, places)
     spans: dict[str, tuple[Span, ...]] = {}
@@ -358,18 +357,15 @@ def _spans_of(reader: RowReader, name: str, text: str) -> tuple[Span, ...]:
 
 
 def _of_another_format(reader: RowReader, formatting: str) -> list[Problem]:
-    """One problem that says what the row looks like, when a field is missing that only another format lacks."""
-    if not any(problem.code == "FP010" for problem in reader.problems):
+    """The problems, with one that says what the row looks like in place of those of missing fields; else nothing."""
+    missing = next((problem for problem in reader.problems if problem.code == "FP010"), None)
+    if missing is None:
         return []
     for name, fields in SIGNATURES.items():
         if name != formatting and fields <= reader.row.keys():
-            hint = (
-                f"the row looks like {name}"
-                if name in FORMATS
-                else f"the row is of the released files: convert --from {name}"
-            )
-            missing = next(problem for problem in reader.problems if problem.code == "FP010")
-            return [Problem(reader.file, reader.line, missing.field, "FP015", f"{missing.message}; {hint}")]
+            hint = f"the row looks like {name}" if name in FORMATS else f"convert the file with --from {name}"
+            rest = [problem for problem in reader.problems if problem.code != "FP010"]
+            return [replace(missing, code="FP015", message=f"{missing.message}; {hint}"), *rest]
     return []
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from finepref.formats.problems import Problem
 from finepref.formats.records import Message, Record, parse
-from finepref.formats.row import RowReader, kind_of
+from finepref.formats.row import RowReader, kind_of, shown
 
 Parsed = Record | list[Problem]
 
@@ -47,7 +47,7 @@ def parse_granular(row: object, *, file: str = "<row>", line: int = 0) -> Parsed
     elif not isinstance(region, list | tuple) or len(region) != 3 or any(type(number) is not int for number in region):
         reader.note("masked_region", "FP080", "expected [start, end, flag], three integers")
     elif region[2] not in (1, -1, 0):
-        reader.note("masked_region", "FP080", f"the flag is {region[2]}, not 1, -1 or 0")
+        reader.note("masked_region", "FP080", f"the flag is {shown(region[2])}, not 1, -1 or 0")
     elif region[2]:
         own |= {"masked_region": [list(region[:2])], "side": region[2]}
         columns["chosen_spans" if region[2] == 1 else "rejected_spans"] = "masked_region"

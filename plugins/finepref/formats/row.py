@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple, TypeGuard
 
@@ -21,7 +19,6 @@ ROLES = {
 """Role as written -> role; `human` and `gpt` are the names of the sharegpt layout."""
 
 INT64 = 2**63
-_TYPE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}", re.ASCII)
 _ABSENT = object()
 
 
@@ -55,6 +52,15 @@ def kind_of(value: object) -> str:
             return "an object"
         case _:
             return "a list" if isinstance(value, list | tuple) else type(value).__name__
+
+
+def shown(value: object) -> str:
+    """A value for messages: short texts and numbers as they are, in printable characters; of others, their type."""
+    if type(value) is str:
+        return ascii(value[:80])
+    if type(value) is float or (type(value) is int and -INT64 <= value < INT64):
+        return str(value)
+    return kind_of(value)
 
 
 class RowReader:
@@ -171,7 +177,7 @@ class RowReader:
             self.note(self.column("id"), "FP011", f"expected a string, got {kind_of(value)}")
         elif not 0 < len(value) <= 256 or not value.isprintable() or value != value.strip():
             self.note(self.column("id"), "FP023", "an id has 1 to 256 printable characters and no space at its ends")
-        return str(value)
+        return value if type(value) is str else None
 
     def messages(self, value: object, field: str) -> tuple[Message, ...]:
         """Turns {role, content} or {from, value}: an optional system turn, then user and assistant by turns."""
@@ -182,11 +188,12 @@ class RowReader:
         if not turns:
             self.note(field, "FP012", "there is no message")
             return ()
-        dialogue = turns[1:] if turns[0].role == "system" else turns
-        for i, turn in enumerate(dialogue, start=len(turns) - len(dialogue)):
-            expected = "user" if (i - (len(turns) - len(dialogue))) % 2 == 0 else "assistant"
+        first = 1 if turns[0].role == "system" else 0
+        for i, turn in enumerate(turns[first:]):
+            expected = ("user", "assistant")[i % 2]
             if turn.role != expected:
-                self.note(f"{field}[{i}]", "FP021", f"expected a turn of the {expected}, got one of the {turn.role}")
+                message = f"expected a turn of the {expected}, got one of the {turn.role}"
+                self.note(f"{field}[{first + i}]", "FP021", message)
                 return ()
         return tuple(turns)
 
@@ -197,12 +204,11 @@ class RowReader:
             if name not in members and isinstance(value, Mapping):
                 self.note(f"{field}.{name}", "FP010", "the field is missing")
         for key in members.keys() - {*names}:
-            self.note(
-                f"{field}.{key!s:.80}", "FP014", "a message has role and content, or from and value, and no more"
-            )
+            message = "a message has role and content, or from and value, and no more"
+            self.note(f"{field}.{key:.80}", "FP014", message)
         role, content = (members.get(name, _ABSENT) for name in names)
         if role is not _ABSENT and (type(role) is not str or role not in ROLES):
-            self.note(f"{field}.{names[0]}", "FP020", f"expected one of {', '.join(ROLES)}, got {str(role)[:80]!a}")
+            self.note(f"{field}.{names[0]}", "FP020", f"expected one of {', '.join(ROLES)}, got {shown(role)}")
         text = self.text(content, f"{field}.{names[1]}") if content is not _ABSENT else ""
         return Message(ROLES.get(role, "") if type(role) is str else "", text)
 
@@ -210,9 +216,8 @@ class RowReader:
         """The turns in `messages`."""
         for name in ("prompt", "system"):
             if name in self.values:
-                self.note(
-                    self.column(name), "FP013", "a row has messages, or prompt with an optional system, not both"
-                )
+                message = "a row has messages, or prompt with an optional system, not both"
+                self.note(self.column(name), "FP013", message)
         return self.messages(self.values["messages"], self.column("messages"))
 
     def prompt(self) -> tuple[Message, ...]:
@@ -256,13 +261,10 @@ class RowReader:
                 parts.pop()
             if not 2 <= len(parts) <= 3:
                 if isinstance(value, list | tuple):
-                    self.note(
-                        field, "FP040", f"a span is [start, end] or [start, end, weight], not {len(parts)} values"
-                    )
+                    message = f"a span is [start, end] or [start, end, weight], not {len(parts)} values"
+                    self.note(field, "FP040", message)
                 return Span(0, 0)
-        start, end = (
-            self._offset(part, f"{field}.{name}") for part, name in zip(parts, ("start", "end"), strict=False)
-        )
+        start, end = self._offset(parts[0], f"{field}.start"), self._offset(parts[1], f"{field}.end")
         weight = self.number(parts[2], f"{field}.weight") if len(parts) == 3 else 1.0
         if start is None or end is None:
             return Span(0, 0)
@@ -286,10 +288,9 @@ class RowReader:
         return value
 
 
-@lru_cache(maxsize=1024)
 def is_type_name(value: str) -> bool:
     """Whether a string can name an error type: a letter, then up to 63 letters, digits, `_` or `-` (ASCII)."""
-    return _TYPE_NAME.fullmatch(value) is not None
+    return len(value) <= 64 and value.isascii() and value.replace("-", "_").isidentifier() and value[0].isalpha()
 
 
 def _plain_spans(value: object, length: int) -> tuple[Span, ...] | None:
