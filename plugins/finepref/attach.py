@@ -16,6 +16,7 @@ WATCHED = {
     "llamafactory.data.loader": "finepref.hosts.patching:attach",
     "llamafactory.data.parser": "finepref.hosts.patching:attach",
     "llamafactory.hparams.finetuning_args": "finepref.hosts.patching:attach",
+    "llamafactory.train.dpo": "finepref.hosts.patching:attach",
     "llamafactory.train.kto": "finepref.hosts.patching:attach",
     "llamafactory.train.tuner": "finepref.hosts.patching:attach",
 }

@@ -59,6 +59,9 @@ LLAMAFACTORY_CARDS = (
     "processor-base",
 )
 
+# Stages on pairs of responses train with the host's DPO trainer.
+PAIR_CARDS = ("run-dpo", "dpo-trainer", "pair-collator")
+
 BUILT_IN = (
     Stage(
         name="seapo_kto",
@@ -71,6 +74,30 @@ BUILT_IN = (
         adapter="finepref.hosts.llamafactory.seapo_kto:SeapoKTO",
         recipe="examples/seapo_kto.yaml",
         demo_dataset="seapo_demo",
+    ),
+    Stage(
+        name="sepo",
+        title="SePO: selective preference optimization, on the tokens that an oracle finds decisive",
+        paper="arXiv 2408.13518",
+        carrier="dpo",
+        formats=("scored_pair", "span_pair", "pair"),
+        cards=(*LLAMAFACTORY_CARDS, *PAIR_CARDS),
+        arguments="finepref.hosts.llamafactory.options:SepoOptions",
+        adapter="finepref.hosts.llamafactory.sepo:Sepo",
+        recipe="examples/sepo.yaml",
+        demo_dataset="sepo_demo",
+    ),
+    Stage(
+        name="tdpo",
+        title="TDPO: token-level direct preference optimization, on spans or whole responses",
+        paper="arXiv 2404.11999",
+        carrier="dpo",
+        formats=("span_pair", "pair"),
+        cards=(*LLAMAFACTORY_CARDS, *PAIR_CARDS),
+        arguments="finepref.hosts.llamafactory.options:TdpoOptions",
+        adapter="finepref.hosts.llamafactory.tdpo:Tdpo",
+        recipe="examples/tdpo_spans.yaml",
+        demo_dataset="tdpo_demo",
     ),
 )
 

@@ -26,6 +26,7 @@ class Case(NamedTuple):
 
 PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 SPAN_PAIR = {"prompt": "q", "chosen": "a good answer", "rejected": "a bad answer", "rejected_spans": [[2, 5]]}
+SCORED_PAIR = PAIR | {"tokenizer": "0123456789abcdef", "chosen_scores": [0.5, 1.0], "rejected_scores": [-1.0]}
 RANKED = {"prompt": "q", "responses": ["a", "b", "c"], "scores": [2, 1, 0]}
 FEEDBACK = {"prompt": "q", "response": "a", "label": True}
 NEGATIVES = {"prompt": "q", "chosen": "a good answer", "negatives": {"logic": "a bad answer"}}
@@ -39,9 +40,14 @@ def lines(*rows: object) -> bytes:
 
 def one(name: str, formatting: str, row: object, *found: tuple[str, str], **options: object) -> Case:
     """A good row, then the bad one in line 2, then a good one (feedback: with both labels)."""
-    base = {"pair": PAIR, "span_pair": SPAN_PAIR, "ranked": RANKED, "feedback": FEEDBACK, "negatives": NEGATIVES}[
-        formatting
-    ]
+    base = {
+        "pair": PAIR,
+        "span_pair": SPAN_PAIR,
+        "scored_pair": SCORED_PAIR,
+        "ranked": RANKED,
+        "feedback": FEEDBACK,
+        "negatives": NEGATIVES,
+    }[formatting]
     before = base | {"prompt": "first"}
     after = base | {"prompt": "last"} | ({"label": False} if formatting == "feedback" else {})
     columns = options.get("columns")
@@ -346,6 +352,55 @@ LABELS_AND_SCORES = [
     ),
 ]
 
+TOKEN_SCORES = [
+    one("no token score", "scored_pair", SCORED_PAIR | {"chosen_scores": []}, ("FP057", "chosen_scores")),
+    one(
+        "a null token score",
+        "scored_pair",
+        SCORED_PAIR | {"chosen_scores": [1.0, None]},
+        ("FP011", "chosen_scores[1]"),
+    ),
+    one(
+        "a token score that is true",
+        "scored_pair",
+        SCORED_PAIR | {"rejected_scores": [True]},
+        ("FP011", "rejected_scores[0]"),
+    ),
+    one("token scores as a number", "scored_pair", SCORED_PAIR | {"chosen_scores": 1.0}, ("FP011", "chosen_scores")),
+    one("token scores without a tokenizer", "scored_pair", without(SCORED_PAIR, "tokenizer"), ("FP010", "tokenizer")),
+    one(
+        "one side without token scores",
+        "scored_pair",
+        without(SCORED_PAIR, "rejected_scores"),
+        ("FP010", "rejected_scores"),
+    ),
+    one("an offset too few", "scored_pair", SCORED_PAIR | {"chosen_offsets": [[0, 4]]}, ("FP055", "chosen_offsets")),
+    one(
+        "an offset beyond the text",
+        "scored_pair",
+        SCORED_PAIR | {"chosen_offsets": [[0, 2], [2, 5]]},
+        ("FP056", "chosen_offsets[1]"),
+    ),
+    one(
+        "offsets out of order",
+        "scored_pair",
+        SCORED_PAIR | {"chosen_offsets": [[2, 4], [0, 2]]},
+        ("FP056", "chosen_offsets[1]"),
+    ),
+    one(
+        "an offset of one number",
+        "scored_pair",
+        SCORED_PAIR | {"rejected_offsets": [[0]]},
+        ("FP056", "rejected_offsets[0]"),
+    ),
+    one(
+        "an offset at a fraction",
+        "scored_pair",
+        SCORED_PAIR | {"rejected_offsets": [[0, 2.5]]},
+        ("FP011", "rejected_offsets[0]"),
+    ),
+]
+
 SPANS = [
     one("spans as a text", "span_pair", SPAN_PAIR | {"rejected_spans": "2-5"}, ("FP011", "rejected_spans")),
     one(
@@ -458,6 +513,7 @@ OTHER_FORMATS = [
     one("a pair among negatives", "negatives", PAIR, ("FP015", "negatives")),
     one("a negatives row among pairs", "pair", NEGATIVES, ("FP015", "rejected")),
     one("a ranked row among pairs", "pair", RANKED, ("FP015", "chosen")),
+    one("a pair among scored pairs", "scored_pair", PAIR, ("FP015", "tokenizer")),
     one("a feedback row among negatives", "negatives", FEEDBACK, ("FP015", "chosen")),
     one("a pair among feedback", "feedback", PAIR, ("FP015", "response")),
     one(
@@ -554,4 +610,15 @@ SETS = [
     ),
 ]
 
-CASES = [*ENCODINGS, *JSON_SHAPES, *FIELDS, *MESSAGES, *IDENTITIES, *LABELS_AND_SCORES, *SPANS, *OTHER_FORMATS, *SETS]
+CASES = [
+    *ENCODINGS,
+    *JSON_SHAPES,
+    *FIELDS,
+    *MESSAGES,
+    *IDENTITIES,
+    *LABELS_AND_SCORES,
+    *TOKEN_SCORES,
+    *SPANS,
+    *OTHER_FORMATS,
+    *SETS,
+]

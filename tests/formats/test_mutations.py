@@ -28,6 +28,16 @@ GOOD = {
         "rejected": "one three",
         "chosen_spans": [{"start": 0, "end": 3}, [4, 7, 0.5]],
     },
+    "scored_pair": {
+        "prompt": "q",
+        "chosen": "one",
+        "rejected": "two!",
+        "tokenizer": "5d1f6d2c9b0e4a37",
+        "chosen_scores": [0.5],
+        "rejected_scores": [0.25, -1],
+        "chosen_offsets": [[0, 3]],
+        "rejected_offsets": [[0, 3], [3, 4]],
+    },
     "ranked": {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 0.5, -2], "kind": "apo"},
     "feedback": {"messages": [*TURNS, {"from": "gpt", "value": "r"}], "label": False, "error_type": "logic"},
     "negatives": {

@@ -11,6 +11,7 @@ from finepref.formats.records import (
     Negatives,
     Pair,
     Ranked,
+    ScoredPair,
     Span,
     SpanPair,
     content_id,
@@ -32,6 +33,8 @@ RECORDS = [
     SpanPair("a", USER, "good one", "bad one", (), (Span(0, 3), Span(3, 5, 0.5))),
     SpanPair("a", USER, "good one", "bad one", (Span(0, 4),), (), 1),
     SpanPair("a", USER, "good one", "bad one", (), (Span(0, 3),), -1),
+    ScoredPair("a", USER, "good", "bad", "0f", (0.5, -1.0), (2.0,)),
+    ScoredPair("a", USER, "good", "bad", "0f", (0.5, -1.0), (2.0,), ((0, 4), (4, 4)), ((0, 3),)),
     Ranked("a", USER, ("x", "y", "z"), (1.0, 0.0, -3.5)),
     Ranked("a", USER, ("x", "y"), (1.0, 0.0), "apo"),
     Feedback("a", USER, "fine", True),
@@ -51,10 +54,10 @@ def test_a_record_written_as_a_row_is_read_back_equal(record):
 
 def test_a_row_that_came_through_arrow_gives_the_same_record():
     """Arrow fills absent keys with null, makes one struct of all error types, and may turn offsets into floats."""
-    row = to_row(RECORDS[9]) | {"system": None, "messages": None}
+    row = to_row(RECORDS[11]) | {"system": None, "messages": None}
     row["negatives"] = {"correctness": None, **row["negatives"]}
     row["spans"] = {"correctness": None, "logic": [{"start": 0.0, "end": 3.0, "weight": None}], "my-own_type2": None}
-    assert parse(row, "negatives", nulls_absent=True) == RECORDS[9]
+    assert parse(row, "negatives", nulls_absent=True) == RECORDS[11]
     assert ("FP011", "spans.logic[0].start") in codes(
         parse(row | {"spans": {"logic": [[0.5, 3]]}}, "negatives", nulls_absent=True)
     )

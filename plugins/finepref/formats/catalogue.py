@@ -40,6 +40,11 @@ FIELD_TEXTS = {
     "chosen_spans": "spans in chosen, optional; none: all of it counts",
     "rejected_spans": "spans in rejected, optional; none: all of it counts",
     "side": "1, -1 or 0, optional: use chosen only, rejected only, both",
+    "tokenizer": "text: the fingerprint of the tokenizer that made the tokens, see below",
+    "chosen_scores": "a number per token of chosen, and optionally one for the end token",
+    "rejected_scores": "the same for rejected",
+    "chosen_offsets": "[start, end] in chosen per score, optional: for use with other tokenizers",
+    "rejected_offsets": "the same for rejected",
     "responses": "two or more texts",
     "scores": "a number per response, not all equal; a negative score is a score",
     "kind": '"human" or "apo", optional: apo is a golden answer above a sample',
@@ -100,6 +105,21 @@ FORMATS_SHOWN: dict[str, Format] = {
         },
         {"file_name": "spans.jsonl", "formatting": "span_pair"},
         (*_PROMPT_CODES, "FP008", "FP034", *_SPAN_CODES, "FP046", "FP060"),
+    ),
+    "scored_pair": Format(
+        "A pair with a score of every token, from which SePO selects any share.",
+        {
+            "prompt": _PARIS,
+            "chosen": "It is Paris.",
+            "rejected": "It is Lyon.",
+            "tokenizer": "5d1f6d2c9b0e4a37",
+            "chosen_scores": [0.01, 0.0, 1.5, 0.2],
+            "rejected_scores": [0.0, 0.02, -2.25, 0.0, 0.125],
+            "chosen_offsets": [[0, 2], [2, 5], [5, 11], [11, 12]],
+            "rejected_offsets": [[0, 2], [2, 5], [5, 10], [10, 11], [11, 11]],
+        },
+        {"file_name": "scores.jsonl", "formatting": "scored_pair"},
+        (*_PROMPT_CODES, "FP007", "FP008", "FP034", "FP055", "FP056", "FP057", "FP060"),
     ),
     "ranked": Format(
         "Two or more scored responses (reward models, APO).",
@@ -199,6 +219,9 @@ Rules for all formats:
   and response for `feedback`, of all content otherwise. The same content twice is therefore reported as FP060.
 - A span is `{{"start": 0, "end": 5}}`, or with `"weight": 0.5`, or `[0, 5]`, or `[0, 5, 0.5]`: characters (code
   points, as Python counts) from start up to, not including, end. Spans of one text may touch, not overlap.
+- A tokenizer's fingerprint is 16 hex digits of its normaliser, pre-tokeniser and model
+  (`finepref.formats.scores.fingerprint`). Token scores are refused for any other tokenizer; with offsets they can be
+  mapped to it.
 - An error type is a letter, then up to 63 letters, digits, `_` or `-`. The paper's are {", ".join(ERROR_TYPES)};
   any other name is as good, unless a stage or `--error-types` restricts them."""
 

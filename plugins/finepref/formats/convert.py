@@ -3,6 +3,7 @@
     from \\ to  | pair          | span_pair          | ranked     | feedback         | negatives
     pair       | as it is      | no spans, or diff  | margin, 0  | two rows         | with an error type
     span_pair  | without spans | as it is           | 1, 0       | two rows         | with an error type
+    scored_pair| without scores|                    |            |                  |
     ranked     | by scores     |                    | as it is   |                  |
     feedback   | joined by prompt to negatives, then like those  | kept apart       | joined by prompt
     negatives  | one per type  | the injected spans | 1, then 0s | one row per text | as it is
@@ -22,7 +23,18 @@ from itertools import chain, combinations
 from finepref.formats.check import SeenIds
 from finepref.formats.negatives import group_feedback
 from finepref.formats.problems import BadData, Problem
-from finepref.formats.records import Feedback, Negatives, Pair, Prompt, Ranked, Record, Span, SpanPair, content_id
+from finepref.formats.records import (
+    Feedback,
+    Negatives,
+    Pair,
+    Prompt,
+    Ranked,
+    Record,
+    ScoredPair,
+    Span,
+    SpanPair,
+    content_id,
+)
 from finepref.formats.spans import diff_spans
 
 Placed = tuple[str, int, Record]
@@ -31,6 +43,7 @@ Placed = tuple[str, int, Record]
 TARGETS: dict[str, tuple[str, ...]] = {
     "pair": ("pair", "span_pair", "ranked", "feedback", "negatives"),
     "span_pair": ("span_pair", "pair", "ranked", "feedback", "negatives"),
+    "scored_pair": ("scored_pair", "pair"),
     "ranked": ("ranked", "pair"),
     "feedback": ("feedback", "negatives", "pair", "span_pair", "ranked"),
     "negatives": ("negatives", "feedback", "pair", "span_pair", "ranked"),
@@ -121,6 +134,8 @@ class Converter:
         match self.target, record:
             case ("pair", Pair()) | ("span_pair", SpanPair()) | ("ranked", Ranked()) | ("negatives", Negatives()):
                 return [record]
+            case "scored_pair", ScoredPair():
+                return [record]
             case "feedback", _:
                 return [*self._as_feedback(record)]
             case "pair", _:
@@ -144,13 +159,16 @@ class Converter:
                 yield Feedback(_derived(record.id, "chosen"), record.prompt, record.chosen, True)
                 for name, text in record.negatives.items():
                     yield Feedback(_derived(record.id, name), record.prompt, text, False, name)
-            case Ranked():
-                raise TypeError("a ranking has no labels")
+            case _:
+                raise TypeError(f"a {type(record).__name__} has no labels")
 
     def _as_pairs(self, record: Record) -> Iterator[Pair]:
         match record:
             case SpanPair():
                 self._leave_out_of_pair(record)
+                yield Pair(record.id, record.prompt, record.chosen, record.rejected)
+            case ScoredPair():
+                self._leave_out(tokenizer=True, chosen_scores=True, rejected_scores=True)
                 yield Pair(record.id, record.prompt, record.chosen, record.rejected)
             case Ranked():
                 self._leave_out(kind=record.kind != "human")

@@ -47,6 +47,9 @@ CODES: dict[str, str] = {
     "FP052": "all scores are equal",
     "FP053": "the kind of a ranked record is unknown",
     "FP054": "equal responses have different scores",
+    "FP055": "token scores and token offsets differ in number",
+    "FP056": "token offsets do not fit the text",
+    "FP057": "there is no token score",
     "FP060": "an id is used twice",
     "FP061": "the file has only one label class",
     "FP062": "a prompt without a desirable response",
@@ -74,6 +77,12 @@ CODES: dict[str, str] = {
     "FP203": "the prompt does not fit into cutoff_len",
     "FP204": "no negative of the error types asked for",
     "FP205": "no second prompt to form mismatched pairs with",
+    "FP210": "a record has no spans or token scores to select tokens by",
+    "FP211": "the chat template changes the tokens of a response",
+    "FP212": "the token scores belong to another tokenizer",
+    "FP213": "the token scores do not fit the tokens of the response",
+    "FP214": "no selected token is left of a response",
+    "FP215": "spans on both responses where only one may be read",
 }
 """Code -> short meaning. Codes are never reused for another meaning."""
 

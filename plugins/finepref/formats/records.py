@@ -1,4 +1,4 @@
-"""The five records, named by shape, and the one way from a raw row to a record and back."""
+"""The six records, named by shape, and the one way from a raw row to a record and back."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ __all__ = [
     "Pair",
     "Ranked",
     "Record",
+    "ScoredPair",
     "Span",
     "SpanPair",
     "parse",
@@ -53,6 +54,26 @@ class SpanPair:
     chosen_spans: tuple[Span, ...] = ()
     rejected_spans: tuple[Span, ...] = ()
     side: Literal[-1, 0, 1] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """A pair with a score of every token, of which a stage selects any share (SePO).
+
+    `tokenizer` is the fingerprint of the tokenizer that made the tokens (see `finepref.formats.scores`). Scores are
+    those of the response's own tokens, and optionally of the end token after them. Offsets, where given, are the
+    characters of each scored token, so that other tokenizers can use the scores.
+    """
+
+    id: str
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    tokenizer: str
+    chosen_scores: tuple[float, ...]
+    rejected_scores: tuple[float, ...]
+    chosen_offsets: tuple[tuple[int, int], ...] = ()
+    rejected_offsets: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +114,12 @@ class Negatives:
     rejected: str | None = None
 
 
-Record = Pair | SpanPair | Ranked | Feedback | Negatives
+Record = Pair | SpanPair | ScoredPair | Ranked | Feedback | Negatives
 
 FORMATS: dict[str, type[Record]] = {
     "pair": Pair,
     "span_pair": SpanPair,
+    "scored_pair": ScoredPair,
     "ranked": Ranked,
     "feedback": Feedback,
     "negatives": Negatives,
@@ -109,6 +131,16 @@ COMMON_FIELDS = ("id", "prompt", "system", "messages")
 FIELDS: dict[str, tuple[str, ...]] = {
     "pair": (*COMMON_FIELDS, "chosen", "rejected", "margin"),
     "span_pair": (*COMMON_FIELDS, "chosen", "rejected", "chosen_spans", "rejected_spans", "side"),
+    "scored_pair": (
+        *COMMON_FIELDS,
+        "chosen",
+        "rejected",
+        "tokenizer",
+        "chosen_scores",
+        "rejected_scores",
+        "chosen_offsets",
+        "rejected_offsets",
+    ),
     "ranked": (*COMMON_FIELDS, "responses", "scores", "kind"),
     "feedback": (*COMMON_FIELDS, "response", "label", "error_type"),
     "negatives": (*COMMON_FIELDS, "chosen", "negatives", "spans", "rejected"),
@@ -119,6 +151,7 @@ _NEGATIVES = frozenset(FIELDS["negatives"])
 
 SIGNATURES: dict[str, frozenset[str]] = {
     "span_pair": frozenset({"chosen", "rejected", "chosen_spans"}),
+    "scored_pair": frozenset({"chosen", "rejected", "chosen_scores"}),
     "negatives": frozenset({"chosen", "negatives"}),
     "pair": frozenset({"chosen", "rejected"}),
     "ranked": frozenset({"responses", "scores"}),
@@ -170,6 +203,8 @@ def parse(
             record = _pair(reader)
         case "span_pair":
             record = _span_pair(reader)
+        case "scored_pair":
+            record = _scored_pair(reader)
         case "ranked":
             record = _ranked(reader)
         case "feedback":
@@ -208,6 +243,47 @@ def _span_pair(reader: RowReader) -> SpanPair | None:
     return SpanPair(given, prompt, chosen, rejected, chosen_spans, rejected_spans, sided)
 
 
+def _scored_pair(reader: RowReader) -> ScoredPair | None:
+    given, prompt = reader.id(), reader.prompt()
+    chosen, rejected = _two_responses(reader)
+    tokenizer = reader.required_text("tokenizer")
+    chosen_scores, chosen_offsets = _scores_of(reader, "chosen", chosen)
+    rejected_scores, rejected_offsets = _scores_of(reader, "rejected", rejected)
+    if reader.problems:
+        return None
+    given = given or content_id(prompt, chosen, rejected, tokenizer, chosen_scores, rejected_scores)
+    return ScoredPair(
+        given,
+        prompt,
+        chosen,
+        rejected,
+        tokenizer,
+        chosen_scores,
+        rejected_scores,
+        chosen_offsets,
+        rejected_offsets,
+    )
+
+
+def _scores_of(reader: RowReader, side: str, text: str) -> tuple[tuple[float, ...], tuple[tuple[int, int], ...]]:
+    """Token scores of one response, and their offsets where the row has them."""
+    name, place = f"{side}_scores", f"{side}_offsets"
+    if name not in reader.values:
+        reader.missing(name)
+        return (), ()
+    before = len(reader.problems)
+    scores = reader.numbers(reader.values[name], reader.column(name))
+    offsets: tuple[tuple[int, int], ...] = ()
+    if place in reader.values:
+        offsets = reader.offsets(reader.values[place], reader.column(place), length=len(text))
+    if len(reader.problems) == before:
+        if not scores:
+            reader.note(reader.column(name), "FP057", "the list is empty")
+        elif place in reader.values and len(offsets) != len(scores):
+            reader.note(reader.column(place), "FP055", f"{len(scores)} scores, {len(offsets)} offsets")
+    return scores, offsets
+
+
 def _ranked(reader: RowReader) -> Ranked | None:
     given, prompt = reader.id(), reader.prompt()
     texts, numbers = _list_of(reader, "responses"), _list_of(reader, "scores")
@@ -231,7 +307,7 @@ def _list_of(reader: RowReader, name: str) -> Sequence[object]:
     return reader.items(reader.values[name], reader.column(name))
 
 
-def _check_ranking(reader: RowReader, responses: list[str], scores: list[float]) -> None:
+def _check_ranking(reader: RowReader, responses: list[str], scores: Sequence[float]) -> None:
     field, scores_field = reader.column("responses"), reader.column("scores")
     if len(responses) < 2:
         reader.note(field, "FP050", f"a ranking needs two responses or more, got {len(responses)}")
@@ -359,7 +435,7 @@ def _spans_of(reader: RowReader, name: str, text: str) -> tuple[Span, ...]:
 def _of_another_format(reader: RowReader, formatting: str) -> list[Problem]:
     """The problems, with one that says what the row looks like in place of those of missing fields; else nothing."""
     missing = next((problem for problem in reader.problems if problem.code == "FP010"), None)
-    if missing is None:
+    if missing is None or SIGNATURES[formatting] <= reader.row.keys():
         return []
     for name, fields in SIGNATURES.items():
         if name != formatting and fields <= reader.row.keys():
@@ -391,6 +467,13 @@ def to_row(record: Record) -> dict[str, object]:
                 row["rejected_spans"] = _span_rows(record.rejected_spans)
             if record.side:
                 row["side"] = record.side
+        case ScoredPair():
+            row |= {"chosen": record.chosen, "rejected": record.rejected, "tokenizer": record.tokenizer}
+            row |= {"chosen_scores": [*record.chosen_scores], "rejected_scores": [*record.rejected_scores]}
+            if record.chosen_offsets:
+                row["chosen_offsets"] = [[*offset] for offset in record.chosen_offsets]
+            if record.rejected_offsets:
+                row["rejected_offsets"] = [[*offset] for offset in record.rejected_offsets]
         case Ranked():
             row |= {"responses": list(record.responses), "scores": list(record.scores)}
             if record.kind != "human":

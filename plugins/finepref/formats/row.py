@@ -144,10 +144,6 @@ class RowReader:
             return 0.0
         return float(value)
 
-    def numbers(self, values: Sequence[object], field: str) -> list[float]:
-        """A list of finite numbers."""
-        return [float(v) if is_small(v) else self.number(v, f"{field}[{i}]") for i, v in enumerate(values)]
-
     def items(self, value: object, field: str) -> Sequence[object]:
         """A list."""
         if isinstance(value, list | tuple):
@@ -275,6 +271,30 @@ class RowReader:
         if weight < 0:
             self.note(f"{field}.weight", "FP044", f"the weight is {weight:g}")
         return Span(start, end, weight)
+
+    def numbers(self, value: object, field: str) -> tuple[float, ...]:
+        """A list of finite numbers."""
+        items = self.items(value, field)
+        return tuple(float(v) if is_small(v) else self.number(v, f"{field}[{i}]") for i, v in enumerate(items))
+
+    def offsets(self, value: object, field: str, *, length: int) -> tuple[tuple[int, int], ...]:
+        """[start, end] of each token in a text of `length` characters, in the order of the text; they may be empty."""
+        offsets: list[tuple[int, int]] = []
+        last = 0
+        for i, item in enumerate(self.items(value, field)):
+            parts = [self._offset(part, f"{field}[{i}]") for part in self.items(item, f"{field}[{i}]")]
+            if len(parts) != 2 or None in parts:
+                if None not in parts:
+                    self.note(f"{field}[{i}]", "FP056", f"an offset is [start, end], not {len(parts)} values")
+                return ()
+            start, end = (part or 0 for part in parts)
+            if not last <= start <= end <= length:
+                message = f"[{start}, {end}) is not in order inside the {length} characters of the text"
+                self.note(f"{field}[{i}]", "FP056", message)
+                return ()
+            offsets.append((start, end))
+            last = start
+        return tuple(offsets)
 
     def _offset(self, value: object, field: str) -> int | None:
         if self.nulls_absent and type(value) is float and value.is_integer():

@@ -75,6 +75,45 @@ def rows(count: int = 12) -> list[dict]:
     ]
 
 
+def span_rows(count: int = 12) -> list[dict]:
+    """Pairs of right and wrong sums with two spans, on the wrong results, or on the right ones in every third pair."""
+    pairs = []
+    for i in range(count):
+        right, wrong = f"{2 * i + 1}", f"{2 * i + 4}"
+        chosen = f"{i} + {i + 1} = {right}. The answer is {right}."
+        rejected = f"{i} + {i + 1} = {wrong}. The answer is {wrong}."
+        row = {"id": f"span-{i}", "prompt": f"What is {i} + {i + 1}?", "chosen": chosen, "rejected": rejected}
+        side, text, number = ("chosen", chosen, right) if i % 3 == 0 else ("rejected", rejected, wrong)
+        row[f"{side}_spans"] = results(text, number)
+        pairs.append(row)
+    return pairs
+
+
+def results(text: str, number: str) -> list[dict]:
+    """Spans of the two places that state a result."""
+    starts = (text.index("= ") + 2, text.index("is ") + 3)
+    return [{"start": start, "end": start + len(number)} for start in starts]
+
+
+def scored_rows(model: Path, count: int = 12) -> list[dict]:
+    """The same pairs with a score for each token of the model's tokenizer and for the end token."""
+    from finepref.formats.scores import fingerprint
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    pairs = []
+    for row in span_rows(count):
+        scored = {key: row[key] for key in ("id", "prompt", "chosen", "rejected")}
+        scored["tokenizer"] = fingerprint(tokenizer.backend_tokenizer.to_str())
+        for side in ("chosen", "rejected"):
+            encoded = tokenizer(scored[side], add_special_tokens=False, return_offsets_mapping=True)
+            places = [*encoded["offset_mapping"], (len(scored[side]),) * 2]
+            scored[f"{side}_scores"] = [((7 * k + len(row["id"])) % 11 - 5) / 4 for k in range(len(places))]
+            scored[f"{side}_offsets"] = [list(place) for place in places]
+        pairs.append(scored)
+    return pairs
+
+
 def write_rows(folder: Path, records: list[dict], name: str = "sums", **entry: object) -> Path:
     """A dataset_dir with one data set."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,9 +127,15 @@ def write_rows(folder: Path, records: list[dict], name: str = "sums", **entry: o
 
 
 @pytest.fixture(scope="session")
-def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset_dir with the data set `sums` of 12 records."""
-    return write_rows(tmp_path_factory.mktemp("data"), rows())
+def sums(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset_dir with a data set of 12 records for each stage."""
+    folder = write_rows(tmp_path_factory.mktemp("data"), rows())
+    write_rows(folder, span_rows(), "spans", formatting="span_pair")
+    return write_rows(folder, scored_rows(tiny_model), "scores", formatting="scored_pair")
+
+
+DATASETS = {"seapo_kto": "sums", "sepo": "scores", "tdpo": "spans"}
+RECIPES = {"seapo_kto": "seapo_kto", "sepo": "sepo", "tdpo": "tdpo_spans"}
 
 
 @pytest.fixture
@@ -104,7 +149,7 @@ def recipe(tiny_model: Path, sums: Path, tmp_path: Path):
             "model_name_or_path": str(tiny_model),
             "template": "chatml",
             "dataset_dir": str(sums),
-            "dataset": "sums",
+            "dataset": DATASETS.get(settings.get("stage"), "sums"),
             "output_dir": str(tmp_path / "out"),
             "bf16": False,
             "preprocessing_num_workers": 1,
@@ -112,6 +157,8 @@ def recipe(tiny_model: Path, sums: Path, tmp_path: Path):
             "gradient_accumulation_steps": 2,
             "logging_steps": 1,
             "max_steps": 2,
+            "per_device_train_batch_size": 2,
+            "warmup_steps": 0,
             "learning_rate": 1e-3,
             "plot_loss": False,
             "cache_dir": str(tmp_path / "cache"),
@@ -171,6 +218,29 @@ def command(recipe, tmp_path: Path):
         )
 
     return call
+
+
+@pytest.fixture
+def refused(recipe, tmp_path, monkeypatch):
+    """Run with changed records and options; the error, raised while no model could be loaded."""
+
+    def attempt(records=None, entry=None, **overrides):
+        from finepref.formats.check import BadData
+        from llamafactory.train.tuner import run_exp
+
+        monkeypatch.setattr("llamafactory.model.load_model", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+        if records is not None:
+            overrides["dataset_dir"] = str(write_rows(tmp_path / "bad", records, **(entry or {})))
+        with pytest.raises((BadData, ValueError, FileNotFoundError)) as caught:
+            run_exp(recipe(**overrides))
+        return str(caught.value)
+
+    return attempt
+
+
+def losses(done: SimpleNamespace) -> list[float]:
+    """The training losses of a run, one per step."""
+    return [entry["loss"] for entry in done.log if "loss" in entry]
 
 
 def weights(folder: Path) -> dict:

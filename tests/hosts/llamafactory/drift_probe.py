@@ -1,7 +1,8 @@
 """Runs the recipe once per (card, mutation) in a forked child whose host has been changed in just that way.
 
-Usage: python drift_probe.py RECIPE.yaml; prints one JSON object {"card/mutation": outcome}. The parent loads the heavy
-libraries and never the host, so that a child costs the import of the host only.
+Usage: python drift_probe.py FOLDER, which holds STAGE.yaml for each stage; a card is changed in a run of the first
+stage that needs it. Prints one JSON object {"card/mutation": outcome}. The parent loads the heavy libraries, and of
+the host only the module without which trl does not import, so that a child costs the import of the rest.
 """
 
 from __future__ import annotations
@@ -72,19 +73,22 @@ def outcome(recipe: str, card_name: str, mutation: str) -> dict:
 
 
 def main() -> None:
-    for name in ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "trl.trainer.kto_trainer"):
+    heavy = ("torch", "transformers", "peft", "datasets", "accelerate")
+    for name in (*heavy, "llamafactory.extras.packages", "trl.trainer.kto_trainer", "trl.trainer.dpo_trainer"):
         importlib.import_module(name)
+    from finepref import stages
     from finepref.hosts import patching
 
     results = {}
     sys.stdout.flush()
     for card in list(patching.load_cards()):
+        stage = next(name for name, row in stages.all_stages().items() if card in row.cards)
         for mutation in MUTATIONS:
             reading, writing = os.pipe()
             child = os.fork()
             if child == 0:
                 os.dup2(2, 1)
-                text = json.dumps(outcome(sys.argv[1], card, mutation))
+                text = json.dumps(outcome(f"{sys.argv[1]}/{stage}.yaml", card, mutation))
                 os.write(writing, text.encode()[:60_000])
                 os._exit(0)
             os.close(writing)

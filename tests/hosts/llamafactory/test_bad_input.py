@@ -5,27 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import rows, write_rows
-from finepref.formats.check import BadData
-from llamafactory.train.tuner import run_exp
-
-
-@pytest.fixture
-def refused(recipe, tmp_path, monkeypatch):
-    """Run with changed records and options; the error, raised while no model could be loaded."""
-
-    def attempt(records=None, entry=None, **overrides):
-        from finepref.hosts.llamafactory import workflow
-
-        monkeypatch.setattr("llamafactory.model.load_model", lambda *args, **kwargs: pytest.fail("a model was loaded"))
-        if records is not None:
-            overrides["dataset_dir"] = str(write_rows(tmp_path / "bad", records, **(entry or {})))
-        assert workflow.run is not None
-        with pytest.raises((BadData, ValueError, FileNotFoundError)) as caught:
-            run_exp(recipe(**overrides))
-        return str(caught.value)
-
-    return attempt
+from conftest import rows
 
 
 def changed(index: int, **fields: object) -> list[dict]:

@@ -19,12 +19,12 @@ CARDS = sorted(name for name, card in load_cards().items() if card.host == "llam
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drift")
-    file = folder / "recipe.yaml"
-    settings = {"stage": "seapo_kto", "do_train": True, "output_dir": str(folder / "out")}
-    settings |= {"model_name_or_path": str(folder), "dataset": "seapo_demo", "template": "chatml"}
-    file.write_text(yaml.safe_dump(settings))
+    for stage in stages.all_stages().values():
+        settings = {"stage": stage.name, "do_train": True, "output_dir": str(folder / "out")}
+        settings |= {"model_name_or_path": str(folder), "dataset": stage.demo_dataset, "template": "chatml"}
+        (folder / f"{stage.name}.yaml").write_text(yaml.safe_dump(settings))
     probe = Path(__file__).with_name("drift_probe.py")
-    done = subprocess.run([sys.executable, str(probe), str(file)], capture_output=True, text=True, timeout=900)
+    done = subprocess.run([sys.executable, str(probe), str(folder)], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 

@@ -56,20 +56,6 @@ def test_flags_work_as_yaml_keys_do_and_a_misspelt_value_is_refused_by_argparse(
     assert "invalid choice: 'sometimes'" in refused.stderr.splitlines()[-1]
 
 
-def test_the_exported_model_loads_in_transformers_and_generates(run, recipe, tmp_path):
-    from llamafactory.train.tuner import export_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    trained = run()
-    settings = recipe("seapo_export", adapter_name_or_path=str(trained.folder), export_dir=str(tmp_path / "merged"))
-    wanted = ("model_name_or_path", "adapter_name_or_path", "template", "export_dir", "export_device", "export_size")
-    export_model({key: settings[key] for key in wanted})
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
-    prompt = tokenizer("What is", return_tensors="pt", return_token_type_ids=False)
-    assert model.generate(**prompt, max_new_tokens=4).shape[1] > prompt["input_ids"].shape[1]
-
-
 def test_finepref_disable_leaves_the_host_without_the_stage(command):
     off = command(environment={"FINEPREF_DISABLE": "1"})
     assert off.code != 0

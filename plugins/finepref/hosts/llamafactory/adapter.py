@@ -53,6 +53,10 @@ class Adapter(ABC):
     def plot_keys(self, arguments: Any) -> list[str]:
         """Logged metrics to plot beside the loss."""
 
+    def needs_reference(self, arguments: Any) -> bool:
+        """Whether the trainer wants a reference model: a second model, or None where the LoRA base serves as one."""
+        return True
+
     def settings(self, arguments: Any) -> dict[str, Any]:
         """The options that define the run, for the receipt and the model card."""
         return {}

@@ -27,7 +27,7 @@ def extend(original: type) -> type:
         self.finepref_stage = row.name if row else None
         for arguments in mixins:
             if row is None or arguments is not owned[row.name]:
-                _refuse_foreign_keys(self, arguments, {name for name, owner in owned.items() if owner is arguments})
+                _refuse_foreign_keys(self, arguments, owned)
         if row is not None:
             patching.require(row.cards, needed_by=f"stage {row.name}")
             if self.use_mca:
@@ -57,12 +57,13 @@ def extend(original: type) -> type:
     return extended
 
 
-def _refuse_foreign_keys(arguments: object, owner: type, allowed: set[str]) -> None:
+def _refuse_foreign_keys(arguments: object, foreign: type, owned: dict[str, type]) -> None:
     """A key of one stage in a run of another would be ignored in silence; refuse it."""
-    for field in dataclasses.fields(owner):
-        if getattr(arguments, field.name) != field.default:
+    for field in dataclasses.fields(foreign):
+        stages_with = {name for name, owner in owned.items() if field.name in owner.__dataclass_fields__}
+        if arguments.stage not in stages_with and getattr(arguments, field.name) != field.default:
             raise ValueError(
-                f"`{field.name}` is a key of stage {', '.join(sorted(allowed))}, not of {arguments.stage}"
+                f"`{field.name}` is a key of stage {', '.join(sorted(stages_with))}, not of {arguments.stage}"
             )
 
 

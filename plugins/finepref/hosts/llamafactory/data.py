@@ -153,6 +153,7 @@ def _refuse_foreign_format(name: str, formatting: str, row: stages.Stage | None,
         problem = f"stage {row.name} trains on {' or '.join(row.formats)}, this dataset is {formatting}"
     elif row is None and ours:
         able = " or ".join(other.name for other in stages.for_formatting(formatting))
+        stage = "rm or dpo" if stage == "rm" else stage  # the host reads both alike
         problem = f"the host's stage {stage} cannot read {formatting}; stage {able} can"
     else:
         return

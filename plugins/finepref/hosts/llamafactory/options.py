@@ -3,8 +3,9 @@
 This file is imported while the host defines its own arguments, so it imports nothing of the host.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+import math
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_args, get_origin
 
 
 @dataclass
@@ -48,3 +49,139 @@ class SeapoOptions:
         if arguments.seapo_error_types.strip() == "all":
             return None
         return tuple(name.strip() for name in arguments.seapo_error_types.split(","))
+
+
+@dataclass
+class PairOptions:
+    """What stages on pairs of responses share."""
+
+    finepref_full_logits: bool = field(
+        default=False,
+        metadata={"help": "Plain path for comparison: every token reaches the output head, nothing is recomputed."},
+    )
+
+
+@dataclass
+class SepoOptions(PairOptions):
+    """Keys of stage `sepo`. It has no reference model, and of the host's preference keys it uses none."""
+
+    sepo_preset: Literal["paper", "released"] = field(
+        default="paper",
+        metadata={
+            "help": "Values for sepo_gamma and sepo_margin: the paper's (2.5, 0) or the released code's (1, 0)."
+        },
+    )
+    sepo_gamma: float | None = field(
+        default=None,
+        metadata={"help": "Scale of the mean log-probability of the selected tokens, in place of the preset's."},
+    )
+    sepo_margin: float | None = field(
+        default=None,
+        metadata={"help": "Margin (lambda) by which chosen must lead rejected, in place of the preset's."},
+    )
+    sepo_selection: Literal["oracle", "random", "all"] = field(
+        default="oracle",
+        metadata={"help": "Tokens to train on: by the scores or spans of the data; as many at random; every token."},
+    )
+    sepo_ratio_chosen: float = field(
+        default=0.3,
+        metadata={"help": "Share of the chosen tokens, those with the highest scores. Spans are taken as they are."},
+    )
+    sepo_ratio_rejected: float = field(
+        default=0.3,
+        metadata={"help": "Share of the rejected tokens, those with the lowest scores. Spans are taken as they are."},
+    )
+    sepo_map_scores: bool = field(
+        default=False,
+        metadata={"help": "Carry scores of another tokenizer over by their character offsets; else they are refused."},
+    )
+
+    def check(self) -> None:
+        """Refuse what YAML parsing lets through, and host keys that would be ignored.
+
+        Raises:
+            ValueError: one line naming the key.
+        """
+        _check_values(self, SepoOptions)
+        _refuse_unused(self, "sepo", "pref_beta", "ref_model", "ref_model_adapters", "ref_model_quantization_bit")
+        for key in ("sepo_ratio_chosen", "sepo_ratio_rejected"):
+            if not 0 < getattr(self, key) <= 1:
+                raise ValueError(f"`{key}` must be above 0 and at most 1, not {getattr(self, key)}")
+        if self.sepo_gamma is not None and not self.sepo_gamma > 0:
+            raise ValueError(f"`sepo_gamma` must be above 0, not {self.sepo_gamma}")
+        if self.sepo_margin is not None and self.sepo_margin < 0:
+            raise ValueError(f"`sepo_margin` must not be negative, but is {self.sepo_margin}")
+        self.pref_loss = "simpo"  # the host's only way to say that there is no reference model
+
+
+@dataclass
+class TdpoOptions(PairOptions):
+    """Keys of stage `tdpo`. Of the host's preference keys it uses pref_beta and ref_model."""
+
+    tdpo_variant: Literal["tdpo1", "tdpo2", "dpo"] = field(
+        default="tdpo2",
+        metadata={"help": "The paper's two losses, or DPO, over the same tokens."},
+    )
+    tdpo_alpha: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the sequential KL in tdpo2 (default 0.5, the paper's); the others have none."},
+    )
+    tdpo_masks: Literal["annotated", "none"] = field(
+        default="annotated",
+        metadata={"help": "Train on the tokens of the data's spans, or on every token of both responses."},
+    )
+    tdpo_sides: Literal["one", "two"] = field(
+        default="two",
+        metadata={
+            "help": (
+                "two: both responses count, one without spans as a whole. "
+                "one: only the response that has the spans counts (granular code)."
+            )
+        },
+    )
+    tdpo_normalize_spans: bool = field(
+        default=False,
+        metadata={
+            "help": "Divide log-ratio and KL by the number of masked tokens, so that short spans learn as fast."
+        },
+    )
+
+    def check(self) -> None:
+        """Refuse what YAML parsing lets through, and keys that would be ignored.
+
+        Raises:
+            ValueError: one line naming the key.
+        """
+        _check_values(self, TdpoOptions)
+        _refuse_unused(self, "tdpo")
+        if not self.pref_beta > 0:
+            raise ValueError(f"`pref_beta` must be above 0, not {self.pref_beta}")
+        if self.tdpo_alpha is not None and self.tdpo_variant != "tdpo2":
+            raise ValueError(f"`tdpo_alpha` belongs to tdpo2; {self.tdpo_variant} has none, so leave it out")
+        if self.tdpo_alpha is not None and self.tdpo_alpha < 0:
+            raise ValueError(f"`tdpo_alpha` must not be negative, but is {self.tdpo_alpha}")
+        if self.tdpo_masks == "none" and (self.tdpo_sides == "one" or self.tdpo_normalize_spans):
+            key = "tdpo_sides: one" if self.tdpo_sides == "one" else "tdpo_normalize_spans"
+            raise ValueError(f"`{key}` needs spans, but `tdpo_masks` is none")
+
+
+def _check_values(arguments: PairOptions, owner: type) -> None:
+    """Types and choices of the keys of `owner`, which the host checks for flags but not for YAML."""
+    for key in fields(owner):
+        value = getattr(arguments, key.name)
+        if get_origin(key.type) is Literal:
+            if value not in get_args(key.type):
+                raise ValueError(f"`{key.name}` is {' or '.join(get_args(key.type))}, not {value!r}")
+        elif key.type is bool:
+            if type(value) is not bool:
+                raise ValueError(f"`{key.name}` is true or false, not {value!r}")
+        elif (value, key.default) != (None, None) and (type(value) not in (int, float) or not math.isfinite(value)):
+            raise ValueError(f"`{key.name}` must be a number, not {value!r}")
+
+
+def _refuse_unused(arguments: PairOptions, stage: str, *more: str) -> None:
+    """Keys of the host's dpo stage that a stage on the same carrier does not read."""
+    unused = ("pref_ftx", "pref_bco_weight", "pref_loss", "dpo_label_smoothing", "simpo_gamma", "ld_alpha", *more)
+    for key in fields(arguments):
+        if key.name in unused and getattr(arguments, key.name) != key.default:
+            raise ValueError(f"`{key.name}` does nothing in stage {stage}, so leave it out")

@@ -55,6 +55,8 @@ def run(row, model_args, data_args, training_args, finetuning_args, callbacks=No
     from llamafactory.train.trainer_utils import create_ref_model
 
     patching.require(row.cards, needed_by=f"stage {row.name}")
+    if data_args.packing:
+        raise ValueError(f"`packing` is not for stage {row.name}: its responses are compared one by one")
     for path in filter(None, (model_args.model_name_or_path, finetuning_args.ref_model)):
         if hint := arguments.missing_model_hint(path):
             raise FileNotFoundError(hint)
@@ -68,11 +70,14 @@ def run(row, model_args, data_args, training_args, finetuning_args, callbacks=No
     dataset_module = get_dataset(template, model_args, data_args, training_args, stage=row.name, **tokenizer_module)
     for split in ("train_dataset", "eval_dataset"):
         if dataset_module.get(split) is not None and not data_args.streaming:
-            adapter.check_tokenized(dataset_module[split], finetuning_args)
+            for part in _parts(dataset_module[split]):
+                adapter.check_tokenized(part, finetuning_args)
     _count_rows(record, dataset_module, data_args.streaming)
 
     model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
-    if finetuning_args.ref_model is None and not training_args.do_train:
+    if not adapter.needs_reference(finetuning_args):
+        ref_model = None
+    elif finetuning_args.ref_model is None and not training_args.do_train:
         ref_model = model
     else:
         ref_model = create_ref_model(model_args, finetuning_args)
@@ -100,6 +105,11 @@ def run(row, model_args, data_args, training_args, finetuning_args, callbacks=No
     _model_card(row, record, trainer, model_args, data_args, training_args, finetuning_args)
 
 
+def _parts(split: Any) -> list[Any]:
+    """The data sets of a split; of several eval_dataset names the host makes a dict."""
+    return list(split.values()) if isinstance(split, dict) else [] if split is None else [split]
+
+
 def _count_rows(record: receipt.Receipt, dataset_module: dict[str, Any], streaming: bool) -> None:
     """Where every row that was read went, from the `rows` column of the tokenised splits."""
     reads = [entry.read for entry in record.datasets]
@@ -107,8 +117,7 @@ def _count_rows(record: receipt.Receipt, dataset_module: dict[str, Any], streami
     if streaming:
         record.rows = {"read": read, "trained": None}
         return
-    evaluated = dataset_module.get("eval_dataset")
-    parts = list(evaluated.values()) if isinstance(evaluated, dict) else [evaluated] if evaluated is not None else []
+    parts = _parts(dataset_module.get("eval_dataset"))
     train = dataset_module.get("train_dataset")
     record.rows = {
         "read": read,

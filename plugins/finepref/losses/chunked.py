@@ -1,0 +1,80 @@
+"""Rule 6: only the tokens that a loss reads touch the vocabulary, and what they need there is recomputed in backward.
+
+`head_at` lets a model's own forward apply its output head to N positions instead of all B (T+1). Nothing calls the
+head by hand, so LoRA, ZeRO-3, FSDP and tensor-parallel hooks act as ever. `logps_at` and `kl_at` then go through the
+[N, V] logits in chunks; backward computes a chunk's float32 [chunk, V] again instead of keeping it.
+
+The plain path over full logits is `ops.token_logps` and `ops.position_kl`; tests hold the two equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from finepref.losses.ops import LOG_ZERO, position_kl, upcast
+
+CHUNK = 1024  # positions: at V = 128k one float32 chunk takes 0.5 GiB
+
+
+def needed_positions(mask: Tensor) -> Tensor:
+    """Where to apply the head: bool [B, T] in label space -> flat indices [N] into hidden states [B, T+1, H].
+
+    Without any, index 0 stands in, so that the head stays in the graph on every rank; see `place`.
+    """
+    flat = torch.nn.functional.pad(mask, (0, 1)).flatten().nonzero().squeeze(-1)
+    return flat if len(flat) else flat.new_zeros(1)
+
+
+@contextmanager
+def head_at(head: nn.Module, positions: Tensor) -> Iterator[None]:
+    """While open, `head` (`model.get_output_embeddings()`) sees [1, N, H], and the model's logits are [1, N, V].
+
+    Args:
+        head: applied once per forward to hidden states [B, T+1, H] of any leading shape.
+        positions: flat indices [N] into B (T+1), at least one.
+    """
+
+    def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *rest = arguments
+        return (hidden.flatten(0, -2)[positions].unsqueeze(0), *rest)
+
+    hook = head.register_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def logps_at(logits: Tensor, targets: Tensor, *, chunk: int = CHUNK) -> Tensor:
+    """log pi(y) at each position: logits [N, V], targets [N] -> [N]; `ops.token_logps` without the shift."""
+
+    def logps(part: Tensor, wanted: Tensor) -> Tensor:
+        return upcast(part).log_softmax(-1).gather(-1, wanted.unsqueeze(-1)).squeeze(-1).clamp(min=LOG_ZERO)
+
+    return _recomputed(logps, logits, targets, chunk=chunk)
+
+
+def kl_at(policy_logits: Tensor, reference_logits: Tensor, *, chunk: int = CHUNK) -> Tensor:
+    """`ops.position_kl`, KL(pi_ref || pi_theta), in chunks: [N, V], [N, V] -> [N]."""
+    return _recomputed(position_kl, policy_logits, reference_logits, chunk=chunk)
+
+
+def place(values: Tensor, mask: Tensor) -> Tensor:
+    """Values [N] of `needed_positions(mask)` back in label space, 0 elsewhere: bool [B, T] -> [B, T]."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+
+
+def _recomputed(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, *, chunk: int) -> Tensor:
+    """`function` row by row over chunks of two tensors of N rows each, without its intermediates."""
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} positions have logits, {len(b)} were asked for: the output head was not cut")
+    parts = [
+        checkpoint(function, *rows, use_reentrant=False, preserve_rng_state=False)
+        for rows in zip(a.split(chunk), b.split(chunk), strict=True)
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,177 @@
+"""What every stage of ours must do on the real host. A stage added to stages.py is tested here by its row alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import RECIPES, ROOT, losses, weights
+from finepref import stages
+from finepref.formats.check import check_file
+
+STAGES = list(stages.BUILT_IN)
+TWO_RANKS = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+
+by_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda row: row.name)
+
+
+def recipe_of(stage: stages.Stage) -> str:
+    return Path(stage.recipe).stem
+
+
+@by_stage
+def test_the_row_names_a_recipe_of_one_screen_and_a_demo_set_that_is_good_and_small(stage):
+    recipe = (ROOT / stage.recipe).read_text(encoding="utf-8")
+    assert f"\nstage: {stage.name}\n" in recipe
+    assert len(recipe.splitlines()) <= 75
+    entry = json.loads((ROOT / "dataset_info" / "dataset_info.json").read_text())[stage.demo_dataset]
+    assert entry["formatting"] in stage.formats
+    file = ROOT / "dataset_info" / entry["file_name"]
+    assert check_file(file, entry["formatting"]).passes()
+    assert file.stat().st_size < 500_000
+
+
+@by_stage
+def test_a_run_leaves_a_receipt_whose_loss_calls_and_rows_add_up(run, stage):
+    """Batch 2 x accumulation 2 over 2 steps are 4 micro-batches, so 4 loss calls."""
+    done = run(
+        name=recipe_of(stage),
+        val_size=2,
+        do_eval=True,
+        eval_strategy="steps",
+        eval_steps=1,
+        per_device_eval_batch_size=2,
+        save_steps=1,
+    )
+    receipt = done.receipt
+    assert receipt["stage"] == stage.name
+    assert receipt["ranks"][0]["loss_calls"] == receipt["expected_loss_calls"] == 4
+    assert receipt["rows"] == {
+        "read": 12,
+        "trained": 10,
+        "evaluated": 2,
+        "skipped_by_max_samples": 0,
+        "rejected": 0,
+    }
+    assert {card["outcome"] for card in receipt["ranks"][0]["cards"]} == {"applied", "verified"}
+    assert {card["source"] for card in receipt["ranks"][0]["cards"]} == {"tested"}
+    for step in (1, 2):
+        saved = json.loads((done.folder / f"checkpoint-{step}" / "finepref_receipt.json").read_text())
+        assert saved["ranks"][0]["loss_calls"] == 2 * step
+    evaluated = json.loads((done.folder / "eval_results.json").read_text())
+    assert {"eval_loss", "eval_rewards/margins"} <= evaluated.keys()
+
+
+@by_stage
+def test_the_plots_and_the_model_card_name_the_method(run, stage):
+    done = run(name=recipe_of(stage), plot_loss=True)
+    assert (done.folder / "training_loss.png").stat().st_size > 1000
+    assert (done.folder / "training_rewards_chosen.png").exists()
+    card = (done.folder / "README.md").read_text()
+    assert f"Stage `{stage.name}`" in card
+    assert stage.paper in card
+    for key, value in done.receipt["settings"].items():
+        assert f"- `{key}`: {value}\n" in card
+
+
+@pytest.mark.parametrize("finetuning_type", ["lora", "full", "freeze"])
+@by_stage
+def test_eight_steps_equal_four_and_a_resumed_four(run, tmp_path, stage, finetuning_type):
+    """12 records, batch 2 x 2: an epoch is 3 steps (6 where a record gives two rows), so 4 is in mid-epoch."""
+    common = {"name": recipe_of(stage), "finetuning_type": finetuning_type, "save_steps": 4, "max_steps": 8}
+    if finetuning_type == "freeze":
+        common["freeze_trainable_layers"] = 1
+    whole = run(output_dir=str(tmp_path / "whole"), **common)
+    half = run(output_dir=str(tmp_path / "half"), **common)
+    again = run(output_dir=str(tmp_path / "again"), resume_from_checkpoint=str(half.folder / "checkpoint-4"), **common)
+    for name, tensor in weights(whole.folder).items():
+        assert torch.equal(tensor, weights(again.folder)[name]), name
+    assert losses(whole)[4:] == losses(again)[-4:]
+    assert again.receipt["first_step"] == 4
+    assert again.receipt["ranks"][0]["loss_calls"] == again.receipt["expected_loss_calls"] == 8
+
+
+@by_stage
+def test_two_torchrun_ranks_leave_one_receipt_that_lists_both(command, stage):
+    both = command(name=recipe_of(stage), environment=TWO_RANKS)
+    assert both.code == 0, both.output[-3000:]
+    ranks = both.receipt["ranks"]
+    assert [rank["rank"] for rank in ranks] == [0, 1]
+    assert [rank["loss_calls"] for rank in ranks] == [both.receipt["expected_loss_calls"]] * 2
+    assert [card["card"] for card in ranks[1]["cards"]] == [*stage.cards]
+    assert {card["outcome"] for rank in ranks for card in rank["cards"]} == {"applied", "verified"}
+
+
+@by_stage
+def test_the_exported_model_loads_in_transformers_and_generates(run, recipe, tmp_path, stage):
+    from llamafactory.train.tuner import export_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trained = run(name=recipe_of(stage), finetuning_type="lora")
+    settings = recipe("seapo_export", adapter_name_or_path=str(trained.folder), export_dir=str(tmp_path / "merged"))
+    wanted = ("model_name_or_path", "adapter_name_or_path", "template", "export_dir", "export_device", "export_size")
+    export_model({"stage": stage.name} | {key: settings[key] for key in wanted})
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    prompt = tokenizer("What is", return_tensors="pt", return_token_type_ids=False)
+    assert model.generate(**prompt, max_new_tokens=4).shape[1] > prompt["input_ids"].shape[1]
+
+
+@by_stage
+def test_a_tokenised_folder_trains_as_the_files_do(run, tmp_path, stage):
+    common = {"name": recipe_of(stage), "tokenized_path": str(tmp_path / "tokens")}
+    first = run(output_dir=str(tmp_path / "first"), **common)
+    second = run(output_dir=str(tmp_path / "second"), **common)
+    assert losses(second) == losses(first)
+    assert second.receipt["datasets"] == first.receipt["datasets"]
+
+
+@by_stage
+def test_a_stream_trains(run, stage):
+    done = run(
+        name=recipe_of(stage), streaming=True, dataloader_num_workers=1, max_steps=3, preprocessing_batch_size=4
+    )
+    assert done.receipt["ranks"][0]["loss_calls"] == 6
+    assert len(losses(done)) == 3
+
+
+@by_stage
+def test_several_evaluation_sets_are_each_checked_and_logged(run, sums, stage):
+    from conftest import DATASETS
+
+    name = DATASETS[stage.name]
+    done = run(
+        name=recipe_of(stage),
+        eval_dataset=f"{name},{stage.demo_dataset}",
+        do_eval=True,
+        per_device_eval_batch_size=8,
+        cutoff_len=2048,
+        **({"sepo_map_scores": True} if stage.name == "sepo" else {}),
+    )
+    keys = json.loads((done.folder / "eval_results.json").read_text()).keys()
+    assert {f"eval_{name}_loss", f"eval_{stage.demo_dataset}_loss"} <= keys
+
+
+@by_stage
+def test_packing_is_refused(run, stage):
+    with pytest.raises(ValueError, match=f"`packing` is not for stage {stage.name}"):
+        run(name=recipe_of(stage), packing=True)
+
+
+@by_stage
+def test_the_stage_and_its_keys_are_in_the_help(stage):
+    from dataclasses import fields
+    from pkgutil import resolve_name
+
+    import llamafactory.hparams.finetuning_args as host
+
+    known = {field.name for field in fields(host.FinetuningArguments)}
+    assert {field.name for field in fields(resolve_name(stage.arguments))} <= known
+
+
+def test_every_recipe_of_the_table_is_used_by_the_tests():
+    assert {Path(row.recipe).stem for row in STAGES} == set(RECIPES.values())
+    assert os.path.isdir(ROOT / "examples")
