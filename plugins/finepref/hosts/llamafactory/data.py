@@ -61,8 +61,9 @@ def dataset_list(original: Callable) -> Callable:
             attributes = original(dataset_names, dataset_dir)
         else:
             for name in borrowed:
-                file_name = str(shipped_dataset_dir() / shipped[name]["file_name"])
-                entries[name] = {**shipped[name], "file_name": file_name}
+                entries[name] = dict(shipped[name])
+                if "file_name" in shipped[name]:
+                    entries[name]["file_name"] = str(shipped_dataset_dir() / shipped[name]["file_name"])
             attributes = original(dataset_names, entries)
         for name, attribute in zip(dataset_names or [], attributes, strict=True):
             entry = entries.get(name, {})
