@@ -146,6 +146,7 @@ def test_several_evaluation_sets_are_each_checked_and_logged(run, sums, stage):
     done = run(
         name=recipe_of(stage),
         eval_dataset=f"{name},{stage.demo_dataset}",
+        eval_on_each_dataset=True,
         do_eval=True,
         per_device_eval_batch_size=8,
         cutoff_len=2048,
