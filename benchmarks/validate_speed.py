@@ -42,6 +42,10 @@ def rows(formatting: str, count: int, seed: int = 0) -> Iterator[dict[str, objec
                     "rejected": text(60),
                     "rejected_spans": [{"start": 3, "end": 9}, {"start": 12, "end": 20}],
                 }
+            case "scored_pair":
+                chosen, rejected = text(30), text(30)
+                scores = {"chosen_scores": [0.25] * 40, "rejected_scores": [-0.5] * 40}
+                row |= {"chosen": chosen, "rejected": rejected, "tokenizer": "5d1f6d2c9b0e4a37", **scores}
             case "ranked":
                 row |= {"responses": [text(30) for _ in range(4)], "scores": [3, 2, 1.5, -1]}
             case "feedback":
