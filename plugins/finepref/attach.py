@@ -18,6 +18,7 @@ WATCHED = {
     "llamafactory.hparams.finetuning_args": "finepref.hosts.patching:attach",
     "llamafactory.train.dpo": "finepref.hosts.patching:attach",
     "llamafactory.train.kto": "finepref.hosts.patching:attach",
+    "llamafactory.train.sft": "finepref.hosts.patching:attach",
     "llamafactory.train.tuner": "finepref.hosts.patching:attach",
 }
 

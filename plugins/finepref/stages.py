@@ -5,7 +5,7 @@ Third parties add rows through the entry-point group `finepref.stages`: each ent
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -26,6 +26,7 @@ class Stage:
         adapter: `module:Class`, the data and training half (see `finepref.hosts.llamafactory.adapter.Adapter`).
         recipe: the YAML under examples/ with the paper's settings.
         demo_dataset: a name in dataset_info.json that the recipe also runs on.
+        switch: a boolean YAML key that turns the carrier into this stage, beside the stage's own name.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Stage:
     adapter: str
     recipe: str
     demo_dataset: str
+    switch: str = ""
 
 
 # Every LLaMA-Factory stage reads its data and starts through these seams.
@@ -99,6 +101,19 @@ BUILT_IN = (
         recipe="examples/tdpo_spans.yaml",
         demo_dataset="tdpo_demo",
     ),
+    Stage(
+        name="granular_sft",
+        title="Granular SFT: supervised fine-tuning on annotated spans, the warm-up of span-masked TDPO",
+        paper="granular fork of arXiv 2404.11999",
+        carrier="sft",
+        formats=("span_pair",),
+        cards=(*LLAMAFACTORY_CARDS, "run-sft", "sft-trainer", "sft-collator"),
+        arguments="finepref.hosts.llamafactory.options:GranularOptions",
+        adapter="finepref.hosts.llamafactory.granular:GranularSFT",
+        recipe="examples/granular_sft.yaml",
+        demo_dataset="granular_demo",
+        switch="granular",
+    ),
 )
 
 
@@ -127,6 +142,12 @@ def all_stages() -> dict[str, Stage]:
 def find(name: str | None) -> Stage | None:
     """The stage of that name, or None when it is a stage of the host."""
     return all_stages().get(name) if name else None
+
+
+def switched(carrier: str, keys: Mapping[str, object]) -> Stage | None:
+    """The stage that a key makes of a carrier, as `granular: true` of `stage: sft`; None when no key does."""
+    rows = (row for row in all_stages().values() if row.switch and row.carrier == carrier)
+    return next((row for row in rows if keys.get(row.switch)), None)
 
 
 def for_formatting(formatting: str) -> Iterator[Stage]:

@@ -83,6 +83,7 @@ CODES: dict[str, str] = {
     "FP213": "the token scores do not fit the tokens of the response",
     "FP214": "no selected token is left of a response",
     "FP215": "spans on both responses where only one may be read",
+    "FP216": "a span weight where a token can only be taken or left",
 }
 """Code -> short meaning. Codes are never reused for another meaning."""
 

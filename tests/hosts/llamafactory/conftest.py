@@ -89,6 +89,15 @@ def span_rows(count: int = 12) -> list[dict]:
     return pairs
 
 
+def granular_rows(count: int = 12) -> list[dict]:
+    """The same pairs with both results marked in the right answer."""
+    return [
+        {key: row[key] for key in ("id", "prompt", "chosen", "rejected")}
+        | {"chosen_spans": results(row["chosen"], f"{2 * i + 1}")}
+        for i, row in enumerate(span_rows(count))
+    ]
+
+
 def results(text: str, number: str) -> list[dict]:
     """Spans of the two places that state a result."""
     starts = (text.index("= ") + 2, text.index("is ") + 3)
@@ -131,11 +140,12 @@ def sums(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset_dir with a data set of 12 records for each stage."""
     folder = write_rows(tmp_path_factory.mktemp("data"), rows())
     write_rows(folder, span_rows(), "spans", formatting="span_pair")
+    write_rows(folder, granular_rows(), "granular", formatting="span_pair")
     return write_rows(folder, scored_rows(tiny_model), "scores", formatting="scored_pair")
 
 
-DATASETS = {"seapo_kto": "sums", "sepo": "scores", "tdpo": "spans"}
-RECIPES = {"seapo_kto": "seapo_kto", "sepo": "sepo", "tdpo": "tdpo_spans"}
+DATASETS = {"seapo_kto": "sums", "sepo": "scores", "tdpo": "spans", "granular_sft": "granular"}
+RECIPES = {"seapo_kto": "seapo_kto", "sepo": "sepo", "tdpo": "tdpo_spans", "granular_sft": "granular_sft"}
 
 
 @pytest.fixture
@@ -149,7 +159,7 @@ def recipe(tiny_model: Path, sums: Path, tmp_path: Path):
             "model_name_or_path": str(tiny_model),
             "template": "chatml",
             "dataset_dir": str(sums),
-            "dataset": DATASETS.get(settings.get("stage"), "sums"),
+            "dataset": DATASETS.get("granular_sft" if settings.get("granular") else settings.get("stage"), "sums"),
             "output_dir": str(tmp_path / "out"),
             "bf16": False,
             "preprocessing_num_workers": 1,

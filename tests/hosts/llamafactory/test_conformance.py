@@ -25,7 +25,8 @@ def recipe_of(stage: stages.Stage) -> str:
 @by_stage
 def test_the_row_names_a_recipe_of_one_screen_and_a_demo_set_that_is_good_and_small(stage):
     recipe = (ROOT / stage.recipe).read_text(encoding="utf-8")
-    assert f"\nstage: {stage.name}\n" in recipe
+    asked = f"\nstage: {stage.carrier}\n{stage.switch}: true" if stage.switch else f"\nstage: {stage.name}\n"
+    assert asked in recipe
     assert len(recipe.splitlines()) <= 75
     entry = json.loads((ROOT / "dataset_info" / "dataset_info.json").read_text())[stage.demo_dataset]
     assert entry["formatting"] in stage.formats
@@ -62,14 +63,14 @@ def test_a_run_leaves_a_receipt_whose_loss_calls_and_rows_add_up(run, stage):
         saved = json.loads((done.folder / f"checkpoint-{step}" / "finepref_receipt.json").read_text())
         assert saved["ranks"][0]["loss_calls"] == 2 * step
     evaluated = json.loads((done.folder / "eval_results.json").read_text())
-    assert {"eval_loss", "eval_rewards/margins"} <= evaluated.keys()
+    assert {"eval_loss", *([] if stage.carrier == "sft" else ["eval_rewards/margins"])} <= evaluated.keys()
 
 
 @by_stage
 def test_the_plots_and_the_model_card_name_the_method(run, stage):
     done = run(name=recipe_of(stage), plot_loss=True)
     assert (done.folder / "training_loss.png").stat().st_size > 1000
-    assert (done.folder / "training_rewards_chosen.png").exists()
+    assert (done.folder / "training_rewards_chosen.png").exists() == (stage.carrier != "sft")
     card = (done.folder / "README.md").read_text()
     assert f"Stage `{stage.name}`" in card
     assert stage.paper in card

@@ -23,11 +23,11 @@ def extend(original: type) -> type:
     mixins = tuple(dict.fromkeys(owned.values()))
 
     def post_init(self: object) -> None:
-        row = stages.find(self.stage)
+        row = stages.find(self.stage) or stages.switched(self.stage, vars(self))
         self.finepref_stage = row.name if row else None
         for arguments in mixins:
             if row is None or arguments is not owned[row.name]:
-                _refuse_foreign_keys(self, arguments, owned)
+                _refuse_foreign_keys(self, row.name if row else self.stage, arguments, owned)
         if row is not None:
             patching.require(row.cards, needed_by=f"stage {row.name}")
             if self.use_mca:
@@ -57,14 +57,12 @@ def extend(original: type) -> type:
     return extended
 
 
-def _refuse_foreign_keys(arguments: object, foreign: type, owned: dict[str, type]) -> None:
+def _refuse_foreign_keys(arguments: object, stage: str, foreign: type, owned: dict[str, type]) -> None:
     """A key of one stage in a run of another would be ignored in silence; refuse it."""
     for field in dataclasses.fields(foreign):
         stages_with = {name for name, owner in owned.items() if field.name in owner.__dataclass_fields__}
-        if arguments.stage not in stages_with and getattr(arguments, field.name) != field.default:
-            raise ValueError(
-                f"`{field.name}` is a key of stage {', '.join(sorted(stages_with))}, not of {arguments.stage}"
-            )
+        if stage not in stages_with and getattr(arguments, field.name) != field.default:
+            raise ValueError(f"`{field.name}` is a key of stage {', '.join(sorted(stages_with))}, not of {stage}")
 
 
 def guard(original):

@@ -165,6 +165,24 @@ class TdpoOptions(PairOptions):
             raise ValueError(f"`{key}` needs spans, but `tdpo_masks` is none")
 
 
+@dataclass
+class GranularOptions:
+    """The key that turns the host's stage `sft` into ours."""
+
+    granular: bool = field(
+        default=False,
+        metadata={"help": "In stage sft, train on the spans of the chosen response only (span_pair records)."},
+    )
+
+    def check(self) -> None:
+        """Refuse what YAML parsing lets through.
+
+        Raises:
+            ValueError: one line naming the key.
+        """
+        _check_values(self, GranularOptions)
+
+
 def _check_values(arguments: PairOptions, owner: type) -> None:
     """Types and choices of the keys of `owner`, which the host checks for flags but not for YAML."""
     for key in fields(owner):

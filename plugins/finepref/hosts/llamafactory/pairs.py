@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from llamafactory.data import PairwiseDataCollatorWithPadding
@@ -46,6 +46,7 @@ class PairProcessor(DatasetProcessor):
     """
 
     schema: str = "pairs-1"
+    sides: ClassVar[tuple[str, ...]] = SIDES
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Tokenise a batch of aligned rows."""
@@ -61,7 +62,7 @@ class PairProcessor(DatasetProcessor):
     def _row(self, record: records.Pair | records.SpanPair | records.ScoredPair) -> dict[str, Any]:
         system = record.prompt[0].content if record.prompt[0].role == "system" else None
         turns = [message._asdict() for message in record.prompt if message.role != "system"]
-        texts = {"chosen": record.chosen, "rejected": record.rejected}
+        texts = {side: record.chosen if side == "chosen" else record.rejected for side in self.sides}
         responses = {}
         for side, text in texts.items():
             asked = [*turns, {"role": "assistant", "content": text}]

@@ -29,13 +29,14 @@ class Parts:
 
 
 def dispatch(original):
-    """A host `run_*` that hands stages of ours to `run` (cards `run-kto`, ...)."""
+    """A host `run_*` that hands stages of ours to `run` (cards `run-kto`, ...); its last argument is `callbacks`."""
 
     @functools.wraps(original)
-    def run_carrier(model_args, data_args, training_args, finetuning_args, callbacks=None):
+    def run_carrier(model_args, data_args, training_args, finetuning_args, *rest, **named):
         row = stages.find(finetuning_args.finepref_stage)
         if row is None:
-            return original(model_args, data_args, training_args, finetuning_args, callbacks)
+            return original(model_args, data_args, training_args, finetuning_args, *rest, **named)
+        callbacks = named.get("callbacks", rest[-1] if rest else None)
         return run(row, model_args, data_args, training_args, finetuning_args, callbacks)
 
     return run_carrier
