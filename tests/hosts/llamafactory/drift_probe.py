@@ -72,6 +72,18 @@ def outcome(recipe: str, card_name: str, mutation: str) -> dict:
         return {"ended": type(error).__name__, "message": str(error), "loaded": bool(loaded)}
 
 
+def start(recipe: str, card: str, mutation: str) -> tuple[int, int]:
+    """A forked child that runs the recipe: its process id, and the pipe that it writes its outcome to."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(2, 1)
+        os.write(writing, json.dumps(outcome(recipe, card, mutation)).encode()[:60_000])
+        os._exit(0)
+    os.close(writing)
+    return child, reading
+
+
 def main() -> None:
     heavy = ("torch", "transformers", "peft", "datasets", "accelerate")
     for name in (*heavy, "llamafactory.extras.packages", "trl.trainer.kto_trainer", "trl.trainer.dpo_trainer"):
@@ -81,19 +93,16 @@ def main() -> None:
 
     results = {}
     sys.stdout.flush()
-    for card in list(patching.load_cards()):
+    probes = []
+    for card in patching.load_cards():
         stage = next(name for name, row in stages.all_stages().items() if card in row.cards)
-        for mutation in MUTATIONS:
-            reading, writing = os.pipe()
-            child = os.fork()
-            if child == 0:
-                os.dup2(2, 1)
-                text = json.dumps(outcome(f"{sys.argv[1]}/{stage}.yaml", card, mutation))
-                os.write(writing, text.encode()[:60_000])
-                os._exit(0)
-            os.close(writing)
+        probes += [(f"{card}/{mutation}", f"{sys.argv[1]}/{stage}.yaml", card, mutation) for mutation in MUTATIONS]
+    together = os.cpu_count() or 1
+    for k in range(0, len(probes), together):
+        started = [(name, *start(*probe)) for name, *probe in probes[k : k + together]]
+        for name, child, reading in started:
             with os.fdopen(reading) as pipe:
-                results[f"{card}/{mutation}"] = json.loads(pipe.read())
+                results[name] = json.loads(pipe.read())
             os.waitpid(child, 0)
     print(json.dumps(results))
 
