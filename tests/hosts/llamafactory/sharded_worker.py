@@ -1,4 +1,4 @@
-"""One torchrun rank that trains a recipe: what `llamafactory-cli train` starts, without compiling DeepSpeed's CPU operators.
+"""One torchrun rank: what `llamafactory-cli train` starts, without compiling DeepSpeed's operators for CPUs.
 
 They take minutes of a C++ compiler, and DeepSpeed does without them.
 """
