@@ -16,9 +16,9 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from finepref.formats.files import replacing
 from finepref.formats.problems import BadData, Problem
 from finepref.formats.row import is_unicode, kind_of
 
@@ -163,21 +163,11 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, object
     Raises:
         ValueError: a row cannot be written as JSON or UTF-8; the file is then left as it was.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     count = 0
-    try:
-        with open(partial, "wb") as file:
-            for row in rows:
-                file.write(dumps(row).encode() + b"\n")
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        for row in rows:
+            file.write(dumps(row).encode() + b"\n")
+            count += 1
     return count
 
 
