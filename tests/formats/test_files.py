@@ -21,10 +21,15 @@ def test_the_old_file_stays_until_the_new_one_is_whole_and_an_error_leaves_nothi
     with replacing(path) as file:
         file.write(b"old")
         assert not path.exists()
-    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_writing(path)
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in path.parent.iterdir()] == ["data.bin"]
+
+
+def interrupt_writing(path):
+    with replacing(path) as file:
         file.write(b"new")
         file.flush()
         assert path.read_bytes() == b"old"
         raise KeyboardInterrupt
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in path.parent.iterdir()] == ["data.bin"]
