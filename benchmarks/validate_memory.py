@@ -1,16 +1,18 @@
-"""Peak memory while a large file is checked: `check_file` in a fresh process, on a small file and on one of 2 GB.
+"""Peak memory while a large file is checked, with one process and with one per core, small file and one of 2 GB.
 
     python benchmarks/validate_memory.py [--gigabytes 2]
 
-Makes the file in a temporary folder, prints both peaks (resident set) and the rate, and deletes the file. The row ids
-are all different, which is what memory could grow with.
+Makes the file in a temporary folder, prints the peaks and the rate of `check_file` in fresh processes, and deletes the
+file. A peak is the largest sum, over all processes of the check and their fork server, of the proportional set size
+(shared pages count once), looked up four times a second. The row ids are all different, which is what memory could
+grow with.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -30,33 +32,55 @@ def make(path: Path, size: int) -> int:
     return count
 
 
-def check(path: str) -> None:
-    """Check one file in this process and print what it took."""
+def check(path: str, jobs: int) -> None:
+    """Check one file in this process, or from it, and print what it took."""
     from finepref.formats.check import check_file
 
     start = time.perf_counter()
-    report = check_file(path, "pair")
+    report = check_file(path, "pair", jobs=jobs)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"{Path(path).stat().st_size / 1e6:8,.0f} MB {report.rows:>10,} rows {report.total_problems} problems "
-        f"{seconds:6.1f} s {report.rows / seconds:>9,.0f} records/s, peak {peak:.0f} MiB"
+        f"{jobs} processes {seconds:6.1f} s {report.rows / seconds:>9,.0f} records/s",
+        end=", ",
+        flush=True,
     )
+
+
+def in_session(session: int) -> int:
+    """Bytes of memory of all processes of a session."""
+    total = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(folder.name)) == session:
+                lines = (folder / "smaps_rollup").read_text().splitlines()
+                total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+    return total
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=2.0)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        check(arguments.child)
+        check(arguments.child[0], int(arguments.child[1]))
         return
+    cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         for gigabytes in (0.02, arguments.gigabytes):
             path = Path(folder) / "large.jsonl"
             make(path, int(gigabytes * 1e9))
-            subprocess.run([sys.executable, __file__, "--child", str(path)], check=True)
+            for jobs in (1, cores):
+                peak = 0
+                command = [sys.executable, __file__, "--child", str(path), str(jobs)]
+                with subprocess.Popen(command, start_new_session=True) as child:
+                    while child.poll() is None:
+                        peak = max(peak, in_session(child.pid))
+                        time.sleep(0.25)
+                print(f"peak {peak / 2**20:.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
 """Records validated per second: `finepref.formats.check.check_file` against plain `json.loads` of the same file.
 
-    python benchmarks/validate_speed.py [--rows 20000] [--runs 7]
+    python benchmarks/validate_speed.py [--rows 100000] [--runs 5]
 
-Prints one line per format: records/s, MB/s, and how many times slower than only decoding the JSON.
+Prints one line per format: records/s and MB/s in one process, how many times slower that is than only decoding the
+JSON in one process, and records/s with a process per core. The three take turns, and the best run of each counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -56,14 +58,15 @@ def rows(formatting: str, count: int, seed: int = 0) -> Iterator[dict[str, objec
         yield row
 
 
-def best(function: Callable[[], object], runs: int) -> float:
-    """The shortest time of some runs, in seconds: what the machine can do when nothing else runs on it."""
-    times = []
+def best(functions: Sequence[Callable[[], object]], runs: int) -> list[float]:
+    """The shortest time of each function in seconds: what the machine can do when nothing else runs on it."""
+    times: list[list[float]] = [[] for _ in functions]
     for _ in range(runs):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        for function, taken in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            taken.append(time.perf_counter() - start)
+    return [min(taken) for taken in times]
 
 
 def decode_only(path: Path) -> None:
@@ -75,20 +78,28 @@ def decode_only(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--runs", type=int, default=7, help="the best one counts")
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--runs", type=int, default=5, help="the best one counts")
     arguments = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         for formatting in FORMATS:
             path = Path(folder) / f"{formatting}.jsonl"
             write_jsonl(path, rows(formatting, arguments.rows))
             assert check_file(path, formatting).total_problems == 0
-            seconds = best(partial(check_file, path, formatting), arguments.runs)
-            plain = best(partial(decode_only, path), arguments.runs)
+            one, all_cores, plain = best(
+                [
+                    partial(check_file, path, formatting),
+                    partial(check_file, path, formatting, jobs=cores),
+                    partial(decode_only, path),
+                ],
+                arguments.runs,
+            )
             megabytes = path.stat().st_size / 1e6
+            path.unlink()
             print(
-                f"{formatting:10} {arguments.rows / seconds:>9,.0f} records/s {megabytes / seconds:6.1f} MB/s "
-                f"{seconds / plain:5.2f} x json.loads"
+                f"{formatting:11} 1 process {arguments.rows / one:>8,.0f} records/s {megabytes / one:5.1f} MB/s "
+                f"{one / plain:5.2f} x json.loads, {cores} processes {arguments.rows / all_cores:>8,.0f} records/s"
             )
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from finepref.synth.journal import Journal, JournalBusy, JournalChanged, JournalDamaged, write_json
-from hypothesis import given
+from finepref.synth.journal import Journal, JournalBusy, JournalChanged, JournalDamaged
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 JOB = {
@@ -164,6 +163,7 @@ def test_an_append_that_fails_leaves_no_trace(tmp_path, monkeypatch):
         assert list(journal.done) == ["a", "b", "c"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=3), max_size=4))
 def test_any_text_comes_back_as_it_was(tmp_path_factory, batches):
     folder = tmp_path_factory.mktemp("journal")
@@ -171,12 +171,3 @@ def test_any_text_comes_back_as_it_was(tmp_path_factory, batches):
     write(folder, entries)
     with Journal(folder, **JOB) as journal:
         assert list(journal.done.values()) == [entry for batch in entries for entry in batch]
-
-
-def test_a_json_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    path = tmp_path / "report.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(ValueError, match="Out of range"):
-        write_json(path, {"a": float("nan")})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert os.listdir(tmp_path) == ["report.json"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -19,14 +20,26 @@ from tqdm import tqdm
 
 from finepref.formats import catalogue, dataset_info
 from finepref.formats.apo_samples import read_apo_samples
-from finepref.formats.check import BadData, Checked, FileCheck, FileReport, Problem, check_columns, digest, parse_rows
+from finepref.formats.check import (
+    BadData,
+    Checked,
+    FileCheck,
+    FileReport,
+    ParseRow,
+    Problem,
+    check_columns,
+    digest,
+    parse_rows,
+)
 from finepref.formats.convert import TARGETS, Converter
 from finepref.formats.jsonl import RawRow, read_rows, write_jsonl
+from finepref.formats.pool import WorkerDied
 from finepref.formats.records import FORMATS, SIGNATURES, parse, to_row
 from finepref.formats.released import READERS
 from finepref.formats.sepo_csv import Tokens, read_sepo_csv
 
 LAYOUTS = (*FORMATS, *catalogue.RELEASED_SHOWN)
+CORES = len(os.sched_getaffinity(0))
 
 Column = Annotated[list[str], typer.Option(help="FIELD=COLUMN, where a file calls our field something else.")]
 MaxBad = Annotated[str, typer.Option(help="Go on with up to this share of bad rows, as 0.1% or 0.001.")]
@@ -49,6 +62,9 @@ def validate(
     max_bad: MaxBad = "0",
     rejected: Annotated[Path, typer.Option(help="Where bad rows go, with --max-bad.")] = Path("rejected.jsonl"),
     limit: Annotated[int, typer.Option(help="Show so many problems of a file; the others are counted.")] = 100,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Processes that share a large file.", show_default="all cores")
+    ] = CORES,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Check data files: every problem of every row, with its code, line and field. Exit code 1 if there are any."""
@@ -62,7 +78,7 @@ def validate(
             inputs += _find(name, layout, dataset_dir, _columns(column), error_type or None)
         except BadData as error:
             problems += error.problems
-    reports = _check(inputs, limit, rejected if share else None, error_types=allowed)
+    reports = _check(inputs, limit, rejected if share else None, jobs=jobs, error_types=allowed)
     passed = not problems and all(report.passes(share) for report in reports)
     if as_json:
         found = {"passed": passed, "problems": [*map(asdict, problems)], "files": [*map(asdict, reports)]}
@@ -202,14 +218,31 @@ def _typed_input(text: str, layout: str, columns: Mapping[str, str], error_type:
     return Input(Path(text), layout, columns, error_type)
 
 
-def _check(inputs: list[Input], limit: int, rejected: Path | None, **options: object) -> list[FileReport]:
+def _check(
+    inputs: list[Input], limit: int, rejected: Path | None, *, jobs: int = 1, **options: Any
+) -> list[FileReport]:
     checks = [(_file_check(file, limit), file) for file in inputs]
-    bad = chain.from_iterable(check.rejected_rows(_read(file, **options)) for check, file in checks)
-    if rejected is None:
-        deque(bad, maxlen=0)
-    else:
-        write_jsonl(rejected, bad)
-    return [check.report(digest(file.path)) for check, file in checks]
+    bad = chain.from_iterable(_rejected(check, file, jobs, **options) for check, file in checks)
+    try:
+        if rejected is None:
+            deque(bad, maxlen=0)
+        else:
+            write_jsonl(rejected, bad)
+    except WorkerDied as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    return [check.report() for check, _ in checks]
+
+
+def _rejected(check: FileCheck, file: Input, jobs: int, **options: Any) -> Iterator[dict[str, object]]:
+    """The bad rows of one file, which `check` sums up."""
+    if file.layout in ("apo_samples", "sepo_csv") or file.path.suffix == ".parquet" or _wrong_columns(file):
+        yield from check.rejected_rows(_read(file, **options))
+        check.sha256 = digest(file.path)
+        return
+    parse_row = _parse_row(file, options.get("error_types"))
+    with tqdm(desc=file.path.name, unit=" rows", disable=None) as bar:
+        yield from check.rejected_in_file(file.path, parse_row, jobs=jobs, progress=bar.update)
 
 
 def _file_check(file: Input, limit: int = 100) -> FileCheck:
@@ -226,7 +259,6 @@ def _read(
     eos: str = "</s>",
 ) -> Iterable[Checked]:
     """The rows of one file of any layout, with their records."""
-    name = str(file.path)
     if file.layout == "apo_samples":
         if golden is None:
             raise typer.BadParameter("apo_samples needs the golden answers", param_hint="--golden")
@@ -237,8 +269,15 @@ def _read(
         return read_sepo_csv(file.path, tokenize, eos=eos)
     if wrong := _wrong_columns(file):
         return [Checked(RawRow(0, b"", None, wrong), (), wrong)]
+    parse_row = _parse_row(file, error_types)
+    return parse_rows(tqdm(_rows(file.path), desc=file.path.name, unit=" rows", disable=None), parse_row)
+
+
+def _parse_row(file: Input, error_types: Collection[str] | None) -> ParseRow:
+    """What reads one row of a file of JSON."""
+    name = str(file.path)
     if file.layout in FORMATS:
-        parse_row = partial(
+        return partial(
             parse,
             formatting=file.layout,
             columns=file.columns,
@@ -247,11 +286,9 @@ def _read(
             error_type=file.error_type,
             error_types=error_types,
         )
-    else:
-        parse_row = partial(READERS[file.layout][1], file=name)
-        if native_format(file.layout) == "feedback":
-            parse_row = partial(parse_row, error_type=file.error_type)
-    return parse_rows(tqdm(_rows(file.path), desc=file.path.name, unit=" rows", disable=None), parse_row)
+    if native_format(file.layout) == "feedback":
+        return partial(READERS[file.layout][1], file=name, error_type=file.error_type)
+    return partial(READERS[file.layout][1], file=name)
 
 
 def _wrong_columns(file: Input) -> list[Problem]:

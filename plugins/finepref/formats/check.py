@@ -9,9 +9,13 @@ import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from operator import attrgetter
 from typing import NamedTuple
 
-from finepref.formats.jsonl import RawRow, read_rows, write_jsonl
+from finepref.formats.jsonl import CHUNK, Chunk, RawRow, read_chunks, rows_of, write_jsonl
+from finepref.formats.pool import ordered_map
 from finepref.formats.problems import CODES, SHOWN, BadData, Problem
 from finepref.formats.records import FIELDS, Feedback, Record, parse
 
@@ -57,8 +61,20 @@ class Checked(NamedTuple):
     problems: list[Problem]
 
 
-def parse_rows(rows: Iterable[RawRow], parse_row: Callable[..., Record | list[Problem]]) -> Iterator[Checked]:
-    """Rows with their records, by `records.parse` or the reader of a released row, with its options bound."""
+class Found(NamedTuple):
+    """What is in a chunk of lines: (line, id, label) of the good rows, the bad rows, the columns that are not read."""
+
+    good: list[tuple[int, str, bool | None]]
+    bad: list[RawRow]
+    ignored: Counter[str]
+
+
+ParseRow = Callable[..., Record | list[Problem]]
+"""`records.parse` or the reader of a released row, with its options bound: (value, line=) -> record or problems."""
+
+
+def parse_rows(rows: Iterable[RawRow], parse_row: ParseRow) -> Iterator[Checked]:
+    """Rows with their records."""
     for raw in rows:
         if raw.value is None:
             yield Checked(raw, (), raw.problems)
@@ -66,6 +82,26 @@ def parse_rows(rows: Iterable[RawRow], parse_row: Callable[..., Record | list[Pr
             yield Checked(raw, (), parsed)
         else:
             yield Checked(raw, (parsed,), [])
+
+
+def parse_chunk(chunk: Chunk, *, parse_row: ParseRow, known: set[str] | None) -> Found:
+    """The same of a chunk of lines, less what only the caller of `parse_rows` needs."""
+    good: list[tuple[int, str, bool | None]] = []
+    bad: list[RawRow] = []
+    ignored: Counter[str] = Counter()
+    for raw in rows_of(chunk):
+        line, _, value, _ = raw
+        if value is None:
+            bad.append(raw)
+            continue
+        if known is not None and not value.keys() <= known:
+            ignored.update(value.keys() - known)
+        parsed = parse_row(value, line=line)
+        if isinstance(parsed, list):
+            bad.append(raw._replace(value=None, problems=parsed))
+        else:
+            good.append((line, parsed.id, parsed.label if isinstance(parsed, Feedback) else None))
+    return Found(good, bad, ignored)
 
 
 def check_file(
@@ -77,6 +113,8 @@ def check_file(
     error_types: Collection[str] | None = None,
     limit: int = SHOWN,
     rejected_path: str | os.PathLike[str] | None = None,
+    jobs: int = 1,
+    chunk_size: int = CHUNK,
 ) -> FileReport:
     """Check every row of a file and the set of them; never raises for bad data.
 
@@ -86,24 +124,28 @@ def check_file(
         limit: how many problems of rows the report keeps.
         rejected_path: where to write rejected rows: {file, line, problems: [{field, code, message}], and their text as
             `row`, or as `row_base64` when it is not UTF-8}. Written even if there are none.
+        jobs: how many processes share a file of lines that is not small, see `pool.ordered_map`; what is found is the
+            same with any number.
+        chunk_size: bytes of lines that a process takes at a time.
+
+    Raises:
+        WorkerDied: one of several processes was killed.
     """
     name = os.fspath(path)
     wrong_columns = check_columns(formatting, columns or {}, file=name)
     if wrong_columns:
         return FileReport(name, formatting, 0, 0, tuple(wrong_columns), len(wrong_columns), digest(path))
 
-    def parse_row(value: object, line: int) -> Record | list[Problem]:
-        return parse(
-            value, formatting, columns=columns, file=name, line=line, error_type=error_type, error_types=error_types
-        )
-
+    parse_row = partial(
+        parse, formatting=formatting, columns=columns, file=name, error_type=error_type, error_types=error_types
+    )
     check = FileCheck(name, formatting, columns=columns or {}, limit=limit)
-    rejected = check.rejected_rows(parse_rows(read_rows(path), parse_row))
+    rejected = check.rejected_in_file(path, parse_row, jobs=jobs, chunk_size=chunk_size)
     if rejected_path is None:
         deque(rejected, maxlen=0)
     else:
         write_jsonl(rejected_path, rejected)
-    return check.report(digest(path))
+    return check.report()
 
 
 def check_columns(
@@ -129,13 +171,16 @@ def check_columns(
 
 
 class FileCheck:
-    """One pass over the rows of a file: `walk` hands on good and bad ones, `report` then sums up.
+    """One pass over the rows of a file, by one of the methods that hand rows on; `report` then sums up.
 
     Args:
         file: its name, for the problems.
         formatting: the format of the records.
         columns: our field name -> the name in the file; None for released files.
         limit: how many problems of rows to keep.
+
+    Attributes:
+        sha256: hex digest of the file's bytes; who walks over the rows of a file sets it.
     """
 
     def __init__(
@@ -144,6 +189,7 @@ class FileCheck:
         self.file = file
         self.formatting = formatting
         self.limit = limit
+        self.sha256 = ""
         self.known: set[str] | None = None
         if columns is not None:
             taken = set(columns.values())
@@ -154,41 +200,88 @@ class FileCheck:
         self.of_rows: list[Problem] = []
         self.ignored: Counter[str] = Counter()
 
+    def rejected_in_file(
+        self,
+        path: str | os.PathLike[str],
+        parse_row: ParseRow,
+        *,
+        jobs: int = 1,
+        chunk_size: int = CHUNK,
+        progress: Callable[[int], object] = int,
+    ) -> Iterator[dict[str, object]]:
+        """Check JSON Lines or a JSON array and hand on the bad rows, as `check_file` writes them.
+
+        Args:
+            path: the file.
+            parse_row: reads a row.
+            jobs, chunk_size: as for `check_file`.
+            progress: is told now and then how many rows more were checked.
+        """
+        digest = hashlib.sha256()
+        chunks = read_chunks(path, size=chunk_size, tee=digest.update)
+        first = next(chunks, Chunk(self.file, 1))
+        if first.array:
+            yield from self.rejected_rows(parse_rows(rows_of(first), parse_row))
+            progress(self.rows)
+            deque(chunks, maxlen=0)  # nothing more to check, but the digest is of the whole file
+        else:
+            yield from self._rejected_in_chunks(chain((first,), chunks), parse_row, jobs, progress)
+        if not any(problem.code == "FP001" for problem in self.of_file):
+            self.sha256 = digest.hexdigest()
+
+    def _rejected_in_chunks(
+        self, chunks: Iterable[Chunk], parse_row: ParseRow, jobs: int, progress: Callable[[int], object]
+    ) -> Iterator[dict[str, object]]:
+        parse_lines = partial(parse_chunk, parse_row=parse_row, known=self.known)
+        with SeenIds() as seen:
+            for chunk, (good, bad, ignored) in ordered_map(parse_lines, chunks, jobs=jobs):
+                count = len(good) + sum(raw.line > 0 for raw in bad)
+                lines: list[bytes] = []
+                for line, record_id, label in good:
+                    if problems := self._against_earlier(line, record_id, label, seen):
+                        lines = lines or chunk.content.split(b"\n")
+                        bad.append(RawRow(line, lines[line - chunk.line], None, problems))
+                bad.sort(key=attrgetter("line"))
+                for raw in bad:
+                    self._note(raw.line, raw.problems)
+                    if raw.line:
+                        yield _rejected_row(self.file, raw)
+                self.rows += count
+                self.ignored.update(ignored)
+                progress(count)
+        self._note(0, self._set_problems())
+
     def rejected_rows(self, rows: Iterable[Checked]) -> Iterator[dict[str, object]]:
         """Walk over all rows and hand on the bad ones, as `check_file` writes them."""
-        return (_rejected_row(self.file, row) for row in self.walk(rows) if row.problems and row.raw.line)
+        for row in self.walk(rows):
+            if row.problems and row.raw.line:
+                yield _rejected_row(self.file, row.raw._replace(problems=row.problems))
 
     def walk(self, rows: Iterable[Checked]) -> Iterator[Checked]:
-        """Check rows one by one; what is wrong with the whole file comes as a last row with line 0."""
-        known = self.known
+        """Check rows one by one and hand them on."""
         with SeenIds() as seen:
             for row in rows:
                 line, _, value, _ = row.raw
-                if known is not None and value is not None and not value.keys() <= known:
-                    self.ignored.update(value.keys() - known)
-                if row.records:
-                    row = self._against_earlier(row, seen)
+                if self.known is not None and value is not None:
+                    self.ignored.update(value.keys() - self.known)
+                for record in row.records:
+                    label = record.label if isinstance(record, Feedback) else None
+                    if problems := self._against_earlier(line, record.id, label, seen):
+                        row = Checked(row.raw, (), problems)
+                        break
                 self.rows += line > 0
-                if row.problems:
-                    self.rejected += line > 0
-                    self._note(row.problems)
+                self._note(line, row.problems)
                 yield row
-        of_set = self._set_problems()
-        if of_set:
-            self._note(of_set)
-            yield Checked(RawRow(0, b"", None, of_set), (), of_set)
+        self._note(0, self._set_problems())
 
-    def _against_earlier(self, row: Checked, seen: SeenIds) -> Checked:
-        line = row.raw.line
-        for record in row.records:
-            first = seen.line_of(record.id, line)
-            if first is not None:
-                message = f"{record.id!a} is the id of line {first} too"
-                return Checked(row.raw, (), [Problem(self.file, line, "id", "FP060", message)])
-            if isinstance(record, Feedback):
-                self.desirable += record.label
-                self.undesirable += not record.label
-        return row
+    def _against_earlier(self, line: int, record_id: str, label: bool | None, seen: SeenIds) -> list[Problem]:
+        first = seen.line_of(record_id, line)
+        if first is not None:
+            return [Problem(self.file, line, "id", "FP060", f"{record_id!a} is the id of line {first} too")]
+        if label is not None:
+            self.desirable += label
+            self.undesirable += not label
+        return []
 
     def _set_problems(self) -> list[Problem]:
         if self.rows == 0 and not self.of_file:
@@ -199,7 +292,8 @@ class FileCheck:
             return [Problem(self.file, 0, "label", "FP061", f"all {labelled} good rows are labelled {only}")]
         return []
 
-    def _note(self, problems: list[Problem]) -> None:
+    def _note(self, line: int, problems: Sequence[Problem]) -> None:
+        self.rejected += line > 0 and len(problems) > 0
         self.total += len(problems)
         for problem in problems:
             if problem.line == 0:
@@ -207,11 +301,12 @@ class FileCheck:
             elif len(self.of_rows) < self.limit:
                 self.of_rows.append(problem)
 
-    def report(self, sha256: str) -> FileReport:
-        """The sum of what `walk` saw."""
+    def report(self) -> FileReport:
+        """The sum of what was seen."""
         problems = (*self.of_file, *self.of_rows)
+        ignored = dict(sorted(self.ignored.items()))
         return FileReport(
-            self.file, self.formatting, self.rows, self.rejected, problems, self.total, sha256, dict(self.ignored)
+            self.file, self.formatting, self.rows, self.rejected, problems, self.total, self.sha256, ignored
         )
 
 
@@ -264,11 +359,11 @@ def digest(path: str | os.PathLike[str]) -> str:
         return ""
 
 
-def _rejected_row(file: str, checked: Checked) -> dict[str, object]:
-    problems = [{"field": p.field, "code": p.code, "message": p.message} for p in checked.problems]
-    row: dict[str, object] = {"file": file, "line": checked.raw.line, "problems": problems}
-    raw = checked.raw.raw.removesuffix(b"\n")
+def _rejected_row(file: str, raw: RawRow) -> dict[str, object]:
+    problems = [{"field": p.field, "code": p.code, "message": p.message} for p in raw.problems]
+    row: dict[str, object] = {"file": file, "line": raw.line, "problems": problems}
+    text = raw.raw.removesuffix(b"\n")
     try:
-        return row | {"row": raw.decode()}
+        return row | {"row": text.decode()}
     except UnicodeDecodeError:
-        return row | {"row_base64": base64.b64encode(raw).decode()}
+        return row | {"row_base64": base64.b64encode(text).decode()}

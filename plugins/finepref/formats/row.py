@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from finepref.formats.problems import Problem
 
@@ -274,7 +274,9 @@ class RowReader:
 
     def numbers(self, value: object, field: str) -> tuple[float, ...]:
         """A list of finite numbers."""
-        items = self.items(value, field)
+        items: Sequence[Any] = self.items(value, field)
+        if {*map(type, items)} == {float} and math.isfinite(sum(items)):  # the common kind, quickly
+            return tuple(items)
         return tuple(float(v) if is_small(v) else self.number(v, f"{field}[{i}]") for i, v in enumerate(items))
 
     def offsets(self, value: object, field: str, *, length: int) -> tuple[tuple[int, int], ...]:

@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from finepref.formats.files import replacing
+
 FILE_NAME = "finepref_receipt.json"
 PACKAGES = ("finepref", "llamafactory", "openrlhf", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -86,8 +88,5 @@ def rows_add_up(rows: dict[str, int | None]) -> bool:
 
 def write(folder: str | os.PathLike[str], content: dict[str, Any]) -> None:
     """Write the receipt atomically into a checkpoint or output folder."""
-    target = Path(folder, FILE_NAME)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
+    with replacing(Path(folder, FILE_NAME)) as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from finepref.formats.check import digest
+from finepref.formats.files import write_json
 from finepref.formats.jsonl import read_rows, write_jsonl
 from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import FIELDS, Negatives, content_id, to_row
 from finepref.formats.row import RowReader
 from finepref.synth.engines import Completion, Engine, ask
-from finepref.synth.journal import Journal, write_json
+from finepref.synth.journal import Journal
 from finepref.synth.seapo import ERRORS, PROMPT_VERSION, Attempt, Source, by_model, by_rule, request
 
 

@@ -15,6 +15,8 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
+from finepref.formats.files import sync_folder, write_json
+
 FORMAT = 1
 """Version of the layout above; a change of it makes old journals a `JournalChanged`."""
 
@@ -181,23 +183,8 @@ class Journal:
         if end and not line.endswith(b"\n") and not self.torn_bytes:
             self._file.write(b"\n")
         os.fsync(self._file.fileno())
-        _sync_directory(self.directory)
+        sync_folder(self.directory)
         self._size = self._file.seek(0, os.SEEK_END)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write one JSON document; the file appears complete or not at all, also after a crash."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
 
 
 def _entries(line: bytes) -> list[dict[str, object]] | None:
@@ -208,11 +195,3 @@ def _entries(line: bytes) -> list[dict[str, object]] | None:
         return None
     whole = isinstance(value, list) and all(isinstance(entry, dict) and "id" in entry for entry in value)
     return value if whole else None
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,9 +13,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from finepref.formats.check import BadData, check_file
+from finepref.formats.files import write_json
 from finepref.formats.jsonl import read_jsonl
 from finepref.formats.records import Negatives, parse
-from finepref.synth.journal import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

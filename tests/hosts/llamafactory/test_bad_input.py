@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import rows
+from conftest import rows, write_rows
 
 
 def changed(index: int, **fields: object) -> list[dict]:
@@ -89,6 +89,31 @@ def test_a_pairwise_data_set_is_refused(refused):
 def test_feedback_of_one_label_class_is_refused(refused):
     records = [{"prompt": f"{i}?", "response": "yes", "label": True} for i in range(4)]
     assert "FP061" in refused(records, {"formatting": "feedback"})
+
+
+@pytest.mark.parametrize(
+    ("file_name", "code"),
+    [
+        ("../secret.jsonl", "FP074"),
+        ("link.jsonl", "FP074"),
+        ("linked", "FP074"),
+        ("missing.jsonl", "FP075"),
+        ("mixed", "FP076"),
+    ],
+)
+def test_a_path_that_leads_out_of_the_dataset_folder_or_to_no_data_is_refused(refused, tmp_path, file_name, code):
+    secret = write_rows(tmp_path / "outside", rows()) / "sums.jsonl"
+    secret.rename(tmp_path / "secret.jsonl")
+    data = tmp_path / "bad"
+    (data / "mixed").mkdir(parents=True)
+    for name in ("1.jsonl", "2.txt"):
+        (data / "mixed" / name).write_text("{}\n")
+    (data / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    (data / "linked").symlink_to(tmp_path / "outside")
+    message = refused(rows(), {"file_name": file_name})
+    assert f"{code} " in message
+    assert " sums.file_name: " in message
+    assert message.endswith("1 problem")
 
 
 @pytest.mark.parametrize(

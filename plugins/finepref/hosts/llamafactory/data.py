@@ -17,7 +17,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from finepref import stages
-from finepref.formats import jsonl, records
+from finepref.formats import dataset_info, jsonl, records
 from finepref.formats.check import BadData, Problem, check_file
 from finepref.hosts import receipt
 from finepref.hosts.llamafactory.adapter import Adapter
@@ -165,8 +165,7 @@ def _check_sources(names: list[str], attributes: list[Any], data_args: Any) -> l
     """Read every local file once, strictly, with line numbers, before anything is tokenised.
 
     Raises:
-        BadData: all problems of all files.
-        FileNotFoundError: with the command that makes the file, when its entry names one.
+        BadData: all problems of all files; or a file is not there, or not where it may be, see `dataset_info.resolve`.
     """
     entries: list[receipt.DatasetEntry] = []
     problems: list[Problem] = []
@@ -175,12 +174,8 @@ def _check_sources(names: list[str], attributes: list[Any], data_args: Any) -> l
         digests: dict[str, str] = {}
         read: int | None = None
         if attribute.load_from == "file":
-            path = Path(data_args.dataset_dir, attribute.dataset_name)
-            if not path.exists():
-                hint = f"; make it with: {attribute.finepref_make}" if attribute.finepref_make else ""
-                raise FileNotFoundError(f"dataset {name}: {path} is not there{hint}")
             read = 0
-            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            for file in _files(name, attribute, data_args.dataset_dir):
                 if file.suffix not in (".json", ".jsonl"):
                     raise BadData([Problem(str(file), 0, "file_name", "FP202", "only .json and .jsonl are checked")])
                 SOURCES.append((file, attribute))
@@ -204,6 +199,17 @@ def _check_sources(names: list[str], attributes: list[Any], data_args: Any) -> l
     if problems:
         raise BadData(problems, total)
     return entries
+
+
+def _files(name: str, attribute: Any, dataset_dir: str) -> list[Path]:
+    """The local files of a dataset, found as `finepref validate` finds them."""
+    entry = {"file_name": attribute.dataset_name}
+    if attribute.finepref_make:
+        entry["make"] = attribute.finepref_make
+    try:
+        return dataset_info.resolve(dataset_dir, entry)
+    except BadData as error:
+        raise BadData([replace(problem, field=f"{name}.{problem.field}") for problem in error.problems]) from None
 
 
 def _arrange(row: stages.Stage, dataset: Any, *, truncated: bool, streaming: bool) -> Any:

@@ -1,0 +1,30 @@
+"""A random two-layer Llama of a few thousand weights, for the tests of every environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def save_tiny_llama(folder: Path, tokenizer: Any, **config: Any) -> Path:
+    """Save the model beside its tokenizer (a PreTrainedTokenizerFast); `config` says more to LlamaConfig."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            **config,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
