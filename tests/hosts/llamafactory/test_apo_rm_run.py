@@ -122,7 +122,7 @@ def test_how_a_step_is_cut_into_micro_batches_does_not_change_it(apo, start, tmp
             assert entry["loss"] == pytest.approx(one_entry["loss"], abs=1e-5)
             assert entry["rewards/accuracies"] == one_entry["rewards/accuracies"]
         for name, tensor in weights(runs[0].folder).items():
-            torch.testing.assert_close(weights(other.folder)[name], tensor, atol=2e-5, rtol=1e-3)
+            torch.testing.assert_close(weights(other.folder)[name], tensor, atol=1e-6, rtol=1e-5)
 
 
 def test_the_released_normalisation_goes_by_micro_batch(apo, start, tmp_path):
@@ -155,7 +155,7 @@ def test_two_ranks_take_the_steps_of_one_even_with_reentrant_checkpointing(
         for key in ("loss", "rewards/accuracies", "rewards/margins", "rewards/mean"):
             assert entry[key] == pytest.approx(one[key], abs=1e-5), key
     for name, tensor in weights(alone.folder).items():
-        torch.testing.assert_close(weights(both.folder)[name], tensor, atol=2e-5, rtol=1e-3)
+        torch.testing.assert_close(weights(both.folder)[name], tensor, atol=1e-6, rtol=1e-5)
     # 12 records: 3 micro-batches a rank, the second step is short
     assert (
         [rank["loss_calls"] for rank in both.receipt["ranks"]] == [both.receipt["expected_loss_calls"]] * 2 == [3, 3]
@@ -229,26 +229,38 @@ def test_a_full_run_on_a_model_with_tied_embeddings_saves_resumes_and_loads(apo,
     assert rewards_by_transformers(whole.folder, ranked(1))
 
 
-def test_a_frozen_run_resumes_and_an_unfinished_folder_goes_on_by_itself(apo, tmp_path):
-    common = {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "save_steps": 2}
+def test_an_unfinished_folder_of_a_full_run_goes_on_by_itself(apo, tmp_path):
+    """The host does so for its other stages; for reward models it forgets the checkpoint (card parse-train-args)."""
+    common = {"finetuning_type": "full", "save_steps": 2, "lr_scheduler_type": "constant"}
     whole = apo(output_dir=str(tmp_path / "whole"), max_steps=4, **common)
-    apo(output_dir=str(tmp_path / "half"), max_steps=2, lr_scheduler_type="constant", **common)
-    by_itself = apo(
-        output_dir=str(tmp_path / "half"),
-        max_steps=4,
-        lr_scheduler_type="constant",
-        overwrite_output_dir=False,
-        **common,
-    )
-    assert by_itself.receipt["first_step"] == 2
-    again = apo(
-        output_dir=str(tmp_path / "again"),
-        max_steps=4,
-        resume_from_checkpoint=str(whole.folder / "checkpoint-2"),
-        **common,
-    )
+    apo(output_dir=str(tmp_path / "half"), max_steps=2, **common)
+    again = apo(output_dir=str(tmp_path / "half"), max_steps=4, overwrite_output_dir=False, **common)
+    assert again.receipt["first_step"] == 2
     for name, tensor in weights(whole.folder).items():
         assert torch.equal(tensor, weights(again.folder)[name]), name
+
+
+def test_gradient_checkpointing_changes_no_weight(apo, start, tmp_path):
+    runs = []
+    for off in (False, True):
+        common = {"model_name_or_path": str(start), "finetuning_type": "full", "output_dir": str(tmp_path / str(off))}
+        runs.append(weights(apo(disable_gradient_checkpointing=off, **common).folder))
+    for name, tensor in runs[0].items():
+        assert torch.equal(tensor, runs[1][name]), name
+
+
+def test_without_human_records_a_model_trains_on_golden_answers_and_is_evaluated_on_people(apo, tmp_path):
+    """The paper's run without the KL term: its coefficient is 0, which only the records to train on must not have."""
+    adversarial = [record for record in ranked() if "kind" in record]
+    human = [record for record in ranked() if "kind" not in record]
+    write_rows(tmp_path / "ranked", human, name="people", formatting="ranked")
+    for loss in ("ranking", "wgan"):
+        done = apo(adversarial, eval_dataset="people", do_eval=True, apo_kl_coeff=0.0, apo_loss=loss, max_steps=1)
+        assert done.receipt["records"] == {"human": 0, "apo": 4}
+        found = json.loads((done.folder / "eval_results.json").read_text())
+        assert "eval_rewards/accuracies/human" in found
+        assert "eval_rewards/accuracies/apo" not in found
+        assert found["eval_loss"] == 0
 
 
 def test_pairs_and_lists_of_both_kinds_mix_from_several_data_sets(apo, tmp_path):
