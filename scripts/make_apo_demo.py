@@ -1,61 +1,62 @@
-"""dataset_info/samples/apo_demo.jsonl from questions of `finepref data gsm`: python scripts/make_apo_demo.py IN OUT
+"""Makes dataset_info/samples/apo_demo.jsonl and apo_demo_test.jsonl: python scripts/make_apo_demo.py [FOLDER]
 
-Errors are injected by rule, so every order is known: the worked answer is above the same answer with one error, and
-that above one with a second error put in. Questions take turns in being a human ranking of two to four responses, or
-golden answers above "samples" (kind apo) of which each has one error.
+Worked arithmetic with errors injected by rule, so that every order is known: the answer is above the same answer with
+one error, and that above one with a second error. Of every three training questions two give a human ranking of two to
+four responses, and one gives "adversarial" records, its golden answer above each of four stand-ins for an LLM's
+samples. The test set has human rankings only, of other questions.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from finepref.formats.jsonl import read_jsonl, write_jsonl
+from finepref.formats.jsonl import write_jsonl
 from finepref.formats.records import Message
+from finepref.synth.gsm import questions
 from finepref.synth.rules import RULES, inject
 
-SEED = 11
+SAMPLES = Path(__file__).parents[1] / "dataset_info" / "samples"
+SEED, TRAIN, TEST = 11, 36, 36
 
 
-def changed(row: dict, error_type: str, text: str) -> str | None:
-    """The text with one error put in, None where the rule finds nothing to build on."""
+def changed(row: dict, error_type: str, text: str) -> str:
+    """The text with one error put in."""
     prompt = (Message("user", row["prompt"]),)
-    injected = inject(error_type, prompt=prompt, chosen=text, seed=SEED, record_id=row["id"])
-    return injected.text if injected else None
+    return inject(error_type, prompt=prompt, chosen=text, seed=SEED, record_id=row["id"]).text
 
 
-def ranking(row: dict, index: int) -> dict:
+def errors(row: dict) -> list[str]:
+    """The answer with one error of each type, and with two."""
+    once = {name: changed(row, name, row["chosen"]) for name in sorted(RULES)}
+    return [*once.values(), changed(row, "hallucination", once["logic"])]
+
+
+def ranking(row: dict, turn: int) -> dict:
     """A human record: score 1 for the answer, 0 for one error, -1 for two."""
-    wrong = {name: changed(row, name, row["chosen"]) for name in sorted(RULES)}
-    kept = sorted(wrong)[: 1 + index % 3]
-    scored = {row["chosen"]: 1, **{wrong[name]: 0 for name in kept}}
-    twice = changed(row, "hallucination", wrong["logic"])
-    if index % 4 == 3:
-        scored[twice] = -1
-    return {"id": row["id"], "prompt": row["prompt"], "responses": [*scored], "scores": [*scored.values()]}
+    *once, twice = errors(row)
+    wrong = [once[turn % 3], once[(turn + 1) % 3], twice][: 1 + turn % 3]
+    scores = [1, *(-1 if text == twice else 0 for text in wrong)]
+    return {"id": row["id"], "prompt": row["prompt"], "responses": [row["chosen"], *wrong], "scores": scores}
 
 
 def golden_above_samples(row: dict) -> list[dict]:
-    """One apo record per sample."""
-    texts = [changed(row, name, row["chosen"]) for name in sorted(RULES)]
+    """One record of kind apo per sample."""
+    common = {"prompt": row["prompt"], "scores": [1, 0], "kind": "apo"}
     return [
-        {
-            "id": f"{row['id']}:sample_{i}",
-            "prompt": row["prompt"],
-            "responses": [row["chosen"], text],
-            "scores": [1, 0],
-            "kind": "apo",
-        }
-        for i, text in enumerate(texts)
+        {"id": f"{row['id']}:sample_{i}", **common, "responses": [row["chosen"], text]}
+        for i, text in enumerate(errors(row))
     ]
 
 
-def main() -> None:
-    source, target = sys.argv[1:]
+def main(folder: Path) -> None:
     records = []
-    for index, (_, row) in enumerate(read_jsonl(source, problems=None)):
-        records += golden_above_samples(row) if index % 2 else [ranking(row, index // 2)]
-    write_jsonl(target, records)
+    for index, row in enumerate(questions(TRAIN, seed=SEED).rows):
+        records += golden_above_samples(row) if index % 3 == 2 else [ranking(row, index // 3 + index % 3)]
+    write_jsonl(folder / "apo_demo.jsonl", records)
+    held_out = questions(TEST, seed=SEED, skip=TRAIN).rows
+    write_jsonl(folder / "apo_demo_test.jsonl", [ranking(row, index) for index, row in enumerate(held_out)])
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(*sys.argv[1:]) if sys.argv[1:] else SAMPLES)
