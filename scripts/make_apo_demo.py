@@ -1,9 +1,9 @@
 """Makes dataset_info/samples/apo_demo.jsonl and apo_demo_test.jsonl: python scripts/make_apo_demo.py [FOLDER]
 
 Worked arithmetic with errors injected by rule, so that every order is known: the answer is above the same answer with
-one error, and that above one with a second error. Of every three training questions two give a human ranking of two to
+one error, and that above one with a second error. Of every six training questions five give a human ranking of two to
 four responses, and one gives "adversarial" records, its golden answer above each of four stand-ins for an LLM's
-samples. The test set has human rankings only, of other questions.
+samples. The test set has human rankings only, of other questions. All are short, so that a demonstration is quick.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from finepref.synth.gsm import questions
 from finepref.synth.rules import RULES, inject
 
 SAMPLES = Path(__file__).parents[1] / "dataset_info" / "samples"
-SEED, TRAIN, TEST = 11, 36, 36
+SEED, DRAWN, LONGEST, TRAIN, TEST = 11, 330, 340, 36, 36  # LONGEST: characters of question and answer
 
 
 def changed(row: dict, error_type: str, text: str) -> str:
@@ -50,12 +50,13 @@ def golden_above_samples(row: dict) -> list[dict]:
 
 
 def main(folder: Path) -> None:
+    short = [row for row in questions(DRAWN, seed=SEED).rows if len(row["prompt"]) + len(row["chosen"]) <= LONGEST]
     records = []
-    for index, row in enumerate(questions(TRAIN, seed=SEED).rows):
-        records += golden_above_samples(row) if index % 3 == 2 else [ranking(row, index // 3 + index % 3)]
+    for index, row in enumerate(short[:TRAIN]):
+        records += golden_above_samples(row) if index % 6 == 5 else [ranking(row, index)]
     write_jsonl(folder / "apo_demo.jsonl", records)
-    held_out = questions(TEST, seed=SEED, skip=TRAIN).rows
-    write_jsonl(folder / "apo_demo_test.jsonl", [ranking(row, index) for index, row in enumerate(held_out)])
+    held_out = [ranking(row, index) for index, row in enumerate(short[TRAIN : TRAIN + TEST])]
+    write_jsonl(folder / "apo_demo_test.jsonl", held_out)
 
 
 if __name__ == "__main__":
