@@ -1,4 +1,4 @@
-"""The shipped demo set of apo_rm is what its command makes, with the answers that have no error on top."""
+"""The shipped sets of apo_rm are what their script makes, with the answers that have no error on top."""
 
 from __future__ import annotations
 
@@ -7,27 +7,39 @@ import runpy
 import sys
 from pathlib import Path
 
-from finepref.formats.jsonl import write_jsonl
-from finepref.synth.gsm import questions
+import pytest
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = ROOT / "dataset_info" / "samples" / "apo_demo.jsonl"
+SHIPPED = ROOT / "dataset_info" / "samples"
+NAMES = ("apo_demo.jsonl", "apo_demo_test.jsonl")
 
 
-def test_the_script_makes_the_shipped_file_byte_by_byte(tmp_path, monkeypatch):
-    write_jsonl(tmp_path / "gsm.jsonl", questions(24, seed=11).rows)
-    monkeypatch.setattr(sys, "argv", ["make", str(tmp_path / "gsm.jsonl"), str(tmp_path / "made.jsonl")])
+def read(name: str) -> list[dict]:
+    return [json.loads(line) for line in (SHIPPED / name).read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_script_makes_the_shipped_files_byte_by_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["make_apo_demo.py", str(tmp_path)])
     runpy.run_path(str(ROOT / "scripts" / "make_apo_demo.py"), run_name="__main__")
-    assert (tmp_path / "made.jsonl").read_bytes() == SHIPPED.read_bytes()
+    for name in NAMES:
+        assert (tmp_path / name).read_bytes() == (SHIPPED / name).read_bytes()
 
 
-def test_the_set_has_both_kinds_lists_of_several_lengths_and_the_golden_answer_on_top():
-    records = [json.loads(line) for line in SHIPPED.read_text(encoding="utf-8").splitlines()]
-    human = [record for record in records if "kind" not in record]
-    samples = [record for record in records if record.get("kind") == "apo"]
-    assert (len(human), len(samples)) == (12, 36)
-    assert {len(record["responses"]) for record in human} >= {2, 3, 4}
-    assert any(min(record["scores"]) < 0 for record in human)
+def test_no_question_is_in_both_sets():
+    train, test = ({record["prompt"] for record in read(name)} for name in NAMES)
+    assert (len(train), len(test)) == (36, 36)
+    assert not train & test
+
+
+@pytest.mark.parametrize(("name", "human", "samples"), [(NAMES[0], 30, 24), (NAMES[1], 36, 0)])
+def test_a_set_has_lists_of_two_to_four_different_responses_and_the_right_one_on_top(name, human, samples):
+    records = read(name)
+    assert [sum(record.get("kind", "human") == kind for record in records) for kind in ("human", "apo")] == [
+        human,
+        samples,
+    ]
+    assert {len(record["responses"]) for record in records} == {2, 3, 4}
+    assert any(min(record["scores"]) < 0 for record in records)
     for record in records:
         assert record["scores"][0] == max(record["scores"]) > sorted(record["scores"])[-2]
         assert len(set(record["responses"])) == len(record["responses"])
