@@ -197,16 +197,19 @@ def test_predicted_scores_are_those_of_the_hosts_api_on_the_adapter_and_on_the_e
         assert answer.json()["scores"] == pytest.approx(predicted, abs=1e-4)
 
 
-def test_the_exported_model_can_be_exported_and_scored_under_the_stages_own_name(apo, recipe, tmp_path, tiny_model):
+def test_the_export_recipe_writes_decoder_and_value_head_under_the_carriers_name_and_ours(apo, recipe, tmp_path):
     from llamafactory.train.tuner import export_model
     from transformers import AutoModelForCausalLM
 
     done = apo(finetuning_type="lora")
-    settings = recipe("apo_rm_export", stage="apo_rm", export_dir=str(tmp_path / "merged"))
     wanted = ("model_name_or_path", "template", "stage", "export_dir", "export_device", "export_size")
-    export_model({key: settings[key] for key in wanted} | {"adapter_name_or_path": str(done.folder)})
-    assert (tmp_path / "merged" / "value_head.safetensors").exists()
-    AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    for overrides in ({}, {"stage": "apo_rm"}):
+        folder = tmp_path / f"merged-{len(overrides)}"
+        settings = recipe("apo_rm_export", export_dir=str(folder), **overrides)
+        export_model({key: settings[key] for key in wanted} | {"adapter_name_or_path": str(done.folder)})
+        head = weights(done.folder)["v_head.summary.weight"]
+        assert torch.equal(weights(folder)["v_head.summary.weight"], head)
+        AutoModelForCausalLM.from_pretrained(folder)
 
 
 def test_a_full_run_on_a_model_with_tied_embeddings_saves_resumes_and_loads(apo, tiny_model, tmp_path):
@@ -271,13 +274,15 @@ def test_pairs_and_lists_of_both_kinds_mix_from_several_data_sets(apo, tmp_path)
         for i in range(6)
     ]
     folder = write_rows(tmp_path / "ranked", pairs, name="pairs", formatting="pair")
-    done = apo(dataset="lists,pairs", eval_dataset="pairs,lists", do_predict=True, max_steps=-1, num_train_epochs=1.0)
-    assert done.receipt["records"] == {"human": 14, "apo": 4}
-    assert done.receipt["rows"]["trained"] == 18
+    nine = {"id": "nine", "prompt": "Which?", "responses": [*"abcdefghi"], "scores": [k / 4 for k in range(9)]}
+    common = {"dataset": "lists,pairs", "eval_dataset": "pairs,lists", "do_predict": True}
+    done = apo([*ranked(), nine], max_steps=-1, num_train_epochs=1.0, **common)
+    assert done.receipt["records"] == {"human": 15, "apo": 4}
+    assert done.receipt["rows"]["trained"] == 19
     lines = scores_file(folder.parent / "out")
     for i, pair in enumerate(pairs):
         assert lines[pair["id"]]["scores"] == [pair.get("margin", 1.0), 0.0], i
-    for record in ranked():
+    for record in [*ranked(), nine]:
         assert lines[record["id"]]["scores"] == record["scores"]
         assert lines[record["id"]]["kind"] == record.get("kind", "human")
         assert len(lines[record["id"]]["rewards"]) == len(record["responses"])
