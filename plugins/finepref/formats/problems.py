@@ -84,6 +84,11 @@ CODES: dict[str, str] = {
     "FP214": "no selected token is left of a response",
     "FP215": "spans on both responses where only one may be read",
     "FP216": "a span weight where a token can only be taken or left",
+    "FP220": "the margin of a pair is not above 0",
+    "FP221": "the response leaves no room for the prompt in cutoff_len",
+    "FP222": "the reward is read at an end token that is not there",
+    "FP223": "all records to train on have the coefficient 0",
+    "FP224": "the loss asked for is for records of which there are none",
 }
 """Code -> short meaning. Codes are never reused for another meaning."""
 
