@@ -16,7 +16,18 @@ from pathlib import Path
 from typing import Any
 
 FILE_NAME = "finepref_receipt.json"
-PACKAGES = ("finepref", "llamafactory", "openrlhf", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
+PACKAGES = (
+    "finepref",
+    "llamafactory",
+    "openrlhf",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "deepspeed",
+)
 
 
 class UnprovenRun(RuntimeError):  # noqa: N818 - the name users read
