@@ -83,6 +83,8 @@ CODES: dict[str, str] = {
     "FP213": "the token scores do not fit the tokens of the response",
     "FP214": "no selected token is left of a response",
     "FP215": "spans on both responses where only one may be read",
+    "FP230": "a prompt of several turns without a chat template",
+    "FP231": "the chat template does not continue its own prompt",
 }
 """Code -> short meaning. Codes are never reused for another meaning."""
 

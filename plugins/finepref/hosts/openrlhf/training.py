@@ -112,7 +112,7 @@ def rebind(function: FunctionType, **names: Any) -> FunctionType:
     return FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__)
 
 
-def host_train(module: str, prepared: dict[str, Rows], dataset: type, **names: Any) -> Callable[[Any], None]:
+def host_train(module: str, prepared: dict[str, Rows], dataset: Any, **names: Any) -> Callable[[Any], None]:
     """The host's `train` of one of its command lines, on our rows, in whole batches."""
     return rebind(
         importlib.import_module(module).train,
@@ -176,6 +176,14 @@ class Accounted:
             written = [] if self.disable_ds_ckpt else [tag]
             self.write_receipt(*written, *([tag.with_name(f"{tag.name}_hf")] if self.save_hf_ckpt else []))
 
+    def rank_report(self) -> dict[str, Any]:
+        """This process's part of the receipt."""
+        return {}
+
+    def run_report(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+        """The run's part of the receipt."""
+        return {}
+
     def write_receipt(self, *folders: Path) -> dict[str, Any]:
         """Gather all processes (every one must call this) and write on the first one."""
         record, row, accumulation = self.run.record, self.run.stage, self.strategy.accumulated_gradient
@@ -184,6 +192,7 @@ class Accounted:
             "loss_calls": record.loss_calls,
             "cards": patching.report(row.openrlhf_cards),
             "counts": dict(sorted(self.counts.items())),
+            **self.rank_report(),
         }
         ranks: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(ranks, mine)
@@ -202,6 +211,7 @@ class Accounted:
             "gradient_accumulation_steps": accumulation,
             "expected_loss_calls": (self.last_step - record.first_step) * accumulation,
             "ranks": ranks,
+            **self.run_report(ranks),
         }
         for folder in folders if dist.get_rank() == 0 else ():
             receipt.write(folder, content)
