@@ -17,7 +17,9 @@ WATCHED = {
     "llamafactory.data.parser": "finepref.hosts.patching:attach",
     "llamafactory.hparams.finetuning_args": "finepref.hosts.patching:attach",
     "llamafactory.train.dpo": "finepref.hosts.patching:attach",
+    "llamafactory.hparams.parser": "finepref.hosts.patching:attach",
     "llamafactory.train.kto": "finepref.hosts.patching:attach",
+    "llamafactory.train.rm": "finepref.hosts.patching:attach",
     "llamafactory.train.tuner": "finepref.hosts.patching:attach",
 }
 

@@ -129,6 +129,20 @@ BUILT_IN = (
         openrlhf="finepref.hosts.openrlhf.train_tdpo",
         openrlhf_cards=OPENRLHF_DPO_CARDS,
     ),
+    Stage(
+        name="apo_rm",
+        title="APO: adversarial preference optimization, the reward model's step on scored lists of responses",
+        paper="arXiv 2311.08045",
+        carrier="rm",
+        formats=("ranked", "pair"),
+        cards=(*LLAMAFACTORY_CARDS, "run-rm", "rm-trainer", "value-head", "value-head-callback", "parse-train-args"),
+        arguments="finepref.hosts.llamafactory.options:ApoOptions",
+        adapter="finepref.hosts.llamafactory.apo_rm:ApoRM",
+        recipe="examples/apo_rm.yaml",
+        demo_dataset="apo_demo",
+        openrlhf="finepref.hosts.openrlhf.train_apo_rm",
+        openrlhf_cards=(*OPENRLHF_CARDS, "openrlhf-train-rm", "openrlhf-rm-trainer", "openrlhf-regression"),
+    ),
 )
 
 

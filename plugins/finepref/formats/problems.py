@@ -83,6 +83,11 @@ CODES: dict[str, str] = {
     "FP213": "the token scores do not fit the tokens of the response",
     "FP214": "no selected token is left of a response",
     "FP215": "spans on both responses where only one may be read",
+    "FP220": "the margin of a pair is not above 0",
+    "FP221": "the response leaves no room for the prompt in cutoff_len",
+    "FP222": "the reward is read at an end token that is not there",
+    "FP223": "all records to train on have the coefficient 0",
+    "FP224": "the loss asked for is for records of which there are none",
     "FP230": "a prompt of several turns without a chat template",
     "FP231": "the chat template does not continue its own prompt",
 }

@@ -114,6 +114,18 @@ def scored_rows(model: Path, count: int = 12) -> list[dict]:
     return pairs
 
 
+def ranked_rows(count: int = 12, start: int = 0) -> list[dict]:
+    """Sums with two to four scored responses; every third record is of kind apo and has two."""
+    lists = []
+    for i in range(start, start + count):
+        total = 2 * i + 1
+        texts = [f"{i} + {i + 1} = {total}.", f"{i} + {i + 1} = {total + 3}!", f"As Gauss wrote, {total}.", "No idea."]
+        size = 2 if i % 3 == 2 else 2 + i % 3 + i % 2
+        row = {"id": f"list-{i}", "prompt": f"What is {i} + {i + 1}?", "responses": texts[:size]}
+        lists.append(row | {"scores": [1.0, 0.5, -1.0, -2.0][:size]} | ({"kind": "apo"} if i % 3 == 2 else {}))
+    return lists
+
+
 def write_rows(folder: Path, records: list[dict], name: str = "sums", **entry: object) -> Path:
     """A dataset_dir with one data set."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,11 +143,12 @@ def sums(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset_dir with a data set of 12 records for each stage."""
     folder = write_rows(tmp_path_factory.mktemp("data"), rows())
     write_rows(folder, span_rows(), "spans", formatting="span_pair")
-    return write_rows(folder, scored_rows(tiny_model), "scores", formatting="scored_pair")
+    write_rows(folder, scored_rows(tiny_model), "scores", formatting="scored_pair")
+    return write_rows(folder, ranked_rows(), "lists", formatting="ranked")
 
 
-DATASETS = {"seapo_kto": "sums", "sepo": "scores", "tdpo": "spans"}
-RECIPES = {"seapo_kto": "seapo_kto", "sepo": "sepo", "tdpo": "tdpo_spans"}
+DATASETS = {"seapo_kto": "sums", "sepo": "scores", "tdpo": "spans", "apo_rm": "lists"}
+RECIPES = {"seapo_kto": "seapo_kto", "sepo": "sepo", "tdpo": "tdpo_spans", "apo_rm": "apo_rm"}
 
 
 @pytest.fixture
@@ -247,5 +260,4 @@ def weights(folder: Path) -> dict:
     """All tensors of a saved model or adapter."""
     from safetensors.torch import load_file
 
-    (file,) = folder.glob("*.safetensors")
-    return load_file(file)
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}

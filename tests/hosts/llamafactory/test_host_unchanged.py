@@ -21,14 +21,12 @@ def host_data(folder) -> str:
         pairs.append({**base, "chosen": row["chosen"], "rejected": wrong})
         feedback.append({**base, "output": row["chosen"], "label": True})
         feedback.append({**base, "output": wrong, "label": False})
+    ranking = {"ranking": True, "columns": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}}
     table = {}
     for name, data, entry in (
         ("sft", sft, {}),
-        (
-            "dpo",
-            pairs,
-            {"ranking": True, "columns": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}},
-        ),
+        ("dpo", pairs, ranking),
+        ("rm", pairs, ranking),
         ("kto", feedback, {"columns": {"prompt": "instruction", "response": "output", "kto_tag": "label"}}),
     ):
         (folder / f"{name}.json").write_text(json.dumps(data))
@@ -37,7 +35,7 @@ def host_data(folder) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo", "kto"])
+@pytest.mark.parametrize("stage", ["sft", "dpo", "rm", "kto"])
 def test_the_hosts_own_stage_trains_to_the_same_weights_with_and_without_finepref(command, tmp_path, stage):
     overrides = {"stage": stage, "dataset": stage, "dataset_dir": host_data(tmp_path)}
     overrides |= {"seapo_error_types": "all", "seapo_resample": "epoch"}

@@ -1,4 +1,4 @@
-"""The real host in processes of its own, by its launchers, on the tiny model and the rows of the other host's tests."""
+"""The real host on the tiny model and the rows of the other host's tests, forked here or by its launchers."""
 
 from __future__ import annotations
 
@@ -68,7 +68,12 @@ def command(tiny_model: Path, sums: Path, tmp_path: Path):
         program = [str(BIN / launcher[0]), *launcher[1:], *([module.format(name)] if module else []), *arguments]
         process = subprocess.run(
             program,
-            env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "MASTER_PORT": free_port(), **(environment or {})},
+            env={
+                **os.environ,
+                "PATH": f"{BIN}:{os.environ['PATH']}",
+                "MASTER_PORT": free_port(),
+                **(environment or {}),
+            },
             capture_output=True,
             text=True,
             timeout=300,

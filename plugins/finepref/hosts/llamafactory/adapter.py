@@ -12,9 +12,13 @@ class Adapter(ABC):
     Attributes:
         schema: bump it whenever tokenised rows change meaning. It is part of the dataset cache's fingerprint and of
             the marker in a `tokenized_path` folder; without it the host serves rows made by older code.
+        adds_value_head: the model gets the host's value head.
+        predicts: the trainer has `write_scores(eval_dataset)` for `do_predict`.
     """
 
     schema: str
+    adds_value_head: bool = False
+    predicts: bool = False
 
     def arrange(self, dataset: Any, *, truncated: bool, streaming: bool) -> Any:
         """Records of the merged dataset before the train/eval split, e.g. grouped.
@@ -43,6 +47,13 @@ class Adapter(ABC):
 
         Raises:
             BadData: naming the records.
+        """
+
+    def check_training(self, dataset: Any, arguments: Any) -> None:  # noqa: B027 - optional
+        """Refuse a tokenised train split that would be good enough to evaluate on.
+
+        Raises:
+            BadData: naming what is missing.
         """
 
     @abstractmethod

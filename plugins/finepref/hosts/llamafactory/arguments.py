@@ -49,6 +49,7 @@ def extend(original: type) -> type:
         [
             ("stage", Literal[(*carriers, *rows)], stage),
             ("finepref_stage", str | None, dataclasses.field(init=False, default=None)),
+            ("finepref_resume", str | None, dataclasses.field(init=False, default=None)),
         ],
         bases=(*mixins, original),
         namespace={"__post_init__": post_init, "to_dict": to_dict, "__doc__": original.__doc__},
@@ -86,6 +87,32 @@ def guard(original):
         return original(args, callbacks)
 
     return run_exp
+
+
+def keep_resume(original):
+    """`_parse_train_args` that notes the checkpoint to resume from (card `parse-train-args`).
+
+    The host goes on to forget it for reward models with full or frozen weights, which it cannot resume.
+    """
+
+    @functools.wraps(original)
+    def _parse_train_args(args=None):
+        parsed = original(args)
+        _, _, training_args, finetuning_args, _ = parsed
+        finetuning_args.finepref_resume = training_args.resume_from_checkpoint
+        return parsed
+
+    return _parse_train_args
+
+
+def resume_point(training_args, finetuning_args) -> str | None:
+    """The checkpoint to go on from: the one asked for, or the last one in an output folder not to be overwritten."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    asked = training_args.resume_from_checkpoint or finetuning_args.finepref_resume
+    if asked or training_args.overwrite_output_dir or not os.path.isdir(training_args.output_dir):
+        return asked
+    return get_last_checkpoint(training_args.output_dir)
 
 
 def missing_model_hint(path: str) -> str | None:

@@ -69,6 +69,7 @@ def dataset_list(original: Callable) -> Callable:
         for name, attribute in zip(dataset_names or [], attributes, strict=True):
             entry = entries.get(name, {})
             if attribute.formatting in own_formats():
+                attribute.ranking = False
                 attribute.finepref_columns = entry.get("columns")
                 attribute.finepref_error_type = entry.get("error_type")
                 attribute.finepref_make = entry.get("make")
@@ -115,6 +116,17 @@ def register_formats(original: Callable) -> Callable:
     return original
 
 
+def encode(processor: Any, prompt: records.Prompt, response: str) -> tuple[list[int], list[int]]:
+    """Tokens of the prompt and of the response by the template of a host's DatasetProcessor, not cut."""
+    system = prompt[0].content if prompt[0].role == "system" else None
+    turns = [message._asdict() for message in prompt if message.role != "system"]
+    turns.append({"role": "assistant", "content": response})
+    prompt_ids, response_ids = processor.template.encode_oneturn(processor.tokenizer, turns, system, None)
+    if processor.template.efficient_eos:
+        response_ids = [*response_ids, processor.tokenizer.eos_token_id]
+    return prompt_ids, response_ids
+
+
 def record_of(row: dict[str, Any]) -> records.Record:
     """The record of an aligned row."""
     parsed = records.parse(json.loads(row["_record"]), row["_formatting"])
@@ -141,7 +153,8 @@ def merged_dataset(original: Callable) -> Callable:
 
         entries = _check_sources(dataset_names, attributes, data_args)
         CURRENT.datasets.extend(entries)
-        datasets = original(dataset_names, model_args, data_args, training_args, row.carrier, return_dict)
+        # `ranking` is the host's word for its own two-response formats and is false for ours: hence "sft"
+        datasets = original(dataset_names, model_args, data_args, training_args, "sft", return_dict)
         truncated = any(entry.skipped for entry in entries)
         arrange = functools.partial(_arrange, row, truncated=truncated, streaming=data_args.streaming)
         return {name: arrange(part) for name, part in datasets.items()} if return_dict else arrange(datasets)

@@ -165,7 +165,55 @@ class TdpoOptions(PairOptions):
             raise ValueError(f"`{key}` needs spans, but `tdpo_masks` is none")
 
 
-def _check_values(arguments: PairOptions, owner: type) -> None:
+@dataclass
+class ApoOptions:
+    """Keys of stage `apo_rm`. Of the host's preference keys it uses none."""
+
+    apo_kl_coeff: float = field(
+        default=1.0,
+        metadata={"help": "Coefficient of the ranking loss on human records (kl_coeff in the paper's code)."},
+    )
+    apo_coeff: float = field(
+        default=0.1,
+        metadata={"help": "Coefficient of the adversarial records: golden answers above the LLM's samples."},
+    )
+    apo_sample_num: int = field(
+        default=4,
+        metadata={"help": "Samples per golden answer; apo_coeff is divided by it."},
+    )
+    apo_loss: Literal["ranking", "wgan"] = field(
+        default="ranking",
+        metadata={"help": "Loss of the adversarial records: -log sigmoid of the margin, or minus the margin itself."},
+    )
+    apo_normalization: Literal["per_type", "released"] = field(
+        default="per_type",
+        metadata={"help": "A mean for each kind of records, or the authors' one over all pairs of the micro-batch."},
+    )
+    apo_pooling: Literal["last", "eos", "mean", "max"] = field(
+        default="last",
+        metadata={"help": "Read the reward at the response's last token, its end token, or over all tokens."},
+    )
+
+    def check(self) -> None:
+        """Refuse what YAML parsing lets through, and keys that would be ignored.
+
+        Raises:
+            ValueError: one line naming the key.
+        """
+        _check_values(self, ApoOptions)
+        _refuse_unused(self, "apo_rm", "pref_beta", "ref_model", "ref_model_adapters", "ref_model_quantization_bit")
+        for key in ("apo_kl_coeff", "apo_coeff"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"`{key}` must not be negative, but is {getattr(self, key)}")
+        if self.apo_kl_coeff == self.apo_coeff == 0:
+            raise ValueError("`apo_kl_coeff` and `apo_coeff` are both 0, so there is no loss")
+        if self.apo_loss == "wgan" and self.apo_coeff == 0:
+            raise ValueError("`apo_loss: wgan` is the adversarial records' loss, but their `apo_coeff` is 0")
+        if self.apo_sample_num < 1:
+            raise ValueError(f"`apo_sample_num` must be at least 1, not {self.apo_sample_num}")
+
+
+def _check_values(arguments: object, owner: type) -> None:
     """Types and choices of the keys of `owner`, which the host checks for flags but not for YAML."""
     for key in fields(owner):
         value = getattr(arguments, key.name)
@@ -175,12 +223,15 @@ def _check_values(arguments: PairOptions, owner: type) -> None:
         elif key.type is bool:
             if type(value) is not bool:
                 raise ValueError(f"`{key.name}` is true or false, not {value!r}")
+        elif key.type is int:
+            if type(value) is not int:
+                raise ValueError(f"`{key.name}` must be a whole number, not {value!r}")
         elif (value, key.default) != (None, None) and (type(value) not in (int, float) or not math.isfinite(value)):
             raise ValueError(f"`{key.name}` must be a number, not {value!r}")
 
 
-def _refuse_unused(arguments: PairOptions, stage: str, *more: str) -> None:
-    """Keys of the host's dpo stage that a stage on the same carrier does not read."""
+def _refuse_unused(arguments: object, stage: str, *more: str) -> None:
+    """Keys of the host's preference stages that ours does not read."""
     unused = ("pref_ftx", "pref_bco_weight", "pref_loss", "dpo_label_smoothing", "simpo_gamma", "ld_alpha", *more)
     for key in fields(arguments):
         if key.name in unused and getattr(arguments, key.name) != key.default:

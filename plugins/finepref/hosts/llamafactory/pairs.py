@@ -54,15 +54,10 @@ class PairProcessor(DatasetProcessor):
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     def _row(self, record: records.Pair | records.SpanPair | records.ScoredPair) -> dict[str, Any]:
-        system = record.prompt[0].content if record.prompt[0].role == "system" else None
-        turns = [message._asdict() for message in record.prompt if message.role != "system"]
         texts = {"chosen": record.chosen, "rejected": record.rejected}
         responses = {}
         for side, text in texts.items():
-            asked = [*turns, {"role": "assistant", "content": text}]
-            prompt_ids, responses[side] = self.template.encode_oneturn(self.tokenizer, asked, system, None)
-            if self.template.efficient_eos:
-                responses[side] = [*responses[side], self.tokenizer.eos_token_id]
+            prompt_ids, responses[side] = data.encode(self, record.prompt, text)
         cutoff = self.data_args.cutoff_len
         source, target = infer_seqlen(len(prompt_ids), max(map(len, responses.values())), cutoff)
 

@@ -91,12 +91,7 @@ class SeapoProcessor(DatasetProcessor):
 
     def _encode(self, record: records.Negatives, response: str) -> tuple[list[int], list[int], int]:
         """(input ids, labels, untruncated prompt length), cut to cutoff_len as the host cuts."""
-        system = record.prompt[0].content if record.prompt[0].role == "system" else None
-        turns = [message._asdict() for message in record.prompt if message.role != "system"]
-        turns.append({"role": "assistant", "content": response})
-        prompt_ids, response_ids = self.template.encode_oneturn(self.tokenizer, turns, system, None)
-        if self.template.efficient_eos:
-            response_ids = [*response_ids, self.tokenizer.eos_token_id]
+        prompt_ids, response_ids = data.encode(self, record.prompt, response)
         source, target = infer_seqlen(len(prompt_ids), len(response_ids), self.data_args.cutoff_len)
         ids = prompt_ids[:source] + response_ids[:target]
         return ids, [IGNORE_INDEX] * source + response_ids[:target], len(prompt_ids)

@@ -61,6 +61,8 @@ def run(row, model_args, data_args, training_args, finetuning_args, callbacks=No
         if hint := arguments.missing_model_hint(path):
             raise FileNotFoundError(hint)
     adapter = data.adapter_of(row)
+    if training_args.do_predict and not adapter.predicts:
+        raise ValueError(f"`do_predict` is not for stage {row.name}: it has no scores to write")
     record = receipt.Receipt(stage=row.name, settings=adapter.settings(finetuning_args))
     data.begin(record)
 
@@ -72,9 +74,12 @@ def run(row, model_args, data_args, training_args, finetuning_args, callbacks=No
         if dataset_module.get(split) is not None and not data_args.streaming:
             for part in _parts(dataset_module[split]):
                 adapter.check_tokenized(part, finetuning_args)
+                if split == "train_dataset" and training_args.do_train:
+                    adapter.check_training(part, finetuning_args)
     _count_rows(record, dataset_module, data_args.streaming)
 
-    model = load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
+    training = training_args.do_train
+    model = load_model(tokenizer, model_args, finetuning_args, training, add_valuehead=adapter.adds_value_head)
     if not adapter.needs_reference(finetuning_args):
         ref_model = None
     elif finetuning_args.ref_model is None and not training_args.do_train:
@@ -87,7 +92,7 @@ def run(row, model_args, data_args, training_args, finetuning_args, callbacks=No
     trainer.add_callback(ReceiptCallback(row, record, trainer, data_args))
 
     if training_args.do_train:
-        result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        result = trainer.train(resume_from_checkpoint=arguments.resume_point(training_args, finetuning_args))
         trainer.save_model()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
@@ -101,6 +106,9 @@ def run(row, model_args, data_args, training_args, finetuning_args, callbacks=No
             metrics = {key: value for key, value in metrics.items() if "rewards" not in key}
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+
+    if training_args.do_predict:
+        trainer.write_scores(dataset_module["eval_dataset"])
 
     _model_card(row, record, trainer, model_args, data_args, training_args, finetuning_args)
 

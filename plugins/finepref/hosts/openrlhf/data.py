@@ -157,8 +157,8 @@ class Encoder:
         if self.chat and not tokenizer.chat_template:
             raise ValueError("--data.apply_chat_template: the tokenizer has no chat template")
 
-    def prompt(self, record: records.Record, problems: list[Problem]) -> tuple[str, list[int]]:
-        """Text and tokens of a record's prompt."""
+    def prompt(self, record: records.Record, problems: list[Problem], *, whole: bool = True) -> tuple[str, list[int]]:
+        """Text and tokens of a record's prompt, which must leave room for a response if it is `whole`."""
         turns = [message._asdict() for message in record.prompt]
         if self.chat:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -168,7 +168,7 @@ class Encoder:
         else:
             text = self.template.format(turns[0]["content"]) if self.template else turns[0]["content"]
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) >= self.longest:
+        if whole and len(ids) >= self.longest:
             message = f"the prompt has {len(ids)} tokens, cutoff_len is {self.longest}"
             problems.append(problem_of_record(record, "prompt", "FP203", message))
         return text, ids
@@ -185,12 +185,12 @@ class Encoder:
         if self.chat:
             turns = [message._asdict() for message in record.prompt]
             turns.append({"role": "assistant", "content": text})
-            whole = self.tokenizer.apply_chat_template(turns, tokenize=False)
-            if not whole.startswith(before):
+            both = self.tokenizer.apply_chat_template(turns, tokenize=False)
+            if not both.startswith(before):
                 message = "the chat template writes the turns before a response differently when it is there"
                 problems.append(problem_of_record(record, field, "FP231", message))
                 return [], -1, []
-            written = whole[len(before) :]
+            written = both[len(before) :]
         encoded = self.tokenizer(written, add_special_tokens=False, return_offsets_mapping=True)
         place = written.find(text)
         if place < 0:

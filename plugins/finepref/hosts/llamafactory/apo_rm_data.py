@@ -1,0 +1,121 @@
+"""Data of stage `apo_rm`: scored lists of responses, tokenised one sequence per response, padded to [B, R, T]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from llamafactory.data.processor.processor_utils import DatasetProcessor
+
+from finepref.formats import records
+from finepref.formats.check import Problem
+from finepref.hosts.apo import scored
+from finepref.hosts.llamafactory import data
+
+
+@dataclass
+class ApoProcessor(DatasetProcessor):
+    """One row per record, with one sequence per response."""
+
+    schema: str = "apo-rm-1"
+
+    def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Tokenise a batch of aligned rows. See `_row` for the columns."""
+        data.raise_problems(examples["_problem"])
+        rows = [
+            self._row(data.record_of({"_record": text, "_formatting": formatting}))
+            for text, formatting in zip(examples["_record"], examples["_formatting"], strict=True)
+        ]
+        if self.data_args.streaming:  # nobody sees the whole column later
+            data.raise_problems(row["problem"] for row in rows)
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+    def _row(self, record: records.Record) -> dict[str, Any]:
+        """`last` and `end` are positions of the last token of each response's text and of its end token (-1: none)."""
+        responses, scores, kind = scored(record)
+        place = data.record_mark(record.id)
+        problems = []
+        if isinstance(record, records.Pair) and not scores[0] > 0:
+            text = f"is {scores[0]:g}, so chosen is not above rejected"
+            problems.append(Problem(place, 0, "margin", "FP220", text))
+        cutoff = self.data_args.cutoff_len
+        sequences: list[list[int]] = []
+        last, end = [], []
+        cut = 0
+        for index, response in enumerate(responses):
+            prompt_ids, response_ids = data.encode(self, record.prompt, response)
+            if len(response_ids) >= cutoff:
+                name = f"responses[{index}]" if isinstance(record, records.Ranked) else ("chosen", "rejected")[index]
+                text = (
+                    f"has {len(response_ids)} tokens, cutoff_len is {cutoff}, so nothing of the prompt would be left"
+                )
+                problems.append(Problem(place, 0, name, "FP221", text))
+            ids = prompt_ids + response_ids
+            dropped = max(0, len(ids) - cutoff)  # from the left, as in the paper: the end of the response decides
+            cut += dropped > 0
+            eos = self.tokenizer.eos_token_id
+            closing = len(ids) - 1 - ids[::-1].index(eos) if eos in response_ids else -1
+            sequences.append(ids[dropped:])
+            end.append(closing - dropped if closing >= 0 else -1)
+            last.append((closing if closing >= 0 else len(ids)) - 1 - dropped)
+        return {
+            "example_id": record.id,
+            "sequences": sequences,
+            "last": last,
+            "end": end,
+            "scores": [float(score) for score in scores],
+            "is_apo": kind == "apo",
+            "cut": cut,
+            "rows": 1,
+            "problem": data.note_problems(problems),
+        }
+
+    def print_data_example(self, example: dict[str, Any]) -> None:
+        """What the host prints for the first row."""
+        for score, ids in zip(example["scores"], example["sequences"], strict=True):
+            print(f"score {score:g}:\n{self.tokenizer.decode(ids, skip_special_tokens=False)}")
+
+
+@dataclass
+class ApoCollator:
+    """Pads records to the longest list and the longest sequence. B records, R responses, T tokens.
+
+    The batch keeps the record in the first dimension of every tensor, so that the host's samplers, gathers and
+    truncations of the last batch see records; `present` says which responses are not padding.
+    """
+
+    pad_token_id: int
+    pooling: str
+    pad_to_multiple_of: int = 8
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """input_ids, attention_mask [B, R, T]; present, position [B, R] int64; scores [B, R] float64; is_apo [B].
+
+        Raises:
+            ValueError: the reward is to be read at an end token that a response does not have.
+        """
+        responses = max(len(feature["sequences"]) for feature in features)
+        longest = max(len(ids) for feature in features for ids in feature["sequences"])
+        tokens = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        shape = (len(features), responses)
+        batch = {
+            "input_ids": torch.full((*shape, tokens), self.pad_token_id),
+            "attention_mask": torch.zeros((*shape, tokens), dtype=torch.int64),
+            "present": torch.zeros(shape, dtype=torch.int64),
+            "position": torch.zeros(shape, dtype=torch.int64),
+            "scores": torch.zeros(shape, dtype=torch.float64),  # two scores that differ must not round to one
+            "is_apo": torch.tensor([int(feature["is_apo"]) for feature in features]),
+        }
+        for b, feature in enumerate(features):
+            count = len(feature["sequences"])
+            batch["present"][b, :count] = 1
+            position = feature["end" if self.pooling == "eos" else "last"]
+            if min(position) < 0:  # a stream's columns are not checked as a whole
+                raise ValueError(f"record {feature['example_id']}: there is no end token; use apo_pooling last")
+            batch["position"][b, :count] = torch.tensor(position)
+            batch["scores"][b, :count] = torch.tensor(feature["scores"], dtype=torch.float64)
+            for r, ids in enumerate(feature["sequences"]):
+                batch["input_ids"][b, r, : len(ids)] = torch.tensor(ids)
+                batch["attention_mask"][b, r, : len(ids)] = 1
+        return batch
