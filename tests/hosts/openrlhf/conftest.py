@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
+import signal
+import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,30 +23,21 @@ BIN = Path(sys.executable).parent
 spec = importlib.util.spec_from_file_location("llamafactory_conftest", ROOT / "tests/hosts/llamafactory/conftest.py")
 other_host = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(other_host)
-rows, span_rows, scored_rows, write_rows = (
-    getattr(other_host, name) for name in ("rows", "span_rows", "scored_rows", "write_rows")
+rows, span_rows, scored_rows, ranked_rows, write_rows = (
+    getattr(other_host, name) for name in ("rows", "span_rows", "scored_rows", "ranked_rows", "write_rows")
 )
 tiny_model, sums = other_host.tiny_model, other_host.sums  # fixtures
 
-DATA = {"selective": "scores", "tdpo": "spans", "kto": "sums"}
+DATA = {"selective": "scores", "tdpo": "spans", "kto": "sums", "apo_rm": "lists"}
+MODULE = "finepref.hosts.openrlhf.train_{}"
 
 
 @pytest.fixture
-def command(tiny_model: Path, sums: Path, tmp_path: Path):
-    """Train by `train_NAME`; keyword arguments are flags, with __ for the dot. Returns what there is to see of it.
+def flags(tiny_model: Path, sums: Path, tmp_path: Path):
+    """The command line of a tiny run; keywords are flags, with __ for the dot; True has no value, None is left out."""
 
-    `launcher` is the program before the module; True stands for a flag without a value, None leaves a flag out.
-    """
-
-    def call(
-        name: str,
-        *,
-        launcher: tuple[str, ...] = ("python", "-m"),
-        module: str = "finepref.hosts.openrlhf.train_{}",
-        environment: dict[str, str] | None = None,
-        **flags: object,
-    ) -> SimpleNamespace:
-        folder = Path(str(flags.get("ckpt__output_dir", tmp_path / "out")))
+    def build(name: str, **given: object) -> tuple[list[str], Path]:
+        folder = Path(str(given.get("ckpt__output_dir", tmp_path / "out")))
         settings = {
             "model__model_name_or_path": tiny_model,
             "data__dataset": DATA.get(name),
@@ -59,55 +52,115 @@ def command(tiny_model: Path, sums: Path, tmp_path: Path):
             "ckpt__output_dir": folder,
             "ckpt__path": folder / "ckpt",
             "ds__param_dtype": "fp32",
-            **flags,
+            **given,
         }
         arguments = []
         for key, value in settings.items():
             if value is not None and value is not False:
                 arguments += [f"--{key.replace('__', '.')}"] + ([] if value is True else [str(value)])
-        program = [str(BIN / launcher[0]), *launcher[1:], *([module.format(name)] if module else []), *arguments]
-        process = subprocess.run(
-            program,
-            env={
-                **os.environ,
-                "PATH": f"{BIN}:{os.environ['PATH']}",
-                "MASTER_PORT": free_port(),
-                **(environment or {}),
-            },
-            capture_output=True,
-            text=True,
-            timeout=300,
-            cwd=ROOT,
-        )
-        receipt = folder / "finepref_receipt.json"
-        return SimpleNamespace(
-            code=process.returncode,
-            output=process.stdout + process.stderr,
-            error=process.stderr.strip().rsplit("\n", 1)[-1],
-            folder=folder,
-            receipt=json.loads(receipt.read_text()) if receipt.exists() else None,
-            log=events(folder / "tb" / "run"),
-        )
+        return arguments, folder
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def host() -> None:
+    """The heavy libraries in this process, from which runs are forked: importing them takes most of a tiny run."""
+    from finepref.hosts.openrlhf import compat
+
+    compat.install()
+    for name in ("openrlhf.cli.train_dpo", "openrlhf.cli.train_rm", "torch.utils.tensorboard"):
+        importlib.import_module(name)
+
+
+@pytest.fixture
+def attempt(flags, host, tmp_path: Path):
+    """Train by `train_NAME` in forked processes; returns what there is to see of it."""
+
+    def call(name: str, *, processes: int = 1, **given: object) -> SimpleNamespace:
+        arguments, folder = flags(name, **given)
+        output, port = tmp_path / "output.txt", free_port()
+        children = []
+        for rank in range(processes):
+            child = os.fork()
+            if child == 0:
+                world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+                os.environ.update({key: str(value) for key, value in world.items()}, MASTER_ADDR="localhost")
+                run_forked(MODULE.format(name), arguments, output.with_suffix(f".{rank}"))
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        return seen(max(map(abs, codes)), output.with_suffix(".0").read_text(), folder)
 
     return call
 
 
-@pytest.fixture
-def train(command):
-    """As `command`, for runs that must end well."""
+def run_forked(module: str, arguments: list[str], output: Path) -> None:
+    """Run a command line's `main` in this process and end it."""
+    code = 1
+    try:
+        with open(output, "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        signal.alarm(240)
+        sys.argv = [module, *arguments]
+        importlib.import_module(module).main()
+        code = 0
+    except SystemExit as ended:
+        print(ended.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
-    def call(name: str, **options: object) -> SimpleNamespace:
-        done = command(name, **options)
+
+@pytest.fixture
+def train(attempt):
+    """As `attempt`, for runs that must end well."""
+
+    def call(name: str, **given: object) -> SimpleNamespace:
+        done = attempt(name, **given)
         assert done.code == 0, done.output[-4000:]
         return done
 
     return call
 
 
+@pytest.fixture
+def command(flags):
+    """Train by a launcher in a process of its own, which sees the installed package as users do."""
+
+    def call(*program: str, name: str, environment: dict[str, str] | None = None, **given: object) -> SimpleNamespace:
+        arguments, folder = flags(name, **given)
+        process = subprocess.run(
+            [str(BIN / program[0]), *program[1:], *arguments],
+            env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=ROOT,
+        )
+        return seen(process.returncode, process.stdout + process.stderr, folder)
+
+    return call
+
+
+def seen(code: int, output: str, folder: Path) -> SimpleNamespace:
+    """What a run has left."""
+    receipt = folder / "finepref_receipt.json"
+    return SimpleNamespace(
+        code=code,
+        output=output,
+        folder=folder,
+        receipt=json.loads(receipt.read_text()) if receipt.exists() else None,
+        log=events(folder / "tb" / "run"),
+    )
+
+
 def free_port() -> str:
     """A port for torch.distributed."""
-    import socket
-
     with socket.socket() as listening:
         listening.bind(("localhost", 0))
         return str(listening.getsockname()[1])
@@ -124,11 +177,6 @@ def events(folder: Path) -> dict[str, list[float]]:
     return {name: [event.value for event in read.Scalars(name)] for name in read.Tags()["scalars"]}
 
 
-def torchrun(processes: int) -> tuple[str, ...]:
-    """The launcher for some processes."""
-    return ("torchrun", f"--nproc-per-node={processes}", f"--master-port={free_port()}", "-m")
-
-
 def tensors(folder: Path) -> dict:
     """All tensors of a saved model or adapter."""
     import torch
@@ -136,8 +184,3 @@ def tensors(folder: Path) -> dict:
 
     found = sorted(folder.glob("*.safetensors"))
     return load_file(found[0]) if found else torch.load(folder / "adapter_model.bin")
-
-
-def one_line(output: str) -> str:
-    """Without line breaks."""
-    return re.sub(r"\s+", " ", output)
