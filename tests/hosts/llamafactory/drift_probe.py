@@ -81,7 +81,7 @@ def main() -> None:
 
     results = {}
     sys.stdout.flush()
-    for card in list(patching.load_cards()):
+    for card in [name for name, card in patching.load_cards().items() if card.host == "llamafactory"]:
         stage = next(name for name, row in stages.all_stages().items() if card in row.cards)
         for mutation in MUTATIONS:
             reading, writing = os.pipe()

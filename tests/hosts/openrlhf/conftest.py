@@ -184,3 +184,19 @@ def tensors(folder: Path) -> dict:
 
     found = sorted(folder.glob("*.safetensors"))
     return load_file(found[0]) if found else torch.load(folder / "adapter_model.bin")
+
+
+@pytest.fixture(scope="session")
+def other_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reference model that differs from the policy: the same shape and tokenizer, other numbers."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("other")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return folder

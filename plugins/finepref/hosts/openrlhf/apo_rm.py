@@ -66,7 +66,7 @@ def tokenise(
                 )
                 wrong.append(Problem(located.record_mark(record.id), 0, field, "FP221", text))
             sequences.append(torch.tensor((prompt + ids)[-encoder.longest :], dtype=torch.int32))
-        problems += located.pinpoint(wrong, [source])
+        problems += located.pinpoint(wrong, [source[:3]])
         if not wrong:
             best_first = sorted(range(len(scores)), key=lambda i: -scores[i])
             order = sorted(set(scores))
@@ -143,7 +143,7 @@ class ApoTrainer(training.Accounted, RewardModelTrainer):
     def apo_loss(self, best: Tensor, worst: Tensor, extra: Tensor) -> Tensor:
         """L of a micro-batch, such that the mean over the micro-batches of a step is the step's L."""
         is_apo, ranks = extra[:, 0].bool(), extra[:, 1:]
-        training_step = self.model.training
+        training_step = torch.is_grad_enabled()  # evaluation has none
         counts = self.step_counts() if training_step and self.run.options.apo_normalization == "per_type" else None
         scores = ranks.double()
         out = apo_rm_loss(self.rewards, scores, is_apo, mask=self.present, counts=counts, **self.loss_options)
@@ -171,8 +171,8 @@ class ApoTrainer(training.Accounted, RewardModelTrainer):
 def prepare(asked: Asked) -> Callable[[], None]:
     """Check data and options; the result trains. Raises as `training.prepare`, and BadData where no row has a loss."""
     options = asked.options
-    run, rows = training.prepare(asked, padding_side="left", tokenise=partial(tokenise, pooling=options.apo_pooling))
-    kinds = {row.is_apo for row in rows[asked.host.data.dataset]}
+    run, splits = training.prepare(asked, padding_side="left", tokenise=partial(tokenise, pooling=options.apo_pooling))
+    kinds = {row.is_apo for row in splits[0]}
     if not any(options.apo_coeff if is_apo else options.apo_kl_coeff for is_apo in kinds):
         text = f"all training records are {' and '.join(reward_metrics.KINDS[k] for k in kinds)}, of coefficient 0"
         raise BadData([Problem(asked.host.data.dataset, 0, "kind", "FP223", text)])
@@ -181,5 +181,5 @@ def prepare(asked: Asked) -> Callable[[], None]:
             [Problem(asked.host.data.dataset, 0, "kind", "FP224", "apo_loss: wgan needs records of kind apo")]
         )
     trainer = partial(ApoTrainer, run=run)
-    train = training.host_train("openrlhf.cli.train_rm", rows, RankedDataset, RewardModelTrainer=trainer)
+    train = training.host_train("openrlhf.cli.train_rm", splits, RankedDataset, RewardModelTrainer=trainer)
     return partial(train, asked.host)

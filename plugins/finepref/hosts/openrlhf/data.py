@@ -26,11 +26,12 @@ from finepref.hosts.receipt import DatasetEntry
 
 
 class Sourced(NamedTuple):
-    """A record and where it came from."""
+    """A record, where it came from, and how many rows of the file it stands for."""
 
     file: str
     line: int
     record: records.Record
+    rows: int = 1
 
 
 class Source(NamedTuple):
@@ -43,8 +44,8 @@ class Source(NamedTuple):
     error_type: str | None
 
 
-def read(sources: Iterable[Source], *, limit: int | None = None) -> tuple[list[Sourced], list[DatasetEntry]]:
-    """All records of some data sets, at most `limit` of each, and what the receipt says of the data sets.
+def read(sources: Iterable[Source]) -> tuple[list[Sourced], list[DatasetEntry]]:
+    """All records of some data sets, and what the receipt says of the data sets.
 
     Raises:
         BadData: all problems of all files.
@@ -55,19 +56,16 @@ def read(sources: Iterable[Source], *, limit: int | None = None) -> tuple[list[S
     total = 0
     for source in sources:
         digests: dict[str, str] = {}
-        mine: list[Sourced] = []
         count = 0
         for path in source.files:
             check = FileCheck(str(path), source.formatting, columns=source.columns)
             for row in check.walk(parse_rows(read_rows(path), _parser(path, source))):
-                mine += [Sourced(str(path), row.raw.line, record) for record in row.records]
+                found += [Sourced(str(path), row.raw.line, record) for record in row.records]
             report = check.report(digest(path))
             digests[path.name], count = report.sha256, count + report.rows
             problems += report.problems
             total += report.total_problems
-        kept = mine if limit is None else mine[:limit]
-        found += kept
-        entries.append(DatasetEntry(source.name, source.formatting, digests, count, count - len(kept)))
+        entries.append(DatasetEntry(source.name, source.formatting, digests, count))
     if problems:
         raise BadData(problems, total)
     return found, entries
@@ -225,7 +223,7 @@ def pair_rows(found: Iterable[Sourced], encoder: Encoder) -> Iterator[tuple[dict
             row[f"{side}_labels"] = ([IGNORED] * len(prompt) + ids)[: encoder.longest]
             row[f"{side}_weight"] = ([0.0] * len(prompt) + weight)[: encoder.longest]
             row[f"{side}_score"] = ([math.nan] * len(prompt) + score)[: encoder.longest]
-        yield row, [*located.pinpoint(problems, [source])]
+        yield row, located.pinpoint(problems, [source[:3]])
 
 
 def watched(found: list[Any], name: str) -> Iterable[Any]:

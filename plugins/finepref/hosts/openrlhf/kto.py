@@ -6,6 +6,7 @@ the host's batch. Which error and which KL response an epoch has is drawn by `fi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -52,9 +53,8 @@ def tokenise(
     """Records as rows, each with a partner of another prompt, and everything that is wrong with them.
 
     Raises:
-        BadData: rows of one prompt contradict each other, or all have the same prompt.
+        BadData: all records have the same prompt.
     """
-    found = grouped(found)
     problems: list[Problem] = []
     prompts: list[list[int]] = []
     responses: list[dict[str, list[int]]] = []
@@ -68,7 +68,7 @@ def tokenise(
         if types and not set(types) & set(record.negatives):
             has = f"has {', '.join(sorted(record.negatives))}, but seapo_error_types is {', '.join(types)}"
             wrong.append(Problem(located.record_mark(record.id), 0, "negatives", "FP204", has))
-        problems += located.pinpoint(wrong, [source])
+        problems += located.pinpoint(wrong, [source[:3]])
     if problems:
         return training.Rows(), problems
     rows = training.Rows()
@@ -79,14 +79,19 @@ def tokenise(
 
 
 def grouped(found: list[data.Sourced]) -> list[data.Sourced]:
-    """Rows of single responses joined into records by their prompt; other records as they are."""
-    single = [tuple(source) for source in found if isinstance(source.record, records.Feedback)]
+    """Rows of single responses joined into records by their prompt; other records as they are.
+
+    Raises:
+        BadData: rows of one prompt contradict each other.
+    """
+    single = [source[:3] for source in found if isinstance(source.record, records.Feedback)]
     joined, problems = negatives.group_feedback(single)
     if problems:
         raise BadData(problems)
     places = {record.prompt: (file, line) for file, line, record in reversed(single)}
     whole = [source for source in found if not isinstance(source.record, records.Feedback)]
-    return whole + [data.Sourced(*places[record.prompt], record) for record in joined]
+    sizes = Counter(record.prompt for _, _, record in single)
+    return whole + [data.Sourced(*places[record.prompt], record, sizes[record.prompt]) for record in joined]
 
 
 def _ids(ids: list[int]) -> Tensor:
@@ -181,7 +186,7 @@ class KtoTrainer(training.Accounted, pairs.DPOTrainer):
             desirable_weight=options.kto_chosen_weight,
             undesirable_weight=options.kto_rejected_weight,
         )
-        if self.model.training:
+        if torch.is_grad_enabled():  # evaluation has none
             kinds = [row.kind for row in drawn]
             self.count(**{f"drawn/{kind}": kinds.count(kind) for kind in set(kinds)})
             self.draws = (self.draws + sum(row.digest for row in drawn)) % (1 << 62)
@@ -207,8 +212,10 @@ def prepare(asked: Asked) -> Callable[[], None]:
         weights = {"desirable_weight": options.kto_chosen_weight, "undesirable_weight": options.kto_rejected_weight}
         options.kto_chosen_weight, _ = kto.automatic_weights(1, 1, **weights)
     types = KtoOptions.error_types(options)
-    run, rows = training.prepare(asked, padding_side="right", tokenise=partial(tokenise, types=types))
+    run, splits = training.prepare(
+        asked, padding_side="right", arrange=grouped, tokenise=partial(tokenise, types=types)
+    )
     run.record.settings |= {"beta": asked.host.model.beta}
     dataset = partial(KtoDataset, types=types, resampled=options.seapo_resample == "epoch")
     trainer = partial(KtoTrainer, run=run)
-    return partial(training.host_train("openrlhf.cli.train_dpo", rows, dataset, DPOTrainer=trainer), asked.host)
+    return partial(training.host_train("openrlhf.cli.train_dpo", splits, dataset, DPOTrainer=trainer), asked.host)

@@ -48,7 +48,7 @@ def tokenise(
         try:
             *weights, side = weigh(row, **options)
         except BadData as error:
-            problems += located.pinpoint(error.problems, [source])
+            problems += located.pinpoint(error.problems, [source[:3]])
             continue
         rows.append(PairRow(*(_response(row, *pair) for pair in zip(SIDES, weights, strict=True)), side))
     return rows, problems
@@ -142,7 +142,7 @@ class PairTrainer(Accounted, DPOTrainer):
         out, metrics = self.losses(policy, reference, batch)
         for logits in filter(None, (policy, reference)):
             logits.logits = None  # the host keeps what it was given until after its next forward pass
-        if self.model.training:
+        if torch.is_grad_enabled():  # evaluation has none
             self.count(**batch.tokens)
             self.add(metrics, out.valid)
         return ops.reduce(out), out.chosen_reward, out.rejected_reward

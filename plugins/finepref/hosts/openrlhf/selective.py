@@ -26,12 +26,12 @@ class SelectiveTrainer(pairs.PairTrainer):
 def prepare(asked: Asked) -> Callable[[], None]:
     """Check data and options; the result trains. Raises as `training.prepare`."""
     weigh = partial(sepo.weigh, arguments=asked.options, seed=asked.host.train.seed)
-    run, rows = training.prepare(asked, padding_side="right", tokenise=partial(pairs.tokenise, weigh=weigh))
+    run, splits = training.prepare(asked, padding_side="right", tokenise=partial(pairs.tokenise, weigh=weigh))
     run.record.settings |= {f"sepo_{name}": value for name, value in sepo.constants(asked.options).items()}
     models = iter((Actor, lambda *arguments, **options: pairs.NoReference()))  # the host makes the policy first
     train = training.host_train(
         "openrlhf.cli.train_dpo",
-        rows,
+        splits,
         pairs.PairDataset,
         Actor=lambda *arguments, **options: next(models)(*arguments, **options),
         DPOTrainer=partial(SelectiveTrainer, run=run),

@@ -32,9 +32,9 @@ class TdpoTrainer(pairs.PairTrainer):
 def prepare(asked: Asked) -> Callable[[], None]:
     """Check data and options; the result trains. Raises as `training.prepare`."""
     weigh = partial(tdpo.weigh, arguments=asked.options, seed=asked.host.train.seed)
-    run, rows = training.prepare(asked, padding_side="right", tokenise=partial(pairs.tokenise, weigh=weigh))
+    run, splits = training.prepare(asked, padding_side="right", tokenise=partial(pairs.tokenise, weigh=weigh))
     run.record.settings |= {"tdpo_alpha": tdpo.alpha_of(asked.options), "beta": asked.host.model.beta}
     trainer = partial(TdpoTrainer, run=run)
     return partial(
-        training.host_train("openrlhf.cli.train_dpo", rows, pairs.PairDataset, DPOTrainer=trainer), asked.host
+        training.host_train("openrlhf.cli.train_dpo", splits, pairs.PairDataset, DPOTrainer=trainer), asked.host
     )

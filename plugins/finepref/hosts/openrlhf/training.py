@@ -46,15 +46,17 @@ def prepare(
     asked: Asked,
     *,
     padding_side: str,
+    arrange: Callable[[list[data.Sourced]], list[data.Sourced]] = list,
     tokenise: Callable[[list[data.Sourced], data.Encoder, str], tuple[Rows, list[Problem]]],
-) -> tuple[Run, dict[str, Rows]]:
+) -> tuple[Run, list[Rows]]:
     """Read, check and tokenise the data; nothing has been loaded then but the tokenizer.
 
     Args:
+        arrange: what happens to the records first.
         tokenise: (records, encoder, name of the data) -> (rows, problems).
 
     Returns:
-        The run, and the rows of `--data.dataset` and `--eval.dataset` by these names.
+        The run, and the rows of `--data.dataset` and, where it is given, `--eval.dataset`.
 
     Raises:
         BadData: the data cannot be trained on.
@@ -65,37 +67,32 @@ def prepare(
     tokenizer = get_tokenizer(args.model.model_name_or_path, None, padding_side, None, use_fast=fast)
     encoder = data.Encoder(tokenizer, args.data)
     record = receipt.Receipt(stage=asked.stage.name, settings=asdict(asked.options))
-    prepared: dict[str, Rows] = {}
+    splits: list[Rows] = []
     problems: list[Problem] = []
+    used: list[int] = []
     for names, limit in ((args.data.dataset, args.data.max_samples), (args.eval.dataset, None)):
-        if not names:
-            continue
-        found, entries = data.read(data.sources(names, args.data, asked.stage.formats), limit=limit)
-        record.datasets += entries
-        prepared[names], wrong = tokenise(found, encoder, names)
-        problems += wrong
+        if names:
+            found, entries = data.read(data.sources(names, args.data, asked.stage.formats))
+            found = arrange(found)[:limit]
+            rows, wrong = tokenise(found, encoder, names)
+            splits.append(rows)
+            record.datasets += entries
+            used.append(sum(source.rows for source in found))
+            problems += wrong
     if problems:
         raise BadData(problems)
-    rows = len(prepared[args.data.dataset][: args.data.max_samples])
-    if rows < args.train.batch_size:
-        raise ValueError(f"{rows} rows make no batch of --train.batch_size {args.train.batch_size}")
-    record.rows = count_rows(record, prepared, args)
-    return Run(asked.stage, asked.options, record, Path(args.ckpt.output_dir)), prepared
-
-
-def count_rows(record: receipt.Receipt, prepared: dict[str, Rows], args: Any) -> dict[str, int | None]:
-    """Where every row that was read went."""
-    trained = len(prepared[args.data.dataset][: args.data.max_samples])
-    evaluated = len(prepared[args.eval.dataset]) if args.eval.dataset else 0
+    if len(splits[0]) < args.train.batch_size:
+        raise ValueError(f"{len(splits[0])} records make no batch of --train.batch_size {args.train.batch_size}")
     read = sum(entry.read or 0 for entry in record.datasets)
-    record.extra["rows_left_out_per_epoch"] = trained % args.train.batch_size
-    return {
+    record.rows = {
         "read": read,
-        "trained": trained,
-        "evaluated": evaluated,
-        "skipped_by_max_samples": read - trained - evaluated,
+        "trained": used[0],
+        "evaluated": sum(used[1:]),
+        "skipped_by_max_samples": read - sum(used),
         "rejected": 0,
     }
+    record.extra["records_left_out_per_epoch"] = len(splits[0]) % args.train.batch_size
+    return Run(asked.stage, asked.options, record, Path(args.ckpt.output_dir)), splits
 
 
 def rebind(function: FunctionType, **names: Any) -> FunctionType:
@@ -112,11 +109,12 @@ def rebind(function: FunctionType, **names: Any) -> FunctionType:
     return FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__)
 
 
-def host_train(module: str, prepared: dict[str, Rows], dataset: Any, **names: Any) -> Callable[[Any], None]:
+def host_train(module: str, splits: list[Rows], dataset: Any, **names: Any) -> Callable[[Any], None]:
     """The host's `train` of one of its command lines, on our rows, in whole batches."""
+    order = iter(splits)  # the host asks for its training data first
     return rebind(
         importlib.import_module(module).train,
-        blending_datasets=lambda names, *arguments, **options: prepared[names],
+        blending_datasets=lambda *arguments, **options: next(order),
         RewardDataset=dataset,
         get_strategy=WholeBatchStrategy.of,
         **names,
