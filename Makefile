@@ -1,6 +1,6 @@
 # make demo   install, then train and measure SeaPO on a real small model; ends in demo/report.md
 # make test   install, then run every test
-.PHONY: demo test test-core test-llamafactory test-openrlhf lint format docs clean
+.PHONY: demo test test-core test-llamafactory test-openrlhf test-cross lint format docs clean
 
 CORE := .venvs/core/bin
 LLAMAFACTORY := .venvs/llamafactory/bin
@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 demo: env-llamafactory
 	OMP_NUM_THREADS=$(shell nproc) OMP_WAIT_POLICY=passive $(LLAMAFACTORY)/python examples/demo.py --output demo
 
-test: lint test-core test-llamafactory test-openrlhf
+test: lint test-core test-llamafactory test-openrlhf test-cross
 
 test-core: env-core
 	$(CORE)/python -m pytest tests --ignore=tests/hosts
@@ -23,6 +23,10 @@ test-llamafactory: env-llamafactory
 
 test-openrlhf: env-openrlhf
 	$(OPENRLHF)/python -m pytest tests/hosts/openrlhf
+
+# Both hosts, each in its environment, on the same records.
+test-cross: env-llamafactory env-openrlhf
+	$(OPENRLHF)/python -m pytest tests/hosts/cross
 
 lint: env-core
 	$(CORE)/ruff check .
