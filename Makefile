@@ -1,9 +1,10 @@
 # make demo   install, then train and measure SeaPO on a real small model; ends in demo/report.md
 # make test   install, then run every test
-.PHONY: demo test test-core test-llamafactory lint format docs clean
+.PHONY: demo test test-core test-llamafactory test-openrlhf test-cross lint format docs clean
 
 CORE := .venvs/core/bin
 LLAMAFACTORY := .venvs/llamafactory/bin
+OPENRLHF := .venvs/openrlhf/bin
 
 # Tests run tiny models: one thread each is fastest.
 export OMP_NUM_THREADS ?= 1
@@ -12,13 +13,20 @@ export OMP_NUM_THREADS ?= 1
 demo: env-llamafactory
 	OMP_NUM_THREADS=$(shell nproc) OMP_WAIT_POLICY=passive $(LLAMAFACTORY)/python examples/demo.py --output demo
 
-test: lint test-core test-llamafactory
+test: lint test-core test-llamafactory test-openrlhf test-cross
 
 test-core: env-core
 	$(CORE)/python -m pytest tests --ignore=tests/hosts
 
 test-llamafactory: env-llamafactory
 	$(LLAMAFACTORY)/python -m pytest tests/hosts/llamafactory
+
+test-openrlhf: env-openrlhf
+	$(OPENRLHF)/python -m pytest tests/hosts/openrlhf
+
+# Both hosts, each in its environment, on the same records.
+test-cross: env-llamafactory env-openrlhf
+	$(OPENRLHF)/python -m pytest tests/hosts/cross
 
 lint: env-core
 	$(CORE)/ruff check .
@@ -29,7 +37,7 @@ format: env-core
 	$(CORE)/ruff check --fix .
 	$(CORE)/ruff format .
 
-# Make an environment from its lock file: env-core, env-llamafactory.
+# Make an environment from its lock file: env-core, env-llamafactory, env-openrlhf.
 env-%:
 	@scripts/make_env.sh $*
 

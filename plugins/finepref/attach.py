@@ -24,6 +24,14 @@ WATCHED = {
     "llamafactory.train.tuner": "finepref.hosts.patching:attach",
 }
 
+# Names beside OpenRLHF's own command lines under which ours can be run, -> our file.
+ALIASES = {
+    "openrlhf.cli.train_apo_rm": "train_apo_rm.py",
+    "openrlhf.cli.train_kto": "train_kto.py",
+    "openrlhf.cli.train_selective": "train_selective.py",
+    "openrlhf.cli.train_tdpo": "train_tdpo.py",
+}
+
 
 class _AfterImport:
     """A loader that runs the module's own loader, then the adapter; the module sees only its own loader."""
@@ -43,21 +51,28 @@ class _AfterImport:
 
 
 class _Finder:
-    """First on `sys.meta_path`; asks the finders behind it for every module it watches."""
+    """First on `sys.meta_path`; asks the finders behind it for every module it watches or has another name for."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name not in WATCHED:
+        if name not in WATCHED and name not in ALIASES:
             return None
         for finder in sys.meta_path:
             if finder is _Finder:
                 continue
             spec = finder.find_spec(name, path, target)
             if spec is not None:
-                if spec.loader is not None:
+                if name in WATCHED and spec.loader is not None:
                     spec.loader = _AfterImport(spec.loader)
                 return spec
-        return None
+        return _alias(name) if name in ALIASES else None
+
+
+def _alias(name):
+    """Our command line under a name that the host itself does not have."""
+    from importlib.util import spec_from_file_location
+
+    return spec_from_file_location(name, os.path.join(os.path.dirname(__file__), "hosts", "openrlhf", ALIASES[name]))
 
 
 def install():

@@ -27,6 +27,8 @@ class Stage:
         recipe: the YAML under examples/ with the paper's settings.
         demo_dataset: a name in dataset_info.json that the recipe also runs on.
         switch: a boolean YAML key that turns the carrier into this stage, beside the stage's own name.
+        openrlhf: the module that is the method's command line on OpenRLHF, "" where there is none.
+        openrlhf_cards: patch cards that it needs.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Stage:
     recipe: str
     demo_dataset: str
     switch: str = ""
+    openrlhf: str = ""
+    openrlhf_cards: tuple[str, ...] = ()
 
 
 # Every LLaMA-Factory stage reads its data and starts through these seams.
@@ -64,6 +68,26 @@ LLAMAFACTORY_CARDS = (
 # Stages on pairs of responses train with the host's DPO trainer.
 PAIR_CARDS = ("run-dpo", "dpo-trainer", "pair-collator")
 
+# Every OpenRLHF command line of ours runs through these.
+OPENRLHF_CARDS = (
+    "openrlhf-strategy",
+    "openrlhf-sampler",
+    "openrlhf-reward-dataset",
+    "openrlhf-get-tokenizer",
+    "openrlhf-param-dtype",
+    "openrlhf-barrier",
+)
+
+# Those that train with the host's DPO trainer and its models.
+OPENRLHF_DPO_CARDS = (
+    *OPENRLHF_CARDS,
+    "openrlhf-train-dpo",
+    "openrlhf-dpo-trainer",
+    "openrlhf-actor",
+    "openrlhf-unpad",
+    "openrlhf-gather-and-pad",
+)
+
 BUILT_IN = (
     Stage(
         name="seapo_kto",
@@ -76,6 +100,8 @@ BUILT_IN = (
         adapter="finepref.hosts.llamafactory.seapo_kto:SeapoKTO",
         recipe="examples/seapo_kto.yaml",
         demo_dataset="seapo_demo",
+        openrlhf="finepref.hosts.openrlhf.train_kto",
+        openrlhf_cards=OPENRLHF_DPO_CARDS,
     ),
     Stage(
         name="sepo",
@@ -88,6 +114,8 @@ BUILT_IN = (
         adapter="finepref.hosts.llamafactory.sepo:Sepo",
         recipe="examples/sepo.yaml",
         demo_dataset="sepo_demo",
+        openrlhf="finepref.hosts.openrlhf.train_selective",
+        openrlhf_cards=OPENRLHF_DPO_CARDS,
     ),
     Stage(
         name="tdpo",
@@ -100,6 +128,8 @@ BUILT_IN = (
         adapter="finepref.hosts.llamafactory.tdpo:Tdpo",
         recipe="examples/tdpo_spans.yaml",
         demo_dataset="tdpo_demo",
+        openrlhf="finepref.hosts.openrlhf.train_tdpo",
+        openrlhf_cards=OPENRLHF_DPO_CARDS,
     ),
     Stage(
         name="granular_sft",
@@ -125,6 +155,8 @@ BUILT_IN = (
         adapter="finepref.hosts.llamafactory.apo_rm:ApoRM",
         recipe="examples/apo_rm.yaml",
         demo_dataset="apo_demo",
+        openrlhf="finepref.hosts.openrlhf.train_apo_rm",
+        openrlhf_cards=(*OPENRLHF_CARDS, "openrlhf-train-rm", "openrlhf-rm-trainer", "openrlhf-regression"),
     ),
 )
 

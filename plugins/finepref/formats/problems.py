@@ -89,6 +89,8 @@ CODES: dict[str, str] = {
     "FP222": "the reward is read at an end token that is not there",
     "FP223": "all records to train on have the coefficient 0",
     "FP224": "the loss asked for is for records of which there are none",
+    "FP230": "a prompt of several turns without a chat template",
+    "FP231": "the chat template does not continue its own prompt",
 }
 """Code -> short meaning. Codes are never reused for another meaning."""
 

@@ -66,6 +66,10 @@ class State:
     detail: str = ""
 
 
+# Hosts that not every machine can import as they are -> what makes them ready.
+MADE_READY = {"openrlhf": "finepref.hosts.openrlhf.compat:install"}
+
+
 @cache
 def load_cards() -> dict[str, Card]:
     """All cards by name.
@@ -262,6 +266,8 @@ def survey() -> list[State]:
             surveyed.append(State(card, "host not installed"))
             continue
         try:
+            if card.host in MADE_READY:
+                resolve_name(MADE_READY[card.host])()
             module = importlib.import_module(card.module)
         except ImportError as error:
             surveyed.append(State(card, "drift", "", f"expected the module {card.module}, found: {error}"))

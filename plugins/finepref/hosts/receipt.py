@@ -18,7 +18,18 @@ from typing import Any
 from finepref.formats.files import replacing
 
 FILE_NAME = "finepref_receipt.json"
-PACKAGES = ("finepref", "llamafactory", "openrlhf", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
+PACKAGES = (
+    "finepref",
+    "llamafactory",
+    "openrlhf",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "deepspeed",
+)
 
 
 class UnprovenRun(RuntimeError):  # noqa: N818 - the name users read

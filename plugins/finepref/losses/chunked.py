@@ -26,7 +26,12 @@ def needed_positions(mask: Tensor) -> Tensor:
 
     Without any, index 0 stands in, so that the head stays in the graph on every rank; see `place`.
     """
-    flat = torch.nn.functional.pad(mask, (0, 1)).flatten().nonzero().squeeze(-1)
+    return marked_positions(torch.nn.functional.pad(mask, (0, 1)))
+
+
+def marked_positions(mask: Tensor) -> Tensor:
+    """The same for a mask over the hidden states themselves, in any layout: bool [...] -> [N]."""
+    flat = mask.flatten().nonzero().squeeze(-1)
     return flat if len(flat) else flat.new_zeros(1)
 
 

@@ -94,7 +94,7 @@ def main() -> None:
     results = {}
     sys.stdout.flush()
     probes = []
-    for card in patching.load_cards():
+    for card in [name for name, card in patching.load_cards().items() if card.host == "llamafactory"]:
         stage = next(name for name, row in stages.all_stages().items() if card in row.cards)
         probes += [(f"{card}/{mutation}", f"{sys.argv[1]}/{stage}.yaml", card, mutation) for mutation in MUTATIONS]
     together = os.cpu_count() or 1

@@ -90,7 +90,7 @@ def test_a_template_that_changes_the_response_is_an_error_not_a_shifted_mask(ref
     monkeypatch.setattr(Template, "encode_oneturn", shorten)
     message = refused(span_rows(), SPANS, name="tdpo_spans")
     assert "FP211 " in message
-    assert "spans.jsonl:1 chosen: the tokens of template chatml" in message
+    assert "spans.jsonl:1 chosen: the tokens of the chat template" in message
 
 
 def test_a_stream_stops_at_a_record_without_spans(recipe, tmp_path):

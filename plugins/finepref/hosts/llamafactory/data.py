@@ -10,7 +10,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from importlib.resources import files
 from pathlib import Path
 from pkgutil import resolve_name
@@ -19,8 +19,9 @@ from typing import Any
 from finepref import stages
 from finepref.formats import dataset_info, jsonl, records
 from finepref.formats.check import BadData, Problem, check_file
-from finepref.hosts import receipt
+from finepref.hosts import located, receipt
 from finepref.hosts.llamafactory.adapter import Adapter
+from finepref.hosts.located import record_mark as record_mark  # for the stages
 
 MARKER = "finepref_tokenized.json"
 CURRENT: receipt.Receipt | None = None  # the run of this process; the data seams add what they read to it
@@ -247,11 +248,6 @@ def raise_problems(texts: Iterable[str]) -> None:
         raise BadData(pinpoint(problems))
 
 
-def record_mark(record_id: str) -> str:
-    """What stands for a file name until `pinpoint` has found the record."""
-    return f"record {record_id}"
-
-
 def source_records() -> Iterator[tuple[str, int, records.Record]]:
     """(file, line, record) of the run's local files, read again."""
     for file, attribute in SOURCES:
@@ -268,15 +264,7 @@ def source_records() -> Iterator[tuple[str, int, records.Record]]:
 
 def pinpoint(problems: list[Problem]) -> list[Problem]:
     """Problems of records as problems of files, by reading the files again."""
-    places: dict[str, tuple[str, int]] = {}
-    for file, line, record in source_records():
-        for record_id in (record.id, records.content_id(record.prompt)):
-            places.setdefault(record_mark(record_id), (file, line))
-    found = []
-    for problem in problems:
-        file, line = places.get(problem.file, (problem.file, problem.line))
-        found.append(replace(problem, file=file, line=line))
-    return found
+    return located.pinpoint(problems, source_records())
 
 
 def dataset_processor(original: Callable) -> Callable:

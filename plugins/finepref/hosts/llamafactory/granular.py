@@ -19,6 +19,7 @@ from finepref.formats import records
 from finepref.formats.check import BadData, Problem
 from finepref.hosts.llamafactory import data, pairs
 from finepref.hosts.llamafactory.adapter import Adapter
+from finepref.hosts.pair_tokens import problem_of, problem_of_record
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
 
@@ -39,7 +40,7 @@ class GranularProcessor(pairs.PairProcessor):
         weight = row["chosen_weight"]
         if set(weight) - {0.0, 1.0} and not row["problem"]:
             text = "granular SFT takes a token or leaves it: leave the weights out"
-            row["problem"] = data.note_problems([self._problem(record, "chosen_spans", "FP216", text)])
+            row["problem"] = data.note_problems([problem_of_record(record, "chosen_spans", "FP216", text)])
         kept = [label if weight else IGNORE_INDEX for label, weight in zip(row["chosen_labels"], weight, strict=True)]
         return {
             "input_ids": row["chosen_input_ids"],
@@ -104,7 +105,7 @@ class GranularSFT(Adapter):
 
     def check_tokenized(self, dataset: Any, arguments: Any) -> None:
         problems = [
-            Problem(data.record_mark(row["example_id"]), 0, "chosen_spans", "FP214", "cutoff_len cuts off every span")
+            problem_of(row, "chosen_spans", "FP214", "cutoff_len cuts off every span")
             for row in dataset.select_columns(["example_id", "labels"])
             if all(label == IGNORE_INDEX for label in row["labels"])
         ]

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -23,26 +23,21 @@ from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
 from transformers import Trainer
 
-from finepref.formats import records, scores, spans
+from finepref.formats import records
 from finepref.formats.check import BadData, Problem
 from finepref.hosts.llamafactory import data
 from finepref.hosts.llamafactory.adapter import Adapter
+from finepref.hosts.pair_tokens import SIDES, facts, problem_of_record, selects, weights_and_scores
 from finepref.losses import chunked, ops
 
-SIDES = ("chosen", "rejected")
 CONTENT = "{{content}}"  # stands for the message in the host's templates
-
-fingerprint = lru_cache(maxsize=4)(lambda tokenizer: scores.fingerprint(tokenizer.backend_tokenizer.to_str()))
 
 
 @dataclass
 class PairProcessor(DatasetProcessor):
     """One row per record. For side in chosen, rejected, aligned with the labels and cut as they are:
 
-    {side}_weight: weights of the spans' tokens (0 elsewhere); 1 on every response token where there is no span.
-    {side}_score: token scores, NaN where there is none.
-
-    The end token, and what a template puts around the response, has no characters, so no span selects it.
+    {side}_weight and {side}_score: see `finepref.hosts.pair_tokens`.
     """
 
     schema: str = "pairs-1"
@@ -70,67 +65,20 @@ class PairProcessor(DatasetProcessor):
         problems = []
         if len(prompt_ids) >= cutoff:
             text = f"the prompt has {len(prompt_ids)} tokens, cutoff_len is {cutoff}"
-            problems.append(self._problem(record, "prompt", "FP203", text))
-        row: dict[str, Any] = {
-            "example_id": record.id,
-            "side": record.side if isinstance(record, records.SpanPair) else 0,
-            "mapped": isinstance(record, records.ScoredPair) and record.tokenizer != fingerprint(self.tokenizer),
-            "rows": 1,
-        }
+            problems.append(problem_of_record(record, "prompt", "FP203", text))
+        row: dict[str, Any] = {**facts(record, self.tokenizer), "rows": 1}
         for side, ids in responses.items():
-            weight, score = self._weights(record, side, texts[side], ids, problems)
+            start, offsets = self._offsets(texts[side], ids) if selects(record, side) else (0, [])
+            weight, score = weights_and_scores(
+                record, side, len(ids), start, offsets, tokenizer=self.tokenizer, problems=problems
+            )
             row[f"{side}_input_ids"] = prompt_ids[:source] + ids[:target]
             row[f"{side}_attention_mask"] = [1] * len(row[f"{side}_input_ids"])
             row[f"{side}_labels"] = [IGNORE_INDEX] * source + ids[:target]
             row[f"{side}_weight"] = [0.0] * source + weight[:target]
             row[f"{side}_score"] = [math.nan] * source + score[:target]
-            row[f"{side}_annotated"] = isinstance(record, records.SpanPair) and bool(spans_of(record, side))
-            row[f"{side}_scored"] = isinstance(record, records.ScoredPair)
         row["problem"] = data.note_problems(problems)
         return row
-
-    def _weights(
-        self, record: records.Record, side: str, text: str, ids: list[int], problems: list[Problem]
-    ) -> tuple[list[float], list[float]]:
-        """Weight and score of each of the response's tokens; what is wrong goes to `problems`."""
-        weight, score = [1.0] * len(ids), [math.nan] * len(ids)
-        annotated = isinstance(record, records.SpanPair) and spans_of(record, side)
-        if not annotated and not isinstance(record, records.ScoredPair):
-            return weight, score
-        start, offsets = self._offsets(text, ids)
-        if start < 0:
-            text = f"the tokens of template {self.data_args.template} do not hold those of the response in one piece"
-            problems.append(self._problem(record, side, "FP211", text))
-        elif annotated:
-            end = start + len(offsets)
-            weight = [0.0] * start + spans.token_weights(annotated, offsets) + [0.0] * (len(ids) - end)
-        else:
-            known = self._scores(record, side, offsets, problems)[: len(ids) - start]
-            score[start : start + len(known)] = known
-        return weight, score
-
-    def _scores(
-        self, record: records.ScoredPair, side: str, offsets: list[tuple[int, int]], problems: list[Problem]
-    ) -> list[float]:
-        """The scores of the tokens with these offsets; one more where the end token has a score."""
-        given, places = (
-            (record.chosen_scores, record.chosen_offsets)
-            if side == "chosen"
-            else (record.rejected_scores, record.rejected_offsets)
-        )
-        own = fingerprint(self.tokenizer)
-        if record.tokenizer == own:
-            if len(given) - len(offsets) in (0, 1):
-                return list(given)
-            text = f"{len(given)} scores, {len(offsets)} tokens, at most one of them beyond the text"
-            problems.append(self._problem(record, f"{side}_scores", "FP213", text))
-        elif not places:
-            text = f"{record.tokenizer[:80]!a}, the model's is {own!r}; mapping needs {side}_offsets, which it lacks"
-            problems.append(self._problem(record, "tokenizer", "FP212", text))
-        else:
-            mapped = scores.map_scores(given, places, offsets)
-            return [*mapped, given[-1]] if places[-1][0] == places[-1][1] else mapped
-        return []
 
     def _offsets(self, text: str, ids: list[int]) -> tuple[int, list[tuple[int, int]]]:
         """Where in the response's tokens those of its text begin (-1: nowhere), and the characters of each."""
@@ -149,37 +97,12 @@ class PairProcessor(DatasetProcessor):
             offsets.pop()
         return start, offsets
 
-    @staticmethod
-    def _problem(record: records.Record, field: str, code: str, text: str) -> Problem:
-        return Problem(data.record_mark(record.id), 0, field, code, text)
-
     def print_data_example(self, example: dict[str, Any]) -> None:
         """What the host prints for the first row."""
         for side in SIDES:
             marked = [i for i, w in zip(example[f"{side}_input_ids"], example[f"{side}_weight"], strict=True) if w > 0]
             print(f"{side}:\n{self.tokenizer.decode(example[f'{side}_input_ids'], skip_special_tokens=False)}")
             print(f"{side}_tokens:\n{self.tokenizer.decode(marked, skip_special_tokens=False)}")
-
-
-def spans_of(record: records.SpanPair, side: str) -> tuple[records.Span, ...]:
-    """The spans of one response."""
-    return record.chosen_spans if side == "chosen" else record.rejected_spans
-
-
-def counted(row: dict[str, Any], side: str) -> list[float]:
-    """Weight 1 on every response token of a tokenised row."""
-    return [float(label != IGNORE_INDEX) for label in row[f"{side}_labels"]]
-
-
-def problem_of(row: dict[str, Any], field: str, code: str, text: str) -> Problem:
-    """A problem of a tokenised row."""
-    return Problem(data.record_mark(row["example_id"]), 0, field, code, text)
-
-
-def nothing_left(row: dict[str, Any], side: str) -> Problem:
-    """The problem of a response that has no token to train on."""
-    text = "cutoff_len cuts off every selected token, or all weights are 0"
-    return problem_of(row, f"{side}_spans" if row[f"{side}_annotated"] else side, "FP214", text)
 
 
 @dataclass

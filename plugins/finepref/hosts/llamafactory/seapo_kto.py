@@ -6,11 +6,9 @@ does not depend on row order, data-loader workers, ranks, resume, or the dataset
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -27,42 +25,12 @@ from finepref.formats.check import BadData, Problem
 from finepref.hosts.llamafactory import data
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.options import SeapoOptions
+from finepref.hosts.seapo import EVALUATION_EPOCH, draw_digest, draw_index, partners, prompt_key
 from finepref.losses import kto
-
-EVALUATION_EPOCH = 0  # evaluation always draws as in the first epoch, so that its curves compare like with like
 
 INCOMPLETE_GROUP = ("FP062", "FP063")  # what max_samples does to a prompt whose rows it separates
 
 logger = logging.get_logger(__name__)
-
-
-def prompt_key(record: records.Negatives) -> str:
-    """Identity of a prompt, system text included."""
-    return blake2b(json.dumps(record.prompt, ensure_ascii=False).encode(), digest_size=16).hexdigest()
-
-
-def partners(keyed: Sequence[tuple[str, str]]) -> list[int]:
-    """For every row the index of a row of another prompt, whose responses become its mismatched KL completions.
-
-    The host rotates completions by one, which pairs rows of one prompt when they sit side by side. Here the distinct
-    prompts form a ring in the order of their keys, and a row's partner is the first record of the next prompt, so
-    that neither row order nor repeated prompts matter.
-
-    Args:
-        keyed: (prompt key, record id) of every row.
-
-    Raises:
-        BadData: all rows have the same prompt.
-    """
-    first: dict[str, tuple[str, int]] = {}
-    for index, (key, record_id) in enumerate(keyed):
-        if key not in first or record_id < first[key][0]:
-            first[key] = (record_id, index)
-    ring = sorted(first)
-    if len(ring) < 2:
-        raise BadData([Problem("dataset", 0, "prompt", "FP205", "KTO needs two different prompts for its KL term")])
-    following = dict(zip(ring, ring[1:] + ring[:1], strict=True))
-    return [first[following[key]][1] for key, _ in keyed]
 
 
 @dataclass
@@ -178,13 +146,7 @@ class SeapoCollator(KTODataCollatorWithPadding):
         return batch
 
     def _draw(self, names: list[str], record_id: str, epoch: int) -> int:
-        allowed = [i for i, name in enumerate(names) if name == "chosen" or not self.types or name in self.types]
-        return allowed[negatives.pick(len(allowed), seed=self.seed, epoch=epoch, record_id=record_id)]
-
-
-def draw_digest(epoch: int, record_id: str, name: str) -> int:
-    """A 62-bit number per draw; their sum identifies what a run has drawn, whatever the order or the rank."""
-    return int.from_bytes(blake2b(f"{epoch}:{record_id}:{name}".encode(), digest_size=8).digest(), "big") >> 2
+        return draw_index(names, record_id, seed=self.seed, epoch=epoch, types=self.types)
 
 
 class EpochCallback(TrainerCallback):

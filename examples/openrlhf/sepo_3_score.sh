@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# SePO, step 3 of 4: one score per response token, log pi_oracle - log pi_ref, once for every ratio of step 4.
+#   examples/openrlhf/sepo_3_score.sh [more flags]
+# Can be stopped and goes on; `torchrun --no-python --nproc-per-node 8 finepref sepo score ...` shares the work.
+set -euo pipefail
+
+finepref sepo score dataset_info/data/ultrafeedback_pairs.jsonl \
+    --output dataset_info/data/sepo_ultrafeedback.jsonl \
+    --reference saves/openrlhf/sepo_ref \
+    --oracle saves/openrlhf/sepo_oracle \
+    --max-prompt 1900 \
+    --min-response 8 \
+    --max-total 2048 \
+    "$@"

@@ -1,0 +1,231 @@
+"""Records for OpenRLHF: data sets by name or by file, checked whole before a model loads, and tokenised.
+
+The host would load files with `datasets`, drop rows that are too long in silence, and tokenise prompt and response as
+one text. Here every row is checked, a row that cannot be used stops the run, and prompt and response are tokenised
+each by itself, so that no token straddles them and LLaMA-Factory has the same ones.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from finepref.formats import dataset_info, records
+from finepref.formats.check import FileCheck, digest, parse_rows
+from finepref.formats.jsonl import read_rows
+from finepref.formats.problems import BadData, Problem
+from finepref.hosts import located
+from finepref.hosts.pair_tokens import IGNORED, SIDES, facts, problem_of_record, selects, weights_and_scores
+from finepref.hosts.receipt import DatasetEntry
+
+
+class Sourced(NamedTuple):
+    """A record, where it came from, and how many rows of the file it stands for."""
+
+    file: str
+    line: int
+    record: records.Record
+    rows: int = 1
+
+
+class Source(NamedTuple):
+    """One data set of the run."""
+
+    name: str
+    formatting: str
+    files: list[Path]
+    columns: Mapping[str, str]
+    error_type: str | None
+
+
+def read(sources: Iterable[Source]) -> tuple[list[Sourced], list[DatasetEntry]]:
+    """All records of some data sets, and what the receipt says of the data sets.
+
+    Raises:
+        BadData: all problems of all files.
+    """
+    found: list[Sourced] = []
+    entries: list[DatasetEntry] = []
+    problems: list[Problem] = []
+    total = 0
+    for source in sources:
+        digests: dict[str, str] = {}
+        count = 0
+        for path in source.files:
+            check = FileCheck(str(path), source.formatting, columns=source.columns)
+            for row in check.walk(parse_rows(read_rows(path), _parser(path, source))):
+                found += [Sourced(str(path), row.raw.line, record) for record in row.records]
+            report = check.report(digest(path))
+            digests[path.name], count = report.sha256, count + report.rows
+            problems += report.problems
+            total += report.total_problems
+        entries.append(DatasetEntry(source.name, source.formatting, digests, count))
+    if problems:
+        raise BadData(problems, total)
+    return found, entries
+
+
+def _parser(path: Path, source: Source) -> Any:
+    def parse_row(value: object, line: int) -> records.Record | list[Problem]:
+        return records.parse(
+            value,
+            source.formatting,
+            columns=source.columns,
+            file=str(path),
+            line=line,
+            error_type=source.error_type,
+        )
+
+    return parse_row
+
+
+def sources(names: str, arguments: Any, formats: tuple[str, ...]) -> list[Source]:
+    """The data sets behind a comma list of names and files, as `--data.dataset` has it.
+
+    A file is JSON Lines or a JSON array in the format `--data.formatting`, with the columns of the host's
+    `--data.prompt_key`, `--data.chosen_key` and `--data.rejected_key`; a name's entry has all that itself.
+
+    Raises:
+        BadData: a name that is in no table, a format that the method does not train on, a file that is not there.
+    """
+    found = []
+    for name in (part.strip() for part in names.split(",")):
+        if Path(name).suffix in (".json", ".jsonl") or os.sep in name:
+            found.append(_file(name, arguments))
+            continue
+        folder, entry = _entry(name, arguments.dataset_dir)
+        formatting = str(entry.get("formatting", "alpaca"))
+        if formatting not in formats:
+            text = f"{formatting} cannot be trained on here, {' or '.join(formats)} can"
+            table = str(Path(folder, dataset_info.FILE_NAME))
+            raise BadData([Problem(table, 0, f"{name}.formatting", "FP201", text)])
+        paths = dataset_info.resolve(folder, entry)
+        found.append(Source(name, formatting, paths, entry.get("columns", {}), entry.get("error_type")))
+    return found
+
+
+def _file(name: str, arguments: Any) -> Source:
+    path = Path(name)
+    if not path.is_file():
+        raise BadData([Problem(name, 0, "", "FP075", "is not a file; a data set's name has no slash and no suffix")])
+    keys = {"prompt": arguments.prompt_key, "chosen": arguments.chosen_key, "rejected": arguments.rejected_key}
+    known = records.FIELDS[arguments.formatting]
+    columns = {field: key for field, key in keys.items() if key not in (None, field) and field in known}
+    return Source(path.name, arguments.formatting, [path], columns, None)
+
+
+def _entry(name: str, folder: str) -> tuple[Path, Mapping[str, Any]]:
+    """A data set's folder and entry, in the user's table or in the shipped one."""
+    shipped = Path(str(files("finepref.dataset_info")))
+    for place in (Path(folder), shipped):
+        if Path(place, dataset_info.FILE_NAME).is_file():
+            table = dataset_info.load(place)
+            if name in table:
+                return place, table[name]
+    text = f"{name!a} is neither in this table nor in finepref's"
+    raise BadData([Problem(str(Path(folder, dataset_info.FILE_NAME)), 0, name, "FP071", text)])
+
+
+class Encoder:
+    """Prompts and responses as tokens, with the tokenizer's chat template or without.
+
+    Without (the host's default), a prompt is one user turn, put into `--data.input_template` if there is one, and the
+    end token follows the response.
+
+    Args:
+        tokenizer: a fast one.
+        arguments: the host's `--data.*`.
+    """
+
+    def __init__(self, tokenizer: Any, arguments: Any) -> None:
+        self.tokenizer = tokenizer
+        self.template = arguments.input_template
+        self.chat = arguments.apply_chat_template
+        self.longest = arguments.max_len
+        if not tokenizer.is_fast:
+            raise ValueError("the model has no fast tokenizer, which knows the characters of its tokens")
+        if arguments.tokenizer_chat_template:
+            tokenizer.chat_template = arguments.tokenizer_chat_template
+        if self.chat and not tokenizer.chat_template:
+            raise ValueError("--data.apply_chat_template: the tokenizer has no chat template")
+
+    def prompt(self, record: records.Record, problems: list[Problem], *, whole: bool = True) -> tuple[str, list[int]]:
+        """Text and tokens of a record's prompt, which must leave room for a response if it is `whole`."""
+        turns = [message._asdict() for message in record.prompt]
+        if self.chat:
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        elif len(turns) > 1:
+            problems.append(problem_of_record(record, "prompt", "FP230", "give --data.apply_chat_template"))
+            return "", []
+        else:
+            text = self.template.format(turns[0]["content"]) if self.template else turns[0]["content"]
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if whole and len(ids) >= self.longest:
+            message = f"the prompt has {len(ids)} tokens, cutoff_len is {self.longest}"
+            problems.append(problem_of_record(record, "prompt", "FP203", message))
+        return text, ids
+
+    def response(
+        self, record: records.Record, field: str, text: str, before: str, problems: list[Problem]
+    ) -> tuple[list[int], int, list[tuple[int, int]]]:
+        """Tokens of a response with its end, where those of its text begin (-1: nowhere), and their characters.
+
+        Args:
+            before: the text of the prompt.
+        """
+        written = text + self.tokenizer.eos_token
+        if self.chat:
+            turns = [message._asdict() for message in record.prompt]
+            turns.append({"role": "assistant", "content": text})
+            both = self.tokenizer.apply_chat_template(turns, tokenize=False)
+            if not both.startswith(before):
+                message = "the chat template writes the turns before a response differently when it is there"
+                problems.append(problem_of_record(record, field, "FP231", message))
+                return [], -1, []
+            written = both[len(before) :]
+        encoded = self.tokenizer(written, add_special_tokens=False, return_offsets_mapping=True)
+        place = written.find(text)
+        if place < 0:
+            return encoded["input_ids"], -1, []
+        offsets = [
+            (min(max(start - place, 0), len(text)), min(max(end - place, 0), len(text)))
+            for start, end in encoded["offset_mapping"]
+        ]
+        while offsets and offsets[-1][0] == offsets[-1][1]:
+            offsets.pop()
+        first = next((i for i, (start, end) in enumerate(offsets) if start < end), 0)
+        return encoded["input_ids"], first, offsets[first:]
+
+
+def pair_rows(found: Iterable[Sourced], encoder: Encoder) -> Iterator[tuple[dict[str, Any], list[Problem]]]:
+    """Each pair as a tokenised row (see `finepref.hosts.pair_tokens`), with what is wrong with it.
+
+    {side}_input_ids is cut at --data.max_len, from the right.
+    """
+    for source in found:
+        record, problems = source.record, []
+        before, prompt = encoder.prompt(record, problems)
+        row = facts(record, encoder.tokenizer)
+        for side, text in zip(SIDES, (record.chosen, record.rejected), strict=True):
+            ids, start, offsets = encoder.response(record, side, text, before, problems)
+            weight, score = [1.0] * len(ids), [math.nan] * len(ids)
+            if selects(record, side):
+                weight, score = weights_and_scores(
+                    record, side, len(ids), start, offsets, tokenizer=encoder.tokenizer, problems=problems
+                )
+            row[f"{side}_input_ids"] = (prompt + ids)[: encoder.longest]
+            row[f"{side}_labels"] = ([IGNORED] * len(prompt) + ids)[: encoder.longest]
+            row[f"{side}_weight"] = ([0.0] * len(prompt) + weight)[: encoder.longest]
+            row[f"{side}_score"] = ([math.nan] * len(prompt) + score)[: encoder.longest]
+        yield row, located.pinpoint(problems, [source[:3]])
+
+
+def watched(found: list[Any], name: str) -> Iterable[Any]:
+    """The same with a progress bar, on the first process of each machine."""
+    return tqdm(found, desc=f"finepref: tokens of {name}", disable=os.environ.get("LOCAL_RANK", "0") != "0")

@@ -1,0 +1,69 @@
+"""What must hold before OpenRLHF is touched: arguments that fit together, the cards, a host that can be imported."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from finepref.hosts import patching
+from finepref.hosts.llamafactory.arguments import missing_model_hint
+from finepref.hosts.openrlhf import compat
+
+if TYPE_CHECKING:
+    from finepref.hosts.openrlhf.command_line import Asked
+
+
+def check(asked: Asked) -> None:
+    """Check, and make the host ready for this machine.
+
+    Raises:
+        HostDrift: a card of the stage is not in place.
+        ValueError, FileNotFoundError: one line naming the flag or the folder.
+    """
+    args = asked.host
+    if "RANK" not in os.environ:
+        _start_alone()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    _check_arguments(args, processes)
+    hide_key(args.logger.wandb)
+    compat.install()
+    if not compat.has_flash_attn() or compat.is_cpu():
+        args.ds.attn_implementation = asked.attention
+    patching.require(asked.stage.openrlhf_cards, needed_by=asked.stage.openrlhf.rpartition(".")[2])
+    compat.require_sound_deepspeed(args.ds.zero_stage, processes)
+    compat.allow_fp32()
+
+
+def _start_alone() -> None:
+    """Be the only process: without a launcher's variables DeepSpeed would look for MPI."""
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        port = listening.getsockname()[1]
+    alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in alone.items()})
+
+
+def _check_arguments(args: Any, processes: int) -> None:
+    needed = {"model.model_name_or_path": args.model.model_name_or_path, "data.dataset": args.data.dataset}
+    for flag, value in needed.items():
+        if not value:
+            raise ValueError(f"--{flag} is missing")
+    reference = args.ref.model_name_or_path if hasattr(args, "ref") else None
+    for path in filter(None, (args.model.model_name_or_path, reference)):
+        if hint := missing_model_hint(path):
+            raise FileNotFoundError(hint)
+    per_step = args.train.micro_batch_size * processes
+    samples = args.train.batch_size * args.ds.ring_attn_size * args.ds.tensor_parallel_size
+    if args.train.batch_size < 1 or samples % per_step:
+        raise ValueError(
+            f"--train.batch_size {args.train.batch_size} is not a multiple of --train.micro_batch_size "
+            f"{args.train.micro_batch_size} on each of {processes} processes"
+        )
+
+
+def hide_key(wandb: Any) -> None:
+    """Log in to wandb by its environment variable: the host writes its arguments, the key too, into wandb's config."""
+    if wandb.key:
+        os.environ["WANDB_API_KEY"] = wandb.key
+        wandb.key = "hidden"

@@ -1,0 +1,94 @@
+"""Log-probabilities and KL at the tokens that a loss reads, from OpenRLHF's unmodified Actor.
+
+One layout for padded, packed and ring-attention batches: the positions that predict a needed token are marked in the
+layout that the Actor gives its model, only they reach the output head (see `finepref.losses.chunked`), and what is
+computed there goes back to label space by the host's own functions. 2B responses, L tokens, T = L - 1, V vocabulary,
+N needed positions of this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from openrlhf.models.ring_attn_utils import gather_and_pad_tensor, unpad_and_slice_tensor
+from torch import Tensor
+
+from finepref.losses import chunked, ops
+
+
+class NeededLogits:
+    """Logits [N, V] of the needed positions."""
+
+    def __init__(self, logits: Tensor, targets: Tensor, place: Callable[[Tensor], Tensor]) -> None:
+        self.logits, self.targets, self.place = logits, targets, place
+
+    def logps(self) -> Tensor:
+        """log pi of the needed tokens, 0 elsewhere: [2B, T]."""
+        return self.place(chunked.logps_at(self.logits, self.targets))
+
+    def kl(self, reference: NeededLogits) -> Tensor:
+        """KL(pi_ref || pi_theta) where the needed tokens are predicted, 0 elsewhere: [2B, T]."""
+        return self.place(chunked.kl_at(self.logits, reference.logits))
+
+
+class AllLogits:
+    """The plain path, for comparison: logits [2B, L, V] of every position, nothing recomputed."""
+
+    def __init__(self, logits: Tensor, ids: Tensor, needed: Tensor) -> None:
+        self.logits, self.ids, self.needed = logits, ids, needed
+
+    def logps(self) -> Tensor:
+        """As `NeededLogits.logps`."""
+        labels = torch.where(self.needed, self.ids[:, 1:], -100)
+        return ops.token_logps(self.logits, torch.cat((self.ids[:, :1], labels), 1))
+
+    def kl(self, reference: AllLogits) -> Tensor:
+        """As `NeededLogits.kl`."""
+        return torch.where(self.needed, ops.position_kl(self.logits[:, :-1], reference.logits[:, :-1]), 0.0)
+
+
+def run(
+    actor: Any, ids: Tensor, attention_mask: Tensor, needed: Tensor, *, ring: Any, full: bool
+) -> tuple[NeededLogits | AllLogits, Any]:
+    """One forward pass.
+
+    Args:
+        actor: the host's Actor, its model in a DeepSpeed engine or not.
+        ids, attention_mask: [2B, L], padded on the right.
+        needed: bool [2B, T], the tokens that the loss reads, in label space.
+        ring: the ring-attention process group, or None.
+        full: take the plain path.
+
+    Returns:
+        The logits, and the model's output (for the balancing loss of mixtures of experts).
+    """
+    batch, length = ids.shape
+    if full:
+        output = actor(ids, None, attention_mask, return_output=True, allgather_logits=True, ring_attn_group=ring)
+        return AllLogits(output["logits"].reshape(batch, length, -1), ids, needed), output
+
+    marked = torch.nn.functional.pad(needed, (0, 1))  # [2B, L], at the predicting positions
+    if actor.packing_samples:
+        _, _, targets, gap, indices = unpad_and_slice_tensor(ids, attention_mask, ring)  # [1, all tokens / ring]
+        marked = unpad_and_slice_tensor(marked.long(), attention_mask, ring)[0].bool()
+    else:
+        targets = ids.roll(-1, 1)
+
+    def place(values: Tensor) -> Tensor:
+        there = chunked.place(values, marked)
+        if actor.packing_samples:
+            there = gather_and_pad_tensor(there, ring, gap, indices, batch, length)
+        return there[:, :-1]
+
+    positions = chunked.marked_positions(marked)
+    with chunked.head_at(head_of(actor), positions):
+        output = actor(ids, None, attention_mask, return_output=True, ring_attn_group=ring)
+    return NeededLogits(output["logits"].squeeze(0), targets.flatten()[positions], place), output
+
+
+def head_of(actor: Any) -> Any:
+    """The output head inside an Actor, its DeepSpeed engine and its LoRA wrapper."""
+    engine = actor.model
+    return getattr(engine, "module", engine).get_output_embeddings()

@@ -1,0 +1,221 @@
+"""SeaPO's KTO (arXiv 2509.24781, 2402.01306) with the host's DPO trainer: its pair is an answer and one of its errors.
+
+A record gives the loop a desirable and an undesirable row, whose mismatched KL responses travel in the fifth place of
+the host's batch. Which error and which KL response an epoch has is drawn by `finepref.hosts.seapo`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from finepref.formats import negatives, records
+from finepref.formats.problems import BadData, Problem
+from finepref.hosts import located
+from finepref.hosts.openrlhf import data, forward, pairs, training
+from finepref.hosts.openrlhf.command_line import Asked
+from finepref.hosts.openrlhf.train_kto import KtoOptions
+from finepref.hosts.seapo import draw_digest, draw_index, partners, prompt_key
+from finepref.losses import kto, ops
+
+
+class KtoRow(NamedTuple):
+    """A record's prompt and its responses with their ends, int32 [L] each, and those of another prompt."""
+
+    record_id: str
+    prompt: Tensor
+    chosen: Tensor
+    negatives: dict[str, Tensor]
+    other_chosen: Tensor
+    other_negatives: dict[str, Tensor]
+
+
+class Drawn(NamedTuple):
+    """What an epoch trains on of a record: full sequences, where their responses begin, and the draw."""
+
+    chosen: Tensor
+    rejected: Tensor
+    kl_chosen: Tensor
+    kl_rejected: Tensor
+    start: int
+    kind: str
+    digest: int
+
+
+def tokenise(
+    found: list[data.Sourced], encoder: data.Encoder, name: str, *, types: tuple[str, ...] | None
+) -> tuple[training.Rows, list[Problem]]:
+    """Records as rows, each with a partner of another prompt, and everything that is wrong with them.
+
+    Raises:
+        BadData: all records have the same prompt.
+    """
+    problems: list[Problem] = []
+    prompts: list[list[int]] = []
+    responses: list[dict[str, list[int]]] = []
+    for source in data.watched(found, name):
+        record, wrong = source.record, []
+        before, ids = encoder.prompt(record, wrong)
+        prompts.append(ids)
+        texts = {"chosen": record.chosen, **record.negatives}
+        encoded = {kind: encoder.response(record, kind, text, before, wrong) for kind, text in texts.items()}
+        responses.append({kind: response for kind, (response, *_) in encoded.items()})
+        if types and not set(types) & set(record.negatives):
+            has = f"has {', '.join(sorted(record.negatives))}, but seapo_error_types is {', '.join(types)}"
+            wrong.append(Problem(located.record_mark(record.id), 0, "negatives", "FP204", has))
+        problems += located.pinpoint(wrong, [source[:3]])
+    if problems:
+        return training.Rows(), problems
+    rows = training.Rows()
+    ring = partners([(prompt_key(source.record), source.record.id) for source in found])
+    for source, prompt, mine, other in zip(found, prompts, responses, ring, strict=True):
+        rows.append(KtoRow(source.record.id, _ids(prompt), *_sides(mine), *_sides(responses[other])))
+    return rows, problems
+
+
+def grouped(found: list[data.Sourced]) -> list[data.Sourced]:
+    """Rows of single responses joined into records by their prompt; other records as they are.
+
+    Raises:
+        BadData: rows of one prompt contradict each other.
+    """
+    single = [source[:3] for source in found if isinstance(source.record, records.Feedback)]
+    joined, problems = negatives.group_feedback(single)
+    if problems:
+        raise BadData(problems)
+    places = {record.prompt: (file, line) for file, line, record in reversed(single)}
+    whole = [source for source in found if not isinstance(source.record, records.Feedback)]
+    sizes = Counter(record.prompt for _, _, record in single)
+    return whole + [data.Sourced(*places[record.prompt], record, sizes[record.prompt]) for record in joined]
+
+
+def _ids(ids: list[int]) -> Tensor:
+    return torch.tensor(ids, dtype=torch.int32)
+
+
+def _sides(responses: dict[str, list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
+    return _ids(responses["chosen"]), {kind: _ids(ids) for kind, ids in responses.items() if kind != "chosen"}
+
+
+class KtoDataset(pairs.PairDataset):
+    """Draws by the epoch that the sampler tells; the evaluation's sampler tells none, so its draws are always those of
+    epoch 0.
+    """
+
+    def __init__(
+        self,
+        rows: training.Rows,
+        tokenizer: Any,
+        max_length: int,
+        strategy: Any,
+        *,
+        types: tuple[str, ...] | None,
+        resampled: bool,
+        **options: Any,
+    ) -> None:
+        super().__init__(rows, tokenizer, **options)
+        self.longest, self.seed = max_length, strategy.args.train.seed
+        self.types, self.resampled = types, resampled
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        drawn = self.draw(self.rows[index], int(self.epoch) if self.resampled else 0)
+        return *pairs.masked(drawn.chosen), *pairs.masked(drawn.rejected), drawn
+
+    def draw(self, row: KtoRow, epoch: int) -> Drawn:
+        """The sequences of a record in an epoch, cut at --data.max_len from the right."""
+
+        def pick(alternatives: dict[str, Tensor]) -> str:
+            names = sorted(alternatives)
+            return names[draw_index(names, row.record_id, seed=self.seed, epoch=epoch, types=self.types)]
+
+        kind = pick(row.negatives)
+        texts = (row.chosen, row.negatives[kind], row.other_chosen, row.other_negatives[pick(row.other_negatives)])
+        sequences = (torch.cat((row.prompt, text))[: self.longest] for text in texts)
+        digest = draw_digest(epoch, row.record_id, "chosen") + draw_digest(epoch, row.record_id, kind)
+        return Drawn(*sequences, len(row.prompt), kind, digest)
+
+
+class KtoTrainer(training.Accounted, pairs.DPOTrainer):
+    """The host's DPO trainer with KTO's loss. `kl` is the reference point z0."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.loss_fn = self.kto_loss
+
+    def concatenated_forward(
+        self, model: Any, chosen_ids: Tensor, c_mask: Tensor, reject_ids: Tensor, r_mask: Tensor, drawn: list[Drawn]
+    ) -> tuple[Any, Any, Any, int]:
+        """((log pi of the 2B responses, of their 2B mismatched ones), the draws, balancing loss, 0)."""
+        ids, mask, _ = self.concatenated_inputs(chosen_ids, c_mask, reject_ids, r_mask, [])
+        starts = torch.tensor([row.start for row in drawn] * 2, device=ids.device)
+        sequences = [row.kl_chosen for row in drawn] + [row.kl_rejected for row in drawn]
+        kl_ids = torch.nn.utils.rnn.pad_sequence(
+            sequences, batch_first=True, padding_value=self.tokenizer.pad_token_id
+        )
+        lengths = torch.tensor([len(sequence) for sequence in sequences])
+        kl_mask = (torch.arange(kl_ids.shape[1]) < lengths[:, None]).long().to(ids.device)
+        with torch.no_grad():
+            kl_logps, _ = self.response_logps(model, kl_ids.long().to(ids.device), kl_mask, starts)
+        logps, output = self.response_logps(model, ids, mask, starts)
+        return (logps, kl_logps), drawn, output.get("aux_loss", 0), 0
+
+    def response_logps(self, model: Any, ids: Tensor, mask: Tensor, starts: Tensor) -> tuple[Tensor, Any]:
+        """log pi of each response [2B], the end token included, and the model's output."""
+        places = torch.arange(1, ids.shape[1], device=ids.device)
+        needed = mask[:, 1:].bool() & (places >= starts[:, None])
+        ring, full = self.strategy.ring_attn_group, self.run.options.finepref_full_logits
+        logits, output = forward.run(model, ids, mask, needed, ring=ring, full=full)
+        return logits.logps().sum(-1), output
+
+    def kto_loss(self, policy: Any, drawn: list[Drawn], reference: Any, _: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean loss over all processes, and the rewards [B] of the desirable and of the undesirable responses."""
+        options, count = self.run.options, len(drawn)
+        log_ratio, kl_log_ratio = (mine - theirs for mine, theirs in zip(policy, reference, strict=True))
+        desirable = torch.arange(2 * count, device=log_ratio.device) < count
+        reference_point = kto.kto_reference_point(kl_log_ratio, torch.zeros_like(kl_log_ratio))
+        out = kto.kto_loss(
+            log_ratio,
+            desirable,
+            reference_point,
+            beta=self.beta,
+            desirable_weight=options.kto_chosen_weight,
+            undesirable_weight=options.kto_rejected_weight,
+        )
+        if torch.is_grad_enabled():  # evaluation has none
+            kinds = [row.kind for row in drawn]
+            self.count(**{f"drawn/{kind}": kinds.count(kind) for kind in set(kinds)})
+            self.draws = (self.draws + sum(row.digest for row in drawn)) % (1 << 62)
+            logps = policy[0]
+            metrics = {"logps/chosen": logps[:count], "logps/rejected": logps[count:]}
+            self.add(metrics | {"kl": reference_point.expand(count)}, out.valid[:count])
+        return ops.reduce(out), out.chosen_reward[:count], out.rejected_reward[count:]
+
+    draws = 0  # sum of the draws' digests, as on LLaMA-Factory
+
+    def rank_report(self) -> dict[str, Any]:
+        return {"drawn_sum": self.draws}
+
+    def run_report(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+        """An equal digest means equal draws of equal records in equal epochs, on either host."""
+        return {"draws": {"digest": f"{sum(rank['drawn_sum'] for rank in ranks) % (1 << 62):016x}"}}
+
+
+def prepare(asked: Asked) -> Callable[[], None]:
+    """Check data and options; the result trains. Raises as `training.prepare`."""
+    options = asked.options
+    if options.seapo_auto_weights:
+        weights = {"desirable_weight": options.kto_chosen_weight, "undesirable_weight": options.kto_rejected_weight}
+        options.kto_chosen_weight, _ = kto.automatic_weights(1, 1, **weights)
+    types = KtoOptions.error_types(options)
+    run, splits = training.prepare(
+        asked, padding_side="right", arrange=grouped, tokenise=partial(tokenise, types=types)
+    )
+    run.record.settings |= {"beta": asked.host.model.beta}
+    dataset = partial(KtoDataset, types=types, resampled=options.seapo_resample == "epoch")
+    trainer = partial(KtoTrainer, run=run)
+    return partial(training.host_train("openrlhf.cli.train_dpo", splits, dataset, DPOTrainer=trainer), asked.host)

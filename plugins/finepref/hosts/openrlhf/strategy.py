@@ -1,0 +1,95 @@
+"""The host's DeepSpeed strategy with whole batches: every epoch has a multiple of the batch size of rows.
+
+OpenRLHF 0.11 resumes wrongly where an epoch does not divide by the batch (#1350): it counts steps by whole batches,
+but goes on with the rows that are left over, so after a resume rows are skipped, and the learning rate ends early.
+Here an epoch leaves out what does not fill a batch: other rows in every epoch, because the host shuffles first. The
+receipt says how many.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from openrlhf.utils.deepspeed import DeepspeedStrategy
+from openrlhf.utils.distributed_sampler import DistributedSampler
+from torch import distributed as dist
+
+from finepref.hosts.openrlhf import compat
+
+
+class WholeBatches(DistributedSampler):
+    """The host's sampler, cut to whole batches; tells the data set which epoch it is."""
+
+    def __init__(self, dataset: Any, *, batch_size: int, **kwargs: Any) -> None:
+        super().__init__(dataset, drop_last=True, **kwargs)
+        self.total_size = len(dataset) // batch_size * batch_size
+        self.num_samples = self.total_size // self.num_replicas
+
+    def set_epoch(self, epoch: int, consumed_samples: int = 0) -> None:
+        super().set_epoch(epoch, consumed_samples)
+        self.dataset.epoch.fill_(epoch)
+
+    def step_rows(self, step: int, batch_size: int) -> list[int]:
+        """The rows of all processes in an optimizer step of this epoch, counted from 0."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.dataset), generator=generator)
+        return order[step * batch_size : (step + 1) * batch_size].tolist()
+
+
+class WholeBatchStrategy(DeepspeedStrategy):
+    """What `get_strategy` makes for our command lines."""
+
+    @classmethod
+    def of(cls, args: Any) -> WholeBatchStrategy:
+        """The strategy that the host would make of these arguments."""
+        return cls(
+            seed=args.train.seed,
+            full_determinism=args.train.full_determinism_enable,
+            max_norm=args.max_norm,
+            micro_train_batch_size=args.train.micro_batch_size,
+            train_batch_size=args.train.batch_size,
+            zero_stage=args.ds.zero_stage,
+            args=args,
+        )
+
+    def setup_dataloader(
+        self,
+        replay_buffer: Any,
+        batch_size: int,
+        pin_memory: bool = False,
+        shuffle: bool = True,
+        collate_fn: Any = None,
+        drop_last: bool = True,
+        sampler: Any = None,
+        consumed_samples: int = 0,
+        num_workers: int = 0,
+    ) -> Any:
+        """Training data, which the host shuffles, comes in whole batches."""
+        if shuffle and sampler is None:
+            group = self.ds_device_mesh["dp"].get_group()
+            sampler = WholeBatches(
+                replay_buffer,
+                batch_size=self.train_batch_size,
+                num_replicas=dist.get_world_size(group),
+                rank=dist.get_rank(group),
+                seed=self.seed,
+                consumed_samples=consumed_samples,
+            )
+        return super().setup_dataloader(
+            replay_buffer,
+            batch_size,
+            pin_memory and not compat.is_cpu(),
+            shuffle,
+            collate_fn,
+            drop_last,
+            sampler,
+            consumed_samples,
+            num_workers,
+        )
+
+    def get_ds_train_config(self, optim_dict: dict[str, Any] | None = None, *, max_norm: float | None = None) -> Any:
+        """On the CPU, torch's own Adam, so that DeepSpeed compiles nothing."""
+        if optim_dict is not None and optim_dict["type"] == "AdamW" and compat.is_cpu():
+            optim_dict = {**optim_dict, "params": {**optim_dict["params"], "torch_adam": True}}
+        return super().get_ds_train_config(optim_dict, max_norm=max_norm)

@@ -1,0 +1,129 @@
+"""What both hosts make of a pair: a weight and a score for each token of its two responses.
+
+A tokenised row has, for side in chosen, rejected: {side}_labels (-100 on the prompt), {side}_weight, {side}_score,
+{side}_annotated (has spans), {side}_scored; and example_id, side, mapped.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+from finepref.formats import records, scores, spans
+from finepref.formats.problems import Problem
+from finepref.hosts.located import record_mark
+
+SIDES = ("chosen", "rejected")
+IGNORED = -100  # the label of a token that no loss reads
+
+fingerprint = lru_cache(maxsize=4)(lambda tokenizer: scores.fingerprint(tokenizer.backend_tokenizer.to_str()))
+
+
+def weights_and_scores(
+    record: records.Record,
+    side: str,
+    count: int,
+    start: int,
+    offsets: list[tuple[int, int]],
+    *,
+    tokenizer: Any,
+    problems: list[Problem],
+) -> tuple[list[float], list[float]]:
+    """Weight and score of each of a response's `count` tokens; what is wrong goes to `problems`.
+
+    Weights are those of the spans' tokens (0 elsewhere), or 1 on every token where there is no span; scores are NaN
+    where there is none. The end token, and what a template puts around the response, has no characters, so no span
+    selects it.
+
+    Args:
+        start: where in the response's tokens those of its text begin; negative where they are in no one piece.
+        offsets: the characters of each token of the text.
+    """
+    weight, score = [1.0] * count, [math.nan] * count
+    annotated = spans_of(record, side)
+    if start < 0 and selects(record, side):
+        text = "the tokens of the chat template do not hold those of the response in one piece"
+        problems.append(problem_of_record(record, side, "FP211", text))
+    elif annotated:
+        end = start + len(offsets)
+        weight = [0.0] * start + spans.token_weights(annotated, offsets) + [0.0] * (count - end)
+    elif isinstance(record, records.ScoredPair):
+        known = _scores(record, side, offsets, tokenizer=tokenizer, problems=problems)[: count - start]
+        score[start : start + len(known)] = known
+    return weight, score
+
+
+def _scores(
+    record: records.ScoredPair,
+    side: str,
+    offsets: list[tuple[int, int]],
+    *,
+    tokenizer: Any,
+    problems: list[Problem],
+) -> list[float]:
+    """The scores of the tokens with these offsets; one more where the end token has a score."""
+    given, places = (
+        (record.chosen_scores, record.chosen_offsets)
+        if side == "chosen"
+        else (record.rejected_scores, record.rejected_offsets)
+    )
+    own = fingerprint(tokenizer)
+    if record.tokenizer == own:
+        if len(given) - len(offsets) in (0, 1):
+            return list(given)
+        text = f"{len(given)} scores, {len(offsets)} tokens, at most one of them beyond the text"
+        problems.append(problem_of_record(record, f"{side}_scores", "FP213", text))
+    elif not places:
+        text = f"{record.tokenizer[:80]!a}, the model's is {own!r}; mapping needs {side}_offsets, which it lacks"
+        problems.append(problem_of_record(record, "tokenizer", "FP212", text))
+    else:
+        mapped = scores.map_scores(given, places, offsets)
+        return [*mapped, given[-1]] if places[-1][0] == places[-1][1] else mapped
+    return []
+
+
+def facts(record: records.Record, tokenizer: Any) -> dict[str, Any]:
+    """What a row says of its record as a whole."""
+    scored = isinstance(record, records.ScoredPair)
+    row = {
+        "example_id": record.id,
+        "side": record.side if isinstance(record, records.SpanPair) else 0,
+        "mapped": isinstance(record, records.ScoredPair) and record.tokenizer != fingerprint(tokenizer),
+    }
+    for side in SIDES:
+        row |= {f"{side}_annotated": bool(spans_of(record, side)), f"{side}_scored": scored}
+    return row
+
+
+def spans_of(record: records.Record, side: str) -> tuple[records.Span, ...]:
+    """The spans of one response; none where the record's format has none."""
+    if not isinstance(record, records.SpanPair):
+        return ()
+    return record.chosen_spans if side == "chosen" else record.rejected_spans
+
+
+def selects(record: records.Record, side: str) -> bool:
+    """Whether the record has anything that tells this response's tokens apart."""
+    return isinstance(record, records.ScoredPair) or bool(spans_of(record, side))
+
+
+def counted(row: dict[str, Any], side: str) -> list[float]:
+    """Weight 1 on every response token of a tokenised row."""
+    return [float(label != IGNORED) for label in row[f"{side}_labels"]]
+
+
+def problem_of_record(record: records.Record, field: str, code: str, text: str) -> Problem:
+    """A problem of a record."""
+    return Problem(record_mark(record.id), 0, field, code, text)
+
+
+def problem_of(row: dict[str, Any], field: str, code: str, text: str) -> Problem:
+    """A problem of a tokenised row."""
+    return Problem(record_mark(row["example_id"]), 0, field, code, text)
+
+
+def nothing_left(row: dict[str, Any], side: str) -> Problem:
+    """The problem of a response that has no token to train on."""
+    text = "cutoff_len cuts off every selected token, or all weights are 0"
+    return problem_of(row, f"{side}_spans" if row[f"{side}_annotated"] else side, "FP214", text)

@@ -1,0 +1,91 @@
+"""Every way to start our command lines, and the host's own, which finepref leaves alone."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import torch
+from conftest import BIN, DATA, MODULE, ROOT, free_port, tensors, write_rows
+
+
+@pytest.mark.parametrize("name", sorted(DATA))
+def test_the_deepspeed_launcher_trains_on_two_processes(command, name):
+    launcher = ("deepspeed", "--num_gpus", "2", "--master_port", free_port(), "--module", MODULE.format(name))
+    done = command(*launcher, name=name)
+    assert done.code == 0, done.output[-4000:]
+    assert [rank["loss_calls"] for rank in done.receipt["ranks"]] == [3, 3]
+    assert len(done.log["train/loss_mean"]) == 3
+    assert (done.folder / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "program",
+    [("python", "-m", MODULE), ("python", "-m", "openrlhf.cli.train_{}"), ("openrlhf-train-{}",)],
+    ids=["our module", "the host's name", "console script"],
+)
+@pytest.mark.parametrize("name", sorted(DATA))
+def test_three_names_give_one_command_line_with_the_hosts_flags_and_ours(program, name):
+    group = {"apo_rm": "apo"}.get(name, name)
+    words = [part.format(name if "." in part else name.replace("_", "-")) for part in program]
+    done = subprocess.run([BIN / words[0], *words[1:], "--help"], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert f"finepref {group}:" in done.stdout
+    assert f"--{group}." in done.stdout
+    assert "--ds.zero_stage" in done.stdout
+
+
+def test_the_help_imports_no_model_library():
+    program = (
+        "import sys; sys.argv = ['train', '--help']\n"
+        "from finepref.hosts.openrlhf import train_selective\n"
+        "try:\n    train_selective.main()\n"
+        "except SystemExit:\n    print('loaded:', sorted({'torch', 'transformers', 'deepspeed'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([BIN / "python", "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.rstrip().endswith("loaded: []")
+
+
+HOST_DPO = (
+    "import runpy, sys\n"
+    "from finepref.hosts.openrlhf import compat\n"
+    "compat.install()\n"
+    "runpy.run_module('openrlhf.cli.train_dpo', run_name='__main__', alter_sys=True)\n"
+)
+
+
+def test_the_hosts_own_train_dpo_is_the_same_with_finepref_attached_and_without(command, tmp_path):
+    """Both with the CPU stand-ins, without which the host does not start here."""
+    pairs = [{"prompt": f"{i}?", "chosen": f"{i} is it.", "rejected": "No."} for i in range(8)]
+    folder = write_rows(tmp_path / "data", pairs, "pairs", formatting="pair")
+    done = {}
+    for disabled in ("", "1"):
+        out = tmp_path / f"out{disabled}"
+        done[disabled] = command(
+            "python",
+            "-c",
+            HOST_DPO,
+            name="dpo",
+            environment={
+                "FINEPREF_DISABLE": disabled,
+                "RANK": "0",
+                "LOCAL_RANK": "0",
+                "WORLD_SIZE": "1",
+                "MASTER_ADDR": "localhost",
+                "MASTER_PORT": free_port(),
+            },
+            data__dataset=folder / "pairs.jsonl",
+            data__dataset_dir=None,
+            data__prompt_key="prompt",
+            data__apply_chat_template=None,
+            ds__param_dtype="bf16",
+            ds__attn_implementation="sdpa",
+            ckpt__output_dir=out,
+            ckpt__path=out / "ckpt",
+            logger__tensorboard_dir=out / "tb",
+        )
+        assert done[disabled].code == 0, done[disabled].output[-4000:]
+        assert done[disabled].receipt is None
+    assert done[""].log["train/loss"] == done["1"].log["train/loss"]
+    for name, tensor in tensors(done[""].folder).items():
+        assert torch.equal(tensor, tensors(done["1"].folder)[name])

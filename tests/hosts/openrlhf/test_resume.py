@@ -1,0 +1,74 @@
+"""A run that goes on from a checkpoint in mid-epoch has the losses of one that was never stopped.
+
+12 records in batches of 5: two steps per epoch, and two records left out of each, which is where OpenRLHF itself
+resumes wrongly (#1350).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import tensors
+
+UNEVEN = {"train__batch_size": 5, "train__micro_batch_size": 5, "train__max_epochs": 4, "ckpt__save_steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "settings"),
+    [
+        ("selective", 1, {}),
+        ("tdpo", 1, {"ds__zero_stage": 3}),
+        ("kto", 1, {"model__beta": 0.5}),
+        ("apo_rm", 1, {"train__micro_batch_size": 1}),
+        ("selective", 2, {"ds__zero_stage": 3, "train__batch_size": 8, "train__micro_batch_size": 1}),
+    ],
+)
+def test_resuming_in_mid_epoch_gives_the_same_following_losses(train, tmp_path, name, processes, settings):
+    settings = UNEVEN | {"ckpt__path": tmp_path / "ckpt", "ckpt__save_hf": True} | settings
+    whole = train(name, processes=processes, ckpt__output_dir=tmp_path / "whole", **settings)
+    steps = len(whole.log["train/loss_mean"])
+    assert steps == 12 // settings["train__batch_size"] * 4
+    at = json.loads((tmp_path / "ckpt/global_step3/finepref_receipt.json").read_text())
+    accumulation = settings["train__batch_size"] // settings["train__micro_batch_size"] // processes
+    assert at["ranks"][0]["loss_calls"] == at["expected_loss_calls"] == 3 * accumulation
+    assert at["records_left_out_per_epoch"] == 12 % settings["train__batch_size"]
+    assert (tmp_path / "ckpt/global_step3_hf/finepref_receipt.json").is_file()
+
+    for later in (tmp_path / "ckpt").glob("global_step[!3]*"):
+        shutil.rmtree(later)
+    (tmp_path / "ckpt/latest").write_text("global_step3")
+    again = train(name, processes=processes, ckpt__output_dir=tmp_path / "again", ckpt__load_enable=True, **settings)
+    for key in ("loss_mean", "lr", "chosen_reward"):
+        assert again.log[f"train/{key}"] == pytest.approx(whole.log[f"train/{key}"][3:], abs=1e-6), key
+    assert again.receipt["first_step"] == 3
+    assert again.receipt["ranks"][0]["loss_calls"] == (steps - 3) * accumulation
+    for key, tensor in tensors(again.folder).items():
+        torch.testing.assert_close(tensor, tensors(whole.folder)[key], rtol=0, atol=1e-6)
+
+
+def test_every_epoch_leaves_out_other_records(host):
+    """Over four epochs of two batches of five, each of the 12 records is trained on, and none twice in an epoch."""
+    from finepref.hosts.openrlhf.strategy import WholeBatches
+
+    class Twelve:
+        epoch = torch.zeros(1, dtype=torch.int64)
+
+        def __len__(self) -> int:
+            return 12
+
+    samplers = [WholeBatches(Twelve(), batch_size=5, num_replicas=5, rank=rank, seed=3) for rank in range(5)]
+    seen = []
+    for epoch in range(4):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        mine = [list(sampler) for sampler in samplers]
+        assert {len(rows) for rows in mine} == {2}
+        assert len({row for rows in mine for row in rows}) == 10
+        for step in range(2):
+            assert set(samplers[0].step_rows(step, 5)) == {rows[step] for rows in mine}
+        seen += [row for rows in mine for row in rows]
+    assert set(seen) == set(range(12))
+    assert int(Twelve.epoch) == 3  # the data set is told
