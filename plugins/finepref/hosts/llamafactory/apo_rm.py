@@ -20,6 +20,7 @@ from finepref.formats.check import BadData, Problem
 from finepref.hosts.llamafactory import data, reward_metrics, value_head
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.apo_rm_data import ApoCollator, ApoProcessor
+from finepref.hosts.located import record_mark
 from finepref.losses.apo_rm import apo_rm_loss
 from finepref.losses.ops import reduce, sum_over_ranks
 
@@ -184,7 +185,7 @@ class ApoRM(Adapter):
             text = "the template ends no response with the tokenizer's end token; use apo_pooling: last"
             without = [row for row, ends in zip(dataset["example_id"], dataset["end"], strict=True) if min(ends) < 0]
             if without:
-                problems = [Problem(data.record_mark(name), 0, "apo_pooling", "FP222", text) for name in without]
+                problems = [Problem(record_mark(name), 0, "apo_pooling", "FP222", text) for name in without]
                 raise BadData(data.pinpoint(problems))
 
     def check_training(self, dataset: Any, arguments: Any) -> None:

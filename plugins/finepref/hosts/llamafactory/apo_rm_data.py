@@ -12,6 +12,7 @@ from finepref.formats import records
 from finepref.formats.check import Problem
 from finepref.hosts.apo import scored
 from finepref.hosts.llamafactory import data
+from finepref.hosts.located import record_mark
 
 
 @dataclass
@@ -34,7 +35,7 @@ class ApoProcessor(DatasetProcessor):
     def _row(self, record: records.Record) -> dict[str, Any]:
         """`last` and `end` are positions of the last token of each response's text and of its end token (-1: none)."""
         responses, scores, kind = scored(record)
-        place = data.record_mark(record.id)
+        place = record_mark(record.id)
         problems = []
         if isinstance(record, records.Pair) and not scores[0] > 0:
             text = f"is {scores[0]:g}, so chosen is not above rejected"

@@ -10,7 +10,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from importlib.resources import files
 from pathlib import Path
 from pkgutil import resolve_name
@@ -21,7 +21,6 @@ from finepref.formats import dataset_info, jsonl, records
 from finepref.formats.check import BadData, Problem, check_file
 from finepref.hosts import located, receipt
 from finepref.hosts.llamafactory.adapter import Adapter
-from finepref.hosts.located import record_mark as record_mark  # for the stages
 
 MARKER = "finepref_tokenized.json"
 CURRENT: receipt.Receipt | None = None  # the run of this process; the data seams add what they read to it

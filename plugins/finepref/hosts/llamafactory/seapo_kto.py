@@ -25,6 +25,7 @@ from finepref.formats.check import BadData, Problem
 from finepref.hosts.llamafactory import data
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.options import SeapoOptions
+from finepref.hosts.located import record_mark
 from finepref.hosts.seapo import EVALUATION_EPOCH, draw_digest, draw_index, partners, prompt_key
 from finepref.losses import kto
 
@@ -71,7 +72,7 @@ class SeapoProcessor(DatasetProcessor):
             problem = ""
             if desirable and prompt_length >= self.data_args.cutoff_len:
                 text = f"the prompt has {prompt_length} tokens, cutoff_len is {self.data_args.cutoff_len}"
-                problem = data.note_problems([Problem(data.record_mark(record.id), 0, "prompt", "FP203", text)])
+                problem = data.note_problems([Problem(record_mark(record.id), 0, "prompt", "FP203", text)])
             rows.append(
                 {
                     "example_id": record.id,
@@ -284,7 +285,7 @@ class SeapoKTO(Adapter):
         if "feedback" not in set(dataset["_formatting"]):
             return dataset
         given = [
-            (data.record_mark(record.id), 0, record)
+            (record_mark(record.id), 0, record)
             for record in (data.record_of(row) for row in dataset)
             if isinstance(record, records.Feedback)
         ]
@@ -337,7 +338,7 @@ class SeapoKTO(Adapter):
         ):
             if not desirable and not set(names) & set(wanted):
                 text = f"has {', '.join(names)}, but seapo_error_types is {', '.join(wanted)}"
-                problems.append(Problem(data.record_mark(record_id), 0, "negatives", "FP204", text))
+                problems.append(Problem(record_mark(record_id), 0, "negatives", "FP204", text))
         if problems:
             raise BadData(data.pinpoint(problems))
 
