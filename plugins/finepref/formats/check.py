@@ -11,11 +11,21 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from finepref.formats.jsonl import RawRow, read_rows, write_jsonl
+from finepref.formats.jsonl import RawRow, read_jsonl, read_rows, write_jsonl
 from finepref.formats.problems import CODES, SHOWN, BadData, Problem
 from finepref.formats.records import FIELDS, Feedback, Record, parse
 
-__all__ = ["CODES", "BadData", "Checked", "FileCheck", "FileReport", "Problem", "check_columns", "check_file"]
+__all__ = [
+    "CODES",
+    "BadData",
+    "Checked",
+    "FileCheck",
+    "FileReport",
+    "Problem",
+    "check_columns",
+    "check_file",
+    "read_records",
+]
 
 HOST_COLUMNS = frozenset({"query", "history", "tools", "images", "videos", "audios", "kto_tag", "response", "label"})
 """Column keys of the host's own formats; none of them may be taken for an error type."""
@@ -104,6 +114,19 @@ def check_file(
     else:
         write_jsonl(rejected_path, rejected)
     return check.report(digest(path))
+
+
+def read_records(path: str | os.PathLike[str], formatting: str) -> list[Record]:
+    """All records of a file.
+
+    Raises:
+        BadData: with the problems of the whole file.
+    """
+    report = check_file(path, formatting)
+    if report.total_problems:
+        raise BadData(report.problems, report.total_problems)
+    parsed = (parse(row, formatting, line=line) for line, row in read_jsonl(path, problems=None))
+    return [record for record in parsed if not isinstance(record, list)]
 
 
 def check_columns(

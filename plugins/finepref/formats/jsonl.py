@@ -15,6 +15,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -124,22 +125,28 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, object
     Raises:
         ValueError: a row cannot be written as JSON or UTF-8; the file is then left as it was.
     """
+    count = 0
+    with replacing(path) as partial, open(partial, "wb") as file:
+        for row in rows:
+            file.write(dumps(row).encode() + b"\n")
+            count += 1
+    return count
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new file beside `path` that takes its place, synced, when the block ends; after an error it is removed."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    count = 0
     try:
-        with open(partial, "wb") as file:
-            for row in rows:
-                file.write(dumps(row).encode() + b"\n")
-                count += 1
-            file.flush()
+        yield partial
+        with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    return count
 
 
 def _read_lines(file: BinaryIO, name: str) -> Iterator[RawRow]:

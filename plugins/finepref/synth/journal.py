@@ -15,6 +15,8 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
+from finepref.formats.jsonl import replacing
+
 FORMAT = 1
 """Version of the layout above; a change of it makes old journals a `JournalChanged`."""
 
@@ -187,16 +189,8 @@ class Journal:
 
 def write_json(path: Path, value: object) -> None:
     """Write one JSON document; the file appears complete or not at all, also after a crash."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial:
+        partial.write_bytes(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2).encode() + b"\n")
     _sync_directory(path.parent)
 
 
