@@ -87,7 +87,7 @@ def main() -> None:
     due = {j for i, j in wanted if i in kept}
     gone = {j for _, j in found}
     print(
-        f"2000 texts, {len(wanted)} pairs at {THRESHOLD} by exact Jaccard in {exact_seconds:.1f} s; ours {seconds:.1f} s"
+        f"2000 texts: {len(wanted)} pairs at {THRESHOLD} by exact Jaccard, {exact_seconds:.1f} s; ours {seconds:.1f} s"
     )
     print(f"rows left out: recall {len(gone & due) / len(due):.3f}, precision {len(found & wanted) / len(found):.3f}")
     alone = index_alone(texts)

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from finepref.synth.engines import Engine
-
-
-class EngineName(StrEnum):
-    """What makes the errors."""
-
-    hf = "hf"
-    openai = "openai"
-    rules = "rules"
+from finepref.commands.engines import EngineName, engine_of
 
 
 def inject(
@@ -54,7 +43,7 @@ def inject(
         outcome = run(
             source,
             output,
-            engine=_engine(engine, model=model, base_url=base_url, batch_size=batch_size, concurrency=concurrency),
+            engine=engine_of(engine, model=model, base_url=base_url, batch_size=batch_size, concurrency=concurrency),
             types=[name.strip() for name in types.split(",")],
             work_dir=work_dir,
             max_new_tokens=max_new_tokens,
@@ -102,21 +91,6 @@ def register(app: typer.Typer) -> None:
     group.command("inject")(inject)
     group.command("margins")(margins)
     app.add_typer(group, name="seapo")
-
-
-def _engine(name: EngineName, *, model: str, base_url: str, batch_size: int, concurrency: int) -> Engine | None:
-    if name is EngineName.rules:
-        return None
-    if name is EngineName.openai:
-        if not base_url:
-            raise ValueError("--engine openai needs --base-url (or OPENAI_BASE_URL), such as http://localhost:8000/v1")
-        from finepref.synth.engine_openai import OpenAIEngine
-
-        return OpenAIEngine(model, base_url=base_url, concurrency=concurrency)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from finepref.synth.engine_hf import HfEngine
-
-    return HfEngine(model, batch_size=batch_size)
 
 
 def _say(error: Exception) -> int:
