@@ -155,7 +155,7 @@ def test_what_is_no_verdict_goes_to_a_file_of_its_own_and_failures_are_asked_aga
 def test_rows_with_a_label_are_refused_by_line(tmp_path):
     source = tmp_path / "in.jsonl"
     write_jsonl(source, [{"response": "a"}, {"response": "a", "label": True}])
-    with pytest.raises(BadData, match="in.jsonl:2.*FP013|FP013.*in.jsonl:2"):
+    with pytest.raises(BadData, match=r"in\.jsonl:2.*FP013|FP013.*in\.jsonl:2"):
         judge(source, tmp_path / "out.jsonl", judge=judges.contains("a"), name="contains")
 
 

@@ -167,18 +167,20 @@ def llm(rubric: str) -> Asked:
         question = "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in prompt)
         return (Message("user", ASK.format(rubric=rubric, question=question, answer=response)),)
 
-    def read(text: str) -> Verdict:
-        fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
-        try:
-            value = json.loads(fenced[1] if fenced else text)
-        except (ValueError, RecursionError):
-            return Verdict(None, "the answer is not one JSON object")
-        if not isinstance(value, dict) or type(value.get("pass")) is not bool:
-            return Verdict(None, "the answer has no boolean pass")
-        return Verdict(value["pass"], str(value.get("reason", ""))[:500])
-
     digest = hashlib.blake2b(f"{ASK}\0{rubric}".encode(), digest_size=4).hexdigest()
-    return Asked(ask, read, f"llm-{digest}")
+    return Asked(ask, read_verdict, f"llm-{digest}")
+
+
+def read_verdict(text: str) -> Verdict:
+    """The verdict in a model's answer, which must be one JSON object with a boolean `pass`, fenced or not."""
+    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
+    try:
+        value = json.loads(fenced[1] if fenced else text)
+    except (ValueError, RecursionError):
+        return Verdict(None, "the answer is not one JSON object")
+    if not isinstance(value, dict) or type(value.get("pass")) is not bool:
+        return Verdict(None, "the answer has no boolean pass")
+    return Verdict(value["pass"], str(value.get("reason", ""))[:500])
 
 
 def plugin(name: str) -> Rule:

@@ -46,7 +46,7 @@ def judge(
     `<stem>.unjudged.jsonl` with the reason; they never become data.
 
     Args:
-        path: rows with `response` (entropy: `responses`), for a model with prompt or messages too; JSON Lines or array.
+        path: rows with `response` (entropy: `responses`), and for a model with prompt or messages.
         output: the JSON Lines file to write.
         judge: by rule, or by a model with `engine`.
         name: of the judge, for the rows and the journal.
