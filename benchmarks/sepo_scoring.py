@@ -1,6 +1,6 @@
 """`finepref sepo score` against the released algorithm on the same models and pairs: time, peak memory, agreement.
 
-    .venvs/core/bin/python benchmarks/sepo_scoring.py [--pairs 12] [--shots 0] [--device cpu]
+    .venvs/core/bin/python benchmarks/sepo_scoring.py [--pairs 12] [--shots 0] [--device cpu] [--dtypes float32]
 
 The released algorithm (SteveKGYang/SePO, 82fab6c) is written anew below: both models in memory, batch 1, every
 response read with its prompt, float32, autograd on, log-softmax over the whole vocabulary at every position copied to
@@ -188,11 +188,18 @@ def selections(rewards: dict[str, list[list[float]]]) -> dict[str, list[set[int]
     }
 
 
+def agreement(wanted: dict[str, list[set[int]]], found: dict[str, list[set[int]]]) -> float:
+    """The share of the wanted tokens that were selected."""
+    both = [(a, b) for name in wanted for a, b in zip(wanted[name], found[name], strict=True)]
+    return sum(len(a & b) for a, b in both) / sum(len(a) for a, _ in both)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--shots", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="of ours; slow on a CPU without bfloat16")
     parser.add_argument("--variant", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -208,24 +215,22 @@ def main() -> None:
         response = sum(len(each) for item in items for each in item.responses.values()) / len(items) / 2
         print(f"{len(items)} pairs, {prompt:.0f} tokens of prompt and {response:.0f} of response on average")
         print(f"padding {padding(batches(items, batch_tokens=2048)):.2%} of the batches' tokens")
-        found = {}
-        for name in ("released float32", "ours float32", "ours bfloat16"):
+        print(
+            f"{'':18}{'seconds':>9}{'ratio':>7}{'GiB':>7}{'ratio':>7}{'same 30 %':>11}{'x FLOP limit':>14}", flush=True
+        )
+        peer: dict = {}
+        for name in ("released float32", *(f"ours {dtype}" for dtype in arguments.dtypes.split(","))):
             command = [sys.executable, __file__, "--variant", name, "--folder", folder, "--device", arguments.device]
             command += ["--pairs", str(arguments.pairs), "--shots", str(arguments.shots)]
-            found[name] = json.loads(
-                subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+            ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            each = json.loads(ran.stdout.splitlines()[-1])
+            peer = peer or each
+            same = agreement(selections(peer["rewards"]), selections(each["rewards"]))
+            print(
+                f"{name:18}{each['seconds']:9.2f}{peer['seconds'] / each['seconds']:7.2f}{each['bytes'] / 2**30:7.2f}"
+                f"{peer['bytes'] / each['bytes']:7.2f}{same:11.1%}{each['seconds'] / each['floor']:14.2f}",
+                flush=True,
             )
-    peer = found["released float32"]
-    picked = selections(peer["rewards"])
-    wanted = sum(len(side) for sides in picked.values() for side in sides)
-    print(f"{'':18}{'seconds':>9}{'ratio':>7}{'GiB':>7}{'ratio':>7}{'same 30 %':>11}{'x FLOP limit':>14}")
-    for name, each in found.items():
-        mine = selections(each["rewards"])
-        same = sum(len(a & b) for key in picked for a, b in zip(picked[key], mine[key], strict=True)) / wanted
-        print(
-            f"{name:18}{each['seconds']:9.2f}{peer['seconds'] / each['seconds']:7.2f}{each['bytes'] / 2**30:7.2f}"
-            f"{peer['bytes'] / each['bytes']:7.2f}{same:11.1%}{each['seconds'] / each['floor']:14.2f}"
-        )
 
 
 if __name__ == "__main__":

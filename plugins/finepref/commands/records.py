@@ -188,7 +188,7 @@ def _of_entry(dataset_dir: Path, entry: Mapping[str, object]) -> Iterator[Input]
 
 
 def _guess(path: Path) -> str:
-    first = next((row.value for row in _rows(path) if row.value is not None), {})
+    first = next((row.value for row in rows_of(path) if row.value is not None), {})
     for name, fields in SIGNATURES.items():
         if fields <= first.keys():
             return name
@@ -204,7 +204,7 @@ def _typed_input(text: str, layout: str, columns: Mapping[str, str], error_type:
 
 def _check(inputs: list[Input], limit: int, rejected: Path | None, **options: object) -> list[FileReport]:
     checks = [(_file_check(file, limit), file) for file in inputs]
-    bad = chain.from_iterable(check.rejected_rows(_read(file, **options)) for check, file in checks)
+    bad = chain.from_iterable(check.rejectedrows_of(_read(file, **options)) for check, file in checks)
     if rejected is None:
         deque(bad, maxlen=0)
     else:
@@ -251,7 +251,7 @@ def _read(
         parse_row = partial(READERS[file.layout][1], file=name)
         if native_format(file.layout) == "feedback":
             parse_row = partial(parse_row, error_type=file.error_type)
-    return parse_rows(tqdm(_rows(file.path), desc=file.path.name, unit=" rows", disable=None), parse_row)
+    return parse_rows(tqdm(rows_of(file.path), desc=file.path.name, unit=" rows", disable=None), parse_row)
 
 
 def _wrong_columns(file: Input) -> list[Problem]:
@@ -260,7 +260,8 @@ def _wrong_columns(file: Input) -> list[Problem]:
     return [Problem(str(file.path), 0, "columns", "FP017", f"{file.layout} has fixed columns")] if file.columns else []
 
 
-def _rows(path: Path) -> Iterator[RawRow]:
+def rows_of(path: Path) -> Iterator[RawRow]:
+    """The rows of a JSON Lines, JSON or parquet file."""
     if path.suffix != ".parquet" or not path.is_file():
         yield from read_rows(path)
         return

@@ -68,8 +68,8 @@ Below are a question, a good answer to it, and a rewritten answer that should co
 {rewritten}
 
 ### Verdict
-Does the rewritten answer contain such an error, which the good answer does not? Reply with one JSON object and nothing \
-else: {{"pass": true or false, "reason": "one short sentence"}}
+Does the rewritten answer contain such an error, which the good answer does not? Reply with one JSON object and \
+nothing else: {{"pass": true or false, "reason": "one short sentence"}}
 """
 """The text of the question whether the error is there."""
 
