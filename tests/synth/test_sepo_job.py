@@ -194,6 +194,17 @@ def test_an_oracle_with_another_tokenizer_is_refused(pairs, oracle, tiny_model, 
         scored(pairs, tmp_path / "s.jsonl", other, tiny_model)
 
 
+def test_a_model_that_gives_nan_stops_the_job_and_names_the_record(pairs, tiny_model, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.model.norm.weight.data[0] = torch.nan
+    model.save_pretrained(broken)
+    with pytest.raises(ValueError, match=r"broken gives no number for record (one|two|three|four)"):
+        scored(pairs, tmp_path / "s.jsonl", broken, tiny_model)
+    assert not (tmp_path / "s.jsonl").exists()
+
+
 def test_bad_data_is_told_before_a_model_is_loaded(tmp_path):
     source = tmp_path / "bad.jsonl"
     write_jsonl(source, [{"prompt": "?", "chosen": "a"}])

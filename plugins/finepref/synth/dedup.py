@@ -1,7 +1,7 @@
 """Near-equal rows of a file, left out: by equal text, by MinHash of the words, or by meaning (SemDeDup).
 
     exact      texts that are equal but for case and white space
-    minhash    Jaccard similarity of the sets of word n-grams, estimated from 128 permutations (datasketch's LSH)
+    minhash    Jaccard similarity of the sets of word n-grams, of the pairs that MinHash proposes (datasketch's LSH)
     semantic   cosine similarity of embeddings above 1 - eps within k-means clusters (SemDeDup, arXiv 2303.09540)
 
 Each method is a function from texts to groups: lists of places, the one to keep first. ReverseGen (2410.16736) uses
@@ -55,23 +55,25 @@ def minhash(
 
     Args:
         texts: any number.
-        threshold: estimated Jaccard similarity of the sets of word n-grams.
-        permutations: of each MinHash; the estimate's standard error is at most 1 / (2 sqrt(permutations)).
+        threshold: Jaccard similarity of the sets of word n-grams, exact for the pairs that the index proposes.
+        permutations: of each MinHash; more of them, and the index misses less.
         ngram: words in each n-gram; a shorter text is one n-gram.
         seed: of the permutations.
     """
     from datasketch import MinHashLSH
 
-    # Some more candidates than the default, and the estimate decides about each of them.
-    index = MinHashLSH(threshold=threshold, num_perm=permutations, weights=(0.2, 0.8))
-    kept: dict[int, MinHash] = {}
+    # The index proposes more than its default would, as the sets themselves decide about each candidate.
+    index = MinHashLSH(threshold=threshold, num_perm=permutations, weights=(0.1, 0.9))
     groups: dict[int, Group] = {}
     for i, sketch in enumerate(_sketches(texts, permutations=permutations, ngram=ngram, seed=seed)):
-        alike = [j for j in sorted(index.query(sketch)) if kept[j].jaccard(sketch) >= threshold]
-        if alike:
-            groups[alike[0]].append(i)
+        mine = shingles(texts[i], ngram)
+        for j in sorted(index.query(sketch)):
+            other = shingles(texts[j], ngram)
+            if len(mine & other) >= threshold * len(mine | other):
+                groups[j].append(i)
+                break
         else:
-            kept[i], groups[i] = sketch, [i]
+            groups[i] = [i]
             index.insert(i, sketch, check_duplication=False)
     return [*groups.values()]
 

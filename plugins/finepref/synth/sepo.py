@@ -100,7 +100,8 @@ def score(
 
     Raises:
         BadData: the input has problems.
-        ValueError: the models' tokenizers differ, or the tokenizer has no chat template or end token.
+        ValueError: the models' tokenizers differ, the tokenizer has no chat template or end token, or a model gives a
+            log-probability that is NaN or infinite.
         JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
     """
     import pyarrow as _  # noqa: F401 (a missing package is told before the work, not after it)
@@ -178,6 +179,11 @@ def _read(scorer: Scorer, items: list[Item], directory: Path, **job: Any) -> Map
         if any(item.id not in journal.done for item in items):
             with tqdm(total=len(items), initial=len(journal.done), desc=job["job"], unit="pair", disable=None) as bar:
                 for batch in scorer.logps(items, done=journal.done.keys()):
+                    for name, sides in batch:
+                        if not all(values.isfinite().all() for values in sides.values()):
+                            raise ValueError(
+                                f"{scorer.name} gives no number for record {name}: nothing can be selected by it"
+                            )
                     journal.append(
                         {"id": name} | {side: pack(values.tolist()) for side, values in sides.items()}
                         for name, sides in batch
