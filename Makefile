@@ -1,6 +1,6 @@
 # make demo   install, then train and measure SeaPO on a real small model; ends in demo/report.md
 # make test   install, then run every test
-.PHONY: demo test test-core test-llamafactory test-openrlhf test-cross lint format docs clean
+.PHONY: demo test test-core test-chaos test-llamafactory test-openrlhf test-cross lint format docs clean
 
 CORE := .venvs/core/bin
 LLAMAFACTORY := .venvs/llamafactory/bin
@@ -17,6 +17,10 @@ test: lint test-core test-llamafactory test-openrlhf test-cross
 
 test-core: env-core
 	$(CORE)/python -m pytest tests --ignore=tests/hosts
+
+# 200 kills among small records, 50 among records of 2 MB, and every crash point; `test-core` has a shorter version.
+test-chaos: env-core
+	FINEPREF_CHAOS=full $(CORE)/python -m pytest tests/chaos
 
 test-llamafactory: env-llamafactory
 	$(LLAMAFACTORY)/python -m pytest tests/hosts/llamafactory

@@ -2,13 +2,15 @@
 
 The endpoint is a small server in this process that answers by the question alone and notes what it was asked. Most
 runs are forked from a server process that has imported the command's modules, so that 50 of them take seconds; the
-first and the last are fresh interpreters.
+first and the last are fresh interpreters. `make test` kills 20 times small and 4 times large; `make test-chaos`, by
+FINEPREF_CHAOS=full, 200 times records of some bytes and 50 times records of 2 MB.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import re
 import subprocess
@@ -23,8 +25,8 @@ from pathlib import Path
 import pytest
 from finepref.synth.seapo import ERRORS
 
-KILLS = 50
-RECORDS = 120
+FULL = os.environ.get("FINEPREF_CHAOS") == "full"
+CONCURRENCY = 4
 
 
 class Server(ThreadingHTTPServer):
@@ -42,7 +44,8 @@ class Endpoint(BaseHTTPRequestHandler):
         number = int(re.search(r"What is number (\d+)\?", text)[1])
         name = next(name for name, meaning in ERRORS.items() if meaning in text)
         self.asked.append(f"r{number}/{name}")
-        answer = f"Number {number} is wrong by {len(name)}, and it is small."
+        padding = re.search(r"x*$", re.search(r"is right, and it is small\.? ?x*", text)[0])[0]
+        answer = f"Number {number} is wrong by {len(name)}, and it is small. {padding}"
         if number % 7 == 0 and name == "logic":
             answer = "I'm sorry, I cannot do that."
         message = {"role": "assistant", "content": answer}
@@ -93,22 +96,36 @@ def journalled(work_dir: Path) -> set[str]:
 
 
 @pytest.mark.chaos
-def test_inject_killed_fifty_times_gives_the_same_bytes_and_asks_no_journalled_id_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("kills", "records", "types", "padding"),
+    [
+        pytest.param(200 if FULL else 20, 400 if FULL else 60, tuple(ERRORS), 0, id="small"),
+        pytest.param(50 if FULL else 4, 60 if FULL else 12, ("logic",), 2_000_000, id="large"),
+    ],
+)
+def test_inject_killed_again_and_again_gives_the_same_bytes_and_asks_no_journalled_id_again(
+    tmp_path, monkeypatch, kills, records, types, padding
+):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     rows = [
-        {"id": f"r{i}", "prompt": f"What is number {i}?", "chosen": f"Number {i} is right, and it is small."}
-        for i in range(RECORDS)
+        {
+            "id": f"r{i}",
+            "prompt": f"What is number {i}?",
+            "chosen": f"Number {i} is right, and it is small. {'x' * padding}".strip(),
+        }
+        for i in range(records)
     ]
+    total = len(types) * records
     source = tmp_path / "questions.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def arguments(output: Path, url: str) -> list[str]:
-        command = f"seapo inject {source} --output {output} --engine openai --model m --concurrency 4 --base-url {url}"
-        return command.split()
+        command = f"seapo inject {source} --output {output} --engine openai --model m --base-url {url}"
+        return [*command.split(), "--concurrency", str(CONCURRENCY), "--types", ",".join(types)]
 
     def fresh(output: Path, url: str) -> None:
         code = "import sys; from finepref.cli import app; app(sys.argv[1:])"
-        subprocess.run([sys.executable, "-c", code, *arguments(output, url)], check=True, timeout=120)
+        subprocess.run([sys.executable, "-c", code, *arguments(output, url)], check=True, timeout=300)
 
     def contents(output: Path) -> list[bytes]:
         return [output.read_bytes(), output.with_suffix(".report.json").read_bytes()]
@@ -119,18 +136,19 @@ def test_inject_killed_fifty_times_gives_the_same_bytes_and_asks_no_journalled_i
     with endpoint() as (url, asked):
         fresh(tmp_path / "calm.jsonl", url)
         expected = contents(tmp_path / "calm.jsonl")
-        assert len(asked) == len({*asked}) == 3 * RECORDS
+        assert len(asked) == len({*asked}) == total
 
         output, work_dir = tmp_path / "killed.jsonl", tmp_path / "killed.work"
         sizes = []
-        for kill in range(KILLS):
+        for kill in range(kills):
             done = journalled(work_dir)
             asked.clear()
             process = fork.Process(target=run_command, args=(arguments(output, url),))
             process.start()
-            wanted = chance.randrange(4, 12) if kill % 5 else 0  # 0: at start-up
-            if kill >= KILLS - 10:  # around the end
-                wanted = 3 * RECORDS - len(done)
+            step = max(2, 2 * total // kills)
+            wanted = chance.randrange(step // 2, step + 1) if kill % 5 else 0  # 0: at start-up
+            if kill >= kills - kills // 5:  # around the end
+                wanted = total - len(done)
             while len(asked) < wanted and process.is_alive():
                 time.sleep(0.001)
             time.sleep(chance.uniform(0, 0.2 if wanted == 0 else 0.004))
@@ -138,6 +156,7 @@ def test_inject_killed_fifty_times_gives_the_same_bytes_and_asks_no_journalled_i
             process.join()
             assert done.isdisjoint(asked)
             assert done <= journalled(work_dir)
+            assert len({*asked} - journalled(work_dir)) <= CONCURRENCY, "more was paid for and lost than was under way"
             assert not output.exists() or output.read_bytes() == expected[0]
             sizes.append(len(journalled(work_dir)))
 
@@ -145,7 +164,7 @@ def test_inject_killed_fifty_times_gives_the_same_bytes_and_asks_no_journalled_i
         asked.clear()
         fresh(output, url)
         assert done.isdisjoint(asked)
-        assert journalled(work_dir) == {f"r{i}/{name}" for i in range(RECORDS) for name in ERRORS}
+        assert journalled(work_dir) == {f"r{i}/{name}" for i in range(records) for name in types}
         assert contents(output) == expected
-    assert sum(0 < size < 3 * RECORDS for size in sizes) > 30, "most kills should strike in the middle of the work"
-    assert len({*sizes}) > 20, "the killed runs should make progress"
+    assert sum(0 < size < total for size in sizes) >= kills // 2, "most kills should strike in the middle of the work"
+    assert len({*sizes}) > min(kills, total) // 4, "the killed runs should make progress"

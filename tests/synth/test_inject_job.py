@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -225,3 +226,84 @@ def test_bad_data_is_told_by_the_command_with_its_codes(tmp_path):
     code, output = run("seapo", "inject", source, "--engine", "rules", "--output", tmp_path / "out.jsonl")
     assert code == 1
     assert output == f"FP010 {source}:1 chosen: the field is missing\n1 problem\n"
+
+
+def test_variants_are_negatives_under_names_of_their_own(source, tmp_path):
+    output = tmp_path / "out.jsonl"
+    engine = Scripted(lambda request_id: changed(source, request_id))
+    outcome = inject(source, output, engine=engine, types=["logic"], count=3, temperature=0.7)
+    assert [each for each in engine.asked if each.startswith("a/")] == ["a/logic", "a/logic-2", "a/logic-3"]
+    assert list(read(output)[0]["negatives"]) == ["logic", "logic-2", "logic-3"]
+    assert outcome.negatives == {"logic": 3, "logic-2": 3, "logic-3": 3}
+    assert check_file(output, "negatives").total_problems == 0
+    with pytest.raises(ValueError, match="temperature above 0"):
+        inject(source, output, engine=engine, count=2)
+
+
+def test_variants_by_rule_are_different_errors(tmp_path):
+    rows = [{key: row[key] for key in ("id", "prompt", "chosen")} for row in read(SAMPLE)]
+    output = tmp_path / "out.jsonl"
+    inject(write(tmp_path / "in.jsonl", rows), output, engine=None, types=["correctness"], count=2)
+    both = [row["negatives"] for row in read(output)]
+    assert sum(len({*texts.values()}) == 2 for texts in both) > len(rows) / 2
+
+
+class Checking(Scripted):
+    """Answers requests for errors by id, and the questions about them by `verdicts`: id -> text, None a failure."""
+
+    def __init__(self, answer, verdicts) -> None:
+        super().__init__(answer)
+        self.verdicts = verdicts
+        self.checked: list[str] = []
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
+        for request in requests:
+            if "### Verdict" not in request.messages[0].content:
+                yield from super().generate([request])
+                continue
+            self.checked.append(request.id)
+            text = self.verdicts.get(request.id, '{"pass": true}')
+            yield [Completion(request.id, error="HTTP 503") if text is None else Completion(request.id, text, "stop")]
+
+
+def test_a_check_keeps_only_the_errors_that_the_model_confirms(source, tmp_path):
+    output = tmp_path / "out.jsonl"
+    verdicts = {"a/logic": '{"pass": false}', "a/hallucination": "Yes!", "c/logic": None}
+    answer = lambda i: "" if i == "c/correctness" else changed(source, i)  # noqa: E731
+    outcome = inject(source, output, engine=Checking(answer, verdicts), check=True)
+    assert list(read(output)[0]["negatives"]) == ["correctness"]
+    assert {(each.id, each.type, each.reason) for each in outcome.rejected} == {
+        ("a", "logic", "no_error"),
+        ("a", "hallucination", "check_unread"),
+        ("c", "logic", "engine"),
+        ("c", "correctness", "empty"),
+    }
+    assert outcome.unanswered == 1
+    again = Checking(answer, {})
+    inject(source, output, engine=again, check=True)
+    assert (again.asked, again.checked) == ([], ["c/logic"])
+
+
+def test_the_same_negatives_are_written_for_kto_dpo_and_masked_tdpo(source, tmp_path):
+    output = tmp_path / "out.jsonl"
+    engine = Scripted(lambda request_id: changed(source, request_id))
+    inject(source, output, engine=engine, types=["logic"], also=["feedback", "pair", "span_pair"])
+    feedback, pairs, spans = (read(tmp_path / f"out.{name}.jsonl") for name in ("feedback", "pair", "span_pair"))
+    assert sorted(row["label"] for row in feedback) == [False] * 3 + [True] * 3
+    prompts = [row.get("prompt") or row["messages"][-1]["content"] for row in feedback]
+    assert all(left != right for left, right in itertools.pairwise(prompts))
+    assert [(row["chosen"], row["rejected"]) for row in pairs] == [
+        (row["chosen"], row["negatives"]["logic"]) for row in read(output)
+    ]
+    for row in spans:
+        (span,) = row["rejected_spans"]
+        assert "logic" in row["rejected"][span["start"] : span["end"]]
+    for name in ("feedback", "pair", "span_pair"):
+        assert check_file(tmp_path / f"out.{name}.jsonl", name).total_problems == 0
+
+
+def test_settings_that_do_not_go_together_are_refused(source, tmp_path):
+    with pytest.raises(ValueError, match="further formats are feedback, pair, span_pair; got 'ranked'"):
+        inject(source, tmp_path / "out.jsonl", engine=None, also=["ranked"])
+    with pytest.raises(ValueError, match="only a model's errors are checked"):
+        inject(source, tmp_path / "out.jsonl", engine=None, check=True)

@@ -204,7 +204,7 @@ def _of_entry(dataset_dir: Path, entry: Mapping[str, object]) -> Iterator[Input]
 
 
 def _guess(path: Path) -> str:
-    first = next((row.value for row in _rows(path) if row.value is not None), {})
+    first = next((row.value for row in rows_of(path) if row.value is not None), {})
     for name, fields in SIGNATURES.items():
         if fields <= first.keys():
             return name
@@ -270,7 +270,7 @@ def _read(
     if wrong := _wrong_columns(file):
         return [Checked(RawRow(0, b"", None, wrong), (), wrong)]
     parse_row = _parse_row(file, error_types)
-    return parse_rows(tqdm(_rows(file.path), desc=file.path.name, unit=" rows", disable=None), parse_row)
+    return parse_rows(tqdm(rows_of(file.path), desc=file.path.name, unit=" rows", disable=None), parse_row)
 
 
 def _parse_row(file: Input, error_types: Collection[str] | None) -> ParseRow:
@@ -297,7 +297,8 @@ def _wrong_columns(file: Input) -> list[Problem]:
     return [Problem(str(file.path), 0, "columns", "FP017", f"{file.layout} has fixed columns")] if file.columns else []
 
 
-def _rows(path: Path) -> Iterator[RawRow]:
+def rows_of(path: Path) -> Iterator[RawRow]:
+    """The rows of a JSON Lines, JSON or parquet file."""
     if path.suffix != ".parquet" or not path.is_file():
         yield from read_rows(path)
         return

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from finepref.synth.engines import Engine
-
-
-class EngineName(StrEnum):
-    """What makes the errors."""
-
-    hf = "hf"
-    openai = "openai"
-    rules = "rules"
+from finepref.commands.engines import EngineName, engine_of
 
 
 def inject(
@@ -35,6 +24,9 @@ def inject(
     seed: Annotated[int, typer.Option(help="Seed of sampling and of the rules.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="For hf: requests per batch.")] = 8,
     concurrency: Annotated[int, typer.Option(min=1, help="For openai: requests under way at a time.")] = 16,
+    variants: Annotated[int, typer.Option(min=1, help="Negatives of each type; above 1 needs a temperature.")] = 1,
+    check: Annotated[bool, typer.Option("--check", help="Ask whether each error is there; keep what is.")] = False,
+    also: Annotated[str, typer.Option(help="Further formats to write: feedback, pair, span_pair.")] = "",
     work_dir: Annotated[Path | None, typer.Option(help="Where the journal is; default: beside the output.")] = None,
     min_edit: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least share of changed words.")] = 0.001,
     max_edit: Annotated[float, typer.Option(min=0.0, max=1.0, help="Greatest share of changed words.")] = 0.7,
@@ -54,12 +46,15 @@ def inject(
         outcome = run(
             source,
             output,
-            engine=_engine(engine, model=model, base_url=base_url, batch_size=batch_size, concurrency=concurrency),
+            engine=engine_of(engine, model=model, base_url=base_url, batch_size=batch_size, concurrency=concurrency),
             types=[name.strip() for name in types.split(",")],
             work_dir=work_dir,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
+            count=variants,
+            check=check,
+            also=[name.strip() for name in also.split(",") if name.strip()],
             min_edit=min_edit,
             max_edit=max_edit,
             min_length_ratio=min_length_ratio,
@@ -102,21 +97,6 @@ def register(app: typer.Typer) -> None:
     group.command("inject")(inject)
     group.command("margins")(margins)
     app.add_typer(group, name="seapo")
-
-
-def _engine(name: EngineName, *, model: str, base_url: str, batch_size: int, concurrency: int) -> Engine | None:
-    if name is EngineName.rules:
-        return None
-    if name is EngineName.openai:
-        if not base_url:
-            raise ValueError("--engine openai needs --base-url (or OPENAI_BASE_URL), such as http://localhost:8000/v1")
-        from finepref.synth.engine_openai import OpenAIEngine
-
-        return OpenAIEngine(model, base_url=base_url, concurrency=concurrency)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from finepref.synth.engine_hf import HfEngine
-
-    return HfEngine(model, batch_size=batch_size)
 
 
 def _say(error: Exception) -> int:

@@ -1,8 +1,9 @@
-"""Sub-commands of `finepref`: data and model, which make what the demo trains with."""
+"""Sub-commands of `finepref`: data and model, which fetch or make what training starts from."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,66 @@ def gsm(
     typer.echo(f"{output}: {len(made.rows)} questions (left out: {left_out})")
 
 
+FromFile = Annotated[Path | None, typer.Option(help="A file of the data set (JSON Lines, JSON, parquet), no hub.")]
+
+
+def ultrafeedback(
+    output: Annotated[Path, typer.Option(help="The JSON Lines file of pairs to write.")],
+    from_file: FromFile = None,
+    split: Annotated[str, typer.Option(help="Which part of the data set.")] = "",
+) -> None:
+    """UltraFeedback binarized as pairs with margins (HuggingFaceH4/ultrafeedback_binarized, train_prefs)."""
+    _public("ultrafeedback", output, from_file, split)
+
+
+def hh(
+    output: Annotated[Path, typer.Option(help="The JSON Lines file of pairs to write.")],
+    from_file: FromFile = None,
+    split: Annotated[str, typer.Option(help="Which part of the data set.")] = "",
+) -> None:
+    """Helpful and harmless as pairs (Anthropic/hh-rlhf, train)."""
+    _public("hh", output, from_file, split)
+
+
+def hub(
+    name: Annotated[str, typer.Argument(help="Name of a data set on the hub, or a folder of one.")],
+    output: Annotated[Path, typer.Option(help="The JSON Lines file of rows to write.")],
+    split: Annotated[str, typer.Option(help="Which part of the data set.")] = "train",
+    config: Annotated[str | None, typer.Option(help="Which configuration of the data set.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Take so many rows; 0 takes all.")] = 0,
+) -> None:
+    """The rows of any data set on the hub as they are; `finepref convert` and `validate` go on from there."""
+    from finepref.formats.jsonl import write_jsonl
+    from finepref.synth.hub import HubUnreachable, hub_rows
+
+    try:
+        rows = islice(hub_rows(name, split=split, config=config), limit or None)
+        count = write_jsonl(output, (row.value for row in rows if row.value is not None))
+    except (HubUnreachable, ModuleNotFoundError, ValueError, OSError, TypeError) as error:
+        raise typer.Exit(_say(_hinted(error))) from error
+    typer.echo(f"{output}: {count} rows of {name}")
+
+
+def _public(name: str, output: Path, from_file: Path | None, split: str) -> None:
+    from finepref.commands.records import rows_of
+    from finepref.synth.hub import SOURCES, HubUnreachable, hub_rows, write_pairs
+
+    source = SOURCES[name]
+    rows = hub_rows(source.name, split=split or source.split) if from_file is None else rows_of(from_file)
+    try:
+        outcome = write_pairs(rows, output, source, name=str(from_file or source.name))
+    except (HubUnreachable, ModuleNotFoundError, OSError) as error:
+        raise typer.Exit(_say(_hinted(error))) from error
+    left_out = ", ".join(f"{count} {code}" for code, count in sorted(outcome.left_out.items())) or "none"
+    typer.echo(f"{output}: {outcome.written} pairs (left out: {left_out})")
+    if not outcome.written:
+        raise typer.Exit(_say(f"no row became a pair: see {output.with_suffix('.left_out.jsonl')}"))
+
+
+def _hinted(error: Exception) -> str:
+    return f'{error}; the hub needs "finepref[synth]"' if isinstance(error, ImportError) else str(error)
+
+
 def smollm2(
     output: Annotated[Path, typer.Option(help="The model folder to write.")],
     dtype: Annotated[Dtype, typer.Option(help="Number format of the weights.")] = Dtype.float32,
@@ -54,8 +115,11 @@ def smollm2(
 
 def register(app: typer.Typer) -> None:
     """Add this file's commands to `app`."""
-    data = typer.Typer(no_args_is_help=True, help="Make data to start from.")
+    data = typer.Typer(no_args_is_help=True, help="Fetch or make data to start from.")
     data.command("gsm")(gsm)
+    data.command("ultrafeedback")(ultrafeedback)
+    data.command("hh")(hh)
+    data.command("hub")(hub)
     app.add_typer(data, name="data")
     model = typer.Typer(no_args_is_help=True, help="Make a model to start from.")
     model.command("smollm2")(smollm2)

@@ -14,12 +14,22 @@ from itertools import chain
 from operator import attrgetter
 from typing import NamedTuple
 
-from finepref.formats.jsonl import CHUNK, Chunk, RawRow, read_chunks, rows_of, write_jsonl
+from finepref.formats.jsonl import CHUNK, Chunk, RawRow, read_chunks, read_jsonl, rows_of, write_jsonl
 from finepref.formats.pool import ordered_map
 from finepref.formats.problems import CODES, SHOWN, BadData, Problem
 from finepref.formats.records import FIELDS, Feedback, Record, parse
 
-__all__ = ["CODES", "BadData", "Checked", "FileCheck", "FileReport", "Problem", "check_columns", "check_file"]
+__all__ = [
+    "CODES",
+    "BadData",
+    "Checked",
+    "FileCheck",
+    "FileReport",
+    "Problem",
+    "check_columns",
+    "check_file",
+    "read_records",
+]
 
 HOST_COLUMNS = frozenset({"query", "history", "tools", "images", "videos", "audios", "kto_tag", "response", "label"})
 """Column keys of the host's own formats; none of them may be taken for an error type."""
@@ -146,6 +156,19 @@ def check_file(
     else:
         write_jsonl(rejected_path, rejected)
     return check.report()
+
+
+def read_records(path: str | os.PathLike[str], formatting: str) -> list[Record]:
+    """All records of a file.
+
+    Raises:
+        BadData: with the problems of the whole file.
+    """
+    report = check_file(path, formatting)
+    if report.total_problems:
+        raise BadData(report.problems, report.total_problems)
+    parsed = (parse(row, formatting, line=line) for line, row in read_jsonl(path, problems=None))
+    return [record for record in parsed if not isinstance(record, list)]
 
 
 def check_columns(

@@ -1,12 +1,14 @@
-"""SePO's top_K.csv (SteveKGYang/SePO, 82fab6c): selected token positions as spans of characters."""
+"""SePO's top_K.csv (SteveKGYang/SePO, 82fab6c): read as spans of characters, written from token rewards."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from finepref.formats.check import Checked
+from finepref.formats.files import replacing
 from finepref.formats.jsonl import MAX_LINE, RawRow, dumps
 from finepref.formats.problems import Problem
 from finepref.formats.records import parse
@@ -16,10 +18,19 @@ from finepref.formats.spans import merge_spans
 
 Tokens = tuple[Sequence[int], Sequence[tuple[int, int]]]
 """Token ids, and the half-open character offsets of each."""
+ScoredText = tuple[str, Sequence[int], Sequence[float]]
+"""A response with the text of its end token, its token ids, and their rewards."""
 
 _SIDES = (
     ("chosen", "chosen_response", "chosen_selected_args", "chosen_responses_ids"),
     ("rejected", "rejected_response", "rejected_unselected_args", "rejected_responses_ids"),
+)
+_WRITTEN = (
+    "prompt",
+    *(f"{side}_response" for side in ("chosen", "rejected")),
+    *(f"{side}_{name}_args" for name in ("selected", "unselected") for side in ("chosen", "rejected")),
+    *(f"{side}_{name}_ids" for name in ("selected", "unselected") for side in ("chosen", "rejected")),
+    *(f"{side}_responses_ids" for side in ("chosen", "rejected")),
 )
 _COLUMNS = ("prompt", *(column for _, *columns in _SIDES for column in columns))
 
@@ -69,6 +80,41 @@ def read_sepo_csv(
         yield _whole(Problem(name, rows.line_num, "", "FP083", str(error)))
     finally:
         csv.field_size_limit(limit)
+
+
+def write_sepo_csv(
+    path: str | os.PathLike[str], rows: Iterable[tuple[str, Sequence[ScoredText]]], *, share: float
+) -> int:
+    """Write the released form and return the number of rows; the file appears complete or not at all.
+
+    Of each response the `share` of the tokens with the highest rewards is "selected", that with the lowest
+    "unselected": int(share N) positions of the N scored tokens, at least one (the released code fails on none). The
+    first token of a response is not scored; position and id are those of the token before, as the release has them.
+
+    Args:
+        rows: (prompt, (chosen, rejected)).
+        share: in (0, 1].
+    """
+    count = 0
+    with replacing(path) as file:
+        writer = csv.DictWriter(codecs.getwriter("utf-8")(file), _WRITTEN, escapechar="\\", lineterminator="\n")
+        writer.writeheader()
+        for prompt, texts in rows:
+            row = {"prompt": prompt}
+            for side, (text, ids, rewards) in zip(("chosen", "rejected"), texts, strict=True):
+                row |= {f"{side}_response": text, f"{side}_responses_ids": _joined(ids)}
+                for name, sign in (("selected", -1), ("unselected", 1)):
+                    order = sorted(range(len(rewards) - 1), key=lambda i: sign * rewards[i + 1])
+                    picked = order[: max(1, int(share * len(order)))]
+                    row[f"{side}_{name}_args"] = _joined(picked)
+                    row[f"{side}_{name}_ids"] = _joined(ids[i] for i in picked)
+            writer.writerow(row)
+            count += 1
+    return count
+
+
+def _joined(numbers: Iterable[int]) -> str:
+    return ",".join(map(str, numbers))
 
 
 def _sepo_record(row: Mapping[str, str], file: str, line: int, tokenize: Callable[[str], Tokens], eos: str) -> Parsed:

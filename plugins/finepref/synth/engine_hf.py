@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -62,31 +63,48 @@ class HfEngine:
             yield _answer(model, tokenizer, batch)
 
 
-def load_model(name: str, *, adapter: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    name: str, *, adapter: str | None = None, dtype: str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model, ready for inference on the accelerator or else the CPU, and its tokenizer.
 
     Args:
         name: folder or hub name.
         adapter: folder or hub name of a peft adapter to put on the model.
+        dtype: of the weights, such as float32; "auto" is the checkpoint's.
 
     Raises:
         ValueError: the tokenizer has no chat template or no end-of-sequence token.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(name)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter)
+    device = torch.device("cpu")
+    if (accelerator := torch.accelerator.current_accelerator(check_available=True)) is not None:
+        device = torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
+    return model.to(device).eval(), tokenizer
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that follows instructions.
+
+    Raises:
+        ValueError: it has no chat template or no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(name)
     if tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {name} has no chat template: give an instruction-tuned model")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {name} has no end-of-sequence token")
-    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-    if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, adapter)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    return model.to(device).eval(), tokenizer
+    return tokenizer
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 from finepref.formats.check import digest
+from finepref.formats.convert import Converter
 from finepref.formats.files import write_json
 from finepref.formats.jsonl import read_rows, write_jsonl
 from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import FIELDS, Negatives, content_id, to_row
 from finepref.formats.row import RowReader
-from finepref.synth.engines import Completion, Engine, ask
+from finepref.synth.engines import Completion, Engine, Request, ask
 from finepref.synth.journal import Journal
-from finepref.synth.seapo import ERRORS, PROMPT_VERSION, Attempt, Source, by_model, by_rule, request
+from finepref.synth.seapo import (
+    CHECK_VERSION,
+    ERRORS,
+    PROMPT_VERSION,
+    Attempt,
+    Source,
+    by_model,
+    by_rule,
+    check_request,
+    checked,
+    request,
+    variants,
+)
+
+ALSO = ("feedback", "pair", "span_pair")
+"""Formats that negatives can be written in besides their own."""
 
 
 class Rejected(NamedTuple):
@@ -53,13 +71,16 @@ def inject(
     max_new_tokens: int = 1024,
     temperature: float = 0.0,
     seed: int = 0,
+    count: int = 1,
+    check: bool = False,
+    also: Sequence[str] = (),
     **gates: float,
 ) -> Outcome:
     """Make negatives for every row {id?, prompt or messages, chosen, ...} of a file.
 
     Writes `output` (rows of the format `negatives` in the order of the input, other fields kept), beside it
     `<stem>.report.json` (counts, and every rejected text with its reason) and, if there are any, `<stem>.failed.jsonl`
-    (input rows without one usable negative). All three depend on the input and the answers only.
+    (input rows without one usable negative). All depend on the input and the answers only.
 
     Args:
         path: JSON Lines or a JSON array.
@@ -68,38 +89,67 @@ def inject(
         types: error types to make.
         work_dir: where the journal is; by default `<stem>.work` beside the output.
         max_new_tokens, temperature, seed: for the engine; the rules use `seed` only.
+        count: negatives of each type; the second is kept under the name logic-2, and so on.
+        check: ask the engine about each usable negative whether the error is there, and keep only what it confirms.
+        also: further formats to write, as `<stem>.<format>.jsonl`: feedback (prompts interleaved), pair, span_pair.
         gates: bounds of `seapo.fault`.
 
     Raises:
         BadData: the input has problems.
-        ValueError: an unknown error type.
+        ValueError: an unknown error type or format, or settings that do not go together.
         JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
     """
     if not types or not {*types} <= ERRORS.keys() or len({*types}) < len(types):
         raise ValueError(f"error types are one or more of {', '.join(ERRORS)}, each once; got {', '.join(types)!r}")
+    if not {*also} <= {*ALSO}:
+        raise ValueError(f"further formats are {', '.join(ALSO)}; got {', '.join(also)!r}")
+    if engine is None and check:
+        raise ValueError("a rule knows what it did: only a model's errors are checked")
+    if engine is not None and count > 1 and temperature == 0:
+        raise ValueError("several negatives of one type need a temperature above 0, or they are all the same")
     sources = read_sources(path)
+    names = variants(types, count)
+    settings: dict[str, object] = {"model": engine.model if engine else "rules", "gates": gates}
     if engine is None:
-        attempts = [{name: by_rule(source, name, seed=seed) for name in types} for source in sources]
-    else:
+        attempts = [{name: by_rule(source, name, seed=seed) for name in names} for source in sources]
+        return _write(sources, attempts, output, settings, also)
+    job = {"model": engine.model, "seed": seed, "input_digest": digest(path)}
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    folder = work_dir or output.with_suffix(".work")
+    with Journal(folder, job="seapo inject", prompt_version=PROMPT_VERSION, sampling=sampling, **job) as journal:
+        requests = [
+            request(source, name, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+            for source in sources
+            for name in names
+        ]
+        answers = _answers(requests, engine=engine, journal=journal)
+    attempts = [
+        {name: by_model(source, answers[f"{source.id}/{name}"], **gates) for name in names} for source in sources
+    ]
+    if check:
+        settings["check"] = CHECK_VERSION
         with Journal(
-            work_dir or output.with_suffix(".work"),
-            job="seapo inject",
-            model=engine.model,
-            prompt_version=PROMPT_VERSION,
-            sampling={"max_new_tokens": max_new_tokens, "temperature": temperature},
-            seed=seed,
-            input_digest=digest(path),
+            folder / "check",
+            job="seapo check",
+            prompt_version=f"{PROMPT_VERSION}+{CHECK_VERSION}",
+            sampling=sampling,
+            **job,
         ) as journal:
             requests = [
-                request(source, name, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-                for source in sources
-                for name in types
+                check_request(source, name, attempt.text, max_new_tokens=max_new_tokens)
+                for source, by_name in zip(sources, attempts, strict=True)
+                for name, attempt in by_name.items()
+                if attempt.reason is None
             ]
-            answers = {each.id: each for each in _shown(ask(requests, engine=engine, journal=journal), len(requests))}
+            answers = _answers(requests, engine=engine, journal=journal)
         attempts = [
-            {name: by_model(source, answers[f"{source.id}/{name}"], **gates) for name in types} for source in sources
+            {
+                name: attempt if attempt.reason else checked(attempt, answers[f"{source.id}/{name}"])
+                for name, attempt in by_name.items()
+            }
+            for source, by_name in zip(sources, attempts, strict=True)
         ]
-    return _write(sources, attempts, output, {"model": engine.model if engine else "rules", "gates": gates})
+    return _write(sources, attempts, output, settings, also)
 
 
 def read_sources(path: Path) -> list[Source]:
@@ -135,15 +185,21 @@ def read_sources(path: Path) -> list[Source]:
     return sources
 
 
-def _shown(answers: Iterator[Completion], total: int) -> Iterator[Completion]:
-    from tqdm import tqdm
-
-    return iter(tqdm(answers, total=total, desc="seapo inject", unit="answer", disable=None, smoothing=0.05))
+def _answers(requests: Sequence[Request], *, engine: Engine, journal: Journal) -> dict[str, Completion]:
+    answers = ask(requests, engine=engine, journal=journal)
+    name = str(journal.manifest["job"])
+    shown = tqdm(answers, total=len(requests), desc=name, unit="answer", disable=None, smoothing=0.05)
+    return {each.id: each for each in shown}
 
 
 def _write(
-    sources: Sequence[Source], attempts: Sequence[dict[str, Attempt]], output: Path, settings: dict[str, object]
+    sources: Sequence[Source],
+    attempts: Sequence[dict[str, Attempt]],
+    output: Path,
+    settings: dict[str, object],
+    also: Sequence[str],
 ) -> Outcome:
+    records: list[Negatives] = []
     rows: list[dict[str, object]] = []
     failed: list[dict[str, object]] = []
     rejected: list[Rejected] = []
@@ -163,6 +219,7 @@ def _write(
             spans = {name: attempt.spans for name, attempt in good.items()}
             original = source.row.get("rejected")
             record = Negatives(source.id, source.prompt, source.chosen, texts, spans, original)
+            records.append(record)
             extra = {name: value for name, value in source.row.items() if name not in FIELDS["negatives"]}
             rows.append(to_row(record) | extra)
         else:
@@ -189,5 +246,8 @@ def _write(
         "rejected_texts": [each._asdict() for each in rejected],
     }
     write_json(output.with_suffix(".report.json"), report)
+    for target in also:
+        placed = ((str(output), number, record) for number, record in enumerate(records, start=1))
+        write_jsonl(output.with_suffix(f".{target}.jsonl"), map(to_row, Converter(target).run(placed)))
     write_jsonl(output, rows)
     return outcome

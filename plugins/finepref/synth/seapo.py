@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from finepref.formats.records import Message, Prompt, Span
 from finepref.formats.spans import diff_spans
 from finepref.synth import rules
 from finepref.synth.engines import Completion, Request, request_seed
+from finepref.synth.judges import read_verdict
 
 ERRORS = {
     "correctness": (
@@ -54,6 +55,25 @@ kind: {error}.
 """
 """The text of a request: one user turn."""
 
+CHECK = """\
+Below are a question, a good answer to it, and a rewritten answer that should contain an error of this kind: {error}.
+
+### Question
+{question}
+
+### Good answer
+{answer}
+
+### Rewritten answer
+{rewritten}
+
+### Verdict
+Does the rewritten answer contain such an error, which the good answer does not? Reply with one JSON object and \
+nothing else: {{"pass": true or false, "reason": "one short sentence"}}
+"""
+"""The text of the question whether the error is there."""
+
+CHECK_VERSION = "check-" + hashlib.blake2b(CHECK.encode(), digest_size=4).hexdigest()
 PROMPT_VERSION = "seapo-" + hashlib.blake2b("\0".join([ASK, *ERRORS.values()]).encode(), digest_size=4).hexdigest()
 """Changes with the texts above, so that no journal mixes answers to different texts."""
 
@@ -95,10 +115,7 @@ class Attempt(NamedTuple):
 
 def request(source: Source, error_type: str, *, max_new_tokens: int, temperature: float, seed: int) -> Request:
     """What a model is asked for one error in one answer."""
-    question = source.prompt[0].content
-    if len(source.prompt) > 1:
-        question = "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in source.prompt)
-    text = ASK.format(error=ERRORS[error_type], question=question, answer=source.chosen)
+    text = ASK.format(error=ERRORS[kind(error_type)], question=_question(source), answer=source.chosen)
     request_id = f"{source.id}/{error_type}"
     return Request(
         id=request_id,
@@ -107,6 +124,34 @@ def request(source: Source, error_type: str, *, max_new_tokens: int, temperature
         temperature=temperature,
         seed=request_seed(seed, request_id),
     )
+
+
+def check_request(source: Source, error_type: str, text: str, *, max_new_tokens: int) -> Request:
+    """What a model is asked to find out whether the error is there."""
+    asked = CHECK.format(
+        error=ERRORS[kind(error_type)], question=_question(source), answer=source.chosen, rewritten=text
+    )
+    return Request(f"{source.id}/{error_type}", (Message("user", asked),), max_new_tokens)
+
+
+def checked(attempt: Attempt, answer: Completion) -> Attempt:
+    """The attempt, rejected unless the answer says clearly that the error is there."""
+    if answer.error is not None:
+        return Attempt(answer.error, reason="engine")
+    verdict = read_verdict(answer.text)
+    if verdict.passed:
+        return attempt
+    return Attempt(attempt.text, reason="check_unread" if verdict.passed is None else "no_error")
+
+
+def variants(types: Sequence[str], count: int) -> list[str]:
+    """Names under which `count` negatives of each type are kept: logic, logic-2, logic-3, ..."""
+    return [name if number == 1 else f"{name}-{number}" for name in types for number in range(1, count + 1)]
+
+
+def kind(name: str) -> str:
+    """The error type of a variant: logic of logic-2."""
+    return name.partition("-")[0]
 
 
 def by_model(source: Source, answer: Completion, **gates: float) -> Attempt:
@@ -120,8 +165,16 @@ def by_model(source: Source, answer: Completion, **gates: float) -> Attempt:
 
 def by_rule(source: Source, error_type: str, *, seed: int) -> Attempt:
     """A rule's text and its exact span; the gates are not needed, as the rule knows what it did."""
-    made = rules.inject(error_type, prompt=source.prompt, chosen=source.chosen, seed=seed, record_id=source.id)
+    name, _, number = error_type.partition("-")
+    chance = f"{source.id}/{number}" if number else source.id
+    made = rules.inject(name, prompt=source.prompt, chosen=source.chosen, seed=seed, record_id=chance)
     return Attempt(made.text, (made.span,)) if made else Attempt("", reason="no_equation")
+
+
+def _question(source: Source) -> str:
+    if len(source.prompt) == 1:
+        return source.prompt[0].content
+    return "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in source.prompt)
 
 
 def fault(

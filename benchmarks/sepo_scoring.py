@@ -1,0 +1,237 @@
+"""`finepref sepo score` against the released algorithm on the same models and pairs: time, peak memory, agreement.
+
+    .venvs/core/bin/python benchmarks/sepo_scoring.py [--pairs 12] [--shots 0] [--device cpu] [--dtypes float32]
+
+The released algorithm (SteveKGYang/SePO, 82fab6c) is written anew below: both models in memory, batch 1, every
+response read with its prompt, float32, autograd on, log-softmax over the whole vocabulary at every position copied to
+the host, an argmax loop that picks 30 %. The reference is SmolLM2-135M-Instruct, the oracle the same with every weight
+moved at random (seeded). A pair is a question of seapo_demo with its good answer and the next question's good answer
+(an injected error would share its beginning with the good answer, and flatter the shared tree); `--shots` puts so many
+solved questions before it, for longer prompts.
+
+Every variant runs in a process of its own. Time is CPU time without loading (wall time on an accelerator); memory is
+the peak of the process, or of the accelerator's allocations. The FLOP limit is what the device needs for the products
+of both forward passes (each distinct token through the layers, each response token through the output head) at the
+rate of one large matrix product measured in the same process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SAMPLES = Path(__file__).parents[1] / "dataset_info" / "samples" / "seapo_demo.jsonl"
+SHARE = 0.3
+
+
+def make_models(folder: Path) -> None:
+    """The reference, and the oracle: weights + 0.02 std of each matrix at random."""
+    import torch
+    from finepref.synth.smollm2 import convert
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    convert(folder / "reference", dtype="float32")
+    model = AutoModelForCausalLM.from_pretrained(folder / "reference")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.add_(torch.randn_like(weight), alpha=0.02 * weight.std().item())
+    model.save_pretrained(folder / "oracle")
+    AutoTokenizer.from_pretrained(folder / "reference").save_pretrained(folder / "oracle")
+
+
+def make_items(folder: Path, pairs: int, shots: int) -> list:
+    """Pairs as token ids."""
+    from finepref.formats.check import read_records
+    from finepref.formats.records import Message, Pair
+    from finepref.synth.engine_hf import load_tokenizer
+    from finepref.synth.scoring import Item
+    from finepref.synth.sepo import tokenise
+
+    tokenizer = load_tokenizer(str(folder / "reference"))
+    records = read_records(SAMPLES, "negatives")
+    items = []
+    for i in range(pairs):
+        mine, other = records[i % len(records)], records[(i + 1) % len(records)]
+        solved = [records[(i + 2 + shot) % len(records)] for shot in range(shots)]
+        turns = [turn for each in solved for turn in (*each.prompt, Message("assistant", each.chosen))]
+        row = tokenise(Pair(str(i), (*turns, *mine.prompt), mine.chosen, other.chosen), tokenizer)
+        items.append(Item(str(i), row.prompt, row.tokens))
+    return items
+
+
+def released(folder: Path, items: list, device: str) -> tuple[float, dict[str, list[list[float]]]]:
+    """Seconds, and per item the rewards of both responses, first tokens left out as released."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    models = [
+        AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32).to(device).eval()
+        for name in ("oracle", "reference")
+    ]
+    started = clock(device)
+    rewards: dict[str, list[list[float]]] = {}
+    for item in items:
+        for response in item.responses.values():
+            ids = torch.tensor([[*item.prompt, *response]], device=device)
+            logps = []
+            for model in models:
+                whole = model(ids).logits.cpu().log_softmax(-1)[0]  # [T, V]
+                places = range(len(item.prompt), ids.shape[1] - 1)
+                logps.append([whole[place, ids[0, place + 1]].item() for place in places])
+            found = [a - b for a, b in zip(*logps, strict=True)]
+            rewards.setdefault(item.id, []).append(found)
+            left = torch.tensor(found)
+            for _ in range(max(1, int(SHARE * len(found)))):
+                left[left.argmax()] = -torch.inf
+    return clock(device) - started, rewards
+
+
+def ours(folder: Path, items: list, device: str, dtype: str) -> tuple[float, dict[str, list[list[float]]]]:
+    """As `released`, by the code behind `finepref sepo score`: one model after the other."""
+    from finepref.synth.engine_hf import load_model
+    from finepref.synth.scoring import Reader, batches
+
+    logps: dict[str, list[list[list[float]]]] = {item.id: [] for item in items}
+    taken = 0.0
+    for name in ("oracle", "reference"):
+        reader = Reader(load_model(str(folder / name), dtype=dtype)[0].to(device))
+        started = clock(device)
+        for batch in batches(items, batch_tokens=16384 if device != "cpu" else 2048):
+            for item, found in zip(batch, reader.logps(batch), strict=True):
+                logps[item.id].append([values.tolist() for values in found.values()])
+        taken += clock(device) - started
+        del reader
+        gc.collect()
+    return taken, {
+        name: [[a - b for a, b in zip(*sides, strict=True)][1:] for sides in zip(*both, strict=True)]
+        for name, both in logps.items()
+    }
+
+
+def floor_seconds(folder: Path, items: list, device: str, dtype: str) -> float:
+    """Seconds that the products of both forward passes take at the rate of one large matrix product."""
+    import torch
+    from finepref.synth.scoring import nodes
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder / "reference")
+    width, heads, kv = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    layer = 2 * width * width + 2 * width * width * kv // heads + 3 * width * config.intermediate_size
+    tokens = sum(len(nodes(item).tokens) for item in items)
+    read = sum(len(nodes(item).edges) for item in items)
+    products = 2 * 2 * (tokens * layer * config.num_hidden_layers + read * width * config.vocab_size)
+    a, b = (torch.randn(1536, 1536, dtype=getattr(torch, dtype), device=device) for _ in range(2))
+    rates = []
+    for _ in range(8):
+        started = clock(device)
+        a @ b
+        rates.append(2 * 1536**3 / (clock(device) - started))
+    return products / max(rates)
+
+
+def clock(device: str) -> float:
+    """CPU seconds of this process, or wall seconds of a synchronised accelerator."""
+    if device == "cpu":
+        return time.process_time()
+    import torch
+
+    torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def peak_bytes(device: str) -> int:
+    """The process's peak memory, or the accelerator's."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    import torch
+
+    return torch.accelerator.max_memory_allocated()
+
+
+def variant(name: str, folder: Path, arguments: argparse.Namespace) -> dict:
+    """One variant, in this process."""
+    items = make_items(folder, arguments.pairs, arguments.shots)
+    dtype = "bfloat16" if name == "ours bfloat16" else "float32"
+    if name == "released float32":
+        seconds, rewards = released(folder, items, arguments.device)
+    else:
+        seconds, rewards = ours(folder, items, arguments.device, dtype)
+    memory = peak_bytes(arguments.device)
+    return {
+        "seconds": seconds,
+        "bytes": memory,
+        "rewards": rewards,
+        "floor": floor_seconds(folder, items, arguments.device, dtype),
+    }
+
+
+def selections(rewards: dict[str, list[list[float]]]) -> dict[str, list[set[int]]]:
+    """Per item the tokens selected: the highest of the chosen, the lowest of the rejected response."""
+    import torch
+    from finepref.losses.sepo import select_tokens
+
+    return {
+        name: [
+            {*select_tokens(torch.tensor(side), SHARE, highest=highest).nonzero().flatten().tolist()}
+            for side, highest in zip(sides, (True, False), strict=True)
+        ]
+        for name, sides in rewards.items()
+    }
+
+
+def agreement(wanted: dict[str, list[set[int]]], found: dict[str, list[set[int]]]) -> float:
+    """The share of the wanted tokens that were selected."""
+    both = [(a, b) for name in wanted for a, b in zip(wanted[name], found[name], strict=True)]
+    return sum(len(a & b) for a, b in both) / sum(len(a) for a, _ in both)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--shots", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="of ours; slow on a CPU without bfloat16")
+    parser.add_argument("--variant", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.variant:
+        print(json.dumps(variant(arguments.variant, arguments.folder, arguments)))
+        return
+    from finepref.synth.scoring import batches, padding
+
+    with tempfile.TemporaryDirectory() as folder:
+        make_models(Path(folder))
+        items = make_items(Path(folder), arguments.pairs, arguments.shots)
+        prompt = sum(len(item.prompt) for item in items) / len(items)
+        response = sum(len(each) for item in items for each in item.responses.values()) / len(items) / 2
+        print(f"{len(items)} pairs, {prompt:.0f} tokens of prompt and {response:.0f} of response on average")
+        print(f"padding {padding(batches(items, batch_tokens=2048)):.2%} of the batches' tokens")
+        print(
+            f"{'':18}{'seconds':>9}{'ratio':>7}{'GiB':>7}{'ratio':>7}{'same 30 %':>11}{'x FLOP limit':>14}", flush=True
+        )
+        peer: dict = {}
+        for name in ("released float32", *(f"ours {dtype}" for dtype in arguments.dtypes.split(","))):
+            command = [sys.executable, __file__, "--variant", name, "--folder", folder, "--device", arguments.device]
+            command += ["--pairs", str(arguments.pairs), "--shots", str(arguments.shots)]
+            ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            each = json.loads(ran.stdout.splitlines()[-1])
+            peer = peer or each
+            same = agreement(selections(peer["rewards"]), selections(each["rewards"]))
+            print(
+                f"{name:18}{each['seconds']:9.2f}{peer['seconds'] / each['seconds']:7.2f}{each['bytes'] / 2**30:7.2f}"
+                f"{peer['bytes'] / each['bytes']:7.2f}{same:11.1%}{each['seconds'] / each['floor']:14.2f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Sub-commands of `finepref`: dedup and diversity, for any file of rows."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Fields = Annotated[str, typer.Option(help="Fields that make up a row's text, with commas.")]
+
+
+class Method(StrEnum):
+    """What makes two rows near-equal."""
+
+    exact = "exact"
+    minhash = "minhash"
+    semantic = "semantic"
+
+
+class Keep(StrEnum):
+    """Which of near-equal rows stays, for semantic."""
+
+    hard = "hard"
+    easy = "easy"
+    random = "random"
+
+
+def dedup(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of any format, JSON Lines or an array.")],
+    output: Annotated[Path, typer.Option(help="The JSON Lines file of kept rows to write.")],
+    method: Annotated[Method, typer.Option(help="Equal texts, MinHash of words, or SemDeDup on embeddings.")],
+    fields: Fields = "prompt",
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="minhash: least Jaccard similarity.")] = 0.78,
+    permutations: Annotated[int, typer.Option(min=2, help="minhash: hash functions.")] = 128,
+    ngram: Annotated[int, typer.Option(min=1, help="minhash: words in a shingle.")] = 1,
+    embedder: Annotated[str, typer.Option(help="semantic: folder or name for sentence-transformers.")] = "",
+    eps: Annotated[float, typer.Option(min=0.0, max=2.0, help="semantic: least cosine distance.")] = 0.04,
+    clusters: Annotated[int, typer.Option(min=0, help="semantic: of k-means; 0 takes the root of the rows.")] = 0,
+    keep: Annotated[Keep, typer.Option(help="semantic: far from the cluster's centre, near it, or any.")] = Keep.hard,
+    seed: Annotated[int, typer.Option(help="Of permutations, k-means and chance.")] = 0,
+) -> None:
+    """Leave out near-equal rows; the report beside the output lists every group of them."""
+    from finepref.formats.problems import BadData
+    from finepref.synth import dedup as run
+
+    names = [name.strip() for name in fields.split(",")]
+    try:
+        rows, texts = run.read_texts(source, names)
+        settings: dict[str, object] = {"method": method.value, "fields": names}
+        match method:
+            case Method.exact:
+                groups = run.exact(texts)
+            case Method.minhash:
+                own = {"threshold": threshold, "permutations": permutations, "ngram": ngram, "seed": seed + 1}
+                groups = run.minhash(texts, threshold=threshold, permutations=permutations, ngram=ngram, seed=seed + 1)
+                settings |= own
+            case Method.semantic:
+                if not embedder:
+                    raise ValueError(
+                        "--method semantic needs --embedder, such as sentence-transformers/all-MiniLM-L6-v2"
+                    )
+                vectors = run.embeddings(texts, embedder=embedder)
+                groups = run.semantic(vectors, eps=eps, clusters=clusters, keep=keep.value, seed=seed)
+                settings |= {"embedder": embedder, "eps": eps, "clusters": clusters, "keep": keep.value, "seed": seed}
+        outcome = run.dedup(source, output, groups, rows, settings)
+    except (BadData, ValueError, OSError, ModuleNotFoundError) as error:
+        raise typer.Exit(_say(error)) from error
+    typer.echo(f"{output}: {outcome.kept} of {outcome.rows} rows kept; the largest group has {outcome.largest}")
+
+
+def diversity(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of any format, JSON Lines or an array.")],
+    fields: Fields = "prompt",
+    sample: Annotated[int, typer.Option(min=0, help="So many texts by chance; 0 takes all, exactly.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+) -> None:
+    """Self-BLEU of the texts (mean of BLEU-2 to 5 against all others) as one line of JSON: less is more diverse."""
+    from finepref.formats.problems import BadData
+    from finepref.synth.dedup import read_texts
+    from finepref.synth.diversity import self_bleu
+
+    try:
+        _, texts = read_texts(source, [name.strip() for name in fields.split(",")])
+        typer.echo(json.dumps({"texts": len(texts), "sample": sample, **self_bleu(texts, sample=sample, seed=seed)}))
+    except (BadData, ValueError, OSError) as error:
+        raise typer.Exit(_say(error)) from error
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands to `app`."""
+    app.command()(dedup)
+    app.command()(diversity)
+
+
+def _say(error: Exception) -> int:
+    hint = '; this method needs "finepref[synth]"' if isinstance(error, ImportError) else ""
+    typer.echo(f"{error}{hint}", err=True)
+    return 1

@@ -1,0 +1,79 @@
+"""Sub-command of `finepref`: sepo, which scores every token of pairs."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Dtype(StrEnum):
+    """Number formats to run a model in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def score(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Pairs {prompt or messages, chosen, rejected}.")],
+    output: Annotated[Path, typer.Option(help="The JSON Lines file of scored pairs to write.")],
+    reference: Annotated[str, typer.Option(help="Folder or name of the model that the oracle started from.")],
+    oracle: Annotated[str, typer.Option(help="Folder or name of the oracle; default: the reference.")] = "",
+    oracle_adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the oracle.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Number format of both models; auto: each checkpoint's.")] = Dtype.auto,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in a batch.")] = 2048,
+    max_prompt: Annotated[int, typer.Option(min=0, help="Leave out longer prompts (paper: 1900 tokens).")] = 0,
+    min_response: Annotated[int, typer.Option(min=0, help="Leave out shorter responses (paper: 8 tokens).")] = 0,
+    max_total: Annotated[int, typer.Option(min=0, help="Leave out longer dialogues (paper: 2048 tokens).")] = 0,
+    csv_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Also the released CSV, of this share.")] = 0.0,
+    work_dir: Annotated[Path | None, typer.Option(help="Where the journals are; default: beside the output.")] = None,
+) -> None:
+    """The reward of every response token, log oracle - log reference, once for any share selected later (SePO).
+
+    A run that was cut off is taken up where it was. Under torchrun (RANK and WORLD_SIZE) the ranks share the work.
+    """
+    from finepref.formats.problems import BadData
+    from finepref.synth.journal import JournalBusy, JournalChanged, JournalDamaged
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        if not oracle and not oracle_adapter:
+            raise ValueError("name the oracle: --oracle, --oracle-adapter or both")
+        from finepref.synth.scoring import Scorer
+        from finepref.synth.sepo import Limits
+        from finepref.synth.sepo import score as run
+
+        outcome = run(
+            source,
+            output,
+            oracle=Scorer(oracle or reference, adapter=oracle_adapter, dtype=dtype.value, batch_tokens=batch_tokens),
+            reference=Scorer(reference, dtype=dtype.value, batch_tokens=batch_tokens),
+            limits=Limits(max_prompt=max_prompt, min_response=min_response, max_total=max_total),
+            csv_share=csv_share,
+            work_dir=work_dir,
+            rank=rank,
+            world=world,
+        )
+    except (BadData, JournalBusy, JournalChanged, JournalDamaged, ValueError, OSError, ModuleNotFoundError) as error:
+        hint = '; scoring needs "finepref[model]"' if isinstance(error, ImportError) else ""
+        typer.echo(f"{error}{hint}", err=True)
+        raise typer.Exit(1) from error
+    left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(outcome.dropped.items())) or "none"
+    if outcome.scored is None:
+        typer.echo(f"rank {rank} of {world} is done; the last rank to finish writes {output} (left out: {left_out})")
+    else:
+        typer.echo(f"{output}: {outcome.scored} scored pairs (left out: {left_out})")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's command to `app`."""
+    group = typer.Typer(no_args_is_help=True, help="SePO: token scores, from which a stage selects any share.")
+    group.callback()(lambda: None)
+    group.command("score")(score)
+    app.add_typer(group, name="sepo")

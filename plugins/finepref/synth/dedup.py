@@ -1,0 +1,206 @@
+"""Near-equal rows of a file, left out: by equal text, by MinHash of the words, or by meaning (SemDeDup).
+
+    exact      texts that are equal but for case and white space
+    minhash    Jaccard similarity of the sets of word n-grams, of the pairs that MinHash proposes (datasketch's LSH)
+    semantic   cosine similarity of embeddings above 1 - eps within k-means clusters (SemDeDup, arXiv 2303.09540)
+
+Each method is a function from texts to groups: lists of places, the one to keep first. ReverseGen (2410.16736) uses
+the second with threshold .78 and the third with eps .04, keeping the hard ones.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from tqdm import tqdm
+
+from finepref.formats.files import write_json
+from finepref.formats.jsonl import read_rows, write_jsonl
+from finepref.formats.problems import BadData, Problem
+
+if TYPE_CHECKING:
+    import numpy
+    from datasketch import MinHash
+
+Keep = Literal["hard", "easy", "random"]
+Group = list[int]
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class Outcome(NamedTuple):
+    """How many rows there were, how many are kept, and the largest group of near-equal ones."""
+
+    rows: int
+    kept: int
+    largest: int
+
+
+def exact(texts: Sequence[str]) -> list[Group]:
+    """Texts that are equal but for case and white space; the first is kept."""
+    groups: dict[str, Group] = {}
+    for i, text in enumerate(texts):
+        groups.setdefault(" ".join(text.casefold().split()), []).append(i)
+    return [*groups.values()]
+
+
+def minhash(
+    texts: Sequence[str], *, threshold: float = 0.78, permutations: int = 128, ngram: int = 1, seed: int = 1
+) -> list[Group]:
+    """Each text joins the first kept text that is at least as similar as `threshold`, or is kept.
+
+    Args:
+        texts: any number.
+        threshold: Jaccard similarity of the sets of word n-grams, exact for the pairs that the index proposes.
+        permutations: of each MinHash; more of them, and the index misses less.
+        ngram: words in each n-gram; a shorter text is one n-gram.
+        seed: of the permutations.
+    """
+    from datasketch import MinHashLSH
+
+    # The index proposes more than its default would, as the sets themselves decide about each candidate.
+    index = MinHashLSH(threshold=threshold, num_perm=permutations, weights=(0.1, 0.9))
+    groups: dict[int, Group] = {}
+    for i, sketch in enumerate(_sketches(texts, permutations=permutations, ngram=ngram, seed=seed)):
+        mine = shingles(texts[i], ngram)
+        for j in sorted(index.query(sketch)):
+            other = shingles(texts[j], ngram)
+            if len(mine & other) >= threshold * len(mine | other):
+                groups[j].append(i)
+                break
+        else:
+            groups[i] = [i]
+            index.insert(i, sketch, check_duplication=False)
+    return [*groups.values()]
+
+
+def semantic(
+    vectors: numpy.ndarray, *, eps: float = 0.04, clusters: int = 0, keep: Keep = "hard", seed: int = 0
+) -> list[Group]:
+    """SemDeDup: within each k-means cluster, a row goes that is nearer than `eps` to one that stands before it.
+
+    Args:
+        vectors: [N, D] float32 embeddings; they are normalised here.
+        eps: 1 - cosine similarity.
+        clusters: of the spherical k-means; 0 takes sqrt(N).
+        keep: of near-equal rows, what is far from its cluster's centre ("hard"), near it ("easy"), or any.
+        seed: of k-means and of "random".
+    """
+    import faiss
+    import numpy
+
+    points = numpy.array(vectors, dtype=numpy.float32, order="C")  # [N, D], a copy
+    faiss.normalize_L2(points)
+    count = min(clusters or max(1, round(len(points) ** 0.5)), len(points))
+    means = faiss.Kmeans(points.shape[1], count, niter=20, seed=seed, spherical=True, min_points_per_centroid=1)
+    means.train(points)
+    nearness, cluster = (each[:, 0] for each in means.index.search(points, 1))  # [N] cosine to the centre, [N]
+    order = {"hard": nearness, "easy": -nearness, "random": numpy.array(_shuffled(len(points), seed))}[keep]
+    groups: dict[int, Group] = {}
+    owner: dict[int, int] = {}  # row -> the kept row of its group
+    for number in range(count):
+        members = numpy.flatnonzero(cluster == number)
+        members = members[numpy.argsort(order[members], kind="stable")]
+        for place, i in enumerate(members):
+            similarity = points[members[:place]] @ points[i]  # [place]
+            nearest = int(similarity.argmax()) if place else 0
+            alike = place and similarity[nearest] > 1 - eps
+            owner[i] = owner[members[nearest]] if alike else i
+            groups.setdefault(int(owner[i]), []).append(int(i))
+    return [*groups.values()]
+
+
+def embeddings(texts: Sequence[str], *, embedder: str, batch_size: int = 64) -> numpy.ndarray:
+    """Sentence embeddings [N, D], by any model that sentence-transformers loads (static ones too)."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(embedder, trust_remote_code=False)
+    return model.encode(list(texts), batch_size=batch_size, show_progress_bar=None, convert_to_numpy=True)
+
+
+def read_texts(path: Path, fields: Sequence[str]) -> tuple[list[dict[str, object]], list[str]]:
+    """The rows of a file, and the text of each: its fields, one after the other.
+
+    A field is a text, a list of texts, or messages; for `prompt`, `messages` stand in where a row has them instead.
+
+    Raises:
+        BadData: with all problems of the file.
+    """
+    rows: list[dict[str, object]] = []
+    texts: list[str] = []
+    problems: list[Problem] = []
+    for raw in read_rows(path):
+        problems += raw.problems
+        if raw.value is None:
+            continue
+        parts = [_text(raw.value, field) for field in fields]
+        problems += [
+            Problem(str(path), raw.line, field, "FP010", "the field is missing or holds no text")
+            for field, part in zip(fields, parts, strict=True)
+            if part is None
+        ]
+        rows.append(raw.value)
+        texts.append("\n".join(part for part in parts if part))
+    if problems:
+        raise BadData(problems)
+    return rows, texts
+
+
+def dedup(
+    path: Path, output: Path, groups: Sequence[Group], rows: Sequence[Mapping[str, object]], settings: object
+) -> Outcome:
+    """Write the kept rows in the order of the file, and `<stem>.report.json` with every group of near-equal rows.
+
+    Rows are named by their place among the file's rows, from 0, and by their id where they have one.
+    """
+    named = [{"row": i} | ({"id": row["id"]} if "id" in row else {}) for i, row in enumerate(rows)]
+    repeated = sorted((group for group in groups if len(group) > 1), key=lambda group: (-len(group), group[0]))
+    report = {
+        "job": "dedup",
+        "input": str(path),
+        "settings": settings,
+        "rows": len(rows),
+        "kept": len(groups),
+        "groups": [{"kept": named[group[0]], "left_out": [named[i] for i in sorted(group[1:])]} for group in repeated],
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(output.with_suffix(".report.json"), report)
+    write_jsonl(output, (rows[i] for i in sorted(group[0] for group in groups)))
+    return Outcome(len(rows), len(groups), max(map(len, groups), default=0))
+
+
+def words(text: str) -> list[str]:
+    """The words and punctuation marks of a text in lower case."""
+    return _WORD.findall(text.casefold())
+
+
+def shingles(text: str, ngram: int) -> set[str]:
+    """The set of word n-grams of a text; a shorter text is one n-gram."""
+    found = words(text)
+    return {" ".join(found[i : i + ngram]) for i in range(max(1, len(found) - ngram + 1))}
+
+
+def _sketches(texts: Sequence[str], *, permutations: int, ngram: int, seed: int) -> list[MinHash]:
+    from datasketch import MinHash
+
+    encoded = ([shingle.encode() for shingle in shingles(text, ngram)] for text in texts)
+    shown = tqdm(encoded, total=len(texts), desc="minhash", unit="text", disable=None)
+    return MinHash.bulk(shown, num_perm=permutations, seed=seed)
+
+
+def _shuffled(count: int, seed: int) -> list[int]:
+    places = list(range(count))
+    random.Random(seed).shuffle(places)
+    return places
+
+
+def _text(row: Mapping[str, object], field: str) -> str | None:
+    value = row.get("messages") if field == "prompt" and "prompt" not in row else row.get(field)
+    if isinstance(value, list):
+        members = [each.get("content", each.get("value")) if isinstance(each, dict) else each for each in value]
+        value = "\n".join(members) if all(isinstance(each, str) for each in members) else None
+    return value if isinstance(value, str) and value.strip() else None
