@@ -19,6 +19,10 @@ WATCHED = {
     "llamafactory.train.dpo": "finepref.hosts.patching:attach",
     "llamafactory.train.kto": "finepref.hosts.patching:attach",
     "llamafactory.train.tuner": "finepref.hosts.patching:attach",
+    "llamafactory.webui.components.data": "finepref.hosts.patching:attach",
+    "llamafactory.webui.components.train": "finepref.hosts.patching:attach",
+    "llamafactory.webui.control": "finepref.hosts.patching:attach",
+    "llamafactory.webui.runner": "finepref.hosts.patching:attach",
 }
 
 

@@ -26,6 +26,7 @@ class Stage:
         adapter: `module:Class`, the data and training half (see `finepref.hosts.llamafactory.adapter.Adapter`).
         recipe: the YAML under examples/ with the paper's settings.
         demo_dataset: a name in dataset_info.json that the recipe also runs on.
+        host_options: keys of the host's own that the stage reads and the web UI sends with the stage's keys.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Stage:
     adapter: str
     recipe: str
     demo_dataset: str
+    host_options: tuple[str, ...] = ()
 
 
 # Every LLaMA-Factory stage reads its data and starts through these seams.
@@ -62,6 +64,19 @@ LLAMAFACTORY_CARDS = (
 # Stages on pairs of responses train with the host's DPO trainer.
 PAIR_CARDS = ("run-dpo", "dpo-trainer", "pair-collator")
 
+# The web UI offers all stages or, when one of these has drifted, none; training from the command line needs none.
+WEBUI_CARDS = (
+    "webui-train-tab",
+    "webui-runner",
+    "webui-datasets",
+    "webui-can-preview",
+    "webui-get-preview",
+    "webui-stages",
+    "webui-texts",
+    "webui-engine",
+    "webui-manager",
+)
+
 BUILT_IN = (
     Stage(
         name="seapo_kto",
@@ -74,6 +89,7 @@ BUILT_IN = (
         adapter="finepref.hosts.llamafactory.seapo_kto:SeapoKTO",
         recipe="examples/seapo_kto.yaml",
         demo_dataset="seapo_demo",
+        host_options=("pref_beta", "pref_ftx", "kto_chosen_weight", "kto_rejected_weight"),
     ),
     Stage(
         name="sepo",
@@ -98,6 +114,7 @@ BUILT_IN = (
         adapter="finepref.hosts.llamafactory.tdpo:Tdpo",
         recipe="examples/tdpo_spans.yaml",
         demo_dataset="tdpo_demo",
+        host_options=("pref_beta",),
     ),
 )
 

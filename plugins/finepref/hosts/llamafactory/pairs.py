@@ -117,11 +117,7 @@ class PairProcessor(DatasetProcessor):
         self, record: records.ScoredPair, side: str, offsets: list[tuple[int, int]], problems: list[Problem]
     ) -> list[float]:
         """The scores of the tokens with these offsets; one more where the end token has a score."""
-        given, places = (
-            (record.chosen_scores, record.chosen_offsets)
-            if side == "chosen"
-            else (record.rejected_scores, record.rejected_offsets)
-        )
+        given, places = scores_of(record, side)
         own = fingerprint(self.tokenizer)
         if record.tokenizer == own:
             if len(given) - len(offsets) in (0, 1):
@@ -168,6 +164,13 @@ class PairProcessor(DatasetProcessor):
 def spans_of(record: records.SpanPair, side: str) -> tuple[records.Span, ...]:
     """The spans of one response."""
     return record.chosen_spans if side == "chosen" else record.rejected_spans
+
+
+def scores_of(record: records.ScoredPair, side: str) -> tuple[tuple[float, ...], tuple[tuple[int, int], ...]]:
+    """The token scores of one response, and the characters of each token where the record has them."""
+    if side == "chosen":
+        return record.chosen_scores, record.chosen_offsets
+    return record.rejected_scores, record.rejected_offsets
 
 
 def counted(row: dict[str, Any], side: str) -> list[float]:
