@@ -61,6 +61,8 @@ def _element(field: Field, hint: Any) -> Any:
         return gr.Dropdown(choices=list(get_args(hint)), value=field.default)
     if hint is bool:
         return gr.Checkbox(value=field.default)
+    if hint in (int, float) and field.default is None:
+        return gr.Textbox(value="")  # a number element would show, and send, 0
     if hint in (int, float):
         return gr.Number(value=field.default, precision=0 if hint is int else None, step=1 if hint is int else 0.05)
     if hint is str:
@@ -76,4 +78,16 @@ def names_of(row: stages.Stage) -> dict[str, str]:
 
 def values(row: stages.Stage, get: Callable[[str], Any]) -> dict[str, Any]:
     """The stage's YAML keys from the form; `get` gives an element's value by its name in the Train tab."""
-    return {key: get(name) for key, name in names_of(row).items()}
+    options = options_of(row)
+    form = {key: get(name) for key, name in names_of(row).items()}
+    return {
+        key: _number(text) if key in options and options[key].default is None else text for key, text in form.items()
+    }
+
+
+def _number(text: str) -> float | str | None:
+    """What was typed for an optional number; what is none stays a text, for the options' own check to refuse."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return text

@@ -19,6 +19,7 @@ from finepref import stages
 from finepref.formats import jsonl, records, spans
 from finepref.formats.check import BadData
 from finepref.hosts.llamafactory import data, pairs
+from finepref.hosts.llamafactory.arguments import missing_model_hint
 from finepref.hosts.llamafactory.webui import forms
 from finepref.hosts.patching import HostDrift
 
@@ -131,8 +132,17 @@ def _rows(file: Path) -> Iterator[tuple[Path, int, dict[str, Any]]]:
 
 @lru_cache(maxsize=1)
 def _tokenizer(path: str, template: str) -> tuple[dict[str, Any], Any]:
-    """The host's tokenizer of a model, as the host changes it for a template."""
-    module = load_tokenizer(ModelArguments(model_name_or_path=path, trust_remote_code=True))
+    """The host's tokenizer of a model, as the host changes it for a template.
+
+    Raises:
+        OSError: the model is not there, or has no tokenizer.
+    """
+    if hint := missing_model_hint(path):
+        raise FileNotFoundError(hint)
+    try:
+        module = load_tokenizer(ModelArguments(model_name_or_path=path, trust_remote_code=True))
+    except OSError as error:
+        raise OSError(f"{path}: {error}") from error
     return module, get_template_and_fix_tokenizer(module["tokenizer"], DataArguments(template=template))
 
 

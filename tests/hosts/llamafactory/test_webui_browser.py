@@ -1,0 +1,125 @@
+"""Headless Chromium on the real web UI: each stage chosen, previewed, trained, its loss curve seen, its files found.
+
+What the browser showed is kept in build/webui.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+import webui_browser
+from conftest import DATASETS, ROOT
+
+EXTRA = {"optim": "adamw_torch", "logging_steps": 1, "max_steps": 8, "preprocessing_num_workers": 1}
+PICTURES = ROOT / "build" / "webui"
+LABELS = {"seapo_kto": "SeaPO (seapo_kto)", "sepo": "SePO (sepo)", "tdpo": "TDPO (tdpo)"}
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory):
+    """One server in an empty folder, so that no saved configuration interferes, and one browser."""
+    folder = tmp_path_factory.mktemp("webui")
+    profile = tmp_path_factory.mktemp("chromium")
+    with webui_browser.serve(folder) as address, webui_browser.chromium(profile) as page:
+        yield SimpleNamespace(address=address, page=page, folder=folder)
+
+
+@pytest.fixture
+def page(web, tiny_model, sums, request):
+    """A fresh page with the tiny model and the tests' data folder filled in."""
+    page = web.page
+    page.open(web.address)
+    page.choose("Model name", "Custom")
+    page.fill("Model path", str(tiny_model))
+    page.choose("Chat template", "chatml")
+    page.choose("Compute type", "fp32")
+    page.fill("Data dir", str(sums))
+    page.click("Extra configurations")
+    page.fill("Extra arguments", json.dumps(EXTRA))
+    page.click("Extra configurations")
+    yield page
+    page.picture(PICTURES / f"{request.node.name}.png")
+
+
+@pytest.mark.parametrize(
+    ("stage", "offered", "option", "key"),
+    [
+        ("seapo_kto", ["sums", "seapo_demo"], ("KTO rejected weight", "0.9"), "kto_rejected_weight"),
+        (
+            "sepo",
+            ["spans", "scores", "sepo_demo", "tdpo_demo"],
+            ("Ratio of chosen tokens", "0.4"),
+            "sepo_ratio_chosen",
+        ),
+        ("tdpo", ["spans", "tdpo_demo"], ("Alpha", "0.3"), "tdpo_alpha"),
+    ],
+)
+def test_a_stage_is_chosen_previewed_and_trained_in_the_browser(web, page, stage, offered, option, key):
+    page.choose("Stage", LABELS[stage])
+    page.visible(f"//span[normalize-space()='{LABELS[stage]} configurations']")
+    webui_browser.until(lambda: page.offered("Dataset") == offered, f"{offered} offered")
+    page.choose("Dataset", DATASETS[stage])
+    page.fill(*option)
+    page.fill("Val size", "0.25")
+    page.fill("Output dir", f"run_{stage}")
+
+    page.click("Preview command")
+    command = page.shows(f"--{key} ")
+    assert f"--stage {stage} " in command
+    assert f"--dataset {DATASETS[stage]} " in command
+    assert f"--{key} {option[1]} " in command
+    page.picture(PICTURES / f"{stage}_preview.png")
+
+    page.click("Start")
+    assert "Failed." not in page.shows("Finished.", seconds=240)
+    curve = page.visible("//*[contains(@class, 'plot') or @data-testid='matplotlib']//img")
+    assert curve.get_attribute("src")
+    folder = web.folder / "saves" / "Custom" / "lora" / f"run_{stage}"
+    assert (folder / "adapter_model.safetensors").is_file()
+    receipt = json.loads((folder / "finepref_receipt.json").read_text())
+    assert receipt["stage"] == stage
+    assert receipt["settings"][key] == float(option[1])
+    assert receipt["rows"]["evaluated"] == 3
+    log = [json.loads(line) for line in (folder / "trainer_log.jsonl").read_text().splitlines()]
+    assert [entry["current_steps"] for entry in log if entry.get("loss") is not None] == list(range(1, 9))
+
+
+def test_the_view_of_tokens_highlights_the_spans_of_a_record(web, page):
+    page.choose("Stage", LABELS["tdpo"])
+    page.choose("Dataset", "spans")
+    page.click("Tokens")
+    page.fill("Record", "11")
+    page.click("Show tokens")
+    shown = page.shows("span-10")
+    assert re.search(r"rejected 2 / \d+", shown)
+    marked = page.visible("//*[contains(@class, 'textspan') and contains(@class, 'hl') and contains(., '24')]")
+    assert marked.text.split()[0] == "24"
+
+
+def test_a_bad_value_is_refused_in_one_line_before_anything_starts(web, page):
+    page.choose("Stage", LABELS["sepo"])
+    page.choose("Dataset", "scores")
+    page.fill("Ratio of chosen tokens", "2")
+    page.fill("Output dir", "never")
+    page.click("Start")
+    page.shows("must be above 0 and at most 1, not 2")
+    assert not (web.folder / "saves" / "Custom" / "lora" / "never").exists()
+
+
+def test_data_that_cannot_be_trained_on_is_named_above_the_traceback(web, page, tmp_path):
+    """Whether there are spans is found when the rows are read, in the training process, before it loads a model."""
+    pairs = [{"id": f"p{i}", "prompt": f"{i}?", "chosen": "yes", "rejected": "no"} for i in range(4)]
+    (tmp_path / "plain.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    entry = {"plain": {"file_name": "plain.jsonl", "formatting": "pair"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entry))
+    page.fill("Data dir", str(tmp_path))
+    page.choose("Stage", LABELS["tdpo"])
+    page.choose("Dataset", "plain")
+    page.fill("Output dir", "no_spans")
+    page.click("Start")
+    shown = page.shows("Failed.", seconds=240)
+    first = shown[shown.index("Failed.") :].splitlines()[1]
+    assert first == f"FP210 {tmp_path}/plain.jsonl:1 rejected_spans: tdpo_masks: annotated needs them"
