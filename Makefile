@@ -18,6 +18,7 @@ test-core: env-core
 	$(CORE)/python -m pytest tests --ignore=tests/hosts
 
 test-llamafactory: env-llamafactory
+	@scripts/make_browser.sh
 	$(LLAMAFACTORY)/python -m pytest tests/hosts/llamafactory
 
 lint: env-core

@@ -75,6 +75,8 @@ WEBUI_CARDS = (
     "webui-texts",
     "webui-engine",
     "webui-manager",
+    "webui-trainer-info",
+    "webui-save-dir",
 )
 
 BUILT_IN = (

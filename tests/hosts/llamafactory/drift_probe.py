@@ -77,12 +77,11 @@ def main() -> None:
     for name in (*heavy, "llamafactory.extras.packages", "trl.trainer.kto_trainer", "trl.trainer.dpo_trainer"):
         importlib.import_module(name)
     from finepref import stages
-    from finepref.hosts import patching
 
     results = {}
     sys.stdout.flush()
-    for card in list(patching.load_cards()):
-        stage = next(name for name, row in stages.all_stages().items() if card in row.cards)
+    needing = {card: name for name, row in reversed(stages.all_stages().items()) for card in row.cards}
+    for card, stage in needing.items():
         for mutation in MUTATIONS:
             reading, writing = os.pipe()
             child = os.fork()

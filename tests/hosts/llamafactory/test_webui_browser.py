@@ -13,35 +13,39 @@ import pytest
 import webui_browser
 from conftest import DATASETS, ROOT
 
-EXTRA = {"optim": "adamw_torch", "logging_steps": 1, "max_steps": 8, "preprocessing_num_workers": 1}
+STEPS = 4
+EXTRA = {"max_steps": STEPS, "logging_steps": 1, "gradient_accumulation_steps": 1, "preprocessing_num_workers": 1}
+EXTRA |= {"optim": "adamw_torch", "plot_loss": False}
+CURVE = "//*[contains(@class, 'plot') or @data-testid='matplotlib']//img"
 PICTURES = ROOT / "build" / "webui"
 LABELS = {"seapo_kto": "SeaPO (seapo_kto)", "sepo": "SePO (sepo)", "tdpo": "TDPO (tdpo)"}
 
 
 @pytest.fixture(scope="module")
-def web(tmp_path_factory):
-    """One server in an empty folder, so that no saved configuration interferes, and one browser."""
+def web(tmp_path_factory, tiny_model):
+    """One server in an empty folder, so that no saved configuration interferes, and one page of one browser with
+    what all tests want filled in."""
     folder = tmp_path_factory.mktemp("webui")
     profile = tmp_path_factory.mktemp("chromium")
     with webui_browser.serve(folder) as address, webui_browser.chromium(profile) as page:
-        yield SimpleNamespace(address=address, page=page, folder=folder)
+        page.open(address)
+        page.choose("Model name", "Custom")
+        page.fill("Model path", str(tiny_model))
+        page.choose("Chat template", "chatml")
+        page.choose("Compute type", "fp32")
+        page.fill("Val size", "0.25")
+        page.click("Extra configurations")
+        page.fill("Extra arguments", json.dumps(EXTRA))
+        page.click("Extra configurations")
+        yield SimpleNamespace(page=page, folder=folder)
 
 
 @pytest.fixture
-def page(web, tiny_model, sums, request):
-    """A fresh page with the tiny model and the tests' data folder filled in."""
-    page = web.page
-    page.open(web.address)
-    page.choose("Model name", "Custom")
-    page.fill("Model path", str(tiny_model))
-    page.choose("Chat template", "chatml")
-    page.choose("Compute type", "fp32")
-    page.fill("Data dir", str(sums))
-    page.click("Extra configurations")
-    page.fill("Extra arguments", json.dumps(EXTRA))
-    page.click("Extra configurations")
-    yield page
-    page.picture(PICTURES / f"{request.node.name}.png")
+def page(web, sums, request):
+    """The page with the tests' data folder; what it shows at the end is kept."""
+    web.page.fill("Data dir", str(sums))
+    yield web.page
+    web.page.picture(PICTURES / f"{request.node.name}.png")
 
 
 @pytest.mark.parametrize(
@@ -58,13 +62,14 @@ def page(web, tiny_model, sums, request):
     ],
 )
 def test_a_stage_is_chosen_previewed_and_trained_in_the_browser(web, page, stage, offered, option, key):
+    page.fill(
+        "Output dir", f"run_{stage}"
+    )  # first, because the host then empties its output box, which takes it a while
     page.choose("Stage", LABELS[stage])
     page.visible(f"//span[normalize-space()='{LABELS[stage]} configurations']")
     webui_browser.until(lambda: page.offered("Dataset") == offered, f"{offered} offered")
     page.choose("Dataset", DATASETS[stage])
     page.fill(*option)
-    page.fill("Val size", "0.25")
-    page.fill("Output dir", f"run_{stage}")
 
     page.click("Preview command")
     command = page.shows(f"--{key} ")
@@ -73,10 +78,10 @@ def test_a_stage_is_chosen_previewed_and_trained_in_the_browser(web, page, stage
     assert f"--{key} {option[1]} " in command
     page.picture(PICTURES / f"{stage}_preview.png")
 
+    before = page.sources(CURVE)
     page.click("Start")
     assert "Failed." not in page.shows("Finished.", seconds=240)
-    curve = page.visible("//*[contains(@class, 'plot') or @data-testid='matplotlib']//img")
-    assert curve.get_attribute("src")
+    webui_browser.until(lambda: page.sources(CURVE) not in ([], before), "a loss curve of its own")
     folder = web.folder / "saves" / "Custom" / "lora" / f"run_{stage}"
     assert (folder / "adapter_model.safetensors").is_file()
     receipt = json.loads((folder / "finepref_receipt.json").read_text())
@@ -84,7 +89,7 @@ def test_a_stage_is_chosen_previewed_and_trained_in_the_browser(web, page, stage
     assert receipt["settings"][key] == float(option[1])
     assert receipt["rows"]["evaluated"] == 3
     log = [json.loads(line) for line in (folder / "trainer_log.jsonl").read_text().splitlines()]
-    assert [entry["current_steps"] for entry in log if entry.get("loss") is not None] == list(range(1, 9))
+    assert [entry["current_steps"] for entry in log if entry.get("loss") is not None] == list(range(1, STEPS + 1))
 
 
 def test_the_view_of_tokens_highlights_the_spans_of_a_record(web, page):
@@ -100,10 +105,10 @@ def test_the_view_of_tokens_highlights_the_spans_of_a_record(web, page):
 
 
 def test_a_bad_value_is_refused_in_one_line_before_anything_starts(web, page):
+    page.fill("Output dir", "never")
     page.choose("Stage", LABELS["sepo"])
     page.choose("Dataset", "scores")
     page.fill("Ratio of chosen tokens", "2")
-    page.fill("Output dir", "never")
     page.click("Start")
     page.shows("must be above 0 and at most 1, not 2")
     assert not (web.folder / "saves" / "Custom" / "lora" / "never").exists()
@@ -115,10 +120,10 @@ def test_data_that_cannot_be_trained_on_is_named_above_the_traceback(web, page, 
     (tmp_path / "plain.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     entry = {"plain": {"file_name": "plain.jsonl", "formatting": "pair"}}
     (tmp_path / "dataset_info.json").write_text(json.dumps(entry))
+    page.fill("Output dir", "no_spans")
     page.fill("Data dir", str(tmp_path))
     page.choose("Stage", LABELS["tdpo"])
     page.choose("Dataset", "plain")
-    page.fill("Output dir", "no_spans")
     page.click("Start")
     shown = page.shows("Failed.", seconds=240)
     first = shown[shown.index("Failed.") :].splitlines()[1]

@@ -140,8 +140,9 @@ class Page:
 
     def field(self, label: str) -> WebElement:
         """A text, number or drop-down field."""
+        labelled = f"@aria-label='{label}' or @aria-label='number input for {label}'"
         return self.visible(
-            f"//*[(self::input and @aria-label='{label}') or ((self::input or self::textarea)"
+            f"//*[(self::input and ({labelled})) or ((self::input or self::textarea)"
             f" and ancestor::label//span[normalize-space()='{label}'])]"
         )
 
@@ -184,6 +185,10 @@ class Page:
         """Wait until the page shows a text; all of its visible text."""
         body = self.driver.find_element(By.TAG_NAME, "body")
         return until(lambda: body.text if text in body.text else "", f"{text!r} on the page", seconds=seconds)
+
+    def sources(self, xpath: str) -> list[str]:
+        """Where the images of that path come from."""
+        return [image.get_attribute("src") for image in self.driver.find_elements(By.XPATH, xpath)]
 
     def picture(self, file: Path) -> None:
         """Keep what the browser shows."""

@@ -62,7 +62,7 @@ def _element(field: Field, hint: Any) -> Any:
     if hint is bool:
         return gr.Checkbox(value=field.default)
     if hint in (int, float) and field.default is None:
-        return gr.Textbox(value="")  # a number element would show, and send, 0
+        return gr.Textbox(value="", max_lines=1)  # a number element would show, and send, 0
     if hint in (int, float):
         return gr.Number(value=field.default, precision=0 if hint is int else None, step=1 if hint is int else 0.05)
     if hint is str:

@@ -13,6 +13,8 @@ from finepref.hosts.llamafactory import data, webui
 from finepref.hosts.llamafactory.webui import forms
 from finepref.hosts.patching import HostDrift
 
+RUN = ("top.lang", "top.model_name", "top.finetuning_type", "train.output_dir")  # the last three name its folder
+
 
 def extend(original: type) -> type:
     """`Runner` that sends our stages' keys, checks them before anything starts, and names the cause of a failure."""
@@ -39,13 +41,17 @@ def extend(original: type) -> type:
             return args | {key: value for key, value in form.items() if key not in args}
 
         def monitor(self):
-            row = self._stage(self.running_data) if self.do_train else None
-            lang = self.running_data[self.manager.get_elem_by_id("top.lang")]
-            output_box = self.manager.get_elem_by_id(f"{'train' if self.do_train else 'eval'}.output_box")
+            if not self.do_train or self._stage(self.running_data) is None:
+                yield from super().monitor()
+                return
+            running = {name: self.running_data[self.manager.get_elem_by_id(name)] for name in RUN}
+            output_box, viewer = map(self.manager.get_elem_by_id, ("train.output_box", "train.loss_viewer"))
             for update in super().monitor():
-                if row is not None and output_box in update:
-                    update[output_box] = with_cause(update[output_box], lang)
+                if output_box in update:
+                    update[output_box] = with_cause(update[output_box], running["top.lang"])
                 yield update
+            if curve := last_curve(*running.values()):
+                yield {viewer: curve}
 
         def _stage(self, data) -> stages.Stage | None:
             return forms.chosen(data[self.manager.get_elem_by_id("train.training_stage")])
@@ -63,6 +69,15 @@ def complaint(args: dict[str, Any]) -> str:
     except (ValueError, HostDrift) as error:
         return str(error)
     return ""
+
+
+def last_curve(lang: str, *folder: str) -> Any:
+    """The loss curve of a run that is over: the host looks every two seconds, too seldom for a short one's end."""
+    from llamafactory.webui.common import get_save_dir
+    from llamafactory.webui.control import get_trainer_info
+
+    _, _, info = get_trainer_info(lang, get_save_dir(*folder), True)
+    return info.get("loss_viewer")
 
 
 def with_cause(text: str, lang: str) -> str:
