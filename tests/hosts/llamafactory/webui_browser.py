@@ -48,7 +48,7 @@ def until(found: Callable[[], Any], what: str, *, seconds: float = PATIENCE) -> 
             pass
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what} did not happen in {seconds} s")
-        time.sleep(0.1)
+        time.sleep(0.3)
 
 
 @contextmanager
