@@ -99,7 +99,7 @@ def test_a_stage_is_chosen_previewed_and_trained_in_the_browser(web, page, sums,
 
     before = page.sources(CURVE)
     page.click("Start")
-    assert "Failed." not in page.shows("Finished.", seconds=240)
+    assert "Failed." not in page.shows("Finished.", seconds=300)
     webui_browser.until(lambda: page.sources(CURVE) not in ([], before), "a loss curve of its own")
     folder = web.folder / "saves" / "Custom" / "lora" / f"run_{stage}"
     assert (folder / "adapter_model.safetensors").is_file()
@@ -144,6 +144,6 @@ def test_data_that_cannot_be_trained_on_is_named_above_the_traceback(web, page, 
     page.choose("Stage", label_of("tdpo"))
     page.choose("Dataset", "plain")
     page.click("Start")
-    shown = page.shows("Failed.", seconds=240)
+    shown = page.shows("Failed.", seconds=300)
     first = shown[shown.index("Failed.") :].splitlines()[1]
     assert first == f"FP210 {tmp_path}/plain.jsonl:1 rejected_spans: tdpo_masks: annotated needs them"

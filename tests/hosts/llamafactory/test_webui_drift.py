@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from drift_probe import MUTATIONS
 from finepref import stages
+from webui_drift_probe import MUTATIONS
 
 HERE = Path(__file__).parent
 STAGES = set(stages.all_stages())

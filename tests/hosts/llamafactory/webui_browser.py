@@ -21,7 +21,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-PATIENCE = 60  # seconds to wait for anything but a training run
+PATIENCE = 120  # seconds to wait for anything but the start of a process, on a busy machine
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -75,7 +75,7 @@ def serve(folder: Path, **environment: str) -> Iterator[str]:
             stderr=subprocess.STDOUT,
         )
         try:
-            until(lambda: server.poll() is not None or _answers(address), "the start of the web UI")
+            until(lambda: server.poll() is not None or _answers(address), "the start of the web UI", seconds=300)
             if server.poll() is not None:
                 raise RuntimeError(f"the web UI ended:\n{(folder / 'webui.log').read_text()[-3000:]}")
             yield address
