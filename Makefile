@@ -23,6 +23,7 @@ test-chaos: env-core
 	FINEPREF_CHAOS=full $(CORE)/python -m pytest tests/chaos
 
 test-llamafactory: env-llamafactory
+	@scripts/make_browser.sh
 	$(LLAMAFACTORY)/python -m pytest tests/hosts/llamafactory
 
 test-openrlhf: env-openrlhf

@@ -22,6 +22,10 @@ WATCHED = {
     "llamafactory.train.sft": "finepref.hosts.patching:attach",
     "llamafactory.train.rm": "finepref.hosts.patching:attach",
     "llamafactory.train.tuner": "finepref.hosts.patching:attach",
+    "llamafactory.webui.components.data": "finepref.hosts.patching:attach",
+    "llamafactory.webui.components.train": "finepref.hosts.patching:attach",
+    "llamafactory.webui.control": "finepref.hosts.patching:attach",
+    "llamafactory.webui.runner": "finepref.hosts.patching:attach",
 }
 
 # Names beside OpenRLHF's own command lines under which ours can be run, -> our file.

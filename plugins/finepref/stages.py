@@ -29,6 +29,7 @@ class Stage:
         switch: a boolean YAML key that turns the carrier into this stage, beside the stage's own name.
         openrlhf: the module that is the method's command line on OpenRLHF, "" where there is none.
         openrlhf_cards: patch cards that it needs.
+        host_options: keys of the host's own that the stage reads and the web UI sends with the stage's keys.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Stage:
     switch: str = ""
     openrlhf: str = ""
     openrlhf_cards: tuple[str, ...] = ()
+    host_options: tuple[str, ...] = ()
 
 
 # Every LLaMA-Factory stage reads its data and starts through these seams.
@@ -88,6 +90,21 @@ OPENRLHF_DPO_CARDS = (
     "openrlhf-gather-and-pad",
 )
 
+# The web UI offers all stages or, when one of these has drifted, none; training from the command line needs none.
+WEBUI_CARDS = (
+    "webui-train-tab",
+    "webui-runner",
+    "webui-datasets",
+    "webui-can-preview",
+    "webui-get-preview",
+    "webui-stages",
+    "webui-texts",
+    "webui-engine",
+    "webui-manager",
+    "webui-trainer-info",
+    "webui-save-dir",
+)
+
 BUILT_IN = (
     Stage(
         name="seapo_kto",
@@ -102,6 +119,7 @@ BUILT_IN = (
         demo_dataset="seapo_demo",
         openrlhf="finepref.hosts.openrlhf.train_kto",
         openrlhf_cards=OPENRLHF_DPO_CARDS,
+        host_options=("pref_beta", "pref_ftx", "kto_chosen_weight", "kto_rejected_weight"),
     ),
     Stage(
         name="sepo",
@@ -128,6 +146,7 @@ BUILT_IN = (
         adapter="finepref.hosts.llamafactory.tdpo:Tdpo",
         recipe="examples/tdpo_spans.yaml",
         demo_dataset="tdpo_demo",
+        host_options=("pref_beta",),
         openrlhf="finepref.hosts.openrlhf.train_tdpo",
         openrlhf_cards=OPENRLHF_DPO_CARDS,
     ),

@@ -63,11 +63,7 @@ def _scores(
     problems: list[Problem],
 ) -> list[float]:
     """The scores of the tokens with these offsets; one more where the end token has a score."""
-    given, places = (
-        (record.chosen_scores, record.chosen_offsets)
-        if side == "chosen"
-        else (record.rejected_scores, record.rejected_offsets)
-    )
+    given, places = scores_of(record, side)
     own = fingerprint(tokenizer)
     if record.tokenizer == own:
         if len(given) - len(offsets) in (0, 1):
@@ -101,6 +97,13 @@ def spans_of(record: records.Record, side: str) -> tuple[records.Span, ...]:
     if not isinstance(record, records.SpanPair):
         return ()
     return record.chosen_spans if side == "chosen" else record.rejected_spans
+
+
+def scores_of(record: records.ScoredPair, side: str) -> tuple[tuple[float, ...], tuple[tuple[int, int], ...]]:
+    """The token scores of one response, and the characters of each token where the record has them."""
+    if side == "chosen":
+        return record.chosen_scores, record.chosen_offsets
+    return record.rejected_scores, record.rejected_offsets
 
 
 def selects(record: records.Record, side: str) -> bool:

@@ -44,6 +44,7 @@ class Card:
     replacement: str = ""
     fields: tuple[str, ...] = ()
     methods: dict[str, str] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()  # of a host table, a dict
     tested: dict[str, str]
     why: str
     without_it: str
@@ -85,7 +86,7 @@ def load_cards() -> dict[str, Card]:
             if not file.name.endswith(".toml"):
                 continue
             table = tomllib.loads(file.read_text(encoding="utf-8"))
-            table["fields"] = tuple(table.get("fields", ()))
+            table |= {name: tuple(table.get(name, ())) for name in ("fields", "keys")}
             try:
                 card = Card(name=file.name.removesuffix(".toml"), host=folder.name, **table)
             except TypeError as error:
@@ -132,9 +133,10 @@ class _Default:
         return ""
 
 
-def source_digest(target: Any) -> str:
-    """SHA-256 of the source text of a function or class, first 16 hex digits."""
-    return hashlib.sha256(inspect.getsource(target).encode()).hexdigest()[:16]
+def source_digest(target: Any, keys: Sequence[str] = ()) -> str:
+    """SHA-256 of the source text of a function or class, or of a table's entries `keys`; first 16 hex digits."""
+    text = repr({key: target[key] for key in keys}) if keys else inspect.getsource(target)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def mismatch(card: Card, module: ModuleType, installed: str) -> str:
@@ -146,7 +148,13 @@ def mismatch(card: Card, module: ModuleType, installed: str) -> str:
     target = getattr(module, card.attribute, None)
     if target is None:
         return f"expected {card.target}, found no such name"
-    if card.methods or card.fields:
+    if card.keys:
+        if not isinstance(target, dict):
+            return f"expected {card.target} to be a table, found a {type(target).__name__}"
+        missing = set(card.keys) - set(target)
+        if missing:
+            return f"expected {card.target} to have the keys {', '.join(sorted(missing))}"
+    elif card.methods or card.fields:
         if not inspect.isclass(target):
             return f"expected {card.target} to be a class, found a {type(target).__name__}"
         missing = set(card.fields) - ({f.name for f in fields(target)} if is_dataclass(target) else set())
@@ -174,7 +182,7 @@ def _check(card: Card, module: ModuleType) -> State:
     if wrong:
         state.outcome, state.detail = "drift", wrong
     else:
-        digest = source_digest(getattr(module, card.attribute))
+        digest = source_digest(getattr(module, card.attribute), card.keys)
         state.outcome = "verified"
         state.source = "tested" if digest in card.tested.values() else "unverified"
         state.detail = "" if state.source == "tested" else f"source {digest} of {card.host} {installed} is new to us"

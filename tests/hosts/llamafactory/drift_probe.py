@@ -89,14 +89,15 @@ def main() -> None:
     for name in (*heavy, "llamafactory.extras.packages", "trl.trainer.kto_trainer", "trl.trainer.dpo_trainer"):
         importlib.import_module(name)
     from finepref import stages
-    from finepref.hosts import patching
 
     results = {}
     sys.stdout.flush()
-    probes = []
-    for card in [name for name, card in patching.load_cards().items() if card.host == "llamafactory"]:
-        stage = next(name for name, row in stages.all_stages().items() if card in row.cards)
-        probes += [(f"{card}/{mutation}", f"{sys.argv[1]}/{stage}.yaml", card, mutation) for mutation in MUTATIONS]
+    needing = {card: name for name, row in reversed(stages.all_stages().items()) for card in row.cards}
+    probes = [
+        (f"{card}/{mutation}", f"{sys.argv[1]}/{stage}.yaml", card, mutation)
+        for card, stage in needing.items()
+        for mutation in MUTATIONS
+    ]
     together = os.cpu_count() or 1
     for k in range(0, len(probes), together):
         started = [(name, *start(*probe)) for name, *probe in probes[k : k + together]]

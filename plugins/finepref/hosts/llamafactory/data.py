@@ -54,8 +54,8 @@ def dataset_list(original: Callable) -> Callable:
 
     @functools.wraps(original)
     def get_dataset_list(dataset_names, dataset_dir):
-        entries = _entries(dataset_dir)
-        shipped = _entries(str(shipped_dataset_dir()))
+        entries = entries_of(dataset_dir)
+        shipped = entries_of(str(shipped_dataset_dir()))
         borrowed = [name for name in dataset_names or [] if name not in entries and name in shipped]
         if dataset_dir == "ONLINE" or not borrowed:
             attributes = original(dataset_names, dataset_dir)
@@ -77,7 +77,7 @@ def dataset_list(original: Callable) -> Callable:
     return get_dataset_list
 
 
-def _entries(dataset_dir: Any) -> dict[str, Any]:
+def entries_of(dataset_dir: Any) -> dict[str, Any]:
     """The table of a dataset_dir, {} when the host has to fetch it or will complain about it itself."""
     if isinstance(dataset_dir, dict):
         return dict(dataset_dir)
@@ -139,14 +139,10 @@ def merged_dataset(original: Callable) -> Callable:
 
     @functools.wraps(original)
     def _get_merged_dataset(dataset_names, model_args, data_args, training_args, stage, return_dict=False):
-        from llamafactory.data.parser import get_dataset_list
-
         if dataset_names is None:
             return None
         row = stages.find(stage)
-        attributes = get_dataset_list(dataset_names, data_args.dataset_dir)
-        for name, attribute in zip(dataset_names, attributes, strict=True):
-            _refuse_foreign_format(name, attribute.formatting, row, stage)
+        attributes = check_formats(dataset_names, data_args.dataset_dir, stage)
         if row is None:
             return original(dataset_names, model_args, data_args, training_args, stage, return_dict)
 
@@ -159,6 +155,21 @@ def merged_dataset(original: Callable) -> Callable:
         return {name: arrange(part) for name, part in datasets.items()} if return_dict else arrange(datasets)
 
     return _get_merged_dataset
+
+
+def check_formats(names: list[str], dataset_dir: Any, stage: str) -> list[Any]:
+    """The host's DatasetAttr of each data set, when all are of a format that the stage reads.
+
+    Raises:
+        BadData: one is not.
+        ValueError: one is not in the table.
+    """
+    from llamafactory.data.parser import get_dataset_list
+
+    attributes = get_dataset_list(names, dataset_dir)
+    for name, attribute in zip(names, attributes, strict=True):
+        _refuse_foreign_format(name, attribute.formatting, stages.find(stage), stage)
+    return attributes
 
 
 def _refuse_foreign_format(name: str, formatting: str, row: stages.Stage | None, stage: str) -> None:
@@ -188,9 +199,7 @@ def _check_sources(names: list[str], attributes: list[Any], data_args: Any) -> l
         read: int | None = None
         if attribute.load_from == "file":
             read = 0
-            for file in _files(name, attribute, data_args.dataset_dir):
-                if file.suffix not in (".json", ".jsonl"):
-                    raise BadData([Problem(str(file), 0, "file_name", "FP202", "only .json and .jsonl are checked")])
+            for file in files_of(name, attribute, data_args.dataset_dir):
                 SOURCES.append((file, attribute))
                 checked = check_file(
                     file,
@@ -214,15 +223,23 @@ def _check_sources(names: list[str], attributes: list[Any], data_args: Any) -> l
     return entries
 
 
-def _files(name: str, attribute: Any, dataset_dir: str) -> list[Path]:
-    """The local files of a dataset, found as `finepref validate` finds them."""
+def files_of(name: str, attribute: Any, dataset_dir: str) -> list[Path]:
+    """The files of a local data set, found as `finepref validate` finds them.
+
+    Raises:
+        BadData: a file is not there, with the command that makes it when its entry names one, or one we cannot read.
+    """
     entry = {"file_name": attribute.dataset_name}
     if attribute.finepref_make:
         entry["make"] = attribute.finepref_make
     try:
-        return dataset_info.resolve(dataset_dir, entry)
+        files = dataset_info.resolve(dataset_dir, entry)
     except BadData as error:
         raise BadData([replace(problem, field=f"{name}.{problem.field}") for problem in error.problems]) from None
+    for file in files:
+        if file.suffix not in (".json", ".jsonl"):
+            raise BadData([Problem(str(file), 0, "file_name", "FP202", "only .json and .jsonl are checked")])
+    return files
 
 
 def _arrange(row: stages.Stage, dataset: Any, *, truncated: bool, streaming: bool) -> Any:

@@ -1,0 +1,214 @@
+"""The view of tokens: one record with the tokens that a stage would train on, by the code that trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import accumulate, islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from llamafactory.data import get_template_and_fix_tokenizer
+from llamafactory.extras.constants import IGNORE_INDEX
+from llamafactory.hparams import DataArguments, ModelArguments, finetuning_args
+from llamafactory.model import load_tokenizer
+
+from finepref import stages
+from finepref.formats import jsonl, records, spans
+from finepref.formats.check import BadData
+from finepref.hosts.llamafactory import data, pairs
+from finepref.hosts.llamafactory.arguments import missing_model_hint
+from finepref.hosts.llamafactory.webui import forms
+from finepref.hosts.pair_tokens import SIDES, scores_of, spans_of
+from finepref.hosts.patching import HostDrift
+
+ELEMENTS = ("tokens_tab", "tokens_record", "tokens_btn", "tokens_chosen", "tokens_rejected")
+SEED = 42  # the host's default; random selections depend on it
+Piece = tuple[str, float]  # some text, and its weight in the loss
+
+
+def selects(row: stages.Stage) -> bool:
+    """Whether the stage weighs the tokens of both responses, by what its data says and its options ask for."""
+    return isinstance(data.adapter_of(row), pairs.PairAdapter)
+
+
+def build() -> dict[str, Any]:
+    """The elements; to be called inside an accordion."""
+    with gr.Row():
+        record = gr.Number(value=1, precision=0, minimum=1, scale=1)
+        button = gr.Button(scale=1)
+    with gr.Row():
+        summary = gr.Markdown()
+    with gr.Row():
+        chosen, rejected = (gr.HighlightedText(combine_adjacent=True, show_inline_category=False) for _ in SIDES)
+    return {
+        "tokens_record": record,
+        "tokens_btn": button,
+        "tokens_summary": summary,
+        "tokens_chosen": chosen,
+        "tokens_rejected": rejected,
+    }
+
+
+def wire(manager: Any, elements: dict[str, Any], options: dict[str, Any]) -> None:
+    """Show the record asked for with the options as the form has them, also before any training."""
+    names = {name for row in stages.all_stages().values() for name in forms.names_of(row).values()}
+    names |= {"training_stage", "dataset_dir", "dataset", "cutoff_len", "tokens_record"}
+    inputs = {f"train.{name}": elements[name] for name in names}
+    inputs |= {name: manager.get_elem_by_id(name) for name in ("top.model_path", "top.template")}
+    outputs = [elements[f"tokens_{name}"] for name in ("summary", *SIDES)]
+
+    def show(values: dict[Any, Any]) -> tuple[str, Any, Any]:
+        return view(lambda name: values[inputs[name]])
+
+    elements["tokens_btn"].click(show, set(inputs.values()), outputs)
+
+
+def view(get: Callable[[str], Any]) -> tuple[str, Any, Any]:
+    """A line about the record and its two responses as highlighted text, or what is wrong.
+
+    Args:
+        get: element id -> value, e.g. of "train.dataset".
+    """
+    row = forms.chosen(get("train.training_stage"))
+    try:
+        if not get("train.dataset"):
+            raise ValueError("choose a dataset first")
+        values = forms.values(row, lambda name: get(f"train.{name}"))
+        arguments = finetuning_args.FinetuningArguments(stage=row.name, **values)
+        name, number = get("train.dataset")[0], int(get("train.tokens_record") or 0)
+        record = find_record(row, name, get("train.dataset_dir"), number)
+        if get("top.model_path"):
+            tokenizer_module, template = _tokenizer(get("top.model_path"), get("top.template"))
+            data_args = DataArguments(template=get("top.template"), cutoff_len=get("train.cutoff_len"))
+            tokenized, texts = by_tokens(row, record, tokenizer_module, template, data_args)
+        else:
+            tokenized, texts = by_characters(record)
+        *weights, _ = data.adapter_of(row).weigh(tokenized, arguments, SEED)
+    except (ValueError, OSError, HostDrift) as error:
+        gr.Warning(str(error))
+        return f"```\n{error}\n```", None, None
+    sides = [pieces(tokenized, side, texts[side], weight) for side, weight in zip(SIDES, weights, strict=True)]
+    counts = [
+        f"{side} {sum(weight > 0 for _, weight in side_pieces)} / {len(side_pieces)}"
+        for side, side_pieces in zip(SIDES, sides, strict=True)
+    ]
+    prompt = "\n".join(f"{message.role}: {message.content}" for message in record.prompt)
+    return f"**{name}** {number} `{record.id}`: {', '.join(counts)}\n```\n{prompt}\n```", *map(highlighted, sides)
+
+
+def find_record(row: stages.Stage, name: str, dataset_dir: str, number: int) -> records.Record:
+    """Record `number`, counted from 1, of a data set that the stage trains on.
+
+    Raises:
+        BadData: the data set is of another format, or the record is not as its format says.
+        FileNotFoundError: the file is not there.
+        ValueError: there is no such record, or no local file.
+    """
+    (attribute,) = data.check_formats([name], dataset_dir, row.name)
+    if attribute.load_from != "file":
+        raise ValueError(f"dataset {name} is not a local file")
+    rows = (found for file in data.files_of(name, attribute, dataset_dir) for found in _rows(file))
+    file, line, value = next(islice(rows, max(number, 1) - 1, None), (None, 0, None))
+    if number < 1 or file is None:
+        raise ValueError(f"dataset {name} has no record {number}")
+    parsed = records.parse(
+        value,
+        attribute.formatting,
+        columns=attribute.finepref_columns,
+        error_type=attribute.finepref_error_type,
+        file=str(file),
+        line=line,
+    )
+    if isinstance(parsed, list):
+        raise BadData(parsed)
+    return parsed
+
+
+def _rows(file: Path) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    return ((file, line, value) for line, value in jsonl.read_jsonl(file, problems=None))
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(path: str, template: str) -> tuple[dict[str, Any], Any]:
+    """The host's tokenizer of a model, as the host changes it for a template.
+
+    Raises:
+        OSError: the model is not there, or has no tokenizer.
+    """
+    if hint := missing_model_hint(path):
+        raise FileNotFoundError(hint)
+    try:
+        module = load_tokenizer(ModelArguments(model_name_or_path=path, trust_remote_code=True))
+    except OSError as error:
+        raise OSError(f"{path}: {error}") from error
+    return module, get_template_and_fix_tokenizer(module["tokenizer"], DataArguments(template=template))
+
+
+def by_tokens(
+    row: stages.Stage, record: records.Record, tokenizer_module: dict[str, Any], template: Any, data_args: Any
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """The record as the stage's processor tokenises it, and for each side the text of each token.
+
+    Raises:
+        BadData: the record and the tokenizer do not fit together.
+    """
+    processor = data.adapter_of(row).processor()(template=template, data_args=data_args, **tokenizer_module)
+    formatting = next(name for name, kind in records.FORMATS.items() if type(record) is kind)
+    text = json.dumps(records.to_row(record))
+    columns = processor.preprocess_dataset({"_record": [text], "_formatting": [formatting], "_problem": [""]})
+    tokenized = {name: column[0] for name, column in columns.items()}
+    data.raise_problems([tokenized["problem"]])
+    tokenizer = tokenizer_module["tokenizer"]
+    return tokenized, {side: token_texts(tokenizer, tokenized[f"{side}_input_ids"]) for side in SIDES}
+
+
+def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
+    """The text that each token adds; a character of several tokens comes with the last of them."""
+    texts, known = [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if text.endswith("\ufffd") and end < len(ids):
+            text = known
+        texts.append(text[len(known) :])
+        known = text
+    return texts
+
+
+def by_characters(record: records.Record) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """The same without a tokenizer: tokens are those of the scores, else single characters.
+
+    Raises:
+        ValueError: the record has scores whose places only its tokenizer knows.
+    """
+    row: dict[str, Any] = {"example_id": record.id, "mapped": False}
+    texts = {}
+    for side, text in zip(SIDES, (record.chosen, record.rejected), strict=True):
+        annotated = spans_of(record, side)
+        score, places = (), [(at, at + 1) for at in range(len(text))]
+        if isinstance(record, records.ScoredPair):
+            score, places = scores_of(record, side)
+            if not places:
+                raise ValueError("the scores have no offsets; choose the model whose tokenizer they belong to")
+        row[f"{side}_labels"] = [0] * len(places)
+        row[f"{side}_weight"] = spans.token_weights(annotated, places) if annotated else [1.0] * len(places)
+        row[f"{side}_score"] = list(score)
+        row[f"{side}_annotated"], row[f"{side}_scored"] = bool(annotated), bool(score)
+        ends = list(accumulate((end for _, end in places), max, initial=0))
+        texts[side] = [text[start:end] for start, end in pairwise(ends)]  # with what lies between two tokens
+    return row, texts
+
+
+def pieces(tokenized: dict[str, Any], side: str, texts: list[str], weights: list[float]) -> list[Piece]:
+    """Text and weight of each token of the response; the prompt's are left out."""
+    labels = tokenized[f"{side}_labels"]
+    return [
+        (text, weight) for text, weight, label in zip(texts, weights, labels, strict=True) if label != IGNORE_INDEX
+    ]
+
+
+def highlighted(side: list[Piece]) -> list[tuple[str, str | None]]:
+    """Pieces as the host's UI library shows them: the selected ones under their weight."""
+    return [(text, f"{weight:g}" if weight > 0 else None) for text, weight in side]

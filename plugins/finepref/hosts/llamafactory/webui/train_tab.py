@@ -1,0 +1,91 @@
+"""The Train tab with our stages (card `webui-train-tab`): Stage list, an accordion per stage, the view of tokens."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from llamafactory.extras.constants import TRAINING_STAGES
+
+from finepref import stages
+from finepref.hosts.llamafactory import webui
+from finepref.hosts.llamafactory.webui import forms, texts, tokens
+
+
+def extend(original: Callable) -> Callable:
+    """`create_train_tab` that offers our stages, or says why it does not."""
+
+    @functools.wraps(original)
+    def create_train_tab(engine):
+        if told := webui.drift():
+            gr.Markdown(f"**finepref**\n```\n{told}\n```")
+            return original(engine)
+        rows = list(stages.all_stages().values())
+        TRAINING_STAGES.update({forms.label_of(row): row.name for row in rows})
+        _add_texts(rows)
+
+        accordions, options = {}, {}
+        for row in rows:
+            with gr.Accordion(open=True, visible=False) as accordions[f"{row.name}_tab"]:
+                options |= forms.build(row)
+        with gr.Accordion(open=False, visible=False) as tokens_tab:
+            view = tokens.build()
+        host = _with_inputs(original, engine, set(options.values()))
+        shown = [*accordions.values(), tokens_tab]
+        _move_behind(host["rlhf_tab"], shown)
+
+        elements = host | options | accordions | view | {"tokens_tab": tokens_tab}
+        host["training_stage"].change(
+            show_stage, [host["training_stage"]], [*shown, host["rlhf_tab"]], queue=False, show_progress="hidden"
+        )
+        tokens.wire(engine.manager, elements, options)
+        return elements
+
+    return create_train_tab
+
+
+def _add_texts(rows: list[stages.Stage]) -> None:
+    """Put the words of our elements where the host looks them up when the language changes."""
+    from llamafactory.webui.locales import LOCALES
+
+    for row in rows:
+        LOCALES[f"{row.name}_tab"] = texts.of_accordion(forms.label_of(row))
+        LOCALES.update({key: texts.of_option(field) for key, field in forms.options_of(row).items()})
+    LOCALES.update(texts.of_elements(tokens.ELEMENTS))
+
+
+def _with_inputs(original: Callable, engine: Any, inputs: set[Any]) -> dict[str, Any]:
+    """Let the host wire our options wherever it wires its own: preview, start, save and load, resume.
+
+    The host starts its set of inputs with `get_base_elems()`, so that is where ours join, for this one call.
+    """
+    base_elems = engine.manager.get_base_elems
+    engine.manager.get_base_elems = lambda: base_elems() | inputs
+    try:
+        return original(engine)
+    finally:
+        del engine.manager.get_base_elems
+
+
+def _move_behind(anchor: Any, blocks: list[Any]) -> None:
+    """Blocks that were made first, so that the host could wire them, go where they belong on the page."""
+    siblings = anchor.parent.children
+    for block in blocks:
+        siblings.remove(block)
+    at = siblings.index(anchor) + 1
+    siblings[at:at] = blocks
+
+
+def show_stage(label: str) -> list[Any]:
+    """What is visible for a stage: its accordion, the view of tokens if it selects any; the host's RLHF keys open.
+
+    Returns:
+        Updates of each stage's accordion, of the tokens', of the host's RLHF accordion.
+    """
+    row = forms.chosen(label)
+    updates = [gr.Accordion(visible=other is row) for other in stages.all_stages().values()]
+    updates.append(gr.Accordion(visible=row is not None and tokens.selects(row)))
+    reads_host_keys = row is not None and set(row.host_options) - set(forms.options_of(row))
+    return [*updates, gr.Accordion(open=True) if reads_host_keys else gr.skip()]

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Make sure that the browser tests have Chromium and its driver; does nothing when both are there.
+set -euo pipefail
+
+missing=()
+command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing+=(chromium)
+command -v chromedriver >/dev/null || missing+=(chromium-driver)
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+    echo "the tests of the web UI need a browser; install ${missing[*]}, on Debian by" >&2
+    echo "    sudo apt-get install --no-install-recommends chromium chromium-driver" >&2
+    exit 2
+fi
+echo "installing ${missing[*]}"
+log=$(mktemp)
+if ! { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+    tail -20 "$log" >&2
+    exit 1
+fi
+rm -f "$log"
