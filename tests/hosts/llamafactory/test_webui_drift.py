@@ -50,6 +50,7 @@ def test_any_change_to_what_a_card_names_leaves_the_hosts_own_web_ui_and_tells_h
 CODE = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
+import webui_form
 ui = webui_form.build()
 from llamafactory.extras.constants import TRAINING_STAGES
 from llamafactory.webui.locales import LOCALES

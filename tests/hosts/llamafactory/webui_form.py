@@ -10,13 +10,12 @@ from typing import Any
 def build() -> SimpleNamespace:
     """The host's engine with the top row and the Train tab; `form(**values)` is what a click on Start would send."""
     import gradio as gr
-    from llamafactory.webui.components import create_top, create_train_tab
-    from llamafactory.webui.engine import Engine
+    from llamafactory.webui import interface
 
-    engine = Engine()
+    engine = interface.Engine()
     with gr.Blocks():
-        engine.manager.add_elems("top", create_top())
-        engine.manager.add_elems("train", create_train_tab(engine))
+        engine.manager.add_elems("top", interface.create_top())
+        engine.manager.add_elems("train", interface.create_train_tab(engine))
 
     def form(model: Path, **values: Any) -> dict[Any, Any]:
         given = {"top.lang": "en", "top.model_name": "Custom", "top.model_path": str(model), "top.template": "chatml"}
