@@ -204,7 +204,7 @@ def _typed_input(text: str, layout: str, columns: Mapping[str, str], error_type:
 
 def _check(inputs: list[Input], limit: int, rejected: Path | None, **options: object) -> list[FileReport]:
     checks = [(_file_check(file, limit), file) for file in inputs]
-    bad = chain.from_iterable(check.rejectedrows_of(_read(file, **options)) for check, file in checks)
+    bad = chain.from_iterable(check.rejected_rows(_read(file, **options)) for check, file in checks)
     if rejected is None:
         deque(bad, maxlen=0)
     else:
