@@ -160,7 +160,7 @@ def test_semantic_uses_the_named_embedder(tmp_path):
     assert result.stdout.splitlines()[-1] == f"{output}: 2 of 3 rows kept; the largest group has 2"
     result = run("dedup", source, "--output", output, "--method", "semantic")
     assert result.exit_code == 1
-    assert result.stderr.startswith("semantic needs --embedder")
+    assert "semantic needs --embedder" in result.stderr
 
 
 def test_diversity_prints_one_line_of_json(tmp_path):
