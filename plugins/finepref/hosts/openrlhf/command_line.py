@@ -94,8 +94,8 @@ def run(module: str, *, stage: str, group: str, options: type, unused: tuple[str
 def in_flags(message: str, flags: Mapping[str, str]) -> str:
     """A message about option keys, in the flags that the user types."""
     for key, flag in flags.items():
-        message = re.sub(rf"`?\b{key}\b`?(?!\.)", flag, message)
-    return message
+        message = re.sub(rf"\b{key}\b(?!\.)", flag, message)
+    return message.replace("`", "")
 
 
 def main_block(module: str) -> CodeType:
@@ -113,9 +113,7 @@ def main_block(module: str) -> CodeType:
         if isinstance(node, ast.If) and ast.unparse(node.test).replace('"', "'") == "__name__ == '__main__'"
     ]
     if len(blocks) != 1 or ast.unparse(blocks[0][-1]) != "train(args)":
-        raise HostDrift(
-            f"{module} does not end in one `if __name__ == '__main__'` block whose last line is train(args)"
-        )
+        raise HostDrift(f"{module}: expected one block `if __name__ == '__main__'` that ends in train(args)")
     return compile(ast.Module(blocks[0], type_ignores=[]), file, "exec")
 
 
