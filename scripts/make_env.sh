@@ -11,6 +11,7 @@ if [ ! -f "$lock" ]; then
     kind=cpu
     command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1 && kind=cuda
     lock=locks/$name-$kind.txt
+    [ -f "$lock" ] || lock=locks/$name-cpu.txt
 fi
 [ -f "$lock" ] || { echo "no lock file for the environment '$name' in locks/" >&2; exit 2; }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 import types
 
@@ -67,3 +68,27 @@ def test_a_watched_module_that_does_not_exist_stays_a_module_not_found_error(wat
     monkeypatch.setitem(attach.WATCHED, "finepref_nowhere", "finepref_probe_adapter:work")
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("finepref_nowhere")
+
+
+@pytest.fixture
+def other_names(tmp_path, monkeypatch):
+    """A package `hosted` in which attach serves the name `hosted.ours`."""
+    (tmp_path / "hosted").mkdir()
+    (tmp_path / "hosted/__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setitem(attach.ALIASES, "hosted.ours", "train_selective.py")
+    attach.install()
+    yield tmp_path / "hosted"
+    sys.modules.pop("hosted", None)
+
+
+def test_a_name_of_ours_in_the_hosts_package_is_our_file(other_names):
+    spec = importlib.util.find_spec("hosted.ours")
+    assert spec.origin.endswith("finepref/hosts/openrlhf/train_selective.py")
+    assert "openrlhf.cli.train_selective" in attach.ALIASES
+
+
+def test_the_hosts_own_file_of_that_name_goes_first(other_names):
+    (other_names / "ours.py").write_text("")
+    assert importlib.util.find_spec("hosted.ours").origin == str(other_names / "ours.py")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 
 import typer
 
@@ -18,7 +20,8 @@ def doctor(
     """Compare every patch card with the installed hosts. Exit code 1 when a card has drifted."""
     from finepref.hosts import patching
 
-    states = patching.survey()
+    with contextlib.redirect_stdout(sys.stderr):  # hosts write to standard output when they are imported
+        states = patching.survey()
     drifted = any(state.outcome == "drift" for state in states)
     if as_json:
         print(json.dumps([patching.as_row(state) for state in states], indent=2))

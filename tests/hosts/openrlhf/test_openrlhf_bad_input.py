@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -146,8 +147,10 @@ def test_the_wandb_key_goes_to_the_environment_and_out_of_the_arguments(monkeypa
     from finepref.hosts.openrlhf.environment import hide_key
 
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setattr("sys.argv", ["train", "--logger.wandb.key", "secret", "--other=secret"])
     wandb = SimpleNamespace(key="secret")
     hide_key(wandb)
+    assert sys.argv == ["train", "--logger.wandb.key", "hidden", "--other=hidden"]
     assert wandb.key == "hidden"
     assert os.environ.pop("WANDB_API_KEY") == "secret"
 

@@ -9,12 +9,13 @@ import torch
 from conftest import BIN, DATA, MODULE, ROOT, free_port, tensors, write_rows
 
 
-@pytest.mark.parametrize("name", sorted(DATA))
-def test_the_deepspeed_launcher_trains_on_two_processes(command, name):
-    launcher = ("deepspeed", "--num_gpus", "2", "--master_port", free_port(), "--module", MODULE.format(name))
+@pytest.mark.parametrize(("name", "processes"), [("selective", 2), ("tdpo", 1), ("kto", 2), ("apo_rm", 1)])
+def test_the_deepspeed_launcher_trains(command, name, processes):
+    launcher = ("deepspeed", "--num_gpus", str(processes), "--master_port", free_port())
+    launcher += ("--module", MODULE.format(name))
     done = command(*launcher, name=name)
     assert done.code == 0, done.output[-4000:]
-    assert [rank["loss_calls"] for rank in done.receipt["ranks"]] == [3, 3]
+    assert [rank["loss_calls"] for rank in done.receipt["ranks"]] == [6 // processes] * processes
     assert len(done.log["train/loss_mean"]) == 3
     assert (done.folder / "config.json").is_file()
 
@@ -47,15 +48,22 @@ def test_the_help_imports_no_model_library():
 
 
 HOST_DPO = (
-    "import runpy, sys\n"
+    "import runpy\n"
     "from finepref.hosts.openrlhf import compat\n"
     "compat.install()\n"
+    "from openrlhf.utils.deepspeed import DeepspeedStrategy\n"
+    "config = DeepspeedStrategy.get_ds_train_config\n"
+    "def without_compiler(self, optim_dict=None, **rest):\n"
+    "    if optim_dict:\n"
+    "        optim_dict['params']['torch_adam'] = True\n"
+    "    return config(self, optim_dict, **rest)\n"
+    "DeepspeedStrategy.get_ds_train_config = without_compiler\n"
     "runpy.run_module('openrlhf.cli.train_dpo', run_name='__main__', alter_sys=True)\n"
 )
 
 
 def test_the_hosts_own_train_dpo_is_the_same_with_finepref_attached_and_without(command, tmp_path):
-    """Both with the CPU stand-ins, without which the host does not start here."""
+    """Both with the CPU stand-ins and torch's Adam, without which the host does not start here or compiles its own."""
     pairs = [{"prompt": f"{i}?", "chosen": f"{i} is it.", "rejected": "No."} for i in range(8)]
     folder = write_rows(tmp_path / "data", pairs, "pairs", formatting="pair")
     done = {}

@@ -27,11 +27,10 @@ UNUSED = ("data.dataset_probs", "data.dataset_split", "eval.split")
 
 KEY_PREFIX = re.compile(r"^(sepo|tdpo|seapo|kto|apo|finepref)_")
 
-DATA_FLAGS = {
-    "data.dataset_dir": "Folder of the dataset_info.json that --data.dataset and --eval.dataset name data sets of; "
-    "names that it lacks are looked up in finepref's own.",
-    "data.formatting": "Format of data that is given as a file: {formats} (default: the first).",
-}
+DATASET_DIR = (
+    "Folder of the dataset_info.json that --data.dataset and --eval.dataset name data sets of; names that it lacks "
+    "are looked up in finepref's own. (default: %(default)s)"
+)
 
 
 @dataclass(frozen=True)
@@ -87,15 +86,19 @@ def run(module: str, *, stage: str, group: str, options: type, unused: tuple[str
             sys.exit(f"{parser.prog}: {in_flags(str(error), flags)}")
         train()
 
+    try:
+        block = main_block(module)
+    except HostDrift as error:
+        sys.exit(f"{parser.prog}: {error}")
     shim = SimpleNamespace(**{**vars(argparse), "ArgumentParser": lambda: parser})
-    exec(main_block(module), {"__name__": "__main__", "argparse": shim, "datetime": datetime, "train": start})
+    exec(block, {"__name__": "__main__", "argparse": shim, "datetime": datetime, "train": start})
 
 
 def in_flags(message: str, flags: Mapping[str, str]) -> str:
     """A message about option keys, in the flags that the user types."""
     for key, flag in flags.items():
-        message = re.sub(rf"`?\b{key}\b`?(?!\.)", flag, message)
-    return message
+        message = re.sub(rf"\b{key}\b(?!\.)", flag, message)
+    return message.replace("`", "")
 
 
 def main_block(module: str) -> CodeType:
@@ -113,9 +116,7 @@ def main_block(module: str) -> CodeType:
         if isinstance(node, ast.If) and ast.unparse(node.test).replace('"', "'") == "__name__ == '__main__'"
     ]
     if len(blocks) != 1 or ast.unparse(blocks[0][-1]) != "train(args)":
-        raise HostDrift(
-            f"{module} does not end in one `if __name__ == '__main__'` block whose last line is train(args)"
-        )
+        raise HostDrift(f"{module}: expected one block `if __name__ == '__main__'` that ends in train(args)")
     return compile(ast.Module(blocks[0], type_ignores=[]), file, "exec")
 
 
@@ -130,8 +131,8 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         """Parse, and keep what was parsed as it is before the host rewrites it."""
         data = self.add_argument_group("finepref data")
-        data.add_argument("--data.dataset_dir", default="dataset_info", help=DATA_FLAGS["data.dataset_dir"])
-        text = DATA_FLAGS["data.formatting"].format(formats=", ".join(self.formats))
+        data.add_argument("--data.dataset_dir", default="dataset_info", help=DATASET_DIR)
+        text = "Format of data that is given as a file. (default: %(default)s)"
         data.add_argument("--data.formatting", choices=self.formats, default=self.formats[0], help=text)
         ours = self.add_argument_group(f"finepref {self.group}")
         for field in fields(self.options):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
 from finepref.hosts import patching
@@ -12,6 +13,8 @@ from finepref.hosts.openrlhf import compat
 
 if TYPE_CHECKING:
     from finepref.hosts.openrlhf.command_line import Asked
+
+HIDDEN = "hidden"
 
 
 def check(asked: Asked) -> None:
@@ -63,7 +66,11 @@ def _check_arguments(args: Any, processes: int) -> None:
 
 
 def hide_key(wandb: Any) -> None:
-    """Log in to wandb by its environment variable: the host writes its arguments, the key too, into wandb's config."""
+    """Log in to wandb by its environment variable.
+
+    The host writes its arguments into wandb's config, and wandb itself the command line: the key must be in neither.
+    """
     if wandb.key:
         os.environ["WANDB_API_KEY"] = wandb.key
-        wandb.key = "hidden"
+        sys.argv = [argument.replace(wandb.key, HIDDEN) for argument in sys.argv]
+        wandb.key = HIDDEN
