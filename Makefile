@@ -13,7 +13,9 @@ export OMP_NUM_THREADS ?= 1
 demo: env-llamafactory
 	OMP_NUM_THREADS=$(shell nproc) OMP_WAIT_POLICY=passive $(LLAMAFACTORY)/python examples/demo.py --output demo
 
-test: lint test-core test-llamafactory test-openrlhf test-cross
+# Two at a time: most tests keep one core busy. What each prints comes in one piece when it ends.
+test: lint
+	$(MAKE) --jobs=2 --output-sync=target test-core test-llamafactory test-openrlhf test-cross
 
 test-core: env-core
 	$(CORE)/python -m pytest tests --ignore=tests/hosts

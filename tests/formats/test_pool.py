@@ -108,12 +108,13 @@ def test_a_killed_process_is_an_error_that_says_so():
 
 
 ENDLESS = """
-import os, sys
+import os, signal, sys
 from itertools import count
 from finepref.formats.pool import ordered_map
 def pid(number):
     return os.getpid()
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
     for number, worker in ordered_map(pid, count(), jobs=2):
         if number == 0:
             print(worker, flush=True)
