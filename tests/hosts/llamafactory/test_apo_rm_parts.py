@@ -6,7 +6,8 @@ import random
 
 import pytest
 import torch
-from finepref.hosts.llamafactory import reward_metrics, value_head
+from finepref.hosts import reward_metrics
+from finepref.hosts.llamafactory import value_head
 
 
 def test_rewards_and_scores_of_different_shapes_are_refused_not_broadcast():

@@ -17,7 +17,8 @@ from llamafactory.train.rm.trainer import PairwiseTrainer
 from transformers import Trainer
 
 from finepref.formats.check import BadData, Problem
-from finepref.hosts.llamafactory import data, reward_metrics, value_head
+from finepref.hosts import reward_metrics
+from finepref.hosts.llamafactory import data, value_head
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.apo_rm_data import ApoCollator, ApoProcessor
 from finepref.hosts.located import record_mark

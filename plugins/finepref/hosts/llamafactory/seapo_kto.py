@@ -24,8 +24,8 @@ from finepref.formats import jsonl, negatives, records
 from finepref.formats.check import BadData, Problem
 from finepref.hosts.llamafactory import data
 from finepref.hosts.llamafactory.adapter import Adapter
-from finepref.hosts.llamafactory.options import SeapoOptions
 from finepref.hosts.located import record_mark
+from finepref.hosts.options import SeapoOptions
 from finepref.hosts.seapo import EVALUATION_EPOCH, draw_digest, draw_index, partners, prompt_key
 from finepref.losses import kto
 

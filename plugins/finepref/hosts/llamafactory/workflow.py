@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from finepref import stages
 from finepref.hosts import patching, receipt
 from finepref.hosts.llamafactory import arguments, data
+from finepref.hosts.models import missing_model_hint
 
 
 @dataclass
@@ -59,7 +60,7 @@ def run(row, model_args, data_args, training_args, finetuning_args, callbacks=No
     if data_args.packing:
         raise ValueError(f"`packing` is not for stage {row.name}: its responses are compared one by one")
     for path in filter(None, (model_args.model_name_or_path, finetuning_args.ref_model)):
-        if hint := arguments.missing_model_hint(path):
+        if hint := missing_model_hint(path):
             raise FileNotFoundError(hint)
     adapter = data.adapter_of(row)
     if training_args.do_predict and not adapter.predicts:

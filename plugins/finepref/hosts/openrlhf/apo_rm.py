@@ -18,9 +18,8 @@ from torch.nn.functional import pad
 
 from finepref.formats import records
 from finepref.formats.problems import BadData, Problem
-from finepref.hosts import located
+from finepref.hosts import located, reward_metrics
 from finepref.hosts.apo import scored
-from finepref.hosts.llamafactory import reward_metrics
 from finepref.hosts.openrlhf import data, pairs, training
 from finepref.hosts.openrlhf.command_line import Asked
 from finepref.losses.apo_rm import apo_rm_loss

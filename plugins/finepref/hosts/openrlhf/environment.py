@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from finepref.hosts import patching
-from finepref.hosts.llamafactory.arguments import missing_model_hint
+from finepref.hosts.models import missing_model_hint
 from finepref.hosts.openrlhf import compat
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ the group --apo.*
 from dataclasses import dataclass, field
 from typing import Literal
 
-from finepref.hosts.llamafactory.options import ApoOptions
 from finepref.hosts.openrlhf import command_line
+from finepref.hosts.options import ApoOptions
 
 UNUSED = ("model.loss_type", "model.margin_loss_enable", "model.compute_fp32_loss_enable")
 

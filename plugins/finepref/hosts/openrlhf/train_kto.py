@@ -8,8 +8,8 @@ group --kto.*; a batch size counts records, each of which is one desirable and o
 
 from dataclasses import dataclass, field
 
-from finepref.hosts.llamafactory.options import PairOptions, SeapoOptions
 from finepref.hosts.openrlhf import command_line
+from finepref.hosts.options import PairOptions, SeapoOptions
 
 UNUSED = ("model.ipo_enable", "model.label_smoothing", "model.nll_loss_coef", "data.rejected_key")
 

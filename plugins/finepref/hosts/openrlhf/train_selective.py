@@ -8,8 +8,8 @@ train_dpo and the group --selective.*
 
 from __future__ import annotations
 
-from finepref.hosts.llamafactory.options import SepoOptions
 from finepref.hosts.openrlhf import command_line
+from finepref.hosts.options import SepoOptions
 
 UNUSED = (
     "model.beta",

@@ -8,8 +8,8 @@ group --tdpo.*
 
 from __future__ import annotations
 
-from finepref.hosts.llamafactory.options import TdpoOptions
 from finepref.hosts.openrlhf import command_line
+from finepref.hosts.options import TdpoOptions
 
 UNUSED = ("model.ipo_enable", "model.label_smoothing", "model.nll_loss_coef")
 

@@ -19,8 +19,8 @@ from finepref import stages
 from finepref.formats import jsonl, records, spans
 from finepref.formats.check import BadData
 from finepref.hosts.llamafactory import data, pairs
-from finepref.hosts.llamafactory.arguments import missing_model_hint
 from finepref.hosts.llamafactory.webui import forms
+from finepref.hosts.models import missing_model_hint
 from finepref.hosts.pair_tokens import SIDES, scores_of, spans_of
 from finepref.hosts.patching import HostDrift
 
