@@ -6,31 +6,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from llamafactory.data.processor.processor_utils import DatasetProcessor
 
 from finepref.formats import records
 from finepref.formats.check import Problem
 from finepref.hosts.apo import scored
 from finepref.hosts.llamafactory import data
+from finepref.hosts.llamafactory.record_processor import RecordProcessor
 from finepref.hosts.located import record_mark
 
 
 @dataclass
-class ApoProcessor(DatasetProcessor):
+class ApoProcessor(RecordProcessor):
     """One row per record, with one sequence per response."""
 
     schema: str = "apo-rm-1"
-
-    def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Tokenise a batch of aligned rows. See `_row` for the columns."""
-        data.raise_problems(examples["_problem"])
-        rows = [
-            self._row(data.record_of({"_record": text, "_formatting": formatting}))
-            for text, formatting in zip(examples["_record"], examples["_formatting"], strict=True)
-        ]
-        if self.data_args.streaming:  # nobody sees the whole column later
-            data.raise_problems(row["problem"] for row in rows)
-        return {name: [row[name] for row in rows] for name in rows[0]}
 
     def _row(self, record: records.Record) -> dict[str, Any]:
         """`last` and `end` are positions of the last token of each response's text and of its end token (-1: none)."""

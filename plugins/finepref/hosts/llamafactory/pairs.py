@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 from llamafactory.data import PairwiseDataCollatorWithPadding
-from llamafactory.data.processor.processor_utils import DatasetProcessor, infer_seqlen
+from llamafactory.data.processor.processor_utils import infer_seqlen
 from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
@@ -27,6 +27,7 @@ from finepref.formats import records
 from finepref.formats.check import BadData, Problem
 from finepref.hosts.llamafactory import data
 from finepref.hosts.llamafactory.adapter import Adapter
+from finepref.hosts.llamafactory.record_processor import RecordProcessor
 from finepref.hosts.pair_tokens import SIDES, facts, problem_of_record, selects, weights_and_scores
 from finepref.losses import chunked, ops
 
@@ -34,7 +35,7 @@ CONTENT = "{{content}}"  # stands for the message in the host's templates
 
 
 @dataclass
-class PairProcessor(DatasetProcessor):
+class PairProcessor(RecordProcessor):
     """One row per record. For side in chosen, rejected, aligned with the labels and cut as they are:
 
     {side}_weight and {side}_score: see `finepref.hosts.pair_tokens`.
@@ -42,17 +43,6 @@ class PairProcessor(DatasetProcessor):
 
     schema: str = "pairs-1"
     sides: ClassVar[tuple[str, ...]] = SIDES
-
-    def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Tokenise a batch of aligned rows."""
-        data.raise_problems(examples["_problem"])
-        rows = [
-            self._row(data.record_of({"_record": text, "_formatting": formatting}))
-            for text, formatting in zip(examples["_record"], examples["_formatting"], strict=True)
-        ]
-        if self.data_args.streaming:  # nobody sees the whole column later
-            data.raise_problems(row["problem"] for row in rows)
-        return {name: [row[name] for row in rows] for name in rows[0]}
 
     def _row(self, record: records.Pair | records.SpanPair | records.ScoredPair) -> dict[str, Any]:
         texts = {side: record.chosen if side == "chosen" else record.rejected for side in self.sides}
