@@ -42,7 +42,7 @@ OVERRIDES = {
     "max_steps": STEPS,
     "save_steps": STEPS // 2,
     "eval_strategy": "steps",
-    "eval_steps": 2,
+    "eval_steps": STEPS // 2,
     "eval_on_start": "true",
     "val_size": 10,
     "cutoff_len": 512,
@@ -58,7 +58,10 @@ OVERRIDES = {
 STAGES = {
     "seapo_kto": ({}, "+eval_rewards/margins"),
     "sepo": ({}, "+eval_rewards/margins"),
-    "tdpo": ({"tdpo_masks": "none", "tdpo_sides": "two", "optim": "adamw_torch"}, "+eval_rewards/accuracies"),
+    "tdpo": (
+        {"tdpo_masks": "none", "tdpo_sides": "two", "optim": "adamw_torch", "eval_steps": 2},
+        "+eval_rewards/accuracies",
+    ),
     "granular_sft": ({}, "-eval_loss"),
     "apo_rm": ({}, "+eval_rewards/accuracies"),
 }
@@ -150,7 +153,7 @@ def main() -> None:
     whole = check.train(row, "whole", keys)
     resume = {"resume_from_checkpoint": whole / f"checkpoint-{STEPS // 2}"}
     again = check.train(row, "resumed", keys | resume)
-    two = {"max_steps": 2, "eval_strategy": "no", "eval_on_start": "false", "val_size": 0}
+    two = {"max_steps": 2, "eval_steps": STEPS, "eval_on_start": "false"}
     ranks = check.train(row, "two_processes", keys | two, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
     export = {"model_name_or_path": given.model, "adapter_name_or_path": whole, "export_dir": folder / "merged"}
     export |= {"template": "chatml", "infer_dtype": "float32"}
