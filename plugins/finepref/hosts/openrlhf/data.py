@@ -61,8 +61,8 @@ def read(sources: Iterable[Source]) -> tuple[list[Sourced], list[DatasetEntry]]:
             check = FileCheck(str(path), source.formatting, columns=source.columns)
             for row in check.walk(parse_rows(read_rows(path), _parser(path, source))):
                 found += [Sourced(str(path), row.raw.line, record) for record in row.records]
-            report = check.report(digest(path))
-            digests[path.name], count = report.sha256, count + report.rows
+            report = check.report()
+            digests[path.name], count = digest(path), count + report.rows
             problems += report.problems
             total += report.total_problems
         entries.append(DatasetEntry(source.name, source.formatting, digests, count))
