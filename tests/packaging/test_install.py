@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -30,6 +31,7 @@ def pip(*arguments: str, python: Path | None = None) -> None:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
+    shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)  # setuptools would ship files of an older tree from it
     pip("wheel", ".", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder))
     (built,) = folder.glob("finepref-*.whl")
     return built
