@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import llamafactory.extras.packages  # noqa: F401 - before trl, which does not import beside transformers 5 without it
 import pytest
 from tiny_llama import save_tiny_llama
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import llamafactory.extras.packages  # noqa: F401 - before trl, which does not import beside transformers 5 without it
 import pytest
 import torch
 from finepref.hosts import reward_metrics
