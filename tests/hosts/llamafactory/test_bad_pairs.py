@@ -150,7 +150,7 @@ def test_bad_options_of_sepo_give_one_clear_line(refused, overrides, message):
         ({"stage": "sft"}, "is a key of stage tdpo, not of sft"),
         (
             {"stage": "dpo", "tdpo_alpha": None, "tdpo_sides": "two", "dataset": "spans"},
-            "the host's stage rm or dpo cannot read span_pair; stage sepo or tdpo can",
+            "the host's stage rm or dpo cannot read span_pair; stage sepo or tdpo or granular_sft can",
         ),
     ],
 )
