@@ -17,8 +17,9 @@ MAY_IMPORT = {
     "formats": set(),
     "synth": {"formats", "losses"},
     "hosts": {"synth", "formats", "losses"},
-    "commands": {"hosts", "synth", "formats", "losses"},
-    "cli": {"commands", "hosts", "synth", "formats", "losses"},
+    "pipelines": {"synth", "formats"},
+    "commands": {"pipelines", "hosts", "synth", "formats", "losses"},
+    "cli": {"commands", "pipelines", "hosts", "synth", "formats", "losses"},
     "attach": set(),
     "stages": set(),
 }

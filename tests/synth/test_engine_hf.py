@@ -144,3 +144,30 @@ def test_the_digest_of_a_folder_is_that_of_its_contents(tiny_model, tmp_path):
     assert folder_digest(folder) != folder_digest(tiny_model)
     assert HfEngine(str(folder)).model == f"hf:{folder_digest(folder)}"
     assert HfEngine("owner/name").model == "hf:owner/name"
+
+
+def penalised(folder, text: str, steps: int, penalty: float) -> list[int]:
+    """Greedy, with the logits of tokens that are there already divided (positive) or multiplied (negative)."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = prompt_ids(tokenizer, [Message("user", text)])
+    start = len(ids)
+    for _ in range(steps):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, -1]
+        for token in {*ids}:
+            logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+        ids.append(int(logits.argmax()))
+    return ids[start:]
+
+
+def test_a_repetition_penalty_counts_a_requests_own_tokens_in_any_batch(tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    found = answers(tiny_model, requests(repetition_penalty=1.5))
+    for text in TEXTS:
+        tokens = penalised(tiny_model, text, 12, 1.5)
+        assert found[text].text == tokenizer.decode(tokens[: tokens.index(0)] if 0 in tokens else tokens)
+    assert found != answers(tiny_model, requests())
+
+
+def test_top_k_1_is_greedy_at_any_temperature(tiny_model):
+    assert answers(tiny_model, requests(temperature=3.0, top_k=1)) == answers(tiny_model, requests())

@@ -115,11 +115,14 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) 
 
 
 def left_padded(rows: Sequence[Sequence[int]], *, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of token ids as one batch with the padding on the left: ids [B, T] (0 where padded) and mask [B, T]."""
+    """Rows of token ids as one batch with the padding on the left: ids [B, T] and mask [B, T].
+
+    The padding repeats a row's first token, so that a repetition penalty finds no token that the row does not have.
+    """
     import torch
 
     width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + [*row] for row in rows], device=device)
+    ids = torch.tensor([[*row[:1]] * (width - len(row)) + [*row] for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return ids, mask
 
@@ -134,8 +137,9 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _sampling(plan: _Planned) -> tuple[float, float]:
-    return plan.request.temperature, plan.request.top_p
+def _sampling(plan: _Planned) -> tuple[float, ...]:
+    request = plan.request
+    return request.temperature, request.top_p, request.top_k, request.repetition_penalty
 
 
 def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[_Planned]) -> list[Completion]:
@@ -152,7 +156,7 @@ def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: S
             attention_mask=mask,
             max_new_tokens=max(plan.limit for plan in batch),
             do_sample=False,
-            logits_processor=_noise([plan.request for plan in batch], model.device),
+            logits_processor=_processors([plan.request for plan in batch], model.device),
         )[:, ids.shape[1] :].tolist()
     completions: list[Completion] = []
     for plan, tokens in zip(batch, output, strict=True):
@@ -170,13 +174,21 @@ def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: S
     return completions
 
 
-def _noise(requests: Sequence[Request], device: torch.device) -> LogitsProcessorList:
-    """Processors after which the argmax is a sample: Gumbel-max, the noise of each row from its own seed."""
+def _processors(requests: Sequence[Request], device: torch.device) -> LogitsProcessorList:
+    """What logits go through before the argmax, which is a sample: Gumbel-max, each row's noise from its seed."""
     import torch
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+    from transformers import (
+        LogitsProcessorList,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
 
-    processors = LogitsProcessorList()
-    if requests[0].temperature == 0:
+    processors, first = LogitsProcessorList(), requests[0]
+    if first.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(first.repetition_penalty))
+    if first.temperature == 0:
         return processors
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
 
@@ -184,8 +196,10 @@ def _noise(requests: Sequence[Request], device: torch.device) -> LogitsProcessor
         uniform = torch.stack([torch.rand(scores.shape[1], generator=generator) for generator in generators])
         return scores.float() - uniform.clamp(min=1e-20).log().neg().log().to(device)
 
-    processors.append(TemperatureLogitsWarper(requests[0].temperature))
-    if requests[0].top_p < 1:
-        processors.append(TopPLogitsWarper(requests[0].top_p))
+    processors.append(TemperatureLogitsWarper(first.temperature))
+    if first.top_k:
+        processors.append(TopKLogitsWarper(first.top_k))
+    if first.top_p < 1:
+        processors.append(TopPLogitsWarper(first.top_p))
     processors.append(add_noise)
     return processors

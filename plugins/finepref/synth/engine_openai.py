@@ -96,6 +96,7 @@ class OpenAIEngine:
                 max_tokens=request.max_new_tokens,
                 temperature=request.temperature,
                 top_p=request.top_p,
+                extra_body=_extensions(request),
                 **({"seed": request.seed} if request.temperature else {}),
             )
         except APIStatusError as error:
@@ -156,6 +157,13 @@ async def _close(client: AsyncOpenAI, tasks: Iterable[asyncio.Task[Completion]])
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await client.close()
+
+
+def _extensions(request: Request) -> dict[str, float]:
+    """What vLLM and SGLang take beside OpenAI's own fields; sent only where it is asked for."""
+    top_k = {"top_k": request.top_k} if request.top_k else {}
+    penalty = {"repetition_penalty": request.repetition_penalty} if request.repetition_penalty != 1 else {}
+    return top_k | penalty
 
 
 def _completion(request_id: str, reply: object) -> Completion:

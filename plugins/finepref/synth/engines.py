@@ -18,13 +18,19 @@ from finepref.synth.journal import Journal
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One thing to ask. `seed` is used only when `temperature` is not 0."""
+    """One thing to ask. `seed`, `top_p` and `top_k` (0: all tokens) act only when `temperature` is not 0.
+
+    `repetition_penalty` divides the positive and multiplies the negative logits of tokens that are there already, those
+    of the prompt too (arXiv 1909.05858, section 4.1). Of endpoints only some know it and `top_k`.
+    """
 
     id: str
     messages: tuple[Message, ...]
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
     seed: int = 0
 
 

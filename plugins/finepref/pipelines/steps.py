@@ -1,0 +1,196 @@
+"""Pipelines of command lines that can be killed at any point: a finished step is not run again.
+
+A step has a folder with `step.json` (its words, the digests of what it read and made, its time) and `log.txt`. What is
+in the middle of a step when it is killed is the command's own to take up again: our commands have journals, the hosts
+their checkpoints.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from finepref.formats.files import write_json
+
+RECORD, LOG = "step.json", "log.txt"
+
+
+class StepChanged(ValueError):  # noqa: N818
+    """A step was begun with other words or other inputs than it would have now."""
+
+
+class StepFailed(RuntimeError):  # noqa: N818
+    """A step's command ended with an exit code, or without what it should have made."""
+
+
+class PipelineBusy(RuntimeError):  # noqa: N818
+    """Another run, or a command that it left behind, works in the folder."""
+
+
+class Pipeline:
+    """The steps of one folder; a context manager, with one run per folder at a time.
+
+    The commands inherit the lock, so that a run whose commands outlive it is not joined by a second one.
+
+    Args:
+        folder: of the run; made if it is not there. Every step's folder is in it.
+
+    Attributes:
+        steps: step name -> what its `step.json` holds, in the order in which they were asked for.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.steps: dict[str, dict[str, object]] = {}
+
+    def __enter__(self) -> Pipeline:
+        """Take the lock.
+
+        Raises:
+            PipelineBusy: it is taken.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.folder / "lock", "a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise PipelineBusy(f"{self.folder} is in use by another run, or by a step that one left behind") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.close()
+
+    def path(self, step: str, name: str = "") -> Path:
+        """The folder of a step, such as `round_1/sample`, or a file in it."""
+        return self.folder / step / name
+
+    def run(
+        self,
+        step: str,
+        command: Sequence[object],
+        *,
+        inputs: Iterable[Path] = (),
+        outputs: Iterable[Path],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Run one command, unless it has been run.
+
+        Args:
+            step: its name, which is its folder's too.
+            command: words; the first is a command of this Python environment or of the PATH.
+            inputs: files and folders whose contents the step depends on.
+            outputs: files and folders that it must have made.
+            environment: further variables; not for secrets, as they are told in `step.json`.
+
+        Raises:
+            StepChanged: the folder holds the work of another command or of other inputs.
+            StepFailed: see there.
+        """
+        folder = self.path(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        words = [str(word) for word in command]
+        wanted: dict[str, object] = {
+            "command": words,
+            "environment": dict(environment or {}),
+            "inputs": {str(path): content_digest(path) for path in inputs},
+        }
+        made = [*outputs]
+        found = json.loads((folder / RECORD).read_bytes()) if (folder / RECORD).exists() else {}
+        begun = any(path.name not in {RECORD, LOG} for path in folder.iterdir())
+        if found and begun and (change := _change(found, wanted)):
+            raise StepChanged(f"{folder} was begun otherwise: {change}; undo that, or remove {folder} to run it anew")
+        if "outputs" in found and begun:
+            if found["outputs"] != {str(path): content_digest(path) for path in made}:
+                raise StepChanged(f"what {step} made was changed since; remove {folder} to run it anew")
+            print(f"{step}: done before, in {found['seconds']} s", flush=True)
+        else:
+            found = wanted | self._execute(step, words, wanted, environment or {}, made)
+        self.steps[step] = found
+
+    def _execute(
+        self,
+        step: str,
+        words: list[str],
+        wanted: Mapping[str, object],
+        environment: Mapping[str, str],
+        made: Sequence[Path],
+    ) -> dict[str, object]:
+        write_json(self.path(step, RECORD), wanted)
+        shown = shlex.join([*(f"{name}={value}" for name, value in environment.items()), *words])
+        print(f"\n{step}\n$ {shown}", flush=True)
+        bin_folder = str(Path(sys.executable).parent)
+        variables = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}"}
+        started = time.monotonic()
+        with open(self.path(step, LOG), "ab") as log:
+            log.write(f"$ {shown}\n".encode())
+            process = subprocess.Popen(
+                words,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=variables | {"PYTHONUNBUFFERED": "1"} | dict(environment),
+                pass_fds=[self._lock.fileno()],
+            )
+            try:
+                assert process.stdout is not None
+                while piece := process.stdout.read1():  # type: ignore[attr-defined]
+                    log.write(piece)
+                    sys.stdout.buffer.write(piece)
+                    sys.stdout.flush()
+                code = process.wait()
+            finally:
+                process.terminate()
+                process.wait()
+        if code != 0:
+            raise StepFailed(f"{step} ended with code {code}, see {self.path(step, LOG)}")
+        if missing := [str(path) for path in made if not path.exists()]:
+            raise StepFailed(f"{step} did not make {', '.join(missing)}, see {self.path(step, LOG)}")
+        done: dict[str, object] = {
+            "outputs": {str(path): content_digest(path) for path in made},
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        write_json(self.path(step, RECORD), dict(wanted) | done)
+        return done
+
+
+def content_digest(path: Path) -> str:
+    """32 hex digits of a file's bytes, or of the names and bytes of all files under a folder.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if not file.is_dir():
+            with open(file, "rb") as stream:
+                content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest()
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0" + content)
+    return digest.hexdigest()
+
+
+def _change(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+    """What differs, for a message; empty if nothing does."""
+    old, new = found["command"], wanted["command"]
+    assert isinstance(old, list)
+    assert isinstance(new, list)
+    if old != new:
+        gone, come = ([word for word in one if word not in other] for one, other in ((old, new), (new, old)))
+        return f"{shlex.join(gone)!r} then, {shlex.join(come)!r} now" if gone or come else "its words in another order"
+    if found["environment"] != wanted["environment"]:
+        return f"environment {found['environment']} then, {wanted['environment']} now"
+    before, now = found["inputs"], wanted["inputs"]
+    assert isinstance(before, dict)
+    assert isinstance(now, dict)
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return f"another content of {', '.join(changed)}" if changed else ""

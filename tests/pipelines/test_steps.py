@@ -1,0 +1,136 @@
+"""Steps of a pipeline, with real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from finepref.pipelines.steps import Pipeline, PipelineBusy, StepChanged, StepFailed, content_digest
+
+# A step that appends a line per call and writes what the call was given.
+WRITE = """
+import sys
+from pathlib import Path
+folder, text = Path(sys.argv[1]), sys.argv[2]
+with open(folder / "calls", "a") as calls:
+    calls.write("x")
+(folder / "made").write_text(text)
+"""
+
+
+def write(pipeline: Pipeline, step: str, text: str = "a", **more) -> None:
+    folder = pipeline.path(step)
+    command = [sys.executable, "-c", WRITE, folder, text]
+    pipeline.run(step, command, outputs=[folder / "made"], **more)
+
+
+def calls(pipeline: Pipeline, step: str) -> int:
+    return len(pipeline.path(step, "calls").read_text())
+
+
+def test_a_finished_step_is_not_run_again(tmp_path, capsys):
+    for _ in range(2):
+        with Pipeline(tmp_path) as pipeline:
+            write(pipeline, "round_1/sample")
+            assert calls(pipeline, "round_1/sample") == 1
+            assert pipeline.steps["round_1/sample"]["seconds"] >= 0
+    assert "round_1/sample: done before" in capsys.readouterr().out
+
+
+def test_a_step_with_other_words_is_refused_by_name(tmp_path):
+    with Pipeline(tmp_path) as pipeline:
+        write(pipeline, "sample", "a")
+        with pytest.raises(StepChanged, match=r"sample was begun otherwise: 'a' then, 'b' now"):
+            write(pipeline, "sample", "b")
+        assert calls(pipeline, "sample") == 1
+
+
+def test_a_step_whose_input_changed_is_refused_by_the_inputs_name(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "rows").write_text("1")
+    with Pipeline(tmp_path / "run") as pipeline:
+        write(pipeline, "sample", inputs=[source])
+        write(pipeline, "sample", inputs=[source])
+        (source / "rows").write_text("2")
+        with pytest.raises(StepChanged, match=f"another content of {source}"):
+            write(pipeline, "sample", inputs=[source])
+
+
+def test_a_step_whose_output_changed_is_refused(tmp_path):
+    with Pipeline(tmp_path) as pipeline:
+        write(pipeline, "sample")
+        pipeline.path("sample", "made").write_text("other")
+        with pytest.raises(StepChanged, match="what sample made was changed since"):
+            write(pipeline, "sample")
+
+
+def test_a_step_that_failed_before_it_made_anything_may_be_corrected(tmp_path):
+    with Pipeline(tmp_path) as pipeline:
+        with pytest.raises(StepFailed, match=r"sample ended with code 3, see .*log.txt"):
+            pipeline.run("sample", [sys.executable, "-c", "raise SystemExit(3)"], outputs=[])
+        write(pipeline, "sample")
+        assert calls(pipeline, "sample") == 1
+
+
+def test_a_step_that_does_not_make_its_output_fails(tmp_path):
+    with Pipeline(tmp_path) as pipeline, pytest.raises(StepFailed, match=r"sample did not make .*nothing"):
+        pipeline.run("sample", [sys.executable, "-c", ""], outputs=[tmp_path / "nothing"])
+
+
+def test_what_a_step_prints_is_in_its_log_and_on_the_terminal(tmp_path, capfd):
+    with Pipeline(tmp_path) as pipeline:
+        code = "import os, sys; print('out'); print(os.environ['COLOUR'], file=sys.stderr)"
+        pipeline.run("say", [sys.executable, "-c", code], outputs=[], environment={"COLOUR": "green"})
+    log = (tmp_path / "say" / "log.txt").read_text()
+    assert {"out", "green"} <= {*log.splitlines()}
+    assert "COLOUR=green" in log
+    assert {"out", "green"} <= {*capfd.readouterr().out.splitlines()}
+
+
+def test_a_run_killed_in_a_step_leaves_the_folder_locked_until_the_step_ends(tmp_path):
+    program = f"""
+import sys
+from finepref.pipelines.steps import Pipeline
+with Pipeline({str(tmp_path / "run")!r}) as pipeline:
+    code = "import time, sys; open(sys.argv[1] + '/begun', 'w'); time.sleep(600)"
+    pipeline.run("slow", [sys.executable, "-c", code, pipeline.path("slow")], outputs=[])
+"""
+    run = subprocess.Popen([sys.executable, "-c", program], start_new_session=True, stdout=subprocess.DEVNULL)
+    begun = tmp_path / "run" / "slow" / "begun"
+    while not begun.exists():
+        assert run.poll() is None
+        time.sleep(0.02)
+    run.kill()
+    run.wait()
+    with pytest.raises(PipelineBusy, match="a step that one left behind"), Pipeline(tmp_path / "run"):
+        pass
+    os.killpg(run.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with Pipeline(tmp_path / "run") as pipeline:
+                record = json.loads(pipeline.path("slow", "step.json").read_text())
+                assert "outputs" not in record, "it was not finished"
+                break
+        except PipelineBusy:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_the_digest_of_a_folder_depends_on_names_and_bytes_and_not_on_its_place(tmp_path):
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        (folder / "sub").mkdir(parents=True)
+        (folder / "sub" / "file").write_text("x")
+    first, second = map(content_digest, folders)
+    assert first == second
+    (folders[1] / "sub" / "file").rename(folders[1] / "sub" / "other")
+    assert content_digest(folders[1]) != first
+    with pytest.raises(FileNotFoundError):
+        content_digest(tmp_path / "absent")
