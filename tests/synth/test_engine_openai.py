@@ -154,6 +154,11 @@ def test_a_sample_is_asked_for_with_its_own_seed(endpoint):
     assert (endpoint.requests[0]["temperature"], endpoint.requests[0]["seed"]) == (0.7, 12)
 
 
+def test_top_k_and_a_repetition_penalty_are_sent_only_where_they_are_asked_for(endpoint):
+    completions(endpoint, "a", temperature=0.3, top_k=5, repetition_penalty=1.05)
+    assert (endpoint.requests[0]["top_k"], endpoint.requests[0]["repetition_penalty"]) == (5, 1.05)
+
+
 def test_429_is_tried_again_after_the_time_that_the_server_names(endpoint):
     assert completions(endpoint, "429-twice")["429-twice"].text == "fine"
     assert endpoint.tries["429-twice"] == 3

@@ -20,8 +20,8 @@ from finepref.synth.journal import Journal
 class Request:
     """One thing to ask. `seed`, `top_p` and `top_k` (0: all tokens) act only when `temperature` is not 0.
 
-    `repetition_penalty` divides the positive and multiplies the negative logits of tokens that are there already, those
-    of the prompt too (arXiv 1909.05858, section 4.1). Of endpoints only some know it and `top_k`.
+    `repetition_penalty` divides the positive and multiplies the negative logits of tokens that are there already,
+    in the prompt too (arXiv 1909.05858, section 4.1). Of endpoints only some know it and `top_k`.
     """
 
     id: str
