@@ -17,7 +17,7 @@ def judge(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows with response (entropy: responses).")],
     output: Annotated[Path, typer.Option(help="The JSON Lines file of judged rows to write.")],
     name: Annotated[
-        str, typer.Option("--judge", help="math, contains, regex, entropy, guard, llm, or a plugin's name.")
+        str, typer.Option("--judge", help="math, gym, contains, regex, entropy, guard, llm, or a plugin's name.")
     ],
     pattern: Annotated[str, typer.Option(help="contains, regex: what the response must have.")] = "",
     absent: Annotated[bool, typer.Option("--absent", help="contains, regex: what it must not have.")] = False,
@@ -85,6 +85,10 @@ def _judge(name: str, *, pattern: str, absent: bool, same: str, threshold: float
             if same not in {"text", "math"}:
                 raise ValueError(f"--same is text or math, not {same}")
             return judges.entropy(judges.as_text if same == "text" else judges.as_math, threshold=threshold)
+        case "gym":
+            from finepref.synth.judge_gym import gym
+
+            return gym
         case "guard":
             return judges.guard()
         case "llm":
