@@ -1,6 +1,7 @@
 """Judges of responses: a rule or a model says whether a response passes; what it does not say clearly is no verdict.
 
     math       the response's last mathematical answer equals the row's `answer` (math-verify)
+    gym        reasoning-gym's verifier of the row's task gives the response full marks (judge_gym.py)
     contains   the response contains a text, or matches a regular expression
     entropy    n sampled answers agree: their entropy over groups of equal answers is below a threshold
     guard      a guard model calls the dialogue safe (Llama Guard and models that answer like it)
