@@ -1,4 +1,4 @@
-"""Sub-commands of `finepref`: apo, the game of ADVERSARIAL preference optimization (arXiv 2311.08045) and its steps."""
+"""Sub-commands of `finepref`: apo, ADVERSARIAL preference optimization (arXiv 2311.08045) as a game and in steps."""
 
 from __future__ import annotations
 
@@ -74,6 +74,7 @@ def sample(
     Exit code 1: bad input, or queries that the engine failed on; the same command asks those again.
     """
     from finepref.synth import apo as run
+    from finepref.synth.journal import JournalBusy
 
     given = {
         "temperature": temperature,
@@ -82,9 +83,8 @@ def sample(
         "repetition_penalty": repetition_penalty,
         "max_new_tokens": max_new_tokens,
     }
-    sampling = replace(
-        run.PRESETS[preset.value], **{name: value for name, value in given.items() if value is not None}
-    )
+    asked = {name: value for name, value in given.items() if value is not None}
+    sampling = replace(run.PRESETS[preset.value], **asked)
     try:
         answering = engine_of(engine, model=model, base_url=base_url, batch_size=batch_size, concurrency=concurrency)
         if answering is None:
@@ -92,7 +92,7 @@ def sample(
         outcome = run.sample(
             source, output, engine=answering, sampling=sampling, n=n, golden=golden, seed=seed, work_dir=work_dir
         )
-    except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, JournalBusy, ModuleNotFoundError) as error:
         _fail(error)
     typer.echo(f"{output}: {outcome.written} queries with {n} answers each")
     if outcome.failed:
@@ -138,6 +138,8 @@ def score(
     work_dir: WorkDir = None,
 ) -> None:
     """The reward of every response, as the host's own scoring gives it. Killed, it goes on where it was."""
+    from finepref.synth.journal import JournalBusy
+
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         from finepref.synth.reward import RewardModel
@@ -159,7 +161,7 @@ def score(
             batch_tokens=batch_tokens,
         )
         outcome = run(source, output, model=reward, cut=cut, work_dir=work_dir)
-    except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, JournalBusy, ModuleNotFoundError) as error:
         _fail(error)
     typer.echo(
         f"{output}: {outcome.rows} rows with {outcome.responses} responses "
@@ -236,10 +238,11 @@ def run(
     """
     from finepref.pipelines import settings
     from finepref.pipelines.apo import apo as pipeline
+    from finepref.pipelines.steps import PipelineBusy, StepFailed
 
     try:
         settings.call(pipeline, settings.load(file, overrides), file=file, output=output)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, PipelineBusy, StepFailed) as error:
         _fail(error)
 
 

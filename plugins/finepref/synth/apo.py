@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
@@ -211,14 +211,12 @@ class Scored(NamedTuple):
     responses: tuple[str, ...]
     rewards: tuple[float | None, ...]
     scores: tuple[float, ...] = ()
-    kind: str = "human"
+    kind: Literal["human", "apo"] = "human"
 
     @property
     def row(self) -> dict[str, object]:
         """JSON-ready: {id, prompt or messages, responses, rewards} and scores and kind where there are scores."""
-        row = to_row(
-            Ranked(self.id, self.prompt, self.responses, self.scores, "apo" if self.kind == "apo" else "human")
-        )
+        row = to_row(Ranked(self.id, self.prompt, self.responses, self.scores, self.kind))
         if not self.scores:
             del row["scores"]
         return row | {"rewards": [*self.rewards]}
@@ -252,9 +250,8 @@ def read_scored(path: Path) -> list[Scored]:
         if not reader.problems and scores and len(scores) != len(texts):
             reader.note("scores", "FP051", f"{len(texts)} responses, {len(scores)} scores")
         problems += reader.problems
-        found.append(
-            Scored(str(given), prompt, texts, tuple(numbers), tuple(scores), str(raw.value.get("kind", "human")))
-        )
+        kind: Literal["human", "apo"] = "apo" if raw.value.get("kind") == "apo" else "human"
+        found.append(Scored(str(given), prompt, texts, tuple(numbers), tuple(scores), kind))
     if not found and not problems:
         problems.append(Problem(str(path), 0, "", "FP002", "there is no row"))
     if problems:

@@ -174,7 +174,7 @@ def head_of(folder: Path) -> tuple[Tensor, Tensor]:
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> Encode:
-    """Tokens by the tokenizer's chat template, prompt and response each by itself, as our OpenRLHF stages have them."""
+    """Tokens by the tokenizer's chat template, prompt and response each by itself, as our OpenRLHF stages do."""
 
     def encode(prompt: Prompt, response: str) -> tuple[list[int], list[int]]:
         turns = [turn._asdict() for turn in prompt]
