@@ -21,6 +21,17 @@ def load(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is not a mapping of settings")
+    return overridden(settings, overrides)
+
+
+def overridden(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """The settings, changed in place by `key=value`.
+
+    Raises:
+        ValueError: an override is not `key=value`, or goes into what is no section.
+    """
+    import yaml
+
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or not all(parts := name.split(".")):
