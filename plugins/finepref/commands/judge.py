@@ -18,7 +18,7 @@ def judge(
     output: Annotated[Path, typer.Option(help="The JSON Lines file of judged rows to write.")],
     name: Annotated[
         str,
-        typer.Option("--judge", help="math, number, gym, contains, regex, entropy, guard, llm, or a plugin's name."),
+        typer.Option("--judge", help="math, number, gym, contains, regex, entropy, guard, llm or a plugin."),
     ],
     pattern: Annotated[str, typer.Option(help="contains, regex: what the response must have.")] = "",
     absent: Annotated[bool, typer.Option("--absent", help="contains, regex: what it must not have.")] = False,

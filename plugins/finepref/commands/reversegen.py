@@ -179,6 +179,7 @@ def answer(
     concurrency: Concurrency = 16,
     work_dir: WorkDir = None,
     keep_going: KeepGoing = False,
+    failing: Annotated[bool, typer.Option("--failing", help="Only rows whose label is false.")] = False,
 ) -> None:
     """What a model answers to each row: `response`, or with --n above 1 `responses`. `finepref judge` goes on from it.
 
@@ -198,6 +199,7 @@ def answer(
             top_p=top_p,
             seed=seed,
             work_dir=work_dir,
+            failing=failing,
         )
         _tell(output, outcome, keep_going)
 

@@ -22,6 +22,7 @@ Judge an instruction by this rubric:
 ### Verdict
 Reply with one JSON object and nothing else: {{"pass": true or false, "reason": "one short sentence"}}
 """
+ANSWERED = ("response", "responses", "label", "verdict")
 RUBRIC = "It is clear, complete and answerable as it stands, and it asks for one thing."
 
 
@@ -37,10 +38,12 @@ def answer(
     top_p: float = 1.0,
     seed: int = 0,
     work_dir: Path | None = None,
+    failing: bool = False,
 ) -> Outcome:
     """Write the rows with the model's `response`, or with n `responses` where n is above 1.
 
-    A row without an answer to show (the engine failed, an answer is empty) is left out as unjudged.
+    A row without an answer to show (the engine failed, an answer is empty) is left out as unjudged. An older answer
+    with its label and verdict gives way to the new one.
 
     Args:
         path: rows {id?, prompt or messages, ...}.
@@ -50,6 +53,7 @@ def answer(
         ask: the text that the last user turn becomes, with {prompt}.
         max_new_tokens, temperature, top_p, seed: of the answers.
         work_dir: where the journal is; by default `<stem>.work` beside the output.
+        failing: answer only the rows whose label is false.
 
     Raises:
         BadData: the input has problems.
@@ -57,7 +61,7 @@ def answer(
         JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
     """
     check_template(ask, "prompt")
-    asked = read_asked(path)
+    asked = [each for each in read_asked(path) if not failing or each.row.get("label") is False]
     answers = sample(
         {each.id: _put(each.prompt, ask) for each in asked},
         n,
@@ -70,12 +74,13 @@ def answer(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
+        failing=failing,
     )
     rows: list[dict[str, object]] = []
     left: list[Left] = []
     for each in asked:
         texts = [found.text.strip() for found in answers[each.id]]
-        row = {**each.row, "id": each.id}
+        row = {name: value for name, value in each.row.items() if name not in ANSWERED} | {"id": each.id}
         if reason := _failed(answers[each.id]) or ("" if all(texts) else "empty answer"):
             left.append(Left(row, "unjudged", reason))
         else:

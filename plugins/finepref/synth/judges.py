@@ -69,7 +69,7 @@ def math_answer(row: Row) -> Verdict:
     return Verdict(bool(math_verify.verify(wanted, found)))
 
 
-_NUMBER = re.compile(r"(?<![\w.,])(?:(?<![\d)]\s)[-−])?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+|/\d+)?(?!\w)")
+_NUMBER = re.compile(r"(?<![\w.,)])(?:(?<![\d)]\s)[-−])?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+|/\d+)?(?!\w)")
 
 
 def number_answer(row: Row) -> Verdict:
@@ -137,7 +137,7 @@ def entropy(same: Callable[[str], object], *, threshold: float = THRESHOLD) -> R
     return judge
 
 
-def as_text(answer: str) -> object:
+def as_text(answer: str) -> list[str]:
     """Answers are equal if their words are, but for case and punctuation."""
     return re.findall(r"\w+", answer.casefold())
 

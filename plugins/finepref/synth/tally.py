@@ -67,7 +67,8 @@ def measure(files: Sequence[Path], *, sample: int = 0, seed: int = 0) -> dict[st
     `classes` and `reasons` count all rows; `failure_rate` is failing over all rows, `failure_rate_judged` over those
     with a verdict, `accuracy` its complement; `self_bleu` (ReverseGen's mean of BLEU-2 to 5) and `distinct` are of the
     texts in the first file. `entropy` is the mean of the judge's, in nats, and `average_precision` that of the
-    majority answer being right, ranked by falling entropy; both where the judge was `entropy`.
+    majority answer being right (it begins with the row's `answer`), the rows with least entropy first; both where the
+    judge was `entropy`.
 
     Args:
         files: see `fates`.
@@ -128,10 +129,9 @@ def _uncertainty(rows: Sequence[Row]) -> dict[str, float | None]:
     for row in rows:
         verdict = row.get("verdict")
         if isinstance(verdict, Mapping) and verdict.get("judge") == "entropy":
-            common, gold = majority(row.get("responses")), row.get("answer")
-            measured.append(
-                (verdict["score"], as_text(str(common)) == as_text(gold) if isinstance(gold, str) else None)
-            )
+            gold = row.get("answer")
+            right = _begins(majority(row.get("responses")) or "", gold) if isinstance(gold, str) else None
+            measured.append((verdict["score"], right))
     known = [(nats, right) for nats, right in measured if right is not None]
     precision = None
     if any(right for _, right in known):
@@ -139,3 +139,8 @@ def _uncertainty(rows: Sequence[Row]) -> dict[str, float | None]:
 
         precision = float(average_precision_score([right for _, right in known], [-nats for nats, _ in known]))
     return {"entropy": fmean(nats for nats, _ in measured) if measured else None, "average_precision": precision}
+
+
+def _begins(text: str, gold: str) -> bool:
+    words = as_text(gold)
+    return as_text(text)[: len(words)] == words
