@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from finepref.formats.files import write_json
 from finepref.pipelines.report import table
 from finepref.pipelines.steps import Pipeline
 from finepref.synth.sampling import read_dicts
@@ -22,15 +23,15 @@ def write(pipeline: Pipeline, *, rounds: int, private: bool) -> None:
     prompts = {name: _read(pipeline.path(f"{name}/pair", "pairs.report.json")) for name in names if name != "final"}
     results = {"rounds": {name: found[name] for name in names}, "pairs": prompts}
     results |= {"before": found["before"], "after": found["after"]}
-    (pipeline.folder / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_json(pipeline.folder / "results.json", results)
     _plot(pipeline.folder / "rounds.png", names, found)
     parts = [
         f"# ReverseGen, {rounds} rounds\n",
         _verdict(found[names[0]], found["final"]),
         "## What the proposer found\n\n"
-        "`round_1` is the proposer after its warm-up, each later line the proposer after one more round of DPO, `final` "
-        "after the last. Each has few-shot prompts of its own. The failure rate is failing over all proposed, in "
-        "brackets its 95 % interval (Wilson).\n",
+        "`round_1` is the proposer after its warm-up, each later line the proposer after one more round of DPO, "
+        "`final` after the last. Each has few-shot prompts of its own. The failure rate is failing over all "
+        "proposed, in brackets its 95 % interval (Wilson).\n",
         _rounds(names, found),
         "\n![rounds](rounds.png)\n",
         "Pairs for DPO, and the few-shot prompts by what their proposals were:\n",

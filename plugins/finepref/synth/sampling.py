@@ -52,6 +52,7 @@ class Outcome(NamedTuple):
 def sample(
     prompts: Mapping[str, Prompt],
     n: int,
+    /,
     *,
     engine: Engine,
     folder: Path,
