@@ -9,6 +9,10 @@ from typing import Annotated
 
 import typer
 
+from finepref.commands.errors import told_errors
+
+NEEDS = 'this method needs "finepref[synth]"'
+
 Fields = Annotated[str, typer.Option(help="Fields that make up a row's text, with commas.")]
 
 
@@ -43,11 +47,10 @@ def dedup(
     seed: Annotated[int, typer.Option(help="Of permutations, k-means and chance.")] = 0,
 ) -> None:
     """Leave out near-equal rows; the report beside the output lists every group of them."""
-    from finepref.formats.problems import BadData
     from finepref.synth import dedup as run
 
     names = [name.strip() for name in fields.split(",")]
-    try:
+    with told_errors(NEEDS):
         rows, texts = run.read_texts(source, names)
         settings: dict[str, object] = {"method": method.value, "fields": names}
         match method:
@@ -66,8 +69,6 @@ def dedup(
                 groups = run.semantic(vectors, eps=eps, clusters=clusters, keep=keep.value, seed=seed)
                 settings |= {"embedder": embedder, "eps": eps, "clusters": clusters, "keep": keep.value, "seed": seed}
         outcome = run.dedup(source, output, groups, rows, settings)
-    except (BadData, ValueError, OSError, ModuleNotFoundError) as error:
-        raise typer.Exit(_say(error)) from error
     typer.echo(f"{output}: {outcome.kept} of {outcome.rows} rows kept; the largest group has {outcome.largest}")
 
 
@@ -78,24 +79,15 @@ def diversity(
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
 ) -> None:
     """Self-BLEU of the texts (mean of BLEU-2 to 5 against all others) as one line of JSON: less is more diverse."""
-    from finepref.formats.problems import BadData
     from finepref.synth.dedup import read_texts
     from finepref.synth.diversity import self_bleu
 
-    try:
+    with told_errors(NEEDS):
         _, texts = read_texts(source, [name.strip() for name in fields.split(",")])
         typer.echo(json.dumps({"texts": len(texts), "sample": sample, **self_bleu(texts, sample=sample, seed=seed)}))
-    except (BadData, ValueError, OSError) as error:
-        raise typer.Exit(_say(error)) from error
 
 
 def register(app: typer.Typer) -> None:
     """Add this file's commands to `app`."""
     app.command()(dedup)
     app.command()(diversity)
-
-
-def _say(error: Exception) -> int:
-    hint = '; this method needs "finepref[synth]"' if isinstance(error, ImportError) else ""
-    typer.echo(f"{error}{hint}", err=True)
-    return 1

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from finepref.commands.engines import EngineName, VllmOptions, WorkerCpus, WorkerGpus, Workers, engine_of
+from finepref.commands.errors import told_errors
 
 if TYPE_CHECKING:
     from finepref.synth.judges import Asked, Rule
+
+NEEDS = 'judges need "finepref[synth]", models "finepref[model]", vllm or ray its own extra'
 
 
 def judge(
@@ -44,12 +47,10 @@ def judge(
 
     Exit code 1: bad input, or rows without a verdict because the engine failed; the same command asks those again.
     """
-    from finepref.formats.problems import BadData
-    from finepref.synth.journal import JournalBusy, JournalChanged, JournalDamaged
     from finepref.synth.judges import Asked
     from finepref.synth.judging import judge as run
 
-    try:
+    with told_errors(NEEDS):
         chosen = _judge(name, pattern=pattern, absent=absent, same=same, threshold=threshold, rubric=rubric)
         asks = isinstance(chosen, Asked)
         if asks and (not model or engine is EngineName.rules):
@@ -74,11 +75,6 @@ def judge(
             work_dir=work_dir,
             max_new_tokens=max_new_tokens,
         )
-    except (BadData, JournalBusy, JournalChanged, JournalDamaged, ValueError, OSError, ModuleNotFoundError) as error:
-        hint = '; judges need "finepref[synth]", models "finepref[model]", vllm or ray its own extra'
-        hint = hint if isinstance(error, ImportError) else ""
-        typer.echo(f"{error}{hint}", err=True)
-        raise typer.Exit(1) from error
     typer.echo(f"{output}: {outcome.passed} passed, {outcome.failed} failed, {outcome.unjudged} without a verdict")
     if outcome.unanswered and not keep_going:
         typer.echo(f"{outcome.unanswered} requests failed at the engine: run again to ask them again", err=True)

@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from finepref.commands.engines import EngineName, VllmOptions, WorkerCpus, WorkerGpus, Workers, engine_of
+from finepref.commands.errors import told_errors
+
+NEEDS = 'a local model needs "finepref[model]", vllm and ray their own extras, an adapter peft'
 
 
 def inject(
@@ -42,11 +45,9 @@ def inject(
     The API key of an endpoint is read from OPENAI_API_KEY. Exit code 1: bad input, or requests that failed at the
     engine; the same command asks those again.
     """
-    from finepref.formats.problems import BadData
     from finepref.synth.inject import inject as run
-    from finepref.synth.journal import JournalBusy, JournalChanged, JournalDamaged
 
-    try:
+    with told_errors(NEEDS):
         outcome = run(
             source,
             output,
@@ -74,8 +75,6 @@ def inject(
             min_length_ratio=min_length_ratio,
             max_length_ratio=max_length_ratio,
         )
-    except (BadData, JournalBusy, JournalChanged, JournalDamaged, ValueError, OSError, ModuleNotFoundError) as error:
-        raise typer.Exit(_say(error)) from error
     usable = ", ".join(f"{name} {count}" for name, count in outcome.negatives.items())
     typer.echo(f"{output}: {outcome.written} records with {outcome.negatives.total()} negatives ({usable})")
     if outcome.rejected:
@@ -93,13 +92,10 @@ def margins(
     adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model.")] = None,
 ) -> None:
     """How much likelier the good answer is than each answer with an error: mean log-probability per token, by type."""
-    from finepref.formats.problems import BadData
     from finepref.synth.margins import margins as run
 
-    try:
+    with told_errors(NEEDS):
         result = run(data, output, model=model, adapter=adapter)
-    except (BadData, ValueError, OSError, ModuleNotFoundError) as error:
-        raise typer.Exit(_say(error)) from error
     for name, summary in {**result["types"], "overall": result["overall"]}.items():
         figures = f"margin {summary['mean']:+.4f}, above 0 in {summary['share_above_zero']:.0%} of {summary['n']}"
         typer.echo(f"{name:14} {figures}")
@@ -111,10 +107,3 @@ def register(app: typer.Typer) -> None:
     group.command("inject")(inject)
     group.command("margins")(margins)
     app.add_typer(group, name="seapo")
-
-
-def _say(error: Exception) -> int:
-    hint = '; a local model needs "finepref[model]", vllm and ray their own extras, an adapter peft'
-    hint = hint if isinstance(error, ImportError) else ""
-    typer.echo(f"{error}{hint}", err=True)
-    return 1

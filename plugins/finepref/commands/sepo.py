@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from finepref.commands.errors import told_errors
+
 
 class Dtype(StrEnum):
     """Number formats to run a model in."""
@@ -37,12 +39,9 @@ def score(
 
     A run that was cut off is taken up where it was. Under torchrun (RANK and WORLD_SIZE) the ranks share the work.
     """
-    from finepref.formats.problems import BadData
-    from finepref.synth.journal import JournalBusy, JournalChanged, JournalDamaged
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    try:
+    with told_errors('scoring needs "finepref[model]", an adapter peft'):
         if not oracle and not oracle_adapter:
             raise ValueError("name the oracle: --oracle, --oracle-adapter or both")
         from finepref.synth.scoring import Scorer
@@ -60,10 +59,6 @@ def score(
             rank=rank,
             world=world,
         )
-    except (BadData, JournalBusy, JournalChanged, JournalDamaged, ValueError, OSError, ModuleNotFoundError) as error:
-        hint = '; scoring needs "finepref[model]"' if isinstance(error, ImportError) else ""
-        typer.echo(f"{error}{hint}", err=True)
-        raise typer.Exit(1) from error
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(outcome.dropped.items())) or "none"
     if outcome.scored is None:
         typer.echo(f"rank {rank} of {world} is done; the last rank to finish writes {output} (left out: {left_out})")

