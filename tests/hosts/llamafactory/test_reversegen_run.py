@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +16,7 @@ GYM = ['operators=["+"]', "max_terms=2", "max_digits=1", "allow_parentheses=fals
 
 @pytest.fixture(scope="module")
 def sum_writer(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model, trained here to go on from a few-shot prompt with a sum of digits, and to answer sums a little."""
+    """The tiny model, trained here to go on from a few-shot prompt with a sum, and to answer sums a little."""
     import random
 
     import torch
