@@ -1,10 +1,11 @@
 # make demo   install, then train and measure SeaPO on a real small model; ends in demo/report.md
 # make test   install, then run every test
-.PHONY: demo test test-core test-chaos test-llamafactory test-openrlhf test-cross lint format docs clean
+.PHONY: demo test test-core test-chaos test-llamafactory test-openrlhf test-cross test-vllm lint format docs clean
 
 CORE := .venvs/core/bin
 LLAMAFACTORY := .venvs/llamafactory/bin
 OPENRLHF := .venvs/openrlhf/bin
+VLLM := .venvs/vllm/bin
 
 # Tests run tiny models: one thread each is fastest.
 export OMP_NUM_THREADS ?= 1
@@ -13,12 +14,13 @@ export OMP_NUM_THREADS ?= 1
 demo: env-llamafactory
 	OMP_NUM_THREADS=$(shell nproc) OMP_WAIT_POLICY=passive $(LLAMAFACTORY)/python examples/demo.py --output demo
 
-# Two at a time: most tests keep one core busy. What each prints comes in one piece when it ends.
+# Two at a time, as most tests keep one core busy, the longest first, and all of them whatever fails.
+# Each prints in one piece at its end.
 test: lint
-	$(MAKE) --jobs=2 --output-sync=target test-core test-llamafactory test-openrlhf test-cross
+	$(MAKE) --jobs=2 --keep-going --output-sync=target test-llamafactory test-core test-openrlhf test-vllm test-cross
 
 test-core: env-core
-	$(CORE)/python -m pytest tests --ignore=tests/hosts
+	$(CORE)/python -m pytest tests --ignore=tests/hosts --ignore=tests/engines
 
 # 200 kills among small records, 50 among records of 2 MB, and every crash point; `test-core` has a shorter version.
 test-chaos: env-core
@@ -35,6 +37,10 @@ test-openrlhf: env-openrlhf
 test-cross: env-llamafactory env-openrlhf
 	$(OPENRLHF)/python -m pytest tests/hosts/cross
 
+# The engine vllm and the workers of Ray, on the CPU.
+test-vllm: env-vllm
+	$(VLLM)/python -m pytest tests/engines
+
 lint: env-core
 	$(CORE)/ruff check .
 	$(CORE)/ruff format --check .
@@ -44,7 +50,7 @@ format: env-core
 	$(CORE)/ruff check --fix .
 	$(CORE)/ruff format .
 
-# Make an environment from its lock file: env-core, env-llamafactory, env-openrlhf.
+# Make an environment from its lock file: env-core, env-llamafactory, env-openrlhf, env-vllm.
 env-%:
 	@scripts/make_env.sh $*
 

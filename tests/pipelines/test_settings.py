@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,53 @@ def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"bad.yaml is not"):
         load(path)
+
+
+CANARY = "canary-7f3a9c51"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sample.api_key", CANARY),
+        ("train.hf_hub_token", CANARY),
+        ("judge.OPENAI_API_KEY", CANARY),
+        ("sample.base_url", f"https://user:{CANARY}@host/v1"),
+        ("sample.base_url", f"https://host/v1?token={CANARY}"),
+        ("sample.rubric", f"sk-{CANARY}{CANARY}"),
+        ("sample.headers", ["Accept: all", f"Authorization: Bearer {CANARY}"]),
+    ],
+)
+def test_a_secret_in_the_settings_is_refused_by_its_key_and_not_repeated(yaml_file, tmp_path, key, value):
+    path = tmp_path / "with_secret.yaml"
+    section, name = key.split(".")
+    path.write_text(json.dumps({"rounds": 2, section: {name: value}}))
+    for file, overrides in ((path, []), (yaml_file, [f"{key}={json.dumps(value)}"])):
+        with pytest.raises(ValueError, match=f"{file}: {key}: settings are written down.*OPENAI_API_KEY") as told:
+            load(file, overrides)
+        assert CANARY not in str(told.value)
+
+
+@pytest.mark.parametrize("override", [f"sk-{CANARY}", f"https://u:{CANARY}@host", f"api_key='{CANARY}", "rounds.x=1"])
+def test_an_override_that_is_refused_for_another_reason_does_not_show_its_value(yaml_file, override):
+    with pytest.raises(ValueError, match="is not") as told:
+        load(yaml_file, [override])
+    assert CANARY not in str(told.value)
+
+
+def test_a_file_that_is_not_yaml_is_not_quoted(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(f"rounds: 2\napi_key: '{CANARY}\n")
+    with pytest.raises(ValueError, match=r"bad.yaml is not YAML \(line 3\)") as told:
+        load(path)
+    assert CANARY not in str(told.value)
+
+
+def test_keys_that_only_sound_like_secrets_are_settings(tmp_path):
+    path = tmp_path / "plain.yaml"
+    settings = {"max_new_tokens": 8, "hf_hub_token": None, "eos_token": "</s>", "base_url": "http://localhost:8000/v1"}
+    path.write_text(json.dumps(settings))
+    assert load(path) == settings
 
 
 def test_all_bad_settings_are_told_at_once_with_file_and_key(yaml_file):

@@ -166,19 +166,21 @@ def test_an_address_that_is_none_is_refused_and_not_repeated(url):
     assert CANARY not in str(refused.value)
 
 
-def test_a_secret_of_the_environment_or_the_address_is_nowhere_in_what_a_run_leaves(server, tmp_path):
-    """The key, a password and a query value of the address; the server says each back in an error of one request."""
+@pytest.mark.parametrize("typed", [False, True], ids=["environment", "command line"])
+def test_a_secret_of_the_environment_or_the_address_is_nowhere_in_what_a_run_leaves(server, tmp_path, typed):
+    """The key, a password and a query value of the address; the server says each back in an error of one request.
+
+    An address that was typed is in the process's arguments, and in nothing else.
+    """
     echo = {"error": {"message": f"bad key {CANARY}-key, bad user {CANARY}-word, bad query {CANARY}-query"}}
     FAULTS["echo"] = ([reply(json.dumps(echo).encode(), "401 No")], "", 1)
     names = ["good", "echo", "other"]
     source = tmp_path / "in" / "questions.jsonl"
     write_jsonl(source, [{"id": name, "prompt": name, "chosen": f"It is {name}, to be sure."} for name in names])
     plain = {key: value for key, value in os.environ.items() if not key.startswith("OPENAI_")}
-    secret = {
-        "OPENAI_API_KEY": f"{CANARY}-key\n",
-        "OPENAI_BASE_URL": server.url.replace("//", f"//user:{CANARY}-word@") + f"?token={CANARY}-query",
-        "OPENAI_LOG": "debug",
-    }
+    url = server.url.replace("//", f"//user:{CANARY}-word@") + f"?token={CANARY}-query"
+    secret = {"OPENAI_API_KEY": f"{CANARY}-key\n", "OPENAI_LOG": "debug"}
+    secret |= {} if typed else {"OPENAI_BASE_URL": url}
     code = (
         "import sys; from finepref.synth import seapo; seapo.ASK = '{question}'\n"
         "from finepref.cli import app; app(sys.argv[1:])"
@@ -197,7 +199,7 @@ def test_a_secret_of_the_environment_or_the_address_is_nowhere_in_what_a_run_lea
         "openai",
     ]
     process = subprocess.Popen(
-        [*command, "--model", "m"],
+        [*command, "--model", "m", *(["--base-url", url] if typed else [])],
         env=plain | secret,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -213,7 +215,8 @@ def test_a_secret_of_the_environment_or_the_address_is_nowhere_in_what_a_run_lea
     assert any(path.name == "journal.jsonl" for path in left)
     assert any(path.name == "negatives.report.json" for path in left)
     assert b"bad key ***, bad user ***, bad query ***" in left[output.with_suffix(".report.json")]
-    for name, content in {**left, "what it said": told, "its arguments": b"".join(arguments)}.items():
+    seen = {**left, "what it said": told} | ({} if typed else {"its arguments": b"".join(arguments)})
+    for name, content in seen.items():
         assert CANARY.encode() not in content, name
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finepref.commands.engines import EngineName, engine_of
+from finepref.commands.engines import EngineName, VllmOptions, WorkerCpus, WorkerGpus, Workers, engine_of
 
 if TYPE_CHECKING:
     from finepref.synth.judges import Asked, Rule
@@ -31,6 +31,10 @@ def judge(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest verdict.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="For hf: requests per batch.")] = 8,
     concurrency: Annotated[int, typer.Option(min=1, help="For openai: requests under way at a time.")] = 16,
+    vllm_options: VllmOptions = "",
+    workers: Workers = 0,
+    worker_cpus: WorkerCpus = 1.0,
+    worker_gpus: WorkerGpus = None,
     work_dir: Annotated[Path | None, typer.Option(help="Where the journal is; default: beside the output.")] = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Exit code 0 also where the engine failed.")
@@ -49,8 +53,18 @@ def judge(
         chosen = _judge(name, pattern=pattern, absent=absent, same=same, threshold=threshold, rubric=rubric)
         asks = isinstance(chosen, Asked)
         if asks and (not model or engine is EngineName.rules):
-            raise ValueError(f"--judge {name} needs a model: --engine hf or openai, and --model")
-        answering = engine_of(engine, model=model, base_url=base_url, batch_size=batch_size, concurrency=concurrency)
+            raise ValueError(f"--judge {name} needs a model: --engine hf, vllm or openai, and --model")
+        answering = engine_of(
+            engine,
+            model=model,
+            base_url=base_url,
+            batch_size=batch_size,
+            concurrency=concurrency,
+            vllm_options=vllm_options,
+            workers=workers,
+            worker_cpus=worker_cpus,
+            worker_gpus=worker_gpus,
+        )
         outcome = run(
             source,
             output,
@@ -61,7 +75,8 @@ def judge(
             max_new_tokens=max_new_tokens,
         )
     except (BadData, JournalBusy, JournalChanged, JournalDamaged, ValueError, OSError, ModuleNotFoundError) as error:
-        hint = '; this judge needs "finepref[synth]" or "finepref[model]"' if isinstance(error, ImportError) else ""
+        hint = '; judges need "finepref[synth]", models "finepref[model]", vllm or ray its own extra'
+        hint = hint if isinstance(error, ImportError) else ""
         typer.echo(f"{error}{hint}", err=True)
         raise typer.Exit(1) from error
     typer.echo(f"{output}: {outcome.passed} passed, {outcome.failed} failed, {outcome.unjudged} without a verdict")
@@ -83,10 +98,6 @@ def _judge(name: str, *, pattern: str, absent: bool, same: str, threshold: float
             return judges.math_answer
         case "number":
             return judges.number_answer
-        case "gym":
-            from finepref.synth.gym import verify
-
-            return verify
         case "contains" | "regex":
             if not pattern:
                 raise ValueError(f"--judge {name} needs --pattern")
@@ -95,6 +106,10 @@ def _judge(name: str, *, pattern: str, absent: bool, same: str, threshold: float
             if same not in {"text", "math"}:
                 raise ValueError(f"--same is text or math, not {same}")
             return judges.entropy(judges.as_text if same == "text" else judges.as_math, threshold=threshold)
+        case "gym":
+            from finepref.synth.judge_gym import gym
+
+            return gym
         case "guard":
             return judges.guard()
         case "llm":

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from finepref.commands.engines import EngineName, engine_of
+from finepref.commands.engines import EngineName, VllmOptions, WorkerCpus, WorkerGpus, Workers, engine_of
 
 
 def inject(
@@ -24,6 +24,10 @@ def inject(
     seed: Annotated[int, typer.Option(help="Seed of sampling and of the rules.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="For hf: requests per batch.")] = 8,
     concurrency: Annotated[int, typer.Option(min=1, help="For openai: requests under way at a time.")] = 16,
+    vllm_options: VllmOptions = "",
+    workers: Workers = 0,
+    worker_cpus: WorkerCpus = 1.0,
+    worker_gpus: WorkerGpus = None,
     variants: Annotated[int, typer.Option(min=1, help="Negatives of each type; above 1 needs a temperature.")] = 1,
     check: Annotated[bool, typer.Option("--check", help="Ask whether each error is there; keep what is.")] = False,
     also: Annotated[str, typer.Option(help="Further formats to write: feedback, pair, span_pair.")] = "",
@@ -46,7 +50,17 @@ def inject(
         outcome = run(
             source,
             output,
-            engine=engine_of(engine, model=model, base_url=base_url, batch_size=batch_size, concurrency=concurrency),
+            engine=engine_of(
+                engine,
+                model=model,
+                base_url=base_url,
+                batch_size=batch_size,
+                concurrency=concurrency,
+                vllm_options=vllm_options,
+                workers=workers,
+                worker_cpus=worker_cpus,
+                worker_gpus=worker_gpus,
+            ),
             types=[name.strip() for name in types.split(",")],
             work_dir=work_dir,
             max_new_tokens=max_new_tokens,
@@ -100,6 +114,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _say(error: Exception) -> int:
-    hint = '; a local model needs "finepref[model]", an adapter also peft' if isinstance(error, ImportError) else ""
+    hint = '; a local model needs "finepref[model]", vllm and ray their own extras, an adapter peft'
+    hint = hint if isinstance(error, ImportError) else ""
     typer.echo(f"{error}{hint}", err=True)
     return 1

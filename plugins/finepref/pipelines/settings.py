@@ -1,27 +1,46 @@
-"""The YAML file of a pipeline, `key=value` overrides, and the check of both against the pipeline's signature."""
+"""The YAML file of a pipeline, `key=value` overrides, and the check of both against the pipeline's signature.
+
+Settings become the words of commands, which others see in the list of processes and which `step.json` and `log.txt`
+keep. So what is secret does not belong there: it is refused, and no error repeats it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+_SECRET_KEY = re.compile(
+    r"(api_?key|secret|passw(or)?d|authorization|(^|(hub|hf|access|auth|api|bearer)_)token)$", re.I
+)
+_SECRET_TEXT = re.compile(r"://[^/\s]*@|://\S*\?|\b(sk-[\w-]{12}|hf_[A-Za-z0-9]{20})|\bBearer\s")
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """The settings of a YAML file with `key=value` on top, where a dot goes into a section: `sample.temperature=1.2`.
 
     Raises:
-        ValueError: the file is not a YAML mapping, or an override is not `key=value`.
+        ValueError: the file is not a YAML mapping, an override is not `key=value`, or a setting is a secret.
     """
     import yaml
 
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise ValueError(f"{path} is not YAML{f' (line {mark.line + 1})' if mark else ''}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is not a mapping of settings")
-    return overridden(settings, overrides)
+    overridden(settings, overrides)
+    if secret := ", ".join(_secrets(settings)):
+        raise ValueError(
+            f"{path}: {secret}: settings are written down and seen by others, so they may hold no key, no password "
+            "and no address with either: set OPENAI_API_KEY and OPENAI_BASE_URL in the environment instead"
+        )
+    return settings
 
 
 def overridden(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -35,16 +54,16 @@ def overridden(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or not all(parts := name.split(".")):
-            raise ValueError(f"{override!r} is not key=value")
+            raise ValueError(f"{'a setting' if _SECRET_TEXT.search(override) else repr(override)} is not key=value")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise ValueError(f"the value of {override!r} is not YAML") from None
+            raise ValueError(f"the value of {name!r} is not YAML") from None
         section = settings
         for part in parts[:-1]:
             section = section.setdefault(part, {})
             if not isinstance(section, dict):
-                raise ValueError(f"{override!r}: {part} is not a section")
+                raise ValueError(f"{name!r}: {part} is not a section")
         section[parts[-1]] = value
     return settings
 
@@ -76,6 +95,18 @@ def options(section: Mapping[str, object]) -> list[str]:
         elif value is not False and value is not None:
             words += [flag, str(value)]
     return words
+
+
+def _secrets(value: object, key: str = "") -> Iterator[str]:
+    """The keys of settings that are secret by their name or look so."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _secrets(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _secrets(inner, key)
+    elif value and (_SECRET_KEY.search(key) or (isinstance(value, str) and _SECRET_TEXT.search(value))):
+        yield key
 
 
 def _line(file: Path, error: Mapping[str, Any]) -> str:

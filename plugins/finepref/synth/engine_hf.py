@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,10 +14,17 @@ from finepref.synth.engines import Completion, Request
 
 if TYPE_CHECKING:
     import torch
-    from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        GenerationConfig,
+        LogitsProcessorList,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
 
-class _Planned(NamedTuple):
+class Planned(NamedTuple):
+    """A request with the token ids of its prompt and how many tokens may follow: none if the prompt is too long."""
+
     request: Request
     prompt: list[int]
     limit: int
@@ -40,47 +48,62 @@ class HfEngine:
         self.model = f"hf:{folder_digest(Path(model)) if Path(model).is_dir() else model}"
 
     def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
-        """Load the model, then answer batch by batch.
+        """Load the model (once), then answer batch by batch.
 
         Raises:
             ValueError: the tokenizer has no chat template or no end-of-sequence token.
         """
-        model, tokenizer = load_model(self.name)
-        room = getattr(model.config, "max_position_embeddings", None) or 2**31
-        plans: list[_Planned] = []
-        for request in requests:
-            prompt = prompt_ids(tokenizer, request.messages)
-            limit = min(request.max_new_tokens, room - len(prompt))
-            if limit > 0:
-                plans.append(_Planned(request, prompt, limit))
-            else:
-                reason = f"the prompt has {len(prompt)} tokens and the model room for {room}"
-                yield [Completion(request.id, prompt_tokens=len(prompt), error=reason)]
-        plans.sort(key=lambda plan: (*_sampling(plan), -len(plan.prompt)))
-        while plans:
-            batch = [plan for plan in plans[: self.batch_size] if _sampling(plan) == _sampling(plans[0])]
-            del plans[: len(batch)]
-            yield _answer(model, tokenizer, batch)
+        model, tokenizer = self._loaded
+        room = context_of(self.name)
+        for batch in self._batches([plan(request, tokenizer, room=room) for request in requests]):
+            yield _answer(model, tokenizer, batch) if batch[0].limit else [too_long(each, room) for each in batch]
+
+    def groups(self, requests: Iterable[Request]) -> list[list[Request]]:
+        """The batches of `generate`; no model is loaded for it."""
+        tokenizer, room = load_tokenizer(self.name), context_of(self.name)
+        batches = self._batches([plan(request, tokenizer, room=room) for request in requests])
+        return [[each.request for each in batch] for batch in batches]
+
+    def _batches(self, plans: Sequence[Planned]) -> Iterator[list[Planned]]:
+        """First what has no room, all of it; then what is sampled alike, the longest prompts first."""
+        if without_room := [each for each in plans if not each.limit]:
+            yield without_room
+        left = sorted((each for each in plans if each.limit), key=lambda each: (*_sampling(each), -len(each.prompt)))
+        while left:
+            batch = [each for each in left[: self.batch_size] if _sampling(each) == _sampling(left[0])]
+            del left[: len(batch)]
+            yield batch
+
+    @cached_property
+    def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        return load_model(self.name)
 
 
 def load_model(
     name: str, *, adapter: str | None = None, dtype: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model, ready for inference on the accelerator or else the CPU, and its tokenizer.
+    """A causal language model, see `load_network`, and its tokenizer.
+
+    Raises:
+        ValueError: the tokenizer has no chat template or no end-of-sequence token.
+    """
+    tokenizer = load_tokenizer(name)
+    return load_network(name, adapter=adapter, dtype=dtype), tokenizer
+
+
+def load_network(name: str, *, adapter: str | None = None, dtype: str = "auto", head: bool = True) -> PreTrainedModel:
+    """A causal language model, ready for inference on the accelerator or else the CPU.
 
     Args:
         name: folder or hub name.
         adapter: folder or hub name of a peft adapter to put on the model.
         dtype: of the weights, such as float32; "auto" is the checkpoint's.
-
-    Raises:
-        ValueError: the tokenizer has no chat template or no end-of-sequence token.
+        head: with its output head.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM
 
-    tokenizer = load_tokenizer(name)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    model = (AutoModelForCausalLM if head else AutoModel).from_pretrained(name, dtype=dtype)
     if adapter is not None:
         from peft import PeftModel
 
@@ -88,7 +111,7 @@ def load_model(
     device = torch.device("cpu")
     if (accelerator := torch.accelerator.current_accelerator(check_available=True)) is not None:
         device = torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
-    return model.to(device).eval(), tokenizer
+    return model.to(device).eval()
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -114,6 +137,47 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) 
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def plan(request: Request, tokenizer: PreTrainedTokenizerBase, *, room: int) -> Planned:
+    """A request with its prompt in tokens, for a model with room for so many of them."""
+    prompt = prompt_ids(tokenizer, request.messages)
+    return Planned(request, prompt, max(0, min(request.max_new_tokens, room - len(prompt))))
+
+
+def too_long(plan: Planned, room: int) -> Completion:
+    """The failure of a request whose prompt fills the model's context."""
+    reason = f"the prompt has {len(plan.prompt)} tokens and the model room for {room}"
+    return Completion(plan.request.id, prompt_tokens=len(plan.prompt), error=reason)
+
+
+def completion(
+    plan: Planned, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int]
+) -> Completion:
+    """What a model went on with, up to the first end token, which counts as a token and is not in the text."""
+    end = next((i for i, token in enumerate(tokens[: plan.limit]) if token in ends), None)
+    answer = tokens[: plan.limit if end is None else end]
+    return Completion(
+        id=plan.request.id,
+        text=tokenizer.decode(answer, skip_special_tokens=True),
+        stop_reason="length" if end is None else "stop",
+        prompt_tokens=len(plan.prompt),
+        completion_tokens=len(answer) + (end is not None),
+    )
+
+
+def end_tokens(defaults: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The end tokens of the tokenizer and of a model's generation defaults."""
+    own = defaults.eos_token_id
+    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
+
+
+def context_of(model: str) -> int:
+    """How many tokens a model can read, by its configuration."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model).get_text_config()
+    return getattr(config, "max_position_embeddings", None) or 2**31
+
+
 def left_padded(rows: Sequence[Sequence[int]], *, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of token ids as one batch with the padding on the left: ids [B, T] and mask [B, T].
 
@@ -137,18 +201,17 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _sampling(plan: _Planned) -> tuple[float, ...]:
+def _sampling(plan: Planned) -> tuple[float, ...]:
     request = plan.request
     return request.temperature, request.top_p, request.top_k, request.repetition_penalty
 
 
-def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[_Planned]) -> list[Completion]:
+def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[Planned]) -> list[Completion]:
     import torch
     from transformers import GenerationConfig
 
-    own = model.generation_config.eos_token_id
-    stops = sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
-    model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=stops[0])
+    ends = end_tokens(model.generation_config, tokenizer)
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=ends[0])
     ids, mask = left_padded([plan.prompt for plan in batch], device=model.device)  # [B, T]
     with torch.inference_mode():
         output = model.generate(
@@ -158,20 +221,7 @@ def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: S
             do_sample=False,
             logits_processor=_processors([plan.request for plan in batch], model.device),
         )[:, ids.shape[1] :].tolist()
-    completions: list[Completion] = []
-    for plan, tokens in zip(batch, output, strict=True):
-        end = next((i for i, token in enumerate(tokens[: plan.limit]) if token in stops), None)
-        answer = tokens[: plan.limit if end is None else end]
-        completions.append(
-            Completion(
-                id=plan.request.id,
-                text=tokenizer.decode(answer, skip_special_tokens=True),
-                stop_reason="length" if end is None else "stop",
-                prompt_tokens=len(plan.prompt),
-                completion_tokens=len(answer) + (end is not None),
-            )
-        )
-    return completions
+    return [completion(plan, tokens, tokenizer, ends=ends) for plan, tokens in zip(batch, output, strict=True)]
 
 
 def _processors(requests: Sequence[Request], device: torch.device) -> LogitsProcessorList:

@@ -56,6 +56,14 @@ class Engine(Protocol):
         ...
 
 
+class Divisible(Engine, Protocol):
+    """An engine whose work can be shared out: what it answers to a group of requests depends on the group alone."""
+
+    def groups(self, requests: Iterable[Request]) -> list[list[Request]]:
+        """Every request in one group, in groups as `generate` answers them together."""
+        ...
+
+
 def ask(requests: Iterable[Request], *, engine: Engine, journal: Journal) -> Iterator[Completion]:
     """Every request's completion as it gets known: first those that the journal holds, then the engine's answers.
 

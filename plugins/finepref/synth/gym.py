@@ -1,16 +1,13 @@
-"""Questions of reasoning-gym's data sets (Apache-2.0), which are made by rule and checked by their own verifiers."""
+"""Questions of reasoning-gym's data sets (Apache-2.0), which are made by rule; `judge_gym` asks their verifiers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from finepref.formats.records import Message, content_id
-from finepref.formats.row import is_text
-from finepref.synth.judges import Verdict
 
 
 def questions(
@@ -26,7 +23,7 @@ def questions(
         options: of the data set.
 
     Returns:
-        Rows {id, prompt, chosen, answer, gym, metadata}; the last two are for `verify`.
+        Rows {id, prompt, chosen, answer, metadata}; the last is for the judge `gym`.
 
     Raises:
         ModuleNotFoundError: reasoning-gym is not installed.
@@ -48,32 +45,11 @@ def questions(
         except (TypeError, ValueError):
             raise ValueError(f"reasoning-gym's {name}: what its verifier needs cannot be written as JSON") from None
         answer = str(item["answer"])
-        told = {"gym": name, "metadata": item["metadata"]}
-        rows.setdefault(row_id, {"id": row_id, "prompt": item["question"], "chosen": answer, "answer": answer, **told})
+        told = {"chosen": answer, "answer": answer, "metadata": item["metadata"]}
+        rows.setdefault(row_id, {"id": row_id, "prompt": item["question"], **told})
         if len(rows) == n + skip:
             return [*rows.values()][skip:]
     raise ValueError(f"reasoning-gym's {name} has {len(rows)} different questions among {size}: not {n + skip}")
-
-
-def verify(row: Mapping[str, object]) -> Verdict:
-    """What the data set's own verifier says of the response to a row of `questions`: 1 passes, the rest fails.
-
-    It is given what stands in the response's last <answer> tags, or else the whole response.
-
-    Raises:
-        ModuleNotFoundError: reasoning-gym is not installed.
-    """
-    name, response, gold = row.get("gym"), row.get("response"), row.get("answer")
-    if not (is_text(name) and is_text(response) and is_text(gold) and isinstance(row.get("metadata"), dict)):
-        return Verdict(None, "the row needs gym, metadata, answer and response")
-    tagged = re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL)
-    entry = {"question": row.get("prompt"), "answer": gold, "metadata": row["metadata"]}
-    try:
-        check = _factory().get_score_answer_fn(name)
-    except ValueError as error:
-        return Verdict(None, str(error))
-    score = float(check((tagged[-1] if tagged else response).strip(), entry))
-    return Verdict(score == 1, score=score)
 
 
 def _factory() -> Any:

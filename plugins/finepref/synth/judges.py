@@ -2,7 +2,7 @@
 
     math       the response's last mathematical answer equals the row's `answer` (math-verify)
     number     the response's last number equals the row's `answer`, so that repeating the question is no answer
-    gym        the verifier of the row's data set in reasoning-gym says 1 (`gym.py`)
+    gym        reasoning-gym's verifier of the row's task gives the response full marks (judge_gym.py)
     contains   the response contains a text, or matches a regular expression
     entropy    n sampled answers agree: their entropy over groups of equal answers is below a threshold
     guard      a guard model calls the dialogue safe (Llama Guard and models that answer like it)

@@ -28,7 +28,7 @@ from finepref.formats.jsonl import read_jsonl, write_jsonl
 from finepref.formats.records import Pair, ScoredPair, to_row
 from finepref.formats.scores import fingerprint
 from finepref.formats.sepo_csv import ScoredText, write_sepo_csv
-from finepref.synth.engine_hf import load_tokenizer, prompt_ids
+from finepref.synth.engine_hf import context_of, load_tokenizer, prompt_ids
 from finepref.synth.journal import Journal
 from finepref.synth.scoring import Item, Scorer
 
@@ -163,14 +163,6 @@ def tokenise(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Row:
         tokens[side] = [*encoded["input_ids"], tokenizer.eos_token_id]
         offsets[side] = [*map(list, encoded["offset_mapping"]), [len(text), len(text)]]
     return Row(prompt_ids(tokenizer, pair.prompt), tokens, offsets)
-
-
-def context_of(model: str) -> int:
-    """How many tokens a model can read, by its configuration."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model).get_text_config()
-    return getattr(config, "max_position_embeddings", None) or 2**31
 
 
 def _read(scorer: Scorer, items: list[Item], directory: Path, **job: Any) -> Mapping[str, Mapping[str, object]]:

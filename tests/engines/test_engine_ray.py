@@ -1,0 +1,117 @@
+"""Workers of Ray against one process: the same files, also after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from finepref.cli import app
+from finepref.formats.records import Message
+from finepref.synth import engine_vllm
+from finepref.synth.engine_hf import HfEngine
+from finepref.synth.engine_ray import RayEngine
+from finepref.synth.engine_vllm import VllmEngine
+from finepref.synth.engines import Request
+from typer.testing import CliRunner
+
+ROWS = 24
+ASK = "{error:.12} {question}"
+VLLM = ["--engine", "vllm", "--vllm-options", "{enforce_eager: true, max_num_seqs: 4}"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """Questions of different lengths; one whose prompt is longer than the model's 256 positions."""
+    path = tmp_path_factory.mktemp("in") / "questions.jsonl"
+    rows = [{"prompt": f"Number {i}{'?' * (i % 5)}", "chosen": f"It is {i}."} for i in range(ROWS - 1)]
+    rows.append({"prompt": "x" * 300, "chosen": "Long."})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def short_prompts(monkeypatch):
+    """The prompt that asks for an error is longer than the tiny model can read."""
+    monkeypatch.setattr("finepref.synth.seapo.ASK", ASK)
+
+
+def inject(source: Path, folder: Path, model: Path, *more: str) -> list[str]:
+    output = ["--output", str(folder / "out.jsonl"), "--work-dir", str(folder / "work")]
+    sampling = ["--max-new-tokens", "16", "--temperature", "1", "--batch-size", "4"]
+    return ["seapo", "inject", str(source), "--model", str(model), *output, *sampling, *more]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def run(*command) -> None:
+    result = CliRunner().invoke(app, inject(*command))
+    assert result.exit_code == 1, result.output
+    assert "3 requests failed at the engine" in result.output
+
+
+def test_two_workers_write_the_files_of_one_process(source, tiny_model, tmp_path):
+    run(source, tmp_path / "one", tiny_model)
+    run(source, tmp_path / "two", tiny_model, "--workers", "2")
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    report = json.loads(files(tmp_path / "one")["out.report.json"])
+    texts = {each["text"] for each in report["rejected_texts"]}
+    assert len(texts) > ROWS, "random answers"
+
+
+def test_two_workers_with_vllm_write_the_files_of_one_process(source, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_vllm, "GROUP", 20)
+    run(source, tmp_path / "one", tiny_model, *VLLM)
+    run(source, tmp_path / "two", tiny_model, *VLLM, "--workers", "2")
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+@pytest.mark.parametrize("more", [["--workers", "2"], VLLM], ids=["ray", "vllm"])
+def test_what_was_answered_before_a_kill_is_not_lost(source, tiny_model, tmp_path, more):
+    """Killed once the journal has two records; the run that ends it is another time in this process."""
+    program = f"from finepref.synth import seapo; seapo.ASK = {ASK!r}; from finepref.cli import main; main()"
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        *inject(source, tmp_path / "a", tiny_model, *more),
+    ]
+    journal = tmp_path / "a" / "work" / "journal.jsonl"
+    with open(tmp_path / "log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 2):
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    before = journal.read_bytes()
+    known = [entry["id"] for line in before.splitlines() for entry in json.loads(line)]
+    assert 0 < len(known) < 3 * (ROWS - 1), (tmp_path / "log").read_text()
+    again = more if "vllm" in more else []
+    run(source, tmp_path / "a", tiny_model, *again)
+    assert journal.read_bytes().startswith(before)
+    run(source, tmp_path / "b", tiny_model, *again)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_a_worker_that_cannot_load_its_model_is_one_line(source, tiny_model, tmp_path):
+    (tmp_path / "model").mkdir()
+    for path in tiny_model.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / "model" / path.name).write_bytes(path.read_bytes())
+    result = CliRunner().invoke(app, inject(source, tmp_path / "out", tmp_path / "model", "--workers", "1"))
+    assert result.exit_code == 1
+    (line,) = [line for line in result.output.splitlines() if "a worker of Ray failed" in line]
+    assert "OSError" in line
+
+
+def test_groups_hold_every_request_once_and_the_name_is_the_engines(tiny_model):
+    asked = [Request(f"{i}", (Message("user", "a" * i),), 4, temperature=float(i % 2)) for i in range(11)]
+    for engine in (HfEngine(str(tiny_model), batch_size=3), VllmEngine(str(tiny_model))):
+        found = [request for group in engine.groups(asked) for request in group]
+        assert sorted(found, key=asked.index) == asked
+        assert RayEngine(engine, workers=2).model == engine.model
