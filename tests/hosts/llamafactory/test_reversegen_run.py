@@ -115,7 +115,7 @@ class Killer:
         """Steps that last are killed between two of their records, the others when they have hardly begun."""
         saved = next((Path(word.removeprefix("output_dir=")) for word in words if "output_dir=" in word), Path("none"))
         marks = {
-            "train": saved / "checkpoint-2",  # made when the first is whole
+            "train": saved / "checkpoint-2",  # the host is about to write it; the first is whole
             "propose": Path(words[-1]).with_suffix(".work") / "journal.jsonl",
             "answer": Path(words[-1]).with_suffix(".work") / "journal.jsonl",
         }
