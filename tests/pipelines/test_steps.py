@@ -93,6 +93,17 @@ def test_what_a_step_prints_is_in_its_log_and_on_the_terminal(tmp_path, capfd):
     assert {"out", "green"} <= {*capfd.readouterr().out.splitlines()}
 
 
+def test_what_a_private_step_prints_is_nowhere_but_its_errors_are_kept(tmp_path, capfd):
+    code = "import sys; print('a row of data'); sys.exit('what went wrong')"
+    with Pipeline(tmp_path) as pipeline, pytest.raises(StepFailed):
+        pipeline.run("say", [sys.executable, "-c", code], outputs=[], private=True)
+    log = (tmp_path / "say" / "log.txt").read_text().splitlines()[1:]
+    assert log == ["what went wrong"]
+    shown = "".join(capfd.readouterr()).splitlines()
+    assert "what went wrong" in shown
+    assert "a row of data" not in shown
+
+
 def test_a_run_killed_in_a_step_leaves_the_folder_locked_until_the_step_ends(tmp_path):
     program = f"""
 import sys

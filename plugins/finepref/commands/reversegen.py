@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from finepref.commands import reversegen_run
-from finepref.commands.engines import EngineName, engine_of
+from finepref.commands.engines import EngineName, VllmOptions, WorkerCpus, WorkerGpus, Workers, engine_of
 
 if TYPE_CHECKING:
     from finepref.synth.engines import Engine
@@ -25,7 +25,7 @@ Shots = Annotated[int, typer.Option(min=1, help="Seeds in each few-shot prompt."
 Template = Annotated[str, typer.Option(help="Few-shot prompt with {examples}, {count}, {group}; @FILE reads one.")]
 GroupField = Annotated[str, typer.Option("--group", help="Show seeds together that are equal in this field.")]
 Seed = Annotated[int, typer.Option(help="Of everything drawn by chance.")]
-EngineChoice = Annotated[EngineName, typer.Option(help="A local model (hf) or an endpoint (openai).")]
+EngineChoice = Annotated[EngineName, typer.Option(help="A local model (hf, vllm) or an endpoint (openai).")]
 Model = Annotated[str, typer.Option(help="Model folder or name.")]
 BaseUrl = Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", help="Address of the endpoint.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="For hf: requests per batch.")]
@@ -82,6 +82,10 @@ def propose(
     seed: Seed = 0,
     batch_size: BatchSize = 8,
     concurrency: Concurrency = 16,
+    vllm_options: VllmOptions = "",
+    workers: Workers = 0,
+    worker_cpus: WorkerCpus = 1.0,
+    worker_gpus: WorkerGpus = None,
     work_dir: WorkDir = None,
     keep_going: KeepGoing = False,
 ) -> None:
@@ -100,7 +104,17 @@ def propose(
             n=n,
             shots=shots,
             seed=seed,
-            engine=_engine(engine, model, base_url, batch_size, concurrency),
+            engine=_engine(
+                engine,
+                model=model,
+                base_url=base_url,
+                batch_size=batch_size,
+                concurrency=concurrency,
+                vllm_options=vllm_options,
+                workers=workers,
+                worker_cpus=worker_cpus,
+                worker_gpus=worker_gpus,
+            ),
             template=_text(template) or TEMPLATE,
             group_field=group,
             max_new_tokens=max_new_tokens,
@@ -130,6 +144,10 @@ def validate(
     seed: Seed = 0,
     batch_size: BatchSize = 8,
     concurrency: Concurrency = 16,
+    vllm_options: VllmOptions = "",
+    workers: Workers = 0,
+    worker_cpus: WorkerCpus = 1.0,
+    worker_gpus: WorkerGpus = None,
     work_dir: WorkDir = None,
     keep_going: KeepGoing = False,
 ) -> None:
@@ -147,7 +165,17 @@ def validate(
         if not model:
             raise ValueError(f"--by {by.value} needs --model")
         asked = {
-            "engine": _engine(engine, model, base_url, batch_size, concurrency),
+            "engine": _engine(
+                engine,
+                model=model,
+                base_url=base_url,
+                batch_size=batch_size,
+                concurrency=concurrency,
+                vllm_options=vllm_options,
+                workers=workers,
+                worker_cpus=worker_cpus,
+                worker_gpus=worker_gpus,
+            ),
             "max_new_tokens": max_new_tokens,
             "seed": seed,
             "work_dir": work_dir,
@@ -177,6 +205,10 @@ def answer(
     seed: Seed = 0,
     batch_size: BatchSize = 8,
     concurrency: Concurrency = 16,
+    vllm_options: VllmOptions = "",
+    workers: Workers = 0,
+    worker_cpus: WorkerCpus = 1.0,
+    worker_gpus: WorkerGpus = None,
     work_dir: WorkDir = None,
     keep_going: KeepGoing = False,
     failing: Annotated[bool, typer.Option("--failing", help="Only rows whose label is false.")] = False,
@@ -191,7 +223,17 @@ def answer(
         outcome = answering.answer(
             source,
             output,
-            engine=_engine(engine, model, base_url, batch_size, concurrency),
+            engine=_engine(
+                engine,
+                model=model,
+                base_url=base_url,
+                batch_size=batch_size,
+                concurrency=concurrency,
+                vllm_options=vllm_options,
+                workers=workers,
+                worker_cpus=worker_cpus,
+                worker_gpus=worker_gpus,
+            ),
             n=n,
             ask=_text(ask),
             max_new_tokens=max_new_tokens,
@@ -293,10 +335,10 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="reversegen")
 
 
-def _engine(name: EngineName, model: str, base_url: str, batch_size: int, concurrency: int) -> Engine:
-    made = engine_of(name, model=model, base_url=base_url, batch_size=batch_size, concurrency=concurrency)
+def _engine(name: EngineName, **options: Any) -> Engine:
+    made = engine_of(name, **options)
     if made is None:
-        raise ValueError("the engine is hf or openai")
+        raise ValueError("the engine is hf, vllm or openai")
     return made
 
 

@@ -209,6 +209,7 @@ class _Run:
         folder = llamafactory.dataset(data.parent, data.stem, {"file_name": data.name, **entry})
         saved = self.pipeline.path(f"{name}/train", "saved")
         keys |= {"model_name_or_path": model, "dataset_dir": folder, "dataset": data.stem, "output_dir": saved}
+        llamafactory.drop_torn_checkpoints(saved)
         command = llamafactory.train(recipe, keys)
         self.pipeline.run(
             f"{name}/train", command, inputs=[data, *_local(model)], outputs=[saved], private=self.private

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+from finepref.formats.records import Message
+from finepref.pipelines.reversegen import reversegen
+from finepref.pipelines.settings import call, load
+from finepref.pipelines.steps import Pipeline, StepFailed
+from finepref.synth.sampling import read_dicts
 
 PIPELINES = ROOT / "examples" / "pipelines"
 TEMPLATE = "More like these:\n{examples}"
-
 GYM = ['operators=["+"]', "max_terms=2", "max_digits=1", "allow_parentheses=false", "allow_negation=false"]
 
 
 @pytest.fixture(scope="module")
 def sum_writer(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model, trained here to go on from a few-shot prompt with a sum of digits, and to answer sums a little."""
+    """The tiny model, trained here to go on from a few-shot prompt with a sum, and to answer sums a little."""
     import random
 
     import torch
@@ -38,8 +41,6 @@ def sum_writer(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             return f"What is {a} + {b}?", f"{a + b}"
         shown = [f"What is {x} + {y}?" for x, y in zip(numbers[2::2], numbers[3::2], strict=True)]
         return TEMPLATE.format(examples=listed(shown)), f"What is {a} + {b}?"
-
-    from finepref.formats.records import Message
 
     for _ in range(150):
         rows = []
@@ -78,15 +79,165 @@ def overrides(model: Path) -> list[str]:
     }
     trained = {"lora_rank": 2, "max_steps": 2, "save_steps": 1, "warmup_steps": 0, "per_device_train_batch_size": 2}
     trained |= {"plot_loss": "false", "learning_rate": 1e-4}
-    for stage in ("warmup", "proposer", "target"):
+    for stage, recipe in (("warmup", "warmup"), ("proposer", "dpo"), ("target", "target")):
         small |= {f"{stage}_training.{key}": value for key, value in trained.items()}
+        small[f"{stage}_training.recipe"] = ROOT / "examples" / f"reversegen_{recipe}.yaml"
+    small |= {"warmup_training.finetuning_type": "full", "target_training.finetuning_type": "full"}
+    small["export.recipe"] = ROOT / "examples" / "reversegen_export.yaml"
     return [f"{key}={value}" for key, value in small.items()]
 
 
-def test_run(sum_writer):
-    print(sum_writer)
-    import shutil
+def loop(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
+    """The command's own work in this process, in `folder`; the steps are real processes."""
+    folder.mkdir(exist_ok=True)
+    monkeypatch.chdir(folder)
+    settings = load(PIPELINES / "reversegen_math_demo.yaml", [*overrides(model), *more])
+    with Pipeline("run") as pipeline:
+        call(reversegen, settings, file=PIPELINES / "reversegen_math_demo.yaml", pipeline=pipeline)
 
-    shutil.rmtree("/work/scratch/rgen/sw", ignore_errors=True)
-    shutil.copytree(sum_writer, "/work/scratch/rgen/sw")
-    print(" ".join(map(__import__("shlex").quote, overrides(Path("/work/scratch/rgen/sw")))))
+
+class Killer:
+    """Starts the steps' commands, and kills the first of each kind once it has begun to write."""
+
+    def __init__(self) -> None:
+        self.killed: list[str] = []
+
+    def __call__(self, words: list[str], **more: object) -> subprocess.Popen:
+        process = subprocess.Popen(words, **more)
+        kind = next(word for word in words[1:] if word not in {"reversegen", "data"})
+        if kind not in self.killed:
+            self.killed.append(kind)
+            threading.Thread(target=self.kill, args=(process, kind, words), daemon=True).start()
+        return process
+
+    @staticmethod
+    def kill(process: subprocess.Popen, kind: str, words: list[str]) -> None:
+        """Steps that last are killed between two of their records, the others when they have hardly begun."""
+        saved = next((Path(word.removeprefix("output_dir=")) for word in words if "output_dir=" in word), Path("none"))
+        marks = {
+            "train": saved / "checkpoint-2",  # the host is about to write it; the first is whole
+            "propose": Path(words[-1]).with_suffix(".work") / "journal.jsonl",
+            "answer": Path(words[-1]).with_suffix(".work") / "journal.jsonl",
+        }
+        mark = marks.get(kind)
+        while (
+            process.poll() is None
+            and mark is not None
+            and not (mark.exists() and (mark.is_dir() or mark.stat().st_size))
+        ):
+            time.sleep(0.005)
+        process.kill()
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_each_kind_of_step_ends_with_the_same_files(sum_writer, tmp_path, monkeypatch, capfd):
+    """The killed run is a private one too: what it found is in its data and nowhere else."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    loop(whole, sum_writer, monkeypatch)
+    capfd.readouterr()
+    killer = Killer()
+    monkeypatch.setattr("finepref.pipelines.steps.subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": killer}))
+    failures: list[str] = []
+    while True:
+        try:
+            loop(cut, sum_writer, monkeypatch, "private=true")
+            break
+        except StepFailed as error:
+            failures.append(str(error))
+    kinds = {
+        "gym",
+        "warmup",
+        "train",
+        "propose",
+        "dedup",
+        "validate",
+        "answer",
+        "judge",
+        "eval",
+        "pair",
+        "export",
+        "improve",
+    }
+    assert {*killer.killed} == kinds
+    assert len(failures) == len(kinds)
+    assert all("ended with code -9" in failure for failure in failures)
+    first, second = results(whole / "run"), results(cut / "run")
+    assert first.keys() == second.keys()
+    assert [name for name, content in first.items() if second[name] != content] == []
+
+    found = json.loads((cut / "run" / "results.json").read_text())
+    assert found["rounds"]["round_1"]["rows"] == found["rounds"]["final"]["rows"] == 36
+    assert found["pairs"]["round_1"]["pairs"] > 0
+    assert found["before"]["rows"] == found["after"]["rows"] == 8
+    told = "".join(capfd.readouterr())
+    told += "".join(path.read_text() for path in (cut / "run").rglob("*") if path.name in {"log.txt", "report.md"})
+    proposals = (cut / "run").glob("*/propose/proposals.jsonl")
+    texts = {row["prompt"] for path in proposals for row in read_dicts(path)}
+    assert len(texts) > 8
+    assert [text for text in texts if text in told] == []
+    assert "## Examples" in (whole / "run" / "report.md").read_text()
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """What a run made: its data, measures and weights, but for what tells times."""
+    timed = {"step.json", "trainer_state.json", "trainer_log.jsonl", "train_results.json", "all_results.json"}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in {".json", ".jsonl", ".safetensors"} and path.name not in timed
+    }
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(PIPELINES.glob("reversegen_*.yaml"))])
+def test_the_keys_of_each_shipped_pipeline_are_those_of_the_loop(name, tmp_path, monkeypatch):
+    """The user's own models and files are filled in; each command is then the right one for its options."""
+    seen: list[list[str]] = []
+
+    def execute(self, step, words, *rest):
+        seen.append(words)
+        made = rest[2]
+        for path in made:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text('{"id": "x"}\n' if path.suffix == ".jsonl" else "")
+        raise_if_bad(words)
+        return {"outputs": {}, "seconds": 0.0}
+
+    monkeypatch.setattr(Pipeline, "_execute", execute)
+    monkeypatch.setattr("finepref.pipelines.reversegen_report.write", lambda *args, **kwargs: None)
+    monkeypatch.chdir(ROOT)
+    seeds = tmp_path / "seeds.jsonl"
+    seeds.write_text('{"prompt": "Q"}\n')
+    own = [f"{key}={seeds}" for key in ("seeds", "held_out")] if "demo" not in name else []
+    own += [f"{key}=m" for key in ("proposer", "target")]
+    own += [f"{key}=m" for key in ("judge.model", "teacher.model") if "safety" in name]
+    with Pipeline(tmp_path / "run") as pipeline:
+        call(reversegen, load(PIPELINES / name, own), file=PIPELINES / name, pipeline=pipeline)
+    assert {words[0] for words in seen} == {"finepref", "llamafactory-cli"}
+
+
+def raise_if_bad(words: list[str]) -> None:
+    """Have the command line of ours parse the words of a step, without running it."""
+    from finepref.cli import app
+    from typer.main import get_command
+
+    if words[0] == "finepref":
+        context = get_command(app)
+        rest = words[1:]
+        while hasattr(context, "commands"):
+            context, rest = context.commands[rest[0]], rest[1:]
+        context.make_context(words[1], rest)
+    else:
+        recipe = load(Path(words[2]))
+        keys = {word.partition("=")[0] for word in words[3:]}
+        assert words[1] in {"train", "export"}
+        assert recipe
+        assert keys
+
+
+def test_settings_that_do_not_go_together_are_refused(tmp_path):
+    file = PIPELINES / "reversegen_safety.yaml"
+    with Pipeline(tmp_path) as pipeline, pytest.raises(ValueError, match="proposer: Input should be a valid string"):
+        call(reversegen, load(file), file=file, pipeline=pipeline)
+    given = load(file, ["proposer=m", "target=m", "judge.model=m", "teacher.model=m"])
+    with Pipeline(tmp_path) as pipeline, pytest.raises(ValueError, match="give seeds and held_out, or gym"):
+        call(reversegen, given, file=file, pipeline=pipeline)
