@@ -184,7 +184,7 @@ def test_a_run_that_was_cut_off_goes_on_with_the_batches_it_lacks(samples, llama
     assert not output.exists()
     assert scored(samples, output, llamafactory, **options) == whole
     assert sum(calls) == 5, "4 responses, one of them twice: that of the batch which was cut off"
-    monkeypatch.setattr(reward.RewardModel, "_network", lambda self: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr(reward, "load_network", lambda *args, **kwargs: pytest.fail("nothing is left to do"))
     assert scored(samples, output, llamafactory, **options) == whole
     with pytest.raises(JournalChanged, match="pooling"):
         scored(samples, output, llamafactory, pooling="mean", **options)
