@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,13 @@ TINY = {
     "dataloader_num_workers": 0,
 }
 SAMPLING = {"max_new_tokens": 6, "temperature": 1.0}
+STEPS = [
+    *("data/human", "data/test_human", "data/testing_human", "base/reward", "testing/reward", "base/scored"),
+    *("round_0/answers", "round_0/answers_scored", "round_0/eval"),
+    *("round_1/samples", "round_1/pairs", "round_1/reward", "round_1/golden_pairs", "round_1/scored"),
+    *("round_1/selected", "round_1/policy", "round_1/merged", "round_1/answers"),
+    *("round_1/scored_by_base", "round_1/answers_scored", "round_1/eval"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +47,15 @@ def game(tiny_model, tmp_path_factory) -> Path:
     for name, start in (("queries", 0), ("test_queries", 4)):
         rows = [{"prompt": f"What is {i} + {i}?", "chosen": f"It is {2 * i}."} for i in range(start, start + 4)]
         write(folder / f"{name}.jsonl", rows)
-    files = {name: str(folder / f"{name}.jsonl") for name in ("human", "test_human", "testing_human")}
-    files |= {name: str(folder / f"{name}.jsonl") for name in ("queries", "test_queries")}
+    files = ("human", "test_human", "testing_human", "queries", "test_queries")
     settings = {
         "model": str(tiny_model),
-        **files,
+        **{name: str(folder / f"{name}.jsonl") for name in files},
         "template": "chatml",
         "learning_rates": [1.0e-3],
         "sample": {"n": 2, **SAMPLING},
         "answer": {"n": 1, **SAMPLING},
-        "reward": {"recipe": "examples/apo_rm.yaml", "learning_rate": 1e-3, **TINY},
+        "reward": {"recipe": "examples/apo_rm.yaml", "learning_rate": 1e-2, **TINY},
         "policy": {"recipe": "examples/apo_sft.yaml", **TINY},
         "merge": {"recipe": "examples/seapo_export.yaml", "infer_dtype": "float32"},
     }
@@ -60,30 +68,67 @@ def write(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def play(game: Path, output: Path, *overrides: str) -> subprocess.Popen:
+def play(game: Path, output: Path) -> subprocess.Popen:
     """Start the command in a session of its own."""
-    words = [Path(sys.executable).with_name("finepref"), "apo", "run", game, "--output", output, *overrides]
-    log = open(output.with_suffix(".log"), "ab")
-    return subprocess.Popen(words, stdout=log, stderr=log, cwd=ROOT, start_new_session=True, env=dict(os.environ))
+    words = [Path(sys.executable).with_name("finepref"), "apo", "run", game, "--output", output]
+    with open(output.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(words, stdout=log, stderr=log, cwd=ROOT, start_new_session=True, env=dict(os.environ))
 
 
-def finished(game: Path, output: Path, *overrides: str) -> list[str]:
-    """Play to the end; the steps in their order."""
-    process = play(game, output, *overrides)
-    assert process.wait(timeout=900) == 0, output.with_suffix(".log").read_text()[-4000:]
-    return [line.split()[1] for line in (output / "steps.md").read_text().splitlines() if line.startswith("finepref")]
+def finish(game: Path, output: Path) -> None:
+    """Play to the end."""
+    assert play(game, output).wait(timeout=900) == 0, output.with_suffix(".log").read_text()[-4000:]
+
+
+def kill_in(step: str, game: Path, output: Path) -> None:
+    """Play until the step's command has begun to write, or has run for a second, and kill all processes."""
+    process = play(game, output)
+    log = output / step / "log.txt"
+    while not log.exists():
+        assert process.poll() is None, output.with_suffix(".log").read_text()[-4000:]
+        time.sleep(0.02)
+    begun = time.monotonic()
+    while time.monotonic() < begun + 1 and not [path for path in log.parent.rglob("*") if path.suffix == ".jsonl"]:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @pytest.fixture(scope="module")
 def whole(game, tmp_path_factory) -> Path:
     """The folder of a game that nothing disturbed."""
     output = tmp_path_factory.mktemp("whole") / "run"
-    finished(game, output)
+    finish(game, output)
     return output
 
 
-def test_a_round_ends_in_a_report(whole):
+def test_a_round_has_these_steps_and_ends_in_a_report_and_plots(whole):
+    found = {str(path.parent.relative_to(whole)) for path in whole.rglob("step.json")}
+    assert found == {*STEPS}
     report = (whole / "report.md").read_text()
-    assert "| base |" in report
-    assert "| 1 |" in report
+    rows = [line.split("|")[1:-1] for line in report.splitlines() if line.startswith(("| base ", "| 0 ", "| 1 "))]
+    assert [row[0].strip() for row in rows] == ["base", "1", "0", "1"]
+    human, *_ = (json.loads((whole / f"round_{i}/eval/eval.json").read_text())["human"] for i in (1, 0))
+    assert rows[1][1].strip() == f"{human['rewards/accuracies']:.4f}"
+    assert rows[2][5].strip() == "0.5000", "answers against themselves are ties"
     assert (whole / "rounds.png").stat().st_size > 1000
+    assert "round_1/policy/model" in (whole / "steps.md").read_text()
+
+
+def test_the_reward_model_of_a_round_starts_from_the_base_model_and_sees_both_kinds(whole, tiny_model):
+    receipt = json.loads((whole / "round_1/reward/model/finepref_receipt.json").read_text())
+    assert [entry["name"] for entry in receipt["datasets"]] == ["human", "apo_1"]
+    words = json.loads((whole / "round_1/reward/step.json").read_text())["command"]
+    assert f"model_name_or_path={tiny_model}" in words
+    assert not [word for word in words if word.startswith("adapter_name_or_path")]
+
+
+def test_a_game_killed_in_each_step_in_turn_ends_with_the_same_report(game, whole, tmp_path):
+    output = tmp_path / "run"
+    for step in STEPS:
+        kill_in(step, game, output)
+        record = json.loads((output / step / "step.json").read_text())
+        print(step, "finished" if "outputs" in record else "killed")
+    finish(game, output)
+    for name in ("report.md", "rounds.png"):
+        assert (output / name).read_bytes() == (whole / name).read_bytes()
