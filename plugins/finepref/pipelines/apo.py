@@ -44,6 +44,7 @@ def apo(
     sample: dict[str, object],
     answer: dict[str, object],
     reward_model: str = "",
+    policy_queries: str = "",
     pair: dict[str, object] = {},  # noqa: B006 (nobody changes it)
     update: Literal["sft", "dpo"] = "sft",
     apo_data: bool = True,
@@ -68,6 +69,7 @@ def apo(
         merge: the same for `llamafactory-cli export`, used where the policy is trained with LoRA.
         sample, answer: options of `finepref apo sample` to train on and to test.
         reward_model: what each reward model starts from; default: `model`.
+        policy_queries: to sample at for the LLM's training, where they are not `queries`; no golden answers to them.
         pair: options of `finepref apo pair`.
         update: train the LLM on the best samples (sft), or on the best above the worst (dpo).
         apo_data: without it, the reward model of all rounds is the one of human preferences only (ablation).
@@ -82,9 +84,12 @@ def apo(
     if not learning_rates:
         raise ValueError("learning_rates has no entry: there would be no round")
     made = str(output / "made")
-    model, queries, human, test_queries, test_human, testing_human, reward_model = (
+    model, queries, policy_queries, human, test_queries, test_human, testing_human, reward_model = (
         text.replace("{made}", made)
-        for text in (model, queries, human, test_queries, test_human, testing_human, reward_model or model)
+        for text in (
+            *(model, queries, policy_queries, human),
+            *(test_queries, test_human, testing_human, reward_model or model),
+        )
     )
     with Pipeline(output) as run:
         _make(run, {name: words.replace("{made}", made) for name, words in make.items()})
@@ -108,12 +113,15 @@ def apo(
         own = base
         for number, rate in zip(rounds, learning_rates, strict=True):
             here = f"round_{number}"
-            samples = _sample(run, f"{here}/samples", Path(queries), llm, sample)
+            if apo_data or not policy_queries:
+                samples = _sample(run, f"{here}/samples", Path(queries), llm, sample)
             if apo_data:
                 pairs = _pair(run, f"{here}/pairs", samples, answers[0], pair)
                 names = ["human", f"apo_{number}"]
                 start = own if sequential else None
                 own = rewards.train(f"{here}/reward", names, [data["human"], pairs], start=start)
+            if policy_queries:
+                samples = _sample(run, f"{here}/policy_samples", Path(policy_queries), llm, sample)
             golden_pairs = _pair(run, f"{here}/golden_pairs", current, answers[1], {})
             scored, human_scored, golden_scored = rewards.score(
                 f"{here}/scored", own, [samples, data["test_human"], golden_pairs]
