@@ -184,7 +184,7 @@ def test_a_run_that_was_cut_off_goes_on_with_the_batches_it_lacks(samples, llama
     assert not output.exists()
     assert scored(samples, output, llamafactory, **options) == whole
     assert sum(calls) == 5, "4 responses, one of them twice: that of the batch which was cut off"
-    monkeypatch.setattr(reward.RewardModel, "_network", lambda self: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr(reward, "load_network", lambda *args, **kwargs: pytest.fail("nothing is left to do"))
     assert scored(samples, output, llamafactory, **options) == whole
     with pytest.raises(JournalChanged, match="pooling"):
         scored(samples, output, llamafactory, pooling="mean", **options)
@@ -205,3 +205,18 @@ def test_the_command_writes_what_the_function_does(samples, llamafactory, tmp_pa
     assert outcome.exit_code == 0, outcome.output
     assert "2 rows with 5 responses (1 empty, 0 longer than 2048 tokens)" in outcome.output
     assert rows_of(output) == scored(samples, tmp_path / "again.jsonl", llamafactory)
+
+
+def test_several_files_are_scored_by_one_load_into_a_folder(samples, llamafactory, tmp_path):
+    other = tmp_path / "other.jsonl"
+    write_jsonl(other, [{"id": "one", "prompt": "Why?", "responses": ["Because."]}])
+    output = tmp_path / "scored"
+    words = ["apo", "score", str(samples), str(other), "--model", str(llamafactory), "--output", str(output)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert rows_of(output / "samples.jsonl") == scored(samples, tmp_path / "again.jsonl", llamafactory)
+    assert rows_of(output / "other.jsonl")[0]["rewards"] == pytest.approx(
+        rows_of(output / "samples.jsonl")[0]["rewards"][:1], abs=1e-5
+    )
+    outcome = CliRunner().invoke(app, [*words[:3], str(samples), *words[4:]])
+    assert outcome.exit_code == 1
+    assert "two inputs have one name" in outcome.output

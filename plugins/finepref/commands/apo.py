@@ -121,8 +121,8 @@ def pair(
 
 
 def score(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Samples, ranked or pair records, or {responses}.")],
-    output: Annotated[Path, typer.Option(help="The JSON Lines file of responses with rewards to write.")],
+    sources: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Samples, ranked, pair, or {responses}.")],
+    output: Annotated[Path, typer.Option(help="The JSON Lines file to write; of several inputs a folder for them.")],
     model: Annotated[Path, typer.Option(help="Folder of a reward model of either host, or of its LoRA adapter.")],
     base: Annotated[str, typer.Option(help="The model under an adapter; default: the one that it names.")] = "",
     template: Annotated[
@@ -160,13 +160,19 @@ def score(
             dtype=dtype.value,
             batch_tokens=batch_tokens,
         )
-        outcome = run(source, output, model=reward, cut=cut, work_dir=work_dir)
+        if len({source.name for source in sources}) < len(sources):
+            raise ValueError("two inputs have one name, and the outputs in the folder would too")
+        for source in sources:
+            several = len(sources) > 1
+            target = output / source.name if several else output
+            folder = work_dir / source.stem if work_dir and several else work_dir
+            outcome = run(source, target, model=reward, cut=cut, work_dir=folder)
+            typer.echo(
+                f"{target}: {outcome.rows} rows with {outcome.responses} responses "
+                f"({outcome.empty} empty, {outcome.cut} longer than {cutoff_len} tokens)"
+            )
     except (ValueError, OSError, JournalBusy, ModuleNotFoundError) as error:
         _fail(error)
-    typer.echo(
-        f"{output}: {outcome.rows} rows with {outcome.responses} responses "
-        f"({outcome.empty} empty, {outcome.cut} longer than {cutoff_len} tokens)"
-    )
 
 
 def select(

@@ -44,6 +44,7 @@ def apo(
     sample: dict[str, object],
     answer: dict[str, object],
     reward_model: str = "",
+    policy_queries: str = "",
     pair: dict[str, object] = {},  # noqa: B006 (nobody changes it)
     update: Literal["sft", "dpo"] = "sft",
     apo_data: bool = True,
@@ -68,6 +69,7 @@ def apo(
         merge: the same for `llamafactory-cli export`, used where the policy is trained with LoRA.
         sample, answer: options of `finepref apo sample` to train on and to test.
         reward_model: what each reward model starts from; default: `model`.
+        policy_queries: to sample at for the LLM's training, where they are not `queries`; no golden answers to them.
         pair: options of `finepref apo pair`.
         update: train the LLM on the best samples (sft), or on the best above the worst (dpo).
         apo_data: without it, the reward model of all rounds is the one of human preferences only (ablation).
@@ -82,9 +84,12 @@ def apo(
     if not learning_rates:
         raise ValueError("learning_rates has no entry: there would be no round")
     made = str(output / "made")
-    model, queries, human, test_queries, test_human, testing_human, reward_model = (
+    model, queries, policy_queries, human, test_queries, test_human, testing_human, reward_model = (
         text.replace("{made}", made)
-        for text in (model, queries, human, test_queries, test_human, testing_human, reward_model or model)
+        for text in (
+            *(model, queries, policy_queries, human),
+            *(test_queries, test_human, testing_human, reward_model or model),
+        )
     )
     with Pipeline(output) as run:
         _make(run, {name: words.replace("{made}", made) for name, words in make.items()})
@@ -100,30 +105,35 @@ def apo(
 
         base = rewards.train("base/reward", ["human"], [data["human"]])
         testing = rewards.train("testing/reward", ["testing_human"], [data["testing_human"]])
-        base_human = rewards.score("base/human", base, data["test_human"])
+        base_human = rewards.score("base/scored", base, [data["test_human"]])[0]
         llm, current = model, _sample(run, "round_0/answers", Path(test_queries), model, answer)
-        first = current_scored = rewards.score("round_0/answers_scored", testing, current)
-        _evaluate(run, "round_0/eval", {"human": base_human, "answers": current_scored}, against=first)
+        first = rewards.score("round_0/answers_scored", testing, [current])[0]
+        _evaluate(run, "round_0/eval", {"human": base_human, "answers": first}, against=first)
 
         own = base
         for number, rate in zip(rounds, learning_rates, strict=True):
             here = f"round_{number}"
-            samples = _sample(run, f"{here}/samples", Path(queries), llm, sample)
+            if apo_data or not policy_queries:
+                samples = _sample(run, f"{here}/samples", Path(queries), llm, sample)
             if apo_data:
                 pairs = _pair(run, f"{here}/pairs", samples, answers[0], pair)
                 names = ["human", f"apo_{number}"]
                 start = own if sequential else None
                 own = rewards.train(f"{here}/reward", names, [data["human"], pairs], start=start)
-            scored = rewards.score(f"{here}/scores", own, samples)
-            selected = _select(run, f"{here}/selected", scored, update)
+            if policy_queries:
+                samples = _sample(run, f"{here}/policy_samples", Path(policy_queries), llm, sample)
             golden_pairs = _pair(run, f"{here}/golden_pairs", current, answers[1], {})
+            scored, human_scored, golden_scored = rewards.score(
+                f"{here}/scored", own, [samples, data["test_human"], golden_pairs]
+            )
+            selected = _select(run, f"{here}/selected", scored, update)
             llm = _train_policy(run, here, policy, merge, template, llm, selected, rate)
             current = _sample(run, f"{here}/answers", Path(test_queries), llm, answer)
             tests = {
-                "human": rewards.score(f"{here}/human", own, data["test_human"]) if apo_data else base_human,
-                "golden_base": rewards.score(f"{here}/golden_by_base", base, golden_pairs),
-                "golden": rewards.score(f"{here}/golden_by_own", own, golden_pairs),
-                "answers": rewards.score(f"{here}/answers_scored", testing, current),
+                "human": human_scored,
+                "golden": golden_scored,
+                "golden_base": rewards.score(f"{here}/scored_by_base", base, [golden_pairs])[0],
+                "answers": rewards.score(f"{here}/answers_scored", testing, [current])[0],
             }
             _evaluate(run, f"{here}/eval", tests, against=first)
         apo_report.write(run, learning_rates)
@@ -145,20 +155,20 @@ class _Rewards:
         keys |= {"dataset": ",".join(names), "template": self.template}
         return _train(self.run, step, self.section, keys, inputs=[*files, *([] if start is None else [start])])
 
-    def score(self, step: str, model: Path, source: Path) -> Path:
-        """The rewards of a file's responses."""
-        target = self.run.path(step, "scored.jsonl")
+    def score(self, step: str, model: Path, sources: Sequence[Path]) -> list[Path]:
+        """The rewards of the files' responses, each in a file of the same name."""
+        targets = [self.run.path(step, source.name) for source in sources]
         options = {
             "model": model,
             "base": self.start if self.lora else None,
             "template": self.template,
             "pooling": self.recipe.get("apo_pooling"),
             "cutoff_len": self.recipe.get("cutoff_len"),
-            "output": target,
+            "output": targets[0] if len(targets) == 1 else self.run.path(step),
         }
-        words = ["finepref", "apo", "score", source, *settings.options(options)]
-        self.run.run(step, words, inputs=[source, model], outputs=[target])
-        return target
+        words = ["finepref", "apo", "score", *sources, *settings.options(options)]
+        self.run.run(step, words, inputs=[*sources, model], outputs=targets)
+        return targets
 
 
 def _train(
@@ -261,7 +271,7 @@ def _sample(run: Pipeline, step: str, queries: Path, model: str, section: Mappin
 
 
 def _pair(run: Pipeline, step: str, samples: Path, golden: Path, section: Mapping[str, object]) -> Path:
-    target = run.path(step, "apo.jsonl")
+    target = run.path(step, f"{step.rpartition('/')[2]}.jsonl")
     words = ["finepref", "apo", "pair", samples, *settings.options({"golden": golden, **section, "output": target})]
     run.run(step, words, inputs=[samples, golden], outputs=[target])
     return target
@@ -289,6 +299,6 @@ def _write_dataset_info(folder: Path, data: Mapping[str, Path], rounds: range, u
     }
     own = {"formatting": "pair"} if update == "dpo" else SHAREGPT
     for number in rounds:
-        table[f"apo_{number}"] = {"file_name": f"round_{number}/pairs/apo.jsonl", "formatting": "ranked"}
+        table[f"apo_{number}"] = {"file_name": f"round_{number}/pairs/pairs.jsonl", "formatting": "ranked"}
         table[f"selected_{number}"] = {"file_name": f"round_{number}/selected/selected.jsonl", **own}
     write_json(folder / "dataset_info.json", table)

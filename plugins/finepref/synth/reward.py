@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -119,7 +120,7 @@ class RewardModel:
         """The rewards of sequences by name, batch by batch; the batches, of similar lengths, depend on all items."""
         import torch
 
-        network = self._network()
+        network = self.network
         weight, bias = (tensor.to(network.device, torch.float32) for tensor in self.head)
         finished = {*done}
         named = [Item(name, item.ids, {}) for name, item in items.items()]
@@ -131,7 +132,8 @@ class RewardModel:
                     values = (pooled.float() @ weight + bias).tolist()
                 yield dict(zip(names, values, strict=True))
 
-    def _network(self) -> nn.Module:
+    @cached_property
+    def network(self) -> nn.Module:
         """The decoder without its output head."""
         if self.base:
             return load_network(self.base, adapter=str(self.folder), dtype=self.dtype).get_base_model().base_model

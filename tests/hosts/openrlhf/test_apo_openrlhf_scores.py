@@ -11,12 +11,13 @@ from finepref.formats.jsonl import write_jsonl
 from finepref.synth.reward import RewardModel, score
 
 
-def rewards_by_host(folder: Path, texts: list[str]) -> list[float]:
+def rewards_by_host(folder: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A batch padded on the left, as the host's trainer and its reward server make it."""
     import torch
     from openrlhf.models import get_llm_for_sequence_regression
     from transformers import AutoTokenizer
 
+    monkeypatch.setattr("openrlhf.utils.utils.convert_to_torch_dtype", lambda name: torch.float32)
     kwargs = {"param_dtype": "fp32", "attn_implementation": "eager"}
     model = get_llm_for_sequence_regression(str(folder), "reward", **kwargs).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
@@ -26,7 +27,7 @@ def rewards_by_host(folder: Path, texts: list[str]) -> list[float]:
 
 
 @pytest.mark.parametrize("pooling", ["last", "eos"])
-def test_scores_are_those_of_the_hosts_reward_model(train, tmp_path, pooling):
+def test_scores_are_those_of_the_hosts_reward_model(train, tmp_path, monkeypatch, pooling):
     records = ranked_rows()
     done = train("apo_rm", apo__pooling=pooling, adam__lr=1e-2)
     write_jsonl(tmp_path / "lists.jsonl", records)
@@ -39,5 +40,5 @@ def test_scores_are_those_of_the_hosts_reward_model(train, tmp_path, pooling):
         for record in records
         for response in record["responses"]
     ]
-    assert found == pytest.approx(rewards_by_host(done.folder, texts), abs=1e-4)
+    assert found == pytest.approx(rewards_by_host(done.folder, texts, monkeypatch), abs=1e-4)
     assert max(found) - min(found) > 0.01

@@ -1,0 +1,134 @@
+"""`finepref apo run` on a tiny model with the real host: a round, killed in each step in turn, ends the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, ranked_rows
+
+TINY = {
+    "finetuning_type": "lora",
+    "lora_rank": 4,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "max_steps": 2,
+    "save_steps": 1,
+    "bf16": False,
+    "warmup_steps": 0,
+    "logging_steps": 1,
+    "plot_loss": False,
+    "preprocessing_num_workers": 1,
+    "dataloader_num_workers": 0,
+}
+SAMPLING = {"max_new_tokens": 6, "temperature": 1.0}
+STEPS = [
+    *("data/human", "data/test_human", "data/testing_human", "base/reward", "testing/reward", "base/scored"),
+    *("round_0/answers", "round_0/answers_scored", "round_0/eval"),
+    *("round_1/samples", "round_1/pairs", "round_1/reward", "round_1/golden_pairs", "round_1/scored"),
+    *("round_1/selected", "round_1/policy", "round_1/merged", "round_1/answers"),
+    *("round_1/scored_by_base", "round_1/answers_scored", "round_1/eval"),
+]
+
+
+@pytest.fixture(scope="module")
+def game(tiny_model, tmp_path_factory) -> Path:
+    """A YAML with all the data of a game beside it."""
+    folder = tmp_path_factory.mktemp("game")
+    for name, start in (("human", 0), ("test_human", 30), ("testing_human", 60)):
+        write(folder / f"{name}.jsonl", [row for row in ranked_rows(9, start=start) if "kind" not in row])
+    for name, start in (("queries", 0), ("test_queries", 4)):
+        rows = [{"prompt": f"What is {i} + {i}?", "chosen": f"It is {2 * i}."} for i in range(start, start + 4)]
+        write(folder / f"{name}.jsonl", rows)
+    files = ("human", "test_human", "testing_human", "queries", "test_queries")
+    settings = {
+        "model": str(tiny_model),
+        **{name: str(folder / f"{name}.jsonl") for name in files},
+        "template": "chatml",
+        "learning_rates": [1.0e-3],
+        "sample": {"n": 2, **SAMPLING},
+        "answer": {"n": 1, **SAMPLING},
+        "reward": {"recipe": "examples/apo_rm.yaml", "learning_rate": 1e-2, **TINY},
+        "policy": {"recipe": "examples/apo_sft.yaml", **TINY},
+        "merge": {"recipe": "examples/seapo_export.yaml", "infer_dtype": "float32"},
+    }
+    (folder / "game.yaml").write_text(yaml.safe_dump(settings))
+    return folder / "game.yaml"
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """Rows as JSON Lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def play(game: Path, output: Path) -> subprocess.Popen:
+    """Start the command in a session of its own."""
+    words = [Path(sys.executable).with_name("finepref"), "apo", "run", game, "--output", output]
+    with open(output.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(words, stdout=log, stderr=log, cwd=ROOT, start_new_session=True, env=dict(os.environ))
+
+
+def finish(game: Path, output: Path) -> None:
+    """Play to the end."""
+    assert play(game, output).wait(timeout=900) == 0, output.with_suffix(".log").read_text()[-4000:]
+
+
+def kill_in(step: str, game: Path, output: Path) -> None:
+    """Play until the step's command has begun to write, or has run for a second, and kill all processes."""
+    process = play(game, output)
+    log = output / step / "log.txt"
+    while not log.exists():
+        assert process.poll() is None, output.with_suffix(".log").read_text()[-4000:]
+        time.sleep(0.02)
+    begun = time.monotonic()
+    while time.monotonic() < begun + 1 and not [path for path in log.parent.rglob("*") if path.suffix == ".jsonl"]:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def whole(game, tmp_path_factory) -> Path:
+    """The folder of a game that nothing disturbed."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    finish(game, output)
+    return output
+
+
+def test_a_round_has_these_steps_and_ends_in_a_report_and_plots(whole):
+    found = {str(path.parent.relative_to(whole)) for path in whole.rglob("step.json")}
+    assert found == {*STEPS}
+    report = (whole / "report.md").read_text()
+    rows = [line.split("|")[1:-1] for line in report.splitlines() if line.startswith(("| base ", "| 0 ", "| 1 "))]
+    assert [row[0].strip() for row in rows] == ["base", "1", "0", "1"]
+    human, *_ = (json.loads((whole / f"round_{i}/eval/eval.json").read_text())["human"] for i in (1, 0))
+    assert rows[1][1].strip() == f"{human['rewards/accuracies']:.4f}"
+    assert rows[2][5].strip() == "0.5000", "answers against themselves are ties"
+    assert (whole / "rounds.png").stat().st_size > 1000
+    assert "round_1/policy/model" in (whole / "steps.md").read_text()
+
+
+def test_the_reward_model_of_a_round_starts_from_the_base_model_and_sees_both_kinds(whole, tiny_model):
+    receipt = json.loads((whole / "round_1/reward/model/finepref_receipt.json").read_text())
+    assert [entry["name"] for entry in receipt["datasets"]] == ["human", "apo_1"]
+    words = json.loads((whole / "round_1/reward/step.json").read_text())["command"]
+    assert f"model_name_or_path={tiny_model}" in words
+    assert not [word for word in words if word.startswith("adapter_name_or_path")]
+
+
+def test_a_game_killed_in_each_step_in_turn_ends_with_the_same_report(game, whole, tmp_path):
+    output = tmp_path / "run"
+    for step in STEPS:
+        kill_in(step, game, output)
+        record = json.loads((output / step / "step.json").read_text())
+        print(step, "finished" if "outputs" in record else "killed")
+    finish(game, output)
+    for name in ("report.md", "rounds.png"):
+        assert (output / name).read_bytes() == (whole / name).read_bytes()
