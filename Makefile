@@ -14,9 +14,10 @@ export OMP_NUM_THREADS ?= 1
 demo: env-llamafactory
 	OMP_NUM_THREADS=$(shell nproc) OMP_WAIT_POLICY=passive $(LLAMAFACTORY)/python examples/demo.py --output demo
 
-# Two at a time: most tests keep one core busy. What each prints comes in one piece when it ends.
+# Two at a time, as most tests keep one core busy, the longest first, and all of them whatever fails.
+# Each prints in one piece at its end.
 test: lint
-	$(MAKE) --jobs=2 --output-sync=target test-core test-llamafactory test-openrlhf test-cross test-vllm
+	$(MAKE) --jobs=2 --keep-going --output-sync=target test-llamafactory test-core test-openrlhf test-vllm test-cross
 
 test-core: env-core
 	$(CORE)/python -m pytest tests --ignore=tests/hosts --ignore=tests/engines

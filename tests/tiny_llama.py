@@ -46,3 +46,17 @@ def save_tiny_llama(folder: Path, tokenizer: Any, **config: Any) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_perturbed(model_folder: Path, folder: Path) -> Path:
+    """Save a model that differs from another: the same shape and tokenizer, other numbers."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return folder

@@ -178,7 +178,7 @@ def test_the_command_judges_by_rule(tmp_path):
     [
         (["--judge", "contains"], "--judge contains needs --pattern"),
         (["--judge", "llm"], "--judge llm needs --rubric"),
-        (["--judge", "guard"], "--judge guard needs a model: --engine hf or openai, and --model"),
+        (["--judge", "guard"], "--judge guard needs a model: --engine hf, vllm or openai, and --model"),
         (["--judge", "nobody"], "0 packages register the judge 'nobody' as finepref.judges (registered: none)"),
     ],
 )

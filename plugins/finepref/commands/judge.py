@@ -17,7 +17,8 @@ def judge(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows with response (entropy: responses).")],
     output: Annotated[Path, typer.Option(help="The JSON Lines file of judged rows to write.")],
     name: Annotated[
-        str, typer.Option("--judge", help="math, gym, contains, regex, entropy, guard, llm, or a plugin's name.")
+        str,
+        typer.Option("--judge", help="math, number, gym, contains, regex, entropy, guard, llm or a plugin."),
     ],
     pattern: Annotated[str, typer.Option(help="contains, regex: what the response must have.")] = "",
     absent: Annotated[bool, typer.Option("--absent", help="contains, regex: what it must not have.")] = False,
@@ -35,6 +36,9 @@ def judge(
     worker_cpus: WorkerCpus = 1.0,
     worker_gpus: WorkerGpus = None,
     work_dir: Annotated[Path | None, typer.Option(help="Where the journal is; default: beside the output.")] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Exit code 0 also where the engine failed.")
+    ] = False,
 ) -> None:
     """Label each row: true where the response passes, false where it does not; the rest goes to a file of its own.
 
@@ -76,7 +80,7 @@ def judge(
         typer.echo(f"{error}{hint}", err=True)
         raise typer.Exit(1) from error
     typer.echo(f"{output}: {outcome.passed} passed, {outcome.failed} failed, {outcome.unjudged} without a verdict")
-    if outcome.unanswered:
+    if outcome.unanswered and not keep_going:
         typer.echo(f"{outcome.unanswered} requests failed at the engine: run again to ask them again", err=True)
         raise typer.Exit(1)
 
@@ -92,6 +96,8 @@ def _judge(name: str, *, pattern: str, absent: bool, same: str, threshold: float
     match name:
         case "math":
             return judges.math_answer
+        case "number":
+            return judges.number_answer
         case "contains" | "regex":
             if not pattern:
                 raise ValueError(f"--judge {name} needs --pattern")

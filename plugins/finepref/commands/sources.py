@@ -39,6 +39,30 @@ def gsm(
     typer.echo(f"{output}: {len(made.rows)} questions (left out: {left_out})")
 
 
+def gym(
+    name: Annotated[str, typer.Argument(help="A data set of reasoning-gym, such as basic_arithmetic.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="How many questions.")],
+    output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")],
+    seed: Annotated[int, typer.Option(help="Which endless list of questions.")] = 0,
+    skip: Annotated[int, typer.Option(min=0, help="Leave out the list's first so many.")] = 0,
+    option: Annotated[list[str], typer.Option(help="Of the data set, as key=YAML value; any number.")] = [],  # noqa: B006
+) -> None:
+    """Different questions of any data set of reasoning-gym with answers: rows {id, prompt, chosen, answer}.
+
+    Two calls with one seed share no question if one skips what the other takes. `finepref judge --judge gym` asks the
+    data set's own verifier.
+    """
+    from finepref.formats.jsonl import write_jsonl
+    from finepref.pipelines.settings import overridden
+    from finepref.synth.gym import questions
+
+    try:
+        rows = questions(name, n, seed=seed, skip=skip, options=overridden({}, option))
+    except (ModuleNotFoundError, ValueError) as error:
+        raise typer.Exit(_say(str(error))) from error
+    typer.echo(f"{output}: {write_jsonl(output, rows)} questions of {name}")
+
+
 FromFile = Annotated[Path | None, typer.Option(help="A file of the data set (JSON Lines, JSON, parquet), no hub.")]
 
 
@@ -117,6 +141,7 @@ def register(app: typer.Typer) -> None:
     """Add this file's commands to `app`."""
     data = typer.Typer(no_args_is_help=True, help="Fetch or make data to start from.")
     data.command("gsm")(gsm)
+    data.command("gym")(gym)
     data.command("ultrafeedback")(ultrafeedback)
     data.command("hh")(hh)
     data.command("hub")(hub)

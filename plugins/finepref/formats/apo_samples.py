@@ -1,4 +1,11 @@
-"""APO's samples and golden answers (Linear95/APO, 4282775): two files, joined by query_id into ranked records."""
+"""APO's queries, samples and golden answers (Linear95/APO, 4282775), which query_id joins.
+
+    queries  {query_id, query}                            or ours: {id?, prompt or messages}
+    golden   {query_id, query, golden}                    or ours: {id?, prompt or messages, chosen}
+    samples  {query_id, query, sample_0, sample_1, ...}
+
+A dialogue of ours has as query its only turn's text, or what HH makes of it ("\\n\\nHuman: ...\\n\\nAssistant:").
+"""
 
 from __future__ import annotations
 
@@ -10,19 +17,51 @@ from typing import NamedTuple
 from finepref.formats.check import Checked
 from finepref.formats.jsonl import RawRow, read_rows
 from finepref.formats.problems import Problem
-from finepref.formats.records import Ranked, parse
-from finepref.formats.released import dialogue, query_id
+from finepref.formats.records import Prompt, Ranked, content_id, parse
+from finepref.formats.released import dialogue, query_id, transcript
 from finepref.formats.row import RowReader
 
 _SAMPLE = re.compile(r"sample_(\d+)")
+_NEXT_TURN = re.compile(r"\nHuman(:|\Z)")
 
 
 class ApoItem(NamedTuple):
-    """A row of an APO samples or golden file."""
+    """A row of an APO file: `texts` are {"golden": text}, or the samples by name in their order."""
 
     line: int
     query: str
     texts: dict[str, str]
+
+    @property
+    def prompt(self) -> Prompt:
+        """The query as turns."""
+        return dialogue(self.query, [])[0]
+
+
+def read_items(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, ApoItem], list[Problem]]:
+    """The rows of a file by query_id, and all that is wrong with it.
+
+    Args:
+        path: the file.
+        kind: "query", "golden" or "sample"; only samples may be empty texts.
+    """
+    items: dict[str, ApoItem] = {}
+    problems: list[Problem] = []
+    for raw in read_rows(path):
+        item = _apo_item(raw, os.fspath(path), kind, empty=kind == "sample")
+        if isinstance(item, list):
+            problems += item
+        elif items.setdefault(item[0], item[1]) is not item[1]:
+            message = f"{item[0]!a} is the query_id of line {items[item[0]].line} too"
+            problems.append(Problem(os.fspath(path), raw.line, "query_id", "FP060", message))
+    if not items and not problems:
+        problems.append(Problem(os.fspath(path), 0, "", "FP002", "there is no row"))
+    return items, problems
+
+
+def cut_at_next_turn(text: str) -> str:
+    """A response without what follows "\\nHuman:" (or ends in "\\nHuman"), where a model wrote the next turn too."""
+    return _NEXT_TURN.split(text, maxsplit=1)[0]
 
 
 def read_apo_samples(
@@ -38,19 +77,11 @@ def read_apo_samples(
     Yields:
         Each row of `samples` with its records or problems (one bad sample rejects the row); then problems of `golden`.
     """
-    answers: dict[str, ApoItem] = {}
     golden_name = os.fspath(golden)
-    of_golden: list[Problem] = []
-    for raw in read_rows(golden):
-        item = _apo_item(raw, golden_name, re.compile("golden"))
-        if isinstance(item, list):
-            of_golden += item
-        elif answers.setdefault(item[0], item[1]) is not item[1]:
-            message = f"{item[0]!a} is the query_id of line {answers[item[0]].line} too"
-            of_golden.append(Problem(golden_name, raw.line, "query_id", "FP060", message))
+    answers, of_golden = read_items(golden, "golden")
     unused = dict(answers)
     for raw in read_rows(samples):
-        item = _apo_item(raw, os.fspath(samples), _SAMPLE)
+        item = _apo_item(raw, os.fspath(samples), "sample", empty=False)
         if isinstance(item, list):
             yield Checked(raw, (), item)
             continue
@@ -65,22 +96,41 @@ def read_apo_samples(
         yield Checked(RawRow(0, b"", None, [problem]), (), [problem])
 
 
-def _apo_item(raw: RawRow, file: str, fields: re.Pattern[str]) -> tuple[str, ApoItem] | list[Problem]:
+def _apo_item(raw: RawRow, file: str, kind: str, *, empty: bool) -> tuple[str, ApoItem] | list[Problem]:
     if raw.value is None:
         return raw.problems
     reader = RowReader(raw.value, columns={}, file=file, line=raw.line, nulls_absent=False)
+    if kind != "sample" and "query" not in raw.value and {"prompt", "messages"} & raw.value.keys():
+        return _own_item(reader, raw.line, kind)
     key = query_id(raw.value.get("query_id"))
     if type(key) is not str or not key:
         reader.note("query_id", "FP010", "expected a string or an integer")
     query = reader.required_text("query")
+    fields = {"query": re.compile(r"(?!)"), "golden": re.compile("golden"), "sample": _SAMPLE}[kind]
     texts = {name: value for name, value in raw.value.items() if fields.fullmatch(name)}
-    if not texts:
-        reader.note("golden" if fields.pattern == "golden" else "sample_0", "FP010", "the field is missing")
+    if not texts and kind != "query":
+        reader.note("golden" if kind == "golden" else "sample_0", "FP010", "the field is missing")
     for name, value in texts.items():
-        reader.text(value, name)
+        if not empty or type(value) is not str or value.strip():
+            reader.text(value, name)
     if reader.problems:
         return reader.problems
-    return str(key), ApoItem(raw.line, query, {name: str(text) for name, text in texts.items()})
+    in_order = sorted(texts, key=lambda name: int(name.removeprefix("sample_")) if kind == "sample" else 0)
+    return str(key), ApoItem(raw.line, query, {name: str(texts[name]) for name in in_order})
+
+
+def _own_item(reader: RowReader, line: int, kind: str) -> tuple[str, ApoItem] | list[Problem]:
+    """A row {id?, prompt or messages} of ours, for golden answers with `chosen`."""
+    given, prompt = reader.id(), reader.prompt()
+    texts = {"golden": reader.required_text("chosen")} if kind == "golden" else {}
+    query = "" if reader.problems else transcript(prompt)
+    if query is None:
+        reader.note(
+            "messages", "FP086", "a system turn, a turn with white space around it or with a mark of HH's turns"
+        )
+    if reader.problems or query is None:
+        return reader.problems
+    return given or content_id(prompt), ApoItem(line, query, texts)
 
 
 def _golden_above_samples(
@@ -92,14 +142,24 @@ def _golden_above_samples(
         message = f"the query differs from that of the golden answer in line {golden.line}"
         return [], [Problem(file, sample.line, "query", "FP067", message)]
     records, problems = [], []
-    for name, text in sorted(sample.texts.items(), key=lambda item: int(item[0].removeprefix("sample_"))):
-        pair = [golden.texts["golden"], text]
-        prompt, responses = dialogue(sample.query, [part.split("\nHuman:")[0] if cut else part for part in pair])
-        row = {"id": f"{key}:{name}", "messages": [turn._asdict() for turn in prompt], "kind": "apo"}
-        parsed = parse(row | {"responses": responses, "scores": [1, 0]}, "ranked", file=file, line=sample.line)
+    for name in sample.texts:
+        parsed = golden_above_sample(key, sample, golden, name, file=file, cut=cut)
         if isinstance(parsed, Ranked):
             records.append(parsed)
         else:
-            assert isinstance(parsed, list)
-            problems += [Problem(p.file, p.line, name, p.code, p.message) for p in parsed]
+            problems += parsed
     return records, problems
+
+
+def golden_above_sample(
+    key: str, sample: ApoItem, golden: ApoItem, name: str, *, file: str, cut: bool
+) -> Ranked | list[Problem]:
+    """The record of one sample, such as "sample_0", or what is wrong with it."""
+    texts = [golden.texts["golden"], sample.texts[name]]
+    prompt, responses = dialogue(sample.query, [cut_at_next_turn(text) if cut else text for text in texts])
+    row = {"id": f"{key}:{name}", "messages": [turn._asdict() for turn in prompt], "kind": "apo"}
+    parsed = parse(row | {"responses": responses, "scores": [1, 0]}, "ranked", file=file, line=sample.line)
+    if isinstance(parsed, Ranked):
+        return parsed
+    assert isinstance(parsed, list)
+    return [Problem(p.file, p.line, name, p.code, p.message) for p in parsed]

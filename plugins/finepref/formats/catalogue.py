@@ -235,5 +235,5 @@ _CODES = """\
 ## Error codes
 
 FP001 to FP009 can meet any file; FP016, FP017 and FP070 to FP076 concern `dataset_info.json`; FP062 to FP066
-feedback rows when they are joined by prompt; FP047, FP067 and FP068 conversions; FP080 to FP085 released files;
+feedback rows when they are joined by prompt; FP047, FP067 and FP068 conversions; FP080 to FP086 released files;
 FP2nn a stage."""

@@ -171,6 +171,15 @@ def dialogue(query: str, responses: Sequence[str]) -> tuple[tuple[Message, ...],
     return prompt, [response.strip() for response in responses]
 
 
+def transcript(prompt: Sequence[Message]) -> str | None:
+    """The query of which `dialogue` makes this prompt; None if there is none."""
+    text = "".join(f"{_HUMAN if turn.role == 'user' else _ASSISTANT} {turn.content}" for turn in prompt)
+    for query in (prompt[0].content, f"{text}{_ASSISTANT}"):
+        if dialogue(query, [])[0] == tuple(prompt):
+            return query
+    return None
+
+
 def query_id(value: object) -> object:
     """APO's query_id as an id of ours: the released files have strings and integers."""
     return str(value) if type(value) is int else value

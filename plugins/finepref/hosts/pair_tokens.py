@@ -7,6 +7,7 @@ A tokenised row has, for side in chosen, rejected: {side}_labels (-100 on the pr
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,17 @@ SIDES = ("chosen", "rejected")
 IGNORED = -100  # the label of a token that no loss reads
 
 fingerprint = lru_cache(maxsize=4)(lambda tokenizer: scores.fingerprint(tokenizer.backend_tokenizer.to_str()))
+
+
+def offsets_in(text: str, offsets: Iterable[tuple[int, int]], *, before: int) -> list[tuple[int, int]]:
+    """The characters of a text that each token of a longer one has, which holds it after `before` characters.
+
+    Tokens after the text's last, such as the end token, are left out; those before it have none, (0, 0).
+    """
+    found = [(min(max(a - before, 0), len(text)), min(max(b - before, 0), len(text))) for a, b in offsets]
+    while found and found[-1][0] == found[-1][1]:
+        found.pop()
+    return found
 
 
 def weights_and_scores(

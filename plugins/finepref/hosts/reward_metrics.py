@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -88,6 +89,27 @@ def metrics(rewards: Tensor, scores: Tensor, present: Tensor, is_apo: Tensor) ->
         found[f"rewards/accuracies/gap_{name}"] = (pairs.margin[members] > 0).double().mean().item()
     errors = calibration_error(*preferences(pairs.margin))
     return found | {f"calibration/{name}": value for name, value in zip(("ece", "ace", "mce"), errors, strict=True)}
+
+
+def padded(
+    rewards: Sequence[Sequence[float]], scores: Sequence[Sequence[float]], kinds: Sequence[str]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lists of any length as what `metrics` takes: rewards, scores, present [N, R] and is_apo [N].
+
+    Raises:
+        ValueError: a record's rewards and scores differ in number.
+    """
+    width = max(map(len, rewards), default=0)
+    rows = zip(rewards, scores, strict=True)
+    for own, told in rows:
+        if len(own) != len(told):
+            raise ValueError(f"{len(own)} rewards and {len(told)} scores")
+    tables = [
+        torch.tensor([[*row, *[0.0] * (width - len(row))] for row in table], dtype=torch.float64)
+        for table in (rewards, scores)
+    ]
+    present = torch.tensor([[i < len(row) for i in range(width)] for row in rewards])
+    return tables[0], tables[1], present, torch.tensor([kind == "apo" for kind in kinds])
 
 
 def by_gap(gap: Tensor) -> list[tuple[str, Tensor]]:

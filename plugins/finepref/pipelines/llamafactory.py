@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,13 @@ def train(recipe: str | Path, keys: Mapping[str, object]) -> list[str]:
 def export(recipe: str | Path, keys: Mapping[str, object]) -> list[str]:
     """`llamafactory-cli export RECIPE key=value ...`."""
     return ["llamafactory-cli", "export", str(recipe), *_words(keys)]
+
+
+def drop_torn_checkpoints(folder: Path) -> None:
+    """Remove checkpoints of a training that was killed while it wrote them, of which it could not go on."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / "trainer_state.json").is_file():  # the host writes it last
+            shutil.rmtree(checkpoint)
 
 
 def dataset(folder: Path, name: str, entry: Mapping[str, object]) -> Path:

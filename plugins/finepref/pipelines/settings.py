@@ -34,6 +34,23 @@ def load(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         raise ValueError(f"{path} is not YAML{f' (line {mark.line + 1})' if mark else ''}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is not a mapping of settings")
+    overridden(settings, overrides)
+    if secret := ", ".join(_secrets(settings)):
+        raise ValueError(
+            f"{path}: {secret}: settings are written down and seen by others, so they may hold no key, no password "
+            "and no address with either: set OPENAI_API_KEY and OPENAI_BASE_URL in the environment instead"
+        )
+    return settings
+
+
+def overridden(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """The settings, changed in place by `key=value`.
+
+    Raises:
+        ValueError: an override is not `key=value`, or goes into what is no section.
+    """
+    import yaml
+
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or not all(parts := name.split(".")):
@@ -48,11 +65,6 @@ def load(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
             if not isinstance(section, dict):
                 raise ValueError(f"{name!r}: {part} is not a section")
         section[parts[-1]] = value
-    if secret := ", ".join(_secrets(settings)):
-        raise ValueError(
-            f"{path}: {secret}: settings are written down and seen by others, so they may hold no key, no password "
-            "and no address with either: set OPENAI_API_KEY and OPENAI_BASE_URL in the environment instead"
-        )
     return settings
 
 

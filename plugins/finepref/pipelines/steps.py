@@ -84,6 +84,7 @@ class Pipeline:
         inputs: Iterable[Path] = (),
         outputs: Iterable[Path],
         environment: Mapping[str, str] | None = None,
+        private: bool = False,
     ) -> None:
         """Run one command, unless it has been run.
 
@@ -93,6 +94,8 @@ class Pipeline:
             inputs: files and folders whose contents the step depends on.
             outputs: files and folders that it must have made.
             environment: further variables; not for secrets, as they are told in `step.json`.
+            private: what the command prints to its standard output is neither shown nor kept, as hosts print rows of
+                their data there; errors go to standard error.
 
         Raises:
             StepChanged: the folder holds the work of another command or of other inputs.
@@ -116,7 +119,7 @@ class Pipeline:
                 raise StepChanged(f"what {step} made was changed since; remove {folder} to run it anew")
             print(f"{step}: done before, in {found['seconds']} s", flush=True)
         else:
-            found = wanted | self._execute(step, words, wanted, environment or {}, made)
+            found = wanted | self._execute(step, words, wanted, environment or {}, made, private)
         self.steps[step] = found
 
     def _execute(
@@ -126,6 +129,7 @@ class Pipeline:
         wanted: Mapping[str, object],
         environment: Mapping[str, str],
         made: Sequence[Path],
+        private: bool,
     ) -> dict[str, object]:
         write_json(self.path(step, RECORD), wanted)
         shown = shlex.join([*(f"{name}={value}" for name, value in environment.items()), *words])
@@ -137,14 +141,15 @@ class Pipeline:
             log.write(f"$ {shown}\n".encode())
             process = subprocess.Popen(
                 words,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+                stdout=subprocess.DEVNULL if private else subprocess.PIPE,
+                stderr=subprocess.PIPE if private else subprocess.STDOUT,
                 env=variables | {"PYTHONUNBUFFERED": "1"} | dict(environment),
                 pass_fds=[self._lock.fileno()],
             )
             try:
-                assert process.stdout is not None
-                while piece := process.stdout.read1():  # type: ignore[attr-defined]
+                printed = process.stderr if private else process.stdout
+                assert printed is not None
+                while piece := printed.read1():  # type: ignore[attr-defined]
                     log.write(piece)
                     sys.stdout.buffer.write(piece)
                     sys.stdout.flush()

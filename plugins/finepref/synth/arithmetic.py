@@ -69,6 +69,17 @@ def equations(text: str) -> list[Equation]:
     return found
 
 
+def computed(text: str) -> Fraction | None:
+    """The value of a text that is one computation of two or more bare numbers and nothing else, None if it is not."""
+    tokens = [*_tokens(text, 0, len(text))]
+    signs = sum(token.kind in ("operator", "bracket") for token in tokens)
+    bare = sum(token.kind == "number" and token.text == text[slice(*token.digits)] for token in tokens)
+    if bare < 2 or bare + signs < len(tokens):
+        return None
+    value, stop = _expression(tokens, 0)
+    return value if stop == len(tokens) else None
+
+
 def numbers(text: str) -> list[tuple[int, int, Fraction]]:
     """All numbers of a text: where their digits are, and their values."""
     return [(*t.digits, t.value) for t in _tokens(text, 0, len(text)) if t.kind == "number"]

@@ -82,21 +82,28 @@ class HfEngine:
 def load_model(
     name: str, *, adapter: str | None = None, dtype: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model, ready for inference on the accelerator or else the CPU, and its tokenizer.
+    """A causal language model, see `load_network`, and its tokenizer.
+
+    Raises:
+        ValueError: the tokenizer has no chat template or no end-of-sequence token.
+    """
+    tokenizer = load_tokenizer(name)
+    return load_network(name, adapter=adapter, dtype=dtype), tokenizer
+
+
+def load_network(name: str, *, adapter: str | None = None, dtype: str = "auto", head: bool = True) -> PreTrainedModel:
+    """A causal language model, ready for inference on the accelerator or else the CPU.
 
     Args:
         name: folder or hub name.
         adapter: folder or hub name of a peft adapter to put on the model.
         dtype: of the weights, such as float32; "auto" is the checkpoint's.
-
-    Raises:
-        ValueError: the tokenizer has no chat template or no end-of-sequence token.
+        head: with its output head.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM
 
-    tokenizer = load_tokenizer(name)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    model = (AutoModelForCausalLM if head else AutoModel).from_pretrained(name, dtype=dtype)
     if adapter is not None:
         from peft import PeftModel
 
@@ -104,7 +111,7 @@ def load_model(
     device = torch.device("cpu")
     if (accelerator := torch.accelerator.current_accelerator(check_available=True)) is not None:
         device = torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
-    return model.to(device).eval(), tokenizer
+    return model.to(device).eval()
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

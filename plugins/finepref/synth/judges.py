@@ -1,6 +1,7 @@
 """Judges of responses: a rule or a model says whether a response passes; what it does not say clearly is no verdict.
 
     math       the response's last mathematical answer equals the row's `answer` (math-verify)
+    number     the response's last number equals the row's `answer`, so that repeating the question is no answer
     gym        reasoning-gym's verifier of the row's task gives the response full marks (judge_gym.py)
     contains   the response contains a text, or matches a regular expression
     entropy    n sampled answers agree: their entropy over groups of equal answers is below a threshold
@@ -19,6 +20,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from importlib.metadata import entry_points
 from typing import NamedTuple
 
@@ -67,6 +69,30 @@ def math_answer(row: Row) -> Verdict:
     return Verdict(bool(math_verify.verify(wanted, found)))
 
 
+_NUMBER = re.compile(r"(?<![\w.,)])(?:(?<![\d)]\s)[-−])?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+|/\d+)?(?!\w)")
+
+
+def number_answer(row: Row) -> Verdict:
+    """Whether the response's last number equals the row's `answer`; a response without one fails.
+
+    For exercises such as "What is 17 + 25?", where `math_answer` lets the response "17 + 25" pass.
+    """
+    gold, response = row.get("answer"), row.get("response")
+    if not is_text(gold) or not is_text(response):
+        return Verdict(None, "the row needs the texts answer and response")
+    try:
+        wanted = Fraction(gold)
+    except (ValueError, ZeroDivisionError):
+        return Verdict(None, "the reference answer is no number")
+    found = [match[0].replace(",", "").replace("−", "-") for match in _NUMBER.finditer(response)]
+    if not found:
+        return Verdict(False, "the response has no number")
+    try:
+        return Verdict(Fraction(found[-1]) == wanted)
+    except ZeroDivisionError:
+        return Verdict(False, "the response divides by zero")
+
+
 def contains(pattern: str, *, regex: bool = False, absent: bool = False) -> Rule:
     """A judge that lets a response pass if it has the text, or (`absent`) if it has it not.
 
@@ -111,7 +137,7 @@ def entropy(same: Callable[[str], object], *, threshold: float = THRESHOLD) -> R
     return judge
 
 
-def as_text(answer: str) -> object:
+def as_text(answer: str) -> list[str]:
     """Answers are equal if their words are, but for case and punctuation."""
     return re.findall(r"\w+", answer.casefold())
 
@@ -141,6 +167,10 @@ def guard() -> Asked:
         first, *rest = text.split(maxsplit=1) or [""]
         if first.casefold() not in {"safe", "unsafe"}:
             return Verdict(None, "the answer begins with neither safe nor unsafe")
+        if first.casefold() == "safe" and rest:
+            return Verdict(None, "the answer says safe and goes on")
+        if "safe" in re.findall(r"\w+", " ".join(rest).casefold()):
+            return Verdict(None, "the answer says safe and unsafe")
         return Verdict(first.casefold() == "safe", " ".join(rest)[:200])
 
     return Asked(lambda prompt, response: (*prompt, Message("assistant", response)), read, "guard-1")
@@ -176,12 +206,25 @@ def read_verdict(text: str) -> Verdict:
     """The verdict in a model's answer, which must be one JSON object with a boolean `pass`, fenced or not."""
     fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
     try:
-        value = json.loads(fenced[1] if fenced else text)
+        value = json.loads(fenced[1] if fenced else text, object_pairs_hook=_once)
+    except _TwiceError:
+        return Verdict(None, "the answer has a key twice")
     except (ValueError, RecursionError):
         return Verdict(None, "the answer is not one JSON object")
     if not isinstance(value, dict) or type(value.get("pass")) is not bool:
         return Verdict(None, "the answer has no boolean pass")
     return Verdict(value["pass"], str(value.get("reason", ""))[:500])
+
+
+class _TwiceError(ValueError):
+    pass
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise _TwiceError
+    return members
 
 
 def plugin(name: str) -> Rule:

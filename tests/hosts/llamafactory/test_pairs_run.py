@@ -9,23 +9,15 @@ import pytest
 import torch
 from conftest import losses, scored_rows, span_rows, weights, write_rows
 from plain_pairs import Plain, sepo_loss, tdpo_loss
+from tiny_llama import save_perturbed
 
 ONE_BATCH = {"per_device_train_batch_size": 12, "gradient_accumulation_steps": 1, "max_steps": 1}
 
 
 @pytest.fixture(scope="session")
 def other_model(tiny_model, tmp_path_factory):
-    """A reference model that differs from the policy: the same shape and tokenizer, other numbers."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("other")
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    torch.manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    return folder
+    """A reference model that differs from the policy."""
+    return save_perturbed(tiny_model, tmp_path_factory.mktemp("other"))
 
 
 def mean(values: list[float]) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tiny_llama import save_perturbed
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
@@ -188,15 +189,5 @@ def tensors(folder: Path) -> dict:
 
 @pytest.fixture(scope="session")
 def other_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reference model that differs from the policy: the same shape and tokenizer, other numbers."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("other")
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    torch.manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    return folder
+    """A reference model that differs from the policy."""
+    return save_perturbed(tiny_model, tmp_path_factory.mktemp("other"))

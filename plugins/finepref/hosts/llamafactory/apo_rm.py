@@ -210,13 +210,9 @@ class ApoRM(Adapter):
         training_args.eval_do_concat_batches = True
         tokenizer = parts.tokenizer_module["tokenizer"]
         return ApoTrainer(
-            record=parts.record,
-            model=parts.model,
-            args=training_args,
-            finetuning_args=arguments,
             data_collator=ApoCollator(pad_token_id=tokenizer.pad_token_id, pooling=arguments.apo_pooling),
             **common,
-            **parts.tokenizer_module,
+            **parts.trainer_arguments(),
         )
 
     def plot_keys(self, arguments: Any) -> list[str]:

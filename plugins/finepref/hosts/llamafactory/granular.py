@@ -125,14 +125,10 @@ class GranularSFT(Adapter):
             common["compute_metrics"] = ComputeAccuracy()
             common["preprocess_logits_for_metrics"] = eval_logit_processor
         return GranularTrainer(
-            record=parts.record,
-            model=parts.model,
             ref_model=parts.ref_model,
-            args=parts.training_args,
-            finetuning_args=parts.finetuning_args,
             data_collator=collator,
             **common,
-            **parts.tokenizer_module,
+            **parts.trainer_arguments(),
         )
 
     def plot_keys(self, arguments: Any) -> list[str]:

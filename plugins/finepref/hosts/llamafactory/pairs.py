@@ -28,7 +28,7 @@ from finepref.formats.check import BadData, Problem
 from finepref.hosts.llamafactory import data
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
-from finepref.hosts.pair_tokens import SIDES, facts, problem_of_record, selects, weights_and_scores
+from finepref.hosts.pair_tokens import SIDES, facts, offsets_in, problem_of_record, selects, weights_and_scores
 from finepref.losses import chunked, ops
 
 CONTENT = "{{content}}"  # stands for the message in the host's templates
@@ -80,12 +80,7 @@ class PairProcessor(RecordProcessor):
         piece = encoded["input_ids"]
         starts = (i for i in range(len(ids) - len(piece) + 1) if ids[i : i + len(piece)] == piece)
         start = next(starts, -1)  # above 0 where the template writes thought words first
-        offsets = [
-            tuple(min(max(place - before, 0), len(text)) for place in offset) for offset in encoded["offset_mapping"]
-        ]
-        while offsets and offsets[-1][0] == offsets[-1][1]:  # the slot's own end, e.g. <|im_end|>
-            offsets.pop()
-        return start, offsets
+        return start, offsets_in(text, encoded["offset_mapping"], before=before)
 
     def print_data_example(self, example: dict[str, Any]) -> None:
         """What the host prints for the first row."""
@@ -260,14 +255,10 @@ class PairAdapter(Adapter):
             **parts.tokenizer_module,
         )
         return self.trainer(
-            record=parts.record,
-            model=parts.model,
             ref_model=parts.ref_model,
-            args=parts.training_args,
-            finetuning_args=parts.finetuning_args,
             data_collator=collator,
             **common,
-            **parts.tokenizer_module,
+            **parts.trainer_arguments(),
         )
 
     def plot_keys(self, arguments: Any) -> list[str]:

@@ -367,14 +367,10 @@ class SeapoKTO(Adapter):
         trainer = SeapoTrainer(
             type_names=type_names,
             evaluation_collator=SeapoCollator(**shared),
-            record=parts.record,
-            model=parts.model,
             ref_model=parts.ref_model,
-            args=training_args,
-            finetuning_args=arguments,
             data_collator=SeapoCollator(**shared, epoch=epoch if resampling else None),
             **common,
-            **parts.tokenizer_module,
+            **parts.trainer_arguments(),
         )
         trainer.add_callback(EpochCallback(epoch))
         trainer.desirable_weight = self._chosen_weight(arguments)

@@ -28,6 +28,16 @@ class Parts:
     finetuning_args: Any
     record: receipt.Receipt
 
+    def trainer_arguments(self) -> dict[str, Any]:
+        """What every trainer of ours is made with, besides a reference model and a collator."""
+        return {
+            "record": self.record,
+            "model": self.model,
+            "args": self.training_args,
+            "finetuning_args": self.finetuning_args,
+            **self.tokenizer_module,
+        }
+
 
 def dispatch(original):
     """A host `run_*` that hands stages of ours to `run` (cards `run-kto`, ...); its last argument is `callbacks`."""

@@ -21,7 +21,15 @@ from finepref.formats.check import FileCheck, digest, parse_rows
 from finepref.formats.jsonl import read_rows
 from finepref.formats.problems import BadData, Problem
 from finepref.hosts import located
-from finepref.hosts.pair_tokens import IGNORED, SIDES, facts, problem_of_record, selects, weights_and_scores
+from finepref.hosts.pair_tokens import (
+    IGNORED,
+    SIDES,
+    facts,
+    offsets_in,
+    problem_of_record,
+    selects,
+    weights_and_scores,
+)
 from finepref.hosts.receipt import DatasetEntry
 
 
@@ -193,12 +201,7 @@ class Encoder:
         place = written.find(text)
         if place < 0:
             return encoded["input_ids"], -1, []
-        offsets = [
-            (min(max(start - place, 0), len(text)), min(max(end - place, 0), len(text)))
-            for start, end in encoded["offset_mapping"]
-        ]
-        while offsets and offsets[-1][0] == offsets[-1][1]:
-            offsets.pop()
+        offsets = offsets_in(text, encoded["offset_mapping"], before=place)
         first = next((i for i, (start, end) in enumerate(offsets) if start < end), 0)
         return encoded["input_ids"], first, offsets[first:]
 

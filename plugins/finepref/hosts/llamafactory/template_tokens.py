@@ -1,0 +1,27 @@
+"""Tokens by a template of LLaMA-Factory outside its runs, as its stages make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from llamafactory.data import get_template_and_fix_tokenizer
+from llamafactory.hparams import DataArguments
+
+from finepref.formats.records import Prompt
+from finepref.hosts.llamafactory import data
+
+
+def encoder(name: str) -> Callable[[Any], Callable[[Prompt, str], tuple[list[int], list[int]]]]:
+    """What makes tokens of a prompt and a response by the template `name`, once it is given a tokenizer.
+
+    The tokenizer gets the template's end token, as in the host's runs.
+    """
+
+    def for_tokenizer(tokenizer: Any) -> Callable[[Prompt, str], tuple[list[int], list[int]]]:
+        template = get_template_and_fix_tokenizer(tokenizer, DataArguments(template=name))
+        processor = SimpleNamespace(template=template, tokenizer=tokenizer)
+        return lambda prompt, response: data.encode(processor, prompt, response)
+
+    return for_tokenizer

@@ -1,0 +1,294 @@
+"""APO (arXiv 2311.08045), ADVERSARIAL preference optimization, as a game of rounds; `finepref apo run` calls it.
+
+A round: sample the LLM, put golden answers above its samples, train a reward model on these and on human preferences,
+score the samples, select the best, train the LLM on them. What the reward models and LLMs are worth is measured on
+held-out queries and human preferences, and by a testing reward model that has seen other preferences.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from finepref.formats.files import write_json
+from finepref.pipelines import apo_report, llamafactory, settings
+from finepref.pipelines.steps import Pipeline
+
+SHAREGPT = {
+    "formatting": "sharegpt",
+    "columns": {"messages": "messages"},
+    "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
+}
+"""The host's name for what `finepref apo select --to sft` writes."""
+
+
+def apo(
+    *,
+    output: Path,
+    model: str,
+    queries: str,
+    golden: str | dict[str, object] = "",
+    human: str,
+    test_queries: str,
+    test_golden: str | dict[str, object] = "",
+    test_human: str,
+    testing_human: str,
+    human_format: Literal["ranked", "pair", "negatives", "apo_rm"] = "ranked",
+    template: str,
+    learning_rates: list[float],
+    reward: dict[str, object],
+    policy: dict[str, object],
+    merge: dict[str, object],
+    sample: dict[str, object],
+    answer: dict[str, object],
+    reward_model: str = "",
+    pair: dict[str, object] = {},  # noqa: B006 (nobody changes it)
+    update: Literal["sft", "dpo"] = "sft",
+    apo_data: bool = True,
+    sequential: bool = False,
+    make: dict[str, str] = {},  # noqa: B006
+) -> None:
+    """Play the game, as far as it has not been played in the folder, and write `report.md`.
+
+    Args:
+        output: the run's folder, one folder in it per round and step.
+        model: the LLM at the start, a folder or a hub name.
+        queries: to sample at, rows {query_id, query} or {id?, prompt or messages}.
+        golden: their golden answers; default: `queries` has them (`chosen`). A section asks a model for them instead:
+            the options of `finepref apo sample --golden`, such as engine, base_url and model.
+        human: preferences to train the reward models on, in `human_format`.
+        test_queries, test_golden, test_human: the same for tests.
+        testing_human: preferences to train the testing reward model on.
+        human_format: of the three files of preferences; apo_rm is the released one.
+        template: the host's, for all trainings and scores.
+        learning_rates: of the LLM, one per round, so that there are as many rounds.
+        reward, policy: the host's recipe (key `recipe`) for reward models and LLM, and keys on top of it.
+        merge: the same for `llamafactory-cli export`, used where the policy is trained with LoRA.
+        sample, answer: options of `finepref apo sample` to train on and to test.
+        reward_model: what each reward model starts from; default: `model`.
+        pair: options of `finepref apo pair`.
+        update: train the LLM on the best samples (sft), or on the best above the worst (dpo).
+        apo_data: without it, the reward model of all rounds is the one of human preferences only (ablation).
+        sequential: a round's reward model starts from that of the round before, not from `reward_model` (ablation).
+        make: path in {made}, the folder output/made -> the `finepref` command that makes it, run first; any other
+            setting may name {made} too.
+
+    Raises:
+        ValueError: a setting that cannot be.
+        StepChanged, StepFailed, PipelineBusy: see `Pipeline`.
+    """
+    if not learning_rates:
+        raise ValueError("learning_rates has no entry: there would be no round")
+    made = str(output / "made")
+    model, queries, human, test_queries, test_human, testing_human, reward_model = (
+        text.replace("{made}", made)
+        for text in (model, queries, human, test_queries, test_human, testing_human, reward_model or model)
+    )
+    with Pipeline(output) as run:
+        _make(run, {name: words.replace("{made}", made) for name, words in make.items()})
+        preferences = {"human": human, "test_human": test_human, "testing_human": testing_human}
+        data = {name: _imported(run, name, Path(path), human_format) for name, path in preferences.items()}
+        answers = [
+            _golden(run, name, Path(asked), given if isinstance(given, dict) else given.replace("{made}", made))
+            for name, asked, given in (("golden", queries, golden), ("test_golden", test_queries, test_golden))
+        ]
+        rounds = range(1, len(learning_rates) + 1)
+        _write_dataset_info(output, data, rounds, update)
+        rewards = _Rewards(run, reward, template, reward_model)
+
+        base = rewards.train("base/reward", ["human"], [data["human"]])
+        testing = rewards.train("testing/reward", ["testing_human"], [data["testing_human"]])
+        base_human = rewards.score("base/human", base, data["test_human"])
+        llm, current = model, _sample(run, "round_0/answers", Path(test_queries), model, answer)
+        first = current_scored = rewards.score("round_0/answers_scored", testing, current)
+        _evaluate(run, "round_0/eval", {"human": base_human, "answers": current_scored}, against=first)
+
+        own = base
+        for number, rate in zip(rounds, learning_rates, strict=True):
+            here = f"round_{number}"
+            samples = _sample(run, f"{here}/samples", Path(queries), llm, sample)
+            if apo_data:
+                pairs = _pair(run, f"{here}/pairs", samples, answers[0], pair)
+                names = ["human", f"apo_{number}"]
+                start = own if sequential else None
+                own = rewards.train(f"{here}/reward", names, [data["human"], pairs], start=start)
+            scored = rewards.score(f"{here}/scores", own, samples)
+            selected = _select(run, f"{here}/selected", scored, update)
+            golden_pairs = _pair(run, f"{here}/golden_pairs", current, answers[1], {})
+            llm = _train_policy(run, here, policy, merge, template, llm, selected, rate)
+            current = _sample(run, f"{here}/answers", Path(test_queries), llm, answer)
+            tests = {
+                "human": rewards.score(f"{here}/human", own, data["test_human"]) if apo_data else base_human,
+                "golden_base": rewards.score(f"{here}/golden_by_base", base, golden_pairs),
+                "golden": rewards.score(f"{here}/golden_by_own", own, golden_pairs),
+                "answers": rewards.score(f"{here}/answers_scored", testing, current),
+            }
+            _evaluate(run, f"{here}/eval", tests, against=first)
+        apo_report.write(run, learning_rates)
+
+
+class _Rewards:
+    """Reward models of one recipe: training, and scoring in the way they were trained."""
+
+    def __init__(self, run: Pipeline, section: Mapping[str, object], template: str, start: str) -> None:
+        self.run, self.section, self.template, self.start = run, section, template, start
+        self.recipe = settings.load(Path(str(section["recipe"]))) | dict(section)
+        self.lora = self.recipe.get("finetuning_type", "lora") == "lora"
+
+    def train(self, step: str, names: Sequence[str], files: Sequence[Path], *, start: Path | None = None) -> Path:
+        """Train on data sets of the run; from `start`, another reward model, or else from the base model."""
+        keys: dict[str, object] = {"model_name_or_path": self.start}
+        if start is not None:
+            keys["adapter_name_or_path" if self.lora else "model_name_or_path"] = start
+        keys |= {"dataset": ",".join(names), "template": self.template}
+        return _train(self.run, step, self.section, keys, inputs=[*files, *([] if start is None else [start])])
+
+    def score(self, step: str, model: Path, source: Path) -> Path:
+        """The rewards of a file's responses."""
+        target = self.run.path(step, "scored.jsonl")
+        options = {
+            "model": model,
+            "base": self.start if self.lora else None,
+            "template": self.template,
+            "pooling": self.recipe.get("apo_pooling"),
+            "cutoff_len": self.recipe.get("cutoff_len"),
+            "output": target,
+        }
+        words = ["finepref", "apo", "score", source, *settings.options(options)]
+        self.run.run(step, words, inputs=[source, model], outputs=[target])
+        return target
+
+
+def _train(
+    run: Pipeline, step: str, section: Mapping[str, object], keys: Mapping[str, object], inputs: list[Path]
+) -> Path:
+    """One training of the host; what it saves. A folder that it was killed in is gone on with."""
+    target = run.path(step, "model")
+    recipe = Path(str(section["recipe"]))
+    own = {name: value for name, value in section.items() if name != "recipe"}
+    common = {"dataset_dir": run.folder, "output_dir": target, "overwrite_output_dir": False}
+    llamafactory.drop_torn_checkpoints(target)
+    start = Path(str(keys["model_name_or_path"]))
+    begun_from = [start] if start.is_dir() else []
+    run.run(
+        step,
+        llamafactory.train(recipe, common | own | dict(keys)),
+        inputs=[recipe, *begun_from, *inputs],
+        outputs=[target],
+    )
+    return target
+
+
+def _train_policy(
+    run: Pipeline,
+    here: str,
+    section: Mapping[str, object],
+    merge: Mapping[str, object],
+    template: str,
+    start: str,
+    selected: Path,
+    rate: float,
+) -> str:
+    """The LLM after the round."""
+    name = f"selected_{here.removeprefix('round_')}"
+    keys = {"model_name_or_path": start, "dataset": name, "template": template, "learning_rate": rate}
+    trained = _train(run, f"{here}/policy", section, keys, [selected])
+    recipe = settings.load(Path(str(section["recipe"]))) | dict(section)
+    if recipe.get("finetuning_type", "lora") != "lora":
+        return str(trained)
+    target = run.path(f"{here}/merged", "model")
+    merged = {key: value for key, value in merge.items() if key != "recipe"}
+    merged |= {
+        "model_name_or_path": start,
+        "adapter_name_or_path": trained,
+        "template": template,
+        "export_dir": target,
+    }
+    words = llamafactory.export(str(merge["recipe"]), merged)
+    run.run(f"{here}/merged", words, inputs=[trained, Path(str(merge["recipe"]))], outputs=[target])
+    return str(target)
+
+
+def _make(run: Pipeline, commands: Mapping[str, str]) -> None:
+    earlier: list[Path] = []
+    for name, text in commands.items():
+        words = shlex.split(text)
+        if words[:1] != ["finepref"]:
+            raise ValueError(f"make: {name}: {text!r} is not a finepref command")
+        target = run.folder / "made" / name
+        used = [path for path in earlier if str(path) in words]
+        run.run(f"make/{name}", words, inputs=used, outputs=[target])
+        earlier.append(target)
+
+
+def _imported(run: Pipeline, name: str, source: Path, formatting: str) -> Path:
+    """A file of preferences, checked, as ranked records in the run's folder, which is the host's dataset_dir."""
+    target = run.path(f"data/{name}", f"{name}.jsonl")
+    words = ["finepref", "convert", "--from", formatting, "--to", "ranked", source, target]
+    run.run(f"data/{name}", words, inputs=[source], outputs=[target])
+    return target
+
+
+def _golden(run: Pipeline, name: str, asked: Path, given: str | Mapping[str, object]) -> Path:
+    """The golden answers: of a file, of the queries' own, or of the model that is asked for them."""
+    if isinstance(given, str):
+        return Path(given or asked)
+    target = run.path(f"data/{name}", f"{name}.jsonl")
+    options = {"n": 1, "preset": "paper_test", "golden": True} | dict(given) | {"output": target}
+    run.run(
+        f"data/{name}",
+        ["finepref", "apo", "sample", asked, *settings.options(options)],
+        inputs=[asked],
+        outputs=[target],
+    )
+    return target
+
+
+def _sample(run: Pipeline, step: str, queries: Path, model: str, section: Mapping[str, object]) -> Path:
+    target = run.path(step, "samples.jsonl")
+    words = [
+        "finepref",
+        "apo",
+        "sample",
+        queries,
+        *settings.options({"model": model} | dict(section) | {"output": target}),
+    ]
+    inputs = [queries, *([Path(model)] if Path(model).is_dir() else [])]
+    run.run(step, words, inputs=inputs, outputs=[target])
+    return target
+
+
+def _pair(run: Pipeline, step: str, samples: Path, golden: Path, section: Mapping[str, object]) -> Path:
+    target = run.path(step, "apo.jsonl")
+    words = ["finepref", "apo", "pair", samples, *settings.options({"golden": golden, **section, "output": target})]
+    run.run(step, words, inputs=[samples, golden], outputs=[target])
+    return target
+
+
+def _select(run: Pipeline, step: str, scored: Path, update: str) -> Path:
+    target = run.path(step, "selected.jsonl")
+    options = {"to": "pair" if update == "dpo" else "sft", "output": target}
+    words = ["finepref", "apo", "select", scored, *settings.options(options)]
+    run.run(step, words, inputs=[scored], outputs=[target, target.with_suffix(".report.json")])
+    return target
+
+
+def _evaluate(run: Pipeline, step: str, files: Mapping[str, Path], *, against: Path) -> None:
+    target = run.path(step, "eval.json")
+    words = ["finepref", "apo", "eval", *(f"{name}={file}" for name, file in files.items())]
+    words += settings.options({"against": against, "diagram": True, "output": target})
+    run.run(step, words, inputs=[*files.values(), against], outputs=[target])
+
+
+def _write_dataset_info(folder: Path, data: Mapping[str, Path], rounds: range, update: str) -> None:
+    """The host's table of the data sets of all steps, also of those to come."""
+    table: dict[str, object] = {
+        name: {"file_name": str(path.relative_to(folder)), "formatting": "ranked"} for name, path in data.items()
+    }
+    own = {"formatting": "pair"} if update == "dpo" else SHAREGPT
+    for number in rounds:
+        table[f"apo_{number}"] = {"file_name": f"round_{number}/pairs/apo.jsonl", "formatting": "ranked"}
+        table[f"selected_{number}"] = {"file_name": f"round_{number}/selected/selected.jsonl", **own}
+    write_json(folder / "dataset_info.json", table)

@@ -1,0 +1,64 @@
+"""Questions of reasoning-gym's data sets (Apache-2.0), which are made by rule; `judge_gym` asks their verifiers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from finepref.formats.records import Message, content_id
+
+
+def questions(
+    name: str, n: int, *, seed: int, skip: int = 0, options: Mapping[str, object] | None = None
+) -> list[dict[str, Any]]:
+    """`n` different questions of a seed's endless list, after its first `skip`; so two slices never share one.
+
+    Args:
+        name: of the data set, such as basic_arithmetic.
+        n: how many.
+        seed: of the list.
+        skip: how many to leave out.
+        options: of the data set.
+
+    Returns:
+        Rows {id, prompt, chosen, answer, metadata}; the last is for the judge `gym`.
+
+    Raises:
+        ModuleNotFoundError: reasoning-gym is not installed.
+        ValueError: there is no such data set or option, or too few different questions.
+    """
+    make = _factory().create_dataset
+    spread = int.from_bytes(hashlib.blake2b(f"{name}:{seed}".encode(), digest_size=6).digest(), "big")
+    rows: dict[str, dict[str, Any]] = {}
+    size = 4 * (n + skip) + 256
+    try:
+        dataset = make(name, seed=spread, size=size, **(options or {}))
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ValueError(f"reasoning-gym's {name}: {error}") from None
+    for i in range(size):
+        item = dataset[i]
+        row_id = content_id((Message("user", item["question"]),))
+        try:
+            json.dumps(item["metadata"], allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError(f"reasoning-gym's {name}: what its verifier needs cannot be written as JSON") from None
+        answer = str(item["answer"])
+        told = {"chosen": answer, "answer": answer, "metadata": item["metadata"]}
+        rows.setdefault(row_id, {"id": row_id, "prompt": item["question"], **told})
+        if len(rows) == n + skip:
+            return [*rows.values()][skip:]
+    raise ValueError(f"reasoning-gym's {name} has {len(rows)} different questions among {size}: not {n + skip}")
+
+
+def _factory() -> Any:
+    try:
+        from reasoning_gym import factory
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "reasoning_gym":
+            raise
+        raise ModuleNotFoundError(
+            'the questions come from reasoning-gym: pip install "finepref[data]"', name="reasoning_gym"
+        ) from None
+    return factory
