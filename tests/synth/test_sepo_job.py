@@ -234,3 +234,31 @@ def test_the_command_scores_shares_work_by_rank_and_says_what_it_did(pairs, orac
 def test_the_command_asks_for_an_oracle(pairs, tiny_model, tmp_path):
     result = CliRunner().invoke(app, ["sepo", "score", str(pairs), "--output", "o", "--reference", str(tiny_model)])
     assert (result.exit_code, result.stderr) == (1, "name the oracle: --oracle, --oracle-adapter or both\n")
+
+
+def test_the_command_scores_with_a_lora_adapter_as_with_its_weights_added(pairs, tiny_model, tmp_path):
+    """W + (alpha / r) B A with alpha 4, r 2, for the query projections; no oracle is named, so it is the reference."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(2)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    adapted = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    low = {name: value for name, value in adapted.state_dict().items() if ".lora_" in name}
+    merged = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        for number, layer in enumerate(merged.model.layers):
+            start = f"base_model.model.model.layers.{number}.self_attn.q_proj.lora"
+            layer.self_attn.q_proj.weight += 2 * low[f"{start}_B.default.weight"] @ low[f"{start}_A.default.weight"]
+    shutil.copytree(tiny_model, tmp_path / "merged")
+    merged.save_pretrained(tmp_path / "merged")
+    output = tmp_path / "scores.jsonl"
+    command = f"sepo score {pairs} --output {output} --reference {tiny_model} --oracle-adapter {tmp_path / 'adapter'}"
+    result = CliRunner().invoke(app, command.split())
+    assert result.exit_code == 0, result.output
+    first = next(row for _, row in read_jsonl(output, problems=None))
+    expected = reward_alone(
+        tmp_path / "merged", tiny_model, "<user>How many are there?</s><assistant>", PAIRS[0]["chosen"]
+    )
+    assert max(map(abs, expected)) > 0.01
+    assert first["chosen_scores"] == pytest.approx(expected, abs=2e-5)

@@ -38,7 +38,8 @@ class RayEngine:
         """
         import ray
 
-        groups = self.engine.groups(requests)
+        if not (groups := self.engine.groups(requests)):
+            return
         if not ray.is_initialized():
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         ray.data.DataContext.get_current().enable_progress_bars = False
