@@ -82,6 +82,8 @@ def _verdict(first: dict[str, Any], last: dict[str, Any]) -> str:
         said = f"The failure rate per proposed instruction went {rates}, but the 95 % intervals overlap."
     else:
         said = f"The failure rate per proposed instruction did not rise: it went {rates}."
+    judged = [_percent(each["failure_rate_judged"]) for each in (first, last)]
+    said += f" Of the proposals with a verdict, {judged[0]} failed at first and {judged[1]} at last."
     bleu = f"Self-BLEU went from {_number(first['self_bleu'])} to {_number(last['self_bleu'])}"
     distinct = f"distinct texts from {_percent(first['distinct'])} to {_percent(last['distinct'])}"
     return f"{said} {bleu}, {distinct}.\n"
