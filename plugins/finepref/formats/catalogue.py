@@ -135,7 +135,11 @@ RELEASED_SHOWN: dict[str, tuple[str, str]] = {
         '{"prompt", "correct_response", "incorrect_response", "masked_region": [start, end, flag]}',
     ),
     "apo_rm": ("ranked", '{"text": ["query<sep>response", ...], "scores": [...], "query_id", "type": "apo"}'),
-    "apo_samples": ("ranked", '{"query_id", "query", "sample_0", ...}; `--golden` {"query_id", "query", "golden"}'),
+    "apo_samples": (
+        "ranked",
+        '{"query_id", "query", "sample_0", ...}; `--golden` {"query_id", "query", "golden"}'
+        ' or {"id", "prompt", "chosen"}',
+    ),
     "sepo_csv": ("span_pair", "top_K.csv, with `--tokenizer`: prompt, chosen_response, chosen_selected_args, ..."),
     "seapo": ("feedback", '{"messages": [..., the response], "label"}; `logic=FILE` for the file of error type logic'),
     "kto": ("feedback", "the same"),
