@@ -281,7 +281,7 @@ def _counts(left_out: Any) -> str:
 
 def _fail(error: Exception) -> NoReturn:
     hint = (
-        '; this needs "finepref[model]", and a template of LLaMA-Factory the host'
+        '; this needs "finepref[model]", vllm and ray their own extras, a template of LLaMA-Factory the host'
         if isinstance(error, ImportError)
         else ""
     )
