@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from finepref.commands.engines import EngineName, engine_of
+from finepref.commands.engines import EngineName, VllmOptions, WorkerCpus, WorkerGpus, Workers, engine_of
 from finepref.commands.sepo import Dtype
 
 
@@ -66,6 +66,10 @@ def sample(
     base_url: Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", help="Address of the endpoint.")] = "",
     batch_size: Annotated[int, typer.Option(min=1, help="For hf: requests per batch.")] = 8,
     concurrency: Annotated[int, typer.Option(min=1, help="For openai: requests under way at a time.")] = 16,
+    vllm_options: VllmOptions = "",
+    workers: Workers = 0,
+    worker_cpus: WorkerCpus = 1.0,
+    worker_gpus: WorkerGpus = None,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     work_dir: WorkDir = None,
 ) -> None:
@@ -86,9 +90,19 @@ def sample(
     asked = {name: value for name, value in given.items() if value is not None}
     sampling = replace(run.PRESETS[preset.value], **asked)
     try:
-        answering = engine_of(engine, model=model, base_url=base_url, batch_size=batch_size, concurrency=concurrency)
+        answering = engine_of(
+            engine,
+            model=model,
+            base_url=base_url,
+            batch_size=batch_size,
+            concurrency=concurrency,
+            vllm_options=vllm_options,
+            workers=workers,
+            worker_cpus=worker_cpus,
+            worker_gpus=worker_gpus,
+        )
         if answering is None:
-            raise ValueError("a rule answers nothing: --engine hf or openai")
+            raise ValueError("a rule answers nothing: --engine hf, vllm or openai")
         outcome = run.sample(
             source, output, engine=answering, sampling=sampling, n=n, golden=golden, seed=seed, work_dir=work_dir
         )
@@ -273,7 +287,7 @@ def _counts(left_out: Any) -> str:
 
 def _fail(error: Exception) -> NoReturn:
     hint = (
-        '; this needs "finepref[model]", and a template of LLaMA-Factory the host'
+        '; this needs "finepref[model]", vllm and ray their own extras, a template of LLaMA-Factory the host'
         if isinstance(error, ImportError)
         else ""
     )
