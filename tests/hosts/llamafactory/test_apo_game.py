@@ -81,14 +81,21 @@ def finish(game: Path, output: Path) -> None:
 
 
 def kill_in(step: str, game: Path, output: Path) -> None:
-    """Play until the step's command has begun to write, or has run for a second, and kill all processes."""
+    """Play until the step's command has begun to write, or has run for a second, and kill all processes.
+
+    Two trainings, one of each kind, are killed after their first checkpoint instead.
+    """
     process = play(game, output)
     log = output / step / "log.txt"
     while not log.exists():
         assert process.poll() is None, output.with_suffix(".log").read_text()[-4000:]
         time.sleep(0.02)
+    if step in ("base/reward", "round_1/policy"):
+        while not list(log.parent.glob("model/checkpoint-*")):
+            assert process.poll() is None, output.with_suffix(".log").read_text()[-4000:]
+            time.sleep(0.02)
     begun = time.monotonic()
-    while time.monotonic() < begun + 1 and not [path for path in log.parent.rglob("*") if path.suffix == ".jsonl"]:
+    while time.monotonic() < begun + 1 and not list(log.parent.rglob("*.jsonl")):
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
