@@ -150,6 +150,12 @@ def test_each_answer_comes_in_the_step_that_finishes_it_and_a_run_that_was_left_
     assert sum(len(json.loads(line)) for line in (tmp_path / "journal.jsonl").read_text().splitlines()) == 30
 
 
+def test_a_setting_that_vllm_refuses_is_told_and_the_engine_goes_on(tiny_model):
+    with pytest.raises(ValueError, match=r"temperature must be in \[0, 2\], got 9"):
+        answers(tiny_model, [*requests(), *requests(["hot"], temperature=9.0)])
+    assert len(answers(tiny_model, requests())) == len(TEXTS)
+
+
 def test_an_unknown_option_is_refused_and_the_known_ones_are_in_the_name(tiny_model):
     with pytest.raises(ValueError, match="vLLM has no option max_seqs"):
         next(VllmEngine(str(tiny_model), max_seqs=8).generate(requests()))

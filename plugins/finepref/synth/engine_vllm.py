@@ -41,7 +41,8 @@ class VllmEngine:
 
     Args:
         model: folder or hub name.
-        options: vLLM's own (`EngineArgs`), such as tensor_parallel_size, gpu_memory_utilization or max_model_len.
+        options: vLLM's own (`EngineArgs`), such as tensor_parallel_size, max_model_len, or enforce_eager, which saves
+            the minutes that compiling takes on a CPU.
     """
 
     def __init__(self, model: str, **options: Any) -> None:
@@ -63,13 +64,12 @@ class VllmEngine:
             while True:
                 while len(under_way) < window and (request := next(waiting, None)) is not None:
                     planned = plan(request, tokenizer, room=room)
-                    if planned.limit:
-                        under_way[request.id] = planned
-                        names[request.id] = engine.add_request(
-                            request.id, {"prompt_token_ids": planned.prompt}, _sampling(planned, ends)
-                        )
-                    else:
+                    if not planned.limit:
                         yield [too_long(planned, room)]
+                        continue
+                    prompt = {"prompt_token_ids": planned.prompt}
+                    names[request.id] = engine.add_request(request.id, prompt, _sampling(planned, ends))
+                    under_way[request.id] = planned
                 if not under_way:
                     break
                 finished = [output for output in engine.step() if output.finished]
@@ -113,18 +113,22 @@ class VllmEngine:
 
 def _sampling(planned: Planned, ends: list[int]) -> Any:
     from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
 
     request = planned.request
-    return SamplingParams(
-        max_tokens=planned.limit,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k,
-        repetition_penalty=request.repetition_penalty,
-        seed=request.seed if request.temperature else None,
-        stop_token_ids=ends,
-        detokenize=False,
-    )
+    try:
+        return SamplingParams(
+            max_tokens=planned.limit,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            repetition_penalty=request.repetition_penalty,
+            seed=request.seed if request.temperature else None,
+            stop_token_ids=ends,
+            detokenize=False,
+        )
+    except VLLMValidationError as error:
+        raise ValueError(str(error)) from None
 
 
 def _completion(planned: Planned, output: Any, tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> Completion:
