@@ -91,7 +91,7 @@ def kill_in(step: str, game: Path, output: Path) -> None:
         assert process.poll() is None, output.with_suffix(".log").read_text()[-4000:]
         time.sleep(0.02)
     if step in ("base/reward", "round_1/policy"):
-        while not list(log.parent.glob("model/checkpoint-*")):
+        while not list(log.parent.glob("model/checkpoint-*/trainer_state.json")):
             assert process.poll() is None, output.with_suffix(".log").read_text()[-4000:]
             time.sleep(0.02)
     begun = time.monotonic()
