@@ -40,7 +40,8 @@ def played(tmp_path, monkeypatch):
 
         monkeypatch.setattr(Pipeline, "run", run)
         monkeypatch.chdir(ROOT)
-        settings.call(apo, settings.load(file, overrides), file=file, output=tmp_path / "run")
+        with Pipeline(tmp_path / "run") as pipeline:
+            settings.call(apo, settings.load(file, overrides), file=file, pipeline=pipeline)
         return steps
 
     return play

@@ -7,12 +7,15 @@ import os
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from finepref.commands.engines import EngineName, VllmOptions, WorkerCpus, WorkerGpus, Workers, engine_of
+from finepref.commands.errors import told_errors
 from finepref.commands.sepo import Dtype
+
+NEEDS = 'this needs "finepref[model]", vllm and ray their own extras, a template of LLaMA-Factory the host'
 
 
 class Preset(StrEnum):
@@ -78,7 +81,6 @@ def sample(
     Exit code 1: bad input, or queries that the engine failed on; the same command asks those again.
     """
     from finepref.synth import apo as run
-    from finepref.synth.journal import JournalBusy
 
     given = {
         "temperature": temperature,
@@ -89,7 +91,7 @@ def sample(
     }
     asked = {name: value for name, value in given.items() if value is not None}
     sampling = replace(run.PRESETS[preset.value], **asked)
-    try:
+    with told_errors(NEEDS):
         answering = engine_of(
             engine,
             model=model,
@@ -106,8 +108,6 @@ def sample(
         outcome = run.sample(
             source, output, engine=answering, sampling=sampling, n=n, golden=golden, seed=seed, work_dir=work_dir
         )
-    except (ValueError, OSError, JournalBusy, ModuleNotFoundError) as error:
-        _fail(error)
     typer.echo(f"{output}: {outcome.written} queries with {n} answers each")
     if outcome.failed:
         place = output.with_suffix(".failed.jsonl")
@@ -127,10 +127,8 @@ def pair(
     """Golden answers above samples: `ranked` records of kind apo. A report beside them names all that gave none."""
     from finepref.synth import apo as run
 
-    try:
+    with told_errors(NEEDS):
         outcome = run.pair(samples, golden, output, take=take.value, cut=cut, allow_missing=allow_missing, seed=seed)
-    except (ValueError, OSError) as error:
-        _fail(error)
     typer.echo(f"{output}: {outcome.records} records (left out: {_counts(outcome.left_out)})")
 
 
@@ -152,10 +150,9 @@ def score(
     work_dir: WorkDir = None,
 ) -> None:
     """The reward of every response, as the host's own scoring gives it. Killed, it goes on where it was."""
-    from finepref.synth.journal import JournalBusy
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
+    with told_errors(NEEDS):
         from finepref.synth.reward import RewardModel
         from finepref.synth.reward import score as run
 
@@ -185,8 +182,6 @@ def score(
                 f"{target}: {outcome.rows} rows with {outcome.responses} responses "
                 f"({outcome.empty} empty, {outcome.cut} longer than {cutoff_len} tokens)"
             )
-    except (ValueError, OSError, JournalBusy, ModuleNotFoundError) as error:
-        _fail(error)
 
 
 def select(
@@ -197,10 +192,8 @@ def select(
     """Best of n: the response with the highest reward. A report beside the output names the rows that gave none."""
     from finepref.synth import apo as run
 
-    try:
+    with told_errors(NEEDS):
         outcome = run.select(source, output, target=target.value)
-    except (ValueError, OSError) as error:
-        _fail(error)
     typer.echo(f"{output}: {outcome.rows} rows of {target.value} (left out: {_counts(outcome.left_out)})")
 
 
@@ -220,7 +213,7 @@ def evaluate(
     from finepref.synth.apo import read_scored, win_rate
 
     found: dict[str, dict[str, float]] = {}
-    try:
+    with told_errors(NEEDS):
         for source in sources:
             name, given, file = source.partition("=")
             path = Path(file if given else source)
@@ -242,8 +235,6 @@ def evaluate(
             if against is not None and not any(row.scores for row in rows):
                 figures["win_rate"] = win_rate(rows, read_scored(against))
         write_json(output, found)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        _fail(error)
     typer.echo(json.dumps(found, indent=2))
 
 
@@ -257,13 +248,14 @@ def run(
     Killed at any point, the same command goes on where it was.
     """
     from finepref.pipelines import settings
-    from finepref.pipelines.apo import apo as pipeline
-    from finepref.pipelines.steps import PipelineBusy, StepFailed
+    from finepref.pipelines.apo import apo
+    from finepref.pipelines.steps import Pipeline
 
-    try:
-        settings.call(pipeline, settings.load(file, overrides), file=file, output=output)
-    except (ValueError, OSError, PipelineBusy, StepFailed) as error:
-        _fail(error)
+    with told_errors(NEEDS):
+        given = settings.load(file, overrides)
+        with Pipeline(output) as pipeline:
+            settings.call(apo, given, file=file, pipeline=pipeline)
+    typer.echo(f"report: {output / 'report.md'}")
 
 
 def register(app: typer.Typer) -> None:
@@ -283,13 +275,3 @@ def register(app: typer.Typer) -> None:
 
 def _counts(left_out: Any) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items())) or "none"
-
-
-def _fail(error: Exception) -> NoReturn:
-    hint = (
-        '; this needs "finepref[model]", vllm and ray their own extras, a template of LLaMA-Factory the host'
-        if isinstance(error, ImportError)
-        else ""
-    )
-    typer.echo(f"{error}{hint}", err=True)
-    raise typer.Exit(1) from error

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finepref.commands import reversegen_run
 from finepref.commands.engines import EngineName, VllmOptions, WorkerCpus, WorkerGpus, Workers, engine_of
+from finepref.commands.errors import told_errors
 
 if TYPE_CHECKING:
     from finepref.synth.engines import Engine
     from finepref.synth.sampling import Outcome
+
+NEEDS = 'a local model needs "finepref[model]", vllm and ray their own extras'
 
 Seeds = Annotated[Path, typer.Argument(metavar="SEEDS", help="Instructions to start from: rows {prompt, ...}.")]
 Rows = Annotated[Path, typer.Argument(metavar="INPUT", help="Rows {id, prompt, ...}, such as proposals.")]
@@ -59,7 +59,7 @@ def warmup(
     from finepref.synth import proposing
     from finepref.synth.reversegen import TEMPLATE
 
-    with _told_errors():
+    with told_errors(NEEDS):
         given = _text(template) or TEMPLATE
         count = proposing.warmup(source, output, n=n, shots=shots, seed=seed, template=given, group_field=group)
         typer.echo(f"{output}: {count} records")
@@ -96,7 +96,7 @@ def propose(
     from finepref.synth import proposing
     from finepref.synth.reversegen import TEMPLATE
 
-    with _told_errors():
+    with told_errors(NEEDS):
         outcome = proposing.propose(
             source,
             output,
@@ -157,7 +157,7 @@ def validate(
     """
     from finepref.synth import answering, judges
 
-    with _told_errors():
+    with told_errors(NEEDS):
         if by is By.arithmetic:
             outcome = answering.validate_arithmetic(source, output, max_numbers=max_numbers, max_digits=max_digits)
             _tell(output, outcome, keep_going)
@@ -219,7 +219,7 @@ def answer(
     """
     from finepref.synth import answering
 
-    with _told_errors():
+    with told_errors(NEEDS):
         outcome = answering.answer(
             source,
             output,
@@ -256,7 +256,7 @@ def pair(
     """Pairs for the proposer: of one few-shot prompt, an instruction the target failed at above one it solved."""
     from finepref.synth import improving
 
-    with _told_errors():
+    with told_errors(NEEDS):
         made = improving.pair(source, output, proposed=proposed, per_prompt=per_prompt, seed=seed)
         told = ", ".join(f"{count} {kind}" for kind, count in made.prompts.items())
         typer.echo(f"{output}: {len(made.pairs)} pairs (few-shot prompts with: {told})")
@@ -280,7 +280,7 @@ def improve(
     """
     from finepref.synth import improving
 
-    with _told_errors():
+    with told_errors(NEEDS):
         made = improving.improve(
             sources,
             output,
@@ -306,23 +306,30 @@ def evaluate(
     from finepref.formats.files import write_json
     from finepref.synth.tally import measure
 
-    with _told_errors():
+    with told_errors(NEEDS):
         found = measure(files, sample=sample, seed=seed)
         write_json(output, found)
         typer.echo(json.dumps({name: found[name] for name in ("classes", "failure_rate", "accuracy", "self_bleu")}))
 
 
-@contextmanager
-def _told_errors() -> Iterator[None]:
-    from finepref.formats.problems import BadData
-    from finepref.synth.journal import JournalBusy, JournalChanged, JournalDamaged
+def run(
+    file: Annotated[Path, typer.Argument(help="The loop's YAML, as examples/pipelines/reversegen_math_demo.yaml.")],
+    output: Annotated[Path, typer.Option(help="Folder of the run; one that was begun is gone on with.")],
+    overrides: Annotated[list[str], typer.Argument(metavar="[KEY=VALUE]...", help="In place of the file's.")] = [],  # noqa: B006
+) -> None:
+    """The whole loop: warm-up, rounds of {propose, judge, train the proposer}, improve the target, then a report.
 
-    try:
-        yield
-    except (BadData, JournalBusy, JournalChanged, JournalDamaged, ValueError, OSError, ModuleNotFoundError) as error:
-        hint = '; a local model needs "finepref[model]"' if isinstance(error, ImportError) else ""
-        typer.echo(f"{error}{hint}", err=True)
-        raise typer.Exit(1) from error
+    Killed at any point, the same command goes on where it was.
+    """
+    from finepref.pipelines import settings
+    from finepref.pipelines.reversegen import reversegen
+    from finepref.pipelines.steps import Pipeline
+
+    with told_errors():
+        given = settings.load(file, overrides)
+        with Pipeline(output) as pipeline:
+            settings.call(reversegen, given, file=file, pipeline=pipeline)
+    typer.echo(f"report: {output / 'report.md'}")
 
 
 def register(app: typer.Typer) -> None:
@@ -331,7 +338,7 @@ def register(app: typer.Typer) -> None:
     for command in (warmup, propose, validate, answer, pair, improve):
         group.command()(command)
     group.command("eval")(evaluate)
-    group.command("run")(reversegen_run.run)
+    group.command("run")(run)
     app.add_typer(group, name="reversegen")
 
 

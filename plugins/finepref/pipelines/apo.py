@@ -26,7 +26,7 @@ SHAREGPT = {
 
 def apo(
     *,
-    output: Path,
+    pipeline: Pipeline,
     model: str,
     queries: str,
     golden: str | dict[str, object] = "",
@@ -54,7 +54,7 @@ def apo(
     """Play the game, as far as it has not been played in the folder, and write `report.md`.
 
     Args:
-        output: the run's folder, one folder in it per round and step.
+        pipeline: the run's folder, one folder in it per round and step.
         model: the LLM at the start, a folder or a hub name.
         queries: to sample at, rows {query_id, query} or {id?, prompt or messages}.
         golden: their golden answers; default: `queries` has them (`chosen`). A section asks a model for them instead:
@@ -74,16 +74,16 @@ def apo(
         update: train the LLM on the best samples (sft), or on the best above the worst (dpo).
         apo_data: without it, the reward model of all rounds is the one of human preferences only (ablation).
         sequential: a round's reward model starts from that of the round before, not from `reward_model` (ablation).
-        make: path in {made}, the folder output/made -> the `finepref` command that makes it, run first; any other
+        make: path in {made}, the run's folder made/ -> the `finepref` command that makes it, run first; any other
             setting may name {made} too.
 
     Raises:
         ValueError: a setting that cannot be.
-        StepChanged, StepFailed, PipelineBusy: see `Pipeline`.
+        StepChanged, StepFailed: see `Pipeline`.
     """
     if not learning_rates:
         raise ValueError("learning_rates has no entry: there would be no round")
-    made = str(output / "made")
+    made = str(pipeline.folder / "made")
     model, queries, policy_queries, human, test_queries, test_human, testing_human, reward_model = (
         text.replace("{made}", made)
         for text in (
@@ -91,52 +91,51 @@ def apo(
             *(test_queries, test_human, testing_human, reward_model or model),
         )
     )
-    with Pipeline(output) as run:
-        _make(run, {name: words.replace("{made}", made) for name, words in make.items()})
-        preferences = {"human": human, "test_human": test_human, "testing_human": testing_human}
-        data = {name: _imported(run, name, Path(path), human_format) for name, path in preferences.items()}
-        answers = [
-            _golden(run, name, Path(asked), given if isinstance(given, dict) else given.replace("{made}", made))
-            for name, asked, given in (("golden", queries, golden), ("test_golden", test_queries, test_golden))
-        ]
-        rounds = range(1, len(learning_rates) + 1)
-        _write_dataset_info(output, data, rounds, update)
-        rewards = _Rewards(run, reward, template, reward_model)
+    _make(pipeline, {name: words.replace("{made}", made) for name, words in make.items()})
+    preferences = {"human": human, "test_human": test_human, "testing_human": testing_human}
+    data = {name: _imported(pipeline, name, Path(path), human_format) for name, path in preferences.items()}
+    answers = [
+        _golden(pipeline, name, Path(asked), given if isinstance(given, dict) else given.replace("{made}", made))
+        for name, asked, given in (("golden", queries, golden), ("test_golden", test_queries, test_golden))
+    ]
+    rounds = range(1, len(learning_rates) + 1)
+    _write_dataset_info(pipeline.folder, data, rounds, update)
+    rewards = _Rewards(pipeline, reward, template, reward_model)
 
-        base = rewards.train("base/reward", ["human"], [data["human"]])
-        testing = rewards.train("testing/reward", ["testing_human"], [data["testing_human"]])
-        base_human = rewards.score("base/scored", base, [data["test_human"]])[0]
-        llm, current = model, _sample(run, "round_0/answers", Path(test_queries), model, answer)
-        first = rewards.score("round_0/answers_scored", testing, [current])[0]
-        _evaluate(run, "round_0/eval", {"human": base_human, "answers": first}, against=first)
+    base = rewards.train("base/reward", ["human"], [data["human"]])
+    testing = rewards.train("testing/reward", ["testing_human"], [data["testing_human"]])
+    base_human = rewards.score("base/scored", base, [data["test_human"]])[0]
+    llm, current = model, _sample(pipeline, "round_0/answers", Path(test_queries), model, answer)
+    first = rewards.score("round_0/answers_scored", testing, [current])[0]
+    _evaluate(pipeline, "round_0/eval", {"human": base_human, "answers": first}, against=first)
 
-        own = base
-        for number, rate in zip(rounds, learning_rates, strict=True):
-            here = f"round_{number}"
-            if apo_data or not policy_queries:
-                samples = _sample(run, f"{here}/samples", Path(queries), llm, sample)
-            if apo_data:
-                pairs = _pair(run, f"{here}/pairs", samples, answers[0], pair)
-                names = ["human", f"apo_{number}"]
-                start = own if sequential else None
-                own = rewards.train(f"{here}/reward", names, [data["human"], pairs], start=start)
-            if policy_queries:
-                samples = _sample(run, f"{here}/policy_samples", Path(policy_queries), llm, sample)
-            golden_pairs = _pair(run, f"{here}/golden_pairs", current, answers[1], {})
-            scored, human_scored, golden_scored = rewards.score(
-                f"{here}/scored", own, [samples, data["test_human"], golden_pairs]
-            )
-            selected = _select(run, f"{here}/selected", scored, update)
-            llm = _train_policy(run, here, policy, merge, template, llm, selected, rate)
-            current = _sample(run, f"{here}/answers", Path(test_queries), llm, answer)
-            tests = {
-                "human": human_scored,
-                "golden": golden_scored,
-                "golden_base": rewards.score(f"{here}/scored_by_base", base, [golden_pairs])[0],
-                "answers": rewards.score(f"{here}/answers_scored", testing, [current])[0],
-            }
-            _evaluate(run, f"{here}/eval", tests, against=first)
-        apo_report.write(run, learning_rates)
+    own = base
+    for number, rate in zip(rounds, learning_rates, strict=True):
+        here = f"round_{number}"
+        if apo_data or not policy_queries:
+            samples = _sample(pipeline, f"{here}/samples", Path(queries), llm, sample)
+        if apo_data:
+            pairs = _pair(pipeline, f"{here}/pairs", samples, answers[0], pair)
+            names = ["human", f"apo_{number}"]
+            start = own if sequential else None
+            own = rewards.train(f"{here}/reward", names, [data["human"], pairs], start=start)
+        if policy_queries:
+            samples = _sample(pipeline, f"{here}/policy_samples", Path(policy_queries), llm, sample)
+        golden_pairs = _pair(pipeline, f"{here}/golden_pairs", current, answers[1], {})
+        scored, human_scored, golden_scored = rewards.score(
+            f"{here}/scored", own, [samples, data["test_human"], golden_pairs]
+        )
+        selected = _select(pipeline, f"{here}/selected", scored, update)
+        llm = _train_policy(pipeline, here, policy, merge, template, llm, selected, rate)
+        current = _sample(pipeline, f"{here}/answers", Path(test_queries), llm, answer)
+        tests = {
+            "human": human_scored,
+            "golden": golden_scored,
+            "golden_base": rewards.score(f"{here}/scored_by_base", base, [golden_pairs])[0],
+            "answers": rewards.score(f"{here}/answers_scored", testing, [current])[0],
+        }
+        _evaluate(pipeline, f"{here}/eval", tests, against=first)
+    apo_report.write(pipeline, learning_rates)
 
 
 class _Rewards:
