@@ -175,6 +175,8 @@ def test_a_run_killed_in_each_kind_of_step_ends_with_the_same_files(sum_writer, 
     texts = {row["prompt"] for path in proposals for row in read_dicts(path)}
     assert len(texts) > 8
     assert [text for text in texts if text in told] == []
+    open_logs = "".join(path.read_text() for path in (whole / "run").rglob("log.txt"))
+    assert any(text in open_logs for text in texts), "the host prints rows, if it is not kept from it"
     assert "## Examples" in (whole / "run" / "report.md").read_text()
 
 
