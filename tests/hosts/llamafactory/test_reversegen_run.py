@@ -175,12 +175,19 @@ def test_a_run_killed_in_each_kind_of_step_ends_with_the_same_files(sum_writer, 
     texts = {row["prompt"] for path in proposals for row in read_dicts(path)}
     assert len(texts) > 8
     assert [text for text in texts if text in told] == []
+    open_logs = "".join(path.read_text() for path in (whole / "run").rglob("log.txt"))
+    assert any(text in open_logs for text in texts), "the host prints rows, if it is not kept from it"
     assert "## Examples" in (whole / "run" / "report.md").read_text()
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """What a run made: its data, measures and weights, but for what tells times."""
+    """What a run made: its data, measures and weights.
+
+    Not what tells times, nor the journals' names for a model (digests of its folder, which tells times), nor peft's
+    adapter_config.json, whose list of modules is in any order.
+    """
     timed = {"step.json", "trainer_state.json", "trainer_log.jsonl", "train_results.json", "all_results.json"}
+    timed |= {"manifest.json", "adapter_config.json"}
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
