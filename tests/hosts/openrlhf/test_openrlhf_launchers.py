@@ -9,7 +9,8 @@ import torch
 from conftest import BIN, DATA, MODULE, ROOT, free_port, tensors, write_rows
 
 
-@pytest.mark.parametrize(("name", "processes"), [("selective", 2), ("tdpo", 1), ("kto", 2), ("apo_rm", 1)])
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("name", sorted(DATA))
 def test_the_deepspeed_launcher_trains(command, name, processes):
     launcher = ("deepspeed", "--num_gpus", str(processes), "--master_port", free_port())
     launcher += ("--module", MODULE.format(name))
