@@ -73,20 +73,29 @@ def interval(part: int, whole: int) -> tuple[float, float]:
 
 
 def _verdict(first: dict[str, Any], last: dict[str, Any]) -> str:
-    """Whether the failure rate rose, in words that the figures bear out."""
-    (_, high), (low, _) = (interval(each["classes"]["failing"], each["rows"]) for each in (first, last))
-    rates = f"from {_percent(first['failure_rate'])} (warm-up proposer) to {_percent(last['failure_rate'])}"
-    if low > high:
-        said = f"The failure rate per proposed instruction rose {rates}; the 95 % intervals are apart."
-    elif (last["failure_rate"] or 0) > (first["failure_rate"] or 0):
-        said = f"The failure rate per proposed instruction went {rates}, but the 95 % intervals overlap."
+    """Whether the failure rates rose, in words that the figures bear out."""
+    said = [
+        change("per proposed instruction", [(each["classes"]["failing"], each["rows"]) for each in (first, last)]),
+        change("of the instructions with a verdict", [_judged(each) for each in (first, last)]),
+        f"Self-BLEU went from {_number(first['self_bleu'])} to {_number(last['self_bleu'])}, distinct texts from "
+        f"{_percent(first['distinct'])} to {_percent(last['distinct'])}.",
+    ]
+    return "\n".join(f"- {each}" for each in said) + "\n"
+
+
+def _judged(each: dict[str, Any]) -> tuple[int, int]:
+    return each["classes"]["failing"], each["classes"]["failing"] + each["classes"]["solved"]
+
+
+def change(what: str, counts: list[tuple[int, int]]) -> str:
+    """From the warm-up proposer to the last one: `counts` are failing and all of each."""
+    (old, before), (new, after) = ((part / whole if whole else 0.0, interval(part, whole)) for part, whole in counts)
+    if after[0] > before[1]:
+        rose = "rose, and the 95 % intervals are apart"
     else:
-        said = f"The failure rate per proposed instruction did not rise: it went {rates}."
-    judged = [_percent(each["failure_rate_judged"]) for each in (first, last)]
-    said += f" Of the proposals with a verdict, {judged[0]} failed at first and {judged[1]} at last."
-    bleu = f"Self-BLEU went from {_number(first['self_bleu'])} to {_number(last['self_bleu'])}"
-    distinct = f"distinct texts from {_percent(first['distinct'])} to {_percent(last['distinct'])}"
-    return f"{said} {bleu}, {distinct}.\n"
+        rose = "rose, but the 95 % intervals overlap" if new > old else "did not rise"
+    shown = (f"{share:.1%} ({low:.0%} to {high:.0%})" for share, (low, high) in ((old, before), (new, after)))
+    return f"The failure rate {what} {rose}: from {' for the warm-up proposer to '.join(shown)} for the last."
 
 
 def _rounds(names: list[str], found: dict[str, dict[str, Any]]) -> str:
