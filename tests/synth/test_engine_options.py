@@ -6,14 +6,14 @@ import json
 
 import pytest
 from finepref.cli import app
-from finepref.commands.engines import EngineName, engine_of
+from finepref.commands.engines import EngineName, EngineOptions, engine_of
 from finepref.synth.engine_vllm import VllmEngine
 from typer.testing import CliRunner
 
 
 def engine(name: str, **options):
-    given = {"model": "owner/name", "base_url": "http://host/v1", "batch_size": 8, "concurrency": 4, **options}
-    return engine_of(EngineName(name), **given)
+    model = options.pop("model", "owner/name")
+    return engine_of(EngineName(name), model, EngineOptions(base_url="http://host/v1", **options))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from finepref.commands.engines import EngineName, VllmOptions, WorkerCpus, WorkerGpus, Workers, engine_of
+from finepref.commands.engines import EngineName, EngineOptions, engine_of, with_engine_options
 from finepref.commands.errors import told_errors
 from finepref.commands.sepo import Dtype
 
@@ -53,6 +53,7 @@ WorkDir = Annotated[Path | None, typer.Option(help="Where the journal is; defaul
 Cut = Annotated[bool, typer.Option("--cut/--no-cut", help='Leave out what follows "\\nHuman:" in a sample.')]
 
 
+@with_engine_options
 def sample(
     source: Annotated[Path, typer.Argument(metavar="QUERIES", help="{query_id, query} or {id?, prompt or messages}.")],
     output: Annotated[Path, typer.Option(help="The JSON Lines file of samples to write.")],
@@ -66,13 +67,8 @@ def sample(
     repetition_penalty: Annotated[float | None, typer.Option(min=0.0, help="In place of the preset's.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="In place of the preset's.")] = None,
     golden: Annotated[bool, typer.Option("--golden", help="Write them as golden answers; with --n 1.")] = False,
-    base_url: Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", help="Address of the endpoint.")] = "",
-    batch_size: Annotated[int, typer.Option(min=1, help="For hf: requests per batch.")] = 8,
-    concurrency: Annotated[int, typer.Option(min=1, help="For openai: requests under way at a time.")] = 16,
-    vllm_options: VllmOptions = "",
-    workers: Workers = 0,
-    worker_cpus: WorkerCpus = 1.0,
-    worker_gpus: WorkerGpus = None,
+    *,
+    engine_options: EngineOptions,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     work_dir: WorkDir = None,
 ) -> None:
@@ -92,17 +88,7 @@ def sample(
     asked = {name: value for name, value in given.items() if value is not None}
     sampling = replace(run.PRESETS[preset.value], **asked)
     with told_errors(NEEDS):
-        answering = engine_of(
-            engine,
-            model=model,
-            base_url=base_url,
-            batch_size=batch_size,
-            concurrency=concurrency,
-            vllm_options=vllm_options,
-            workers=workers,
-            worker_cpus=worker_cpus,
-            worker_gpus=worker_gpus,
-        )
+        answering = engine_of(engine, model, engine_options)
         if answering is None:
             raise ValueError("a rule answers nothing: --engine hf, vllm or openai")
         outcome = run.sample(

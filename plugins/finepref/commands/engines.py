@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,63 +25,82 @@ class EngineName(StrEnum):
     rules = "rules"
 
 
-VllmOptions = Annotated[
-    str, typer.Option(metavar="MAPPING", help='For vllm: its own options, such as "{tensor_parallel_size: 2}".')
-]
-Workers = Annotated[int, typer.Option(min=0, help="For hf, vllm: processes of Ray that share the work; 0: this one.")]
-WorkerCpus = Annotated[float, typer.Option(min=0.0, help="CPUs of each worker.")]
-WorkerGpus = Annotated[float | None, typer.Option(min=0.0, help="GPUs of each worker; default: 1 where there are.")]
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What every command that asks a model can be told of its engine; the annotations are its options."""
+
+    base_url: Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", help="Address of the endpoint.")] = ""
+    batch_size: Annotated[int, typer.Option(min=1, help="For hf: requests per batch.")] = 8
+    concurrency: Annotated[int, typer.Option(min=1, help="For openai: requests under way at a time.")] = 16
+    vllm_options: Annotated[
+        str, typer.Option(metavar="MAPPING", help='For vllm: its own options, such as "{tensor_parallel_size: 2}".')
+    ] = ""
+    workers: Annotated[
+        int, typer.Option(min=0, help="For hf, vllm: processes of Ray that share the work; 0: this one.")
+    ] = 0
+    worker_cpus: Annotated[float, typer.Option(min=0.0, help="CPUs of each worker.")] = 1.0
+    worker_gpus: Annotated[
+        float | None, typer.Option(min=0.0, help="GPUs of each worker; default: 1 where there are.")
+    ] = None
 
 
-def engine_of(
-    name: EngineName,
-    *,
-    model: str,
-    base_url: str,
-    batch_size: int,
-    concurrency: int,
-    vllm_options: str = "",
-    workers: int = 0,
-    worker_cpus: float = 1,
-    worker_gpus: float | None = None,
-) -> Engine | None:
+def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each field of `EngineOptions` in place of its parameter `engine_options`."""
+    fields = signature(EngineOptions, eval_str=True).parameters
+    parameters: list[Parameter] = []
+    for parameter in signature(command, eval_str=True).parameters.values():
+        own = [parameter] if parameter.name != "engine_options" else fields.values()
+        parameters += [each.replace(kind=Parameter.KEYWORD_ONLY) for each in own]
+
+    def call(**given: Any) -> None:
+        options = EngineOptions(**{name: given.pop(name) for name in fields})
+        command(**given, engine_options=options)
+
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {each.name: each.annotation for each in parameters}
+    return call
+
+
+def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | None:
     """The engine that the options name, not started yet; None for rules.
 
     Raises:
         ValueError: the remote engine has no address, or none that is one; or options that the engine does not have.
     """
-    if vllm_options and name is not EngineName.vllm:
+    if options.vllm_options and name is not EngineName.vllm:
         raise ValueError("--vllm-options are for --engine vllm")
-    if workers and name in {EngineName.rules, EngineName.openai}:
+    if options.workers and name in {EngineName.rules, EngineName.openai}:
         raise ValueError("--workers are for --engine hf and vllm; an endpoint has --concurrency")
     if name is EngineName.rules:
         return None
     if name is EngineName.openai:
-        if not base_url:
+        if not options.base_url:
             raise ValueError("--engine openai needs --base-url (or OPENAI_BASE_URL), such as http://localhost:8000/v1")
         from finepref.synth.engine_openai import OpenAIEngine
 
-        return OpenAIEngine(model, base_url=base_url, concurrency=concurrency)
+        return OpenAIEngine(model, base_url=options.base_url, concurrency=options.concurrency)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if workers and Path(model).is_dir():
+    if options.workers and Path(model).is_dir():
         model = str(Path(model).resolve())  # a cluster's workers have another working directory
     from finepref.synth.engine_hf import HfEngine
     from finepref.synth.engine_vllm import VllmEngine
 
     engine = (
-        VllmEngine(model, **_options(vllm_options))
+        VllmEngine(model, **_options(options.vllm_options))
         if name is EngineName.vllm
-        else HfEngine(model, batch_size=batch_size)
+        else HfEngine(model, batch_size=options.batch_size)
     )
-    if not workers:
+    if not options.workers:
         return engine
     from finepref.synth.engine_ray import RayEngine
 
-    if worker_gpus is None:
+    gpus = options.worker_gpus
+    if gpus is None:
         import torch
 
-        worker_gpus = float(torch.accelerator.current_accelerator(check_available=True) is not None)
-    return RayEngine(engine, workers=workers, cpus=worker_cpus, gpus=worker_gpus)
+        gpus = float(torch.accelerator.current_accelerator(check_available=True) is not None)
+    return RayEngine(engine, workers=options.workers, cpus=options.worker_cpus, gpus=gpus)
 
 
 def _options(text: str) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finepref.commands.engines import EngineName, VllmOptions, WorkerCpus, WorkerGpus, Workers, engine_of
+from finepref.commands.engines import EngineName, EngineOptions, engine_of, with_engine_options
 from finepref.commands.errors import told_errors
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 NEEDS = 'judges need "finepref[synth]", models "finepref[model]", vllm or ray its own extra'
 
 
+@with_engine_options
 def judge(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows with response (entropy: responses).")],
     output: Annotated[Path, typer.Option(help="The JSON Lines file of judged rows to write.")],
@@ -30,14 +31,9 @@ def judge(
     rubric: Annotated[str, typer.Option(help="llm: what makes an answer pass; @FILE reads it from a file.")] = "",
     engine: Annotated[EngineName, typer.Option(help="guard, llm: a local model or an endpoint.")] = EngineName.hf,
     model: Annotated[str, typer.Option(help="guard, llm: model folder or name.")] = "",
-    base_url: Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", help="Address of the endpoint.")] = "",
+    *,
+    engine_options: EngineOptions,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest verdict.")] = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="For hf: requests per batch.")] = 8,
-    concurrency: Annotated[int, typer.Option(min=1, help="For openai: requests under way at a time.")] = 16,
-    vllm_options: VllmOptions = "",
-    workers: Workers = 0,
-    worker_cpus: WorkerCpus = 1.0,
-    worker_gpus: WorkerGpus = None,
     work_dir: Annotated[Path | None, typer.Option(help="Where the journal is; default: beside the output.")] = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Exit code 0 also where the engine failed.")
@@ -55,17 +51,7 @@ def judge(
         asks = isinstance(chosen, Asked)
         if asks and (not model or engine is EngineName.rules):
             raise ValueError(f"--judge {name} needs a model: --engine hf, vllm or openai, and --model")
-        answering = engine_of(
-            engine,
-            model=model,
-            base_url=base_url,
-            batch_size=batch_size,
-            concurrency=concurrency,
-            vllm_options=vllm_options,
-            workers=workers,
-            worker_cpus=worker_cpus,
-            worker_gpus=worker_gpus,
-        )
+        answering = engine_of(engine, model, engine_options)
         outcome = run(
             source,
             output,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finepref.commands.engines import EngineName, VllmOptions, WorkerCpus, WorkerGpus, Workers, engine_of
+from finepref.commands.engines import EngineName, EngineOptions, engine_of, with_engine_options
 from finepref.commands.errors import told_errors
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ GroupField = Annotated[str, typer.Option("--group", help="Show seeds together th
 Seed = Annotated[int, typer.Option(help="Of everything drawn by chance.")]
 EngineChoice = Annotated[EngineName, typer.Option(help="A local model (hf, vllm) or an endpoint (openai).")]
 Model = Annotated[str, typer.Option(help="Model folder or name.")]
-BaseUrl = Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", help="Address of the endpoint.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="For hf: requests per batch.")]
-Concurrency = Annotated[int, typer.Option(min=1, help="For openai: requests under way at a time.")]
 WorkDir = Annotated[Path | None, typer.Option(help="Where the journal is; default: beside the output.")]
 Longest = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
@@ -65,6 +62,7 @@ def warmup(
         typer.echo(f"{output}: {count} records")
 
 
+@with_engine_options
 def propose(
     source: Seeds,
     output: Output,
@@ -75,17 +73,12 @@ def propose(
     template: Template = "",
     group: GroupField = "",
     engine: EngineChoice = EngineName.hf,
-    base_url: BaseUrl = "",
+    *,
+    engine_options: EngineOptions,
     max_new_tokens: Longest = 512,
     temperature: Temperature = 1.0,
     top_p: TopP = 0.98,
     seed: Seed = 0,
-    batch_size: BatchSize = 8,
-    concurrency: Concurrency = 16,
-    vllm_options: VllmOptions = "",
-    workers: Workers = 0,
-    worker_cpus: WorkerCpus = 1.0,
-    worker_gpus: WorkerGpus = None,
     work_dir: WorkDir = None,
     keep_going: KeepGoing = False,
 ) -> None:
@@ -104,17 +97,7 @@ def propose(
             n=n,
             shots=shots,
             seed=seed,
-            engine=_engine(
-                engine,
-                model=model,
-                base_url=base_url,
-                batch_size=batch_size,
-                concurrency=concurrency,
-                vllm_options=vllm_options,
-                workers=workers,
-                worker_cpus=worker_cpus,
-                worker_gpus=worker_gpus,
-            ),
+            engine=_engine(engine, model, engine_options),
             template=_text(template) or TEMPLATE,
             group_field=group,
             max_new_tokens=max_new_tokens,
@@ -125,6 +108,7 @@ def propose(
         _tell(output, outcome, keep_going)
 
 
+@with_engine_options
 def validate(
     source: Rows,
     output: Output,
@@ -138,16 +122,11 @@ def validate(
     ask: Ask = "{prompt}",
     engine: EngineChoice = EngineName.hf,
     model: Model = "",
-    base_url: BaseUrl = "",
+    *,
+    engine_options: EngineOptions,
     max_new_tokens: Longest = 1024,
     temperature: Temperature = 1.0,
     seed: Seed = 0,
-    batch_size: BatchSize = 8,
-    concurrency: Concurrency = 16,
-    vllm_options: VllmOptions = "",
-    workers: Workers = 0,
-    worker_cpus: WorkerCpus = 1.0,
-    worker_gpus: WorkerGpus = None,
     work_dir: WorkDir = None,
     keep_going: KeepGoing = False,
 ) -> None:
@@ -165,17 +144,7 @@ def validate(
         if not model:
             raise ValueError(f"--by {by.value} needs --model")
         asked = {
-            "engine": _engine(
-                engine,
-                model=model,
-                base_url=base_url,
-                batch_size=batch_size,
-                concurrency=concurrency,
-                vllm_options=vllm_options,
-                workers=workers,
-                worker_cpus=worker_cpus,
-                worker_gpus=worker_gpus,
-            ),
+            "engine": _engine(engine, model, engine_options),
             "max_new_tokens": max_new_tokens,
             "seed": seed,
             "work_dir": work_dir,
@@ -191,6 +160,7 @@ def validate(
         _tell(output, outcome, keep_going)
 
 
+@with_engine_options
 def answer(
     source: Rows,
     output: Output,
@@ -198,17 +168,12 @@ def answer(
     n: Annotated[int, typer.Option("--n", min=1, help="Answers to each; above 1 needs a temperature.")] = 1,
     ask: Ask = "{prompt}",
     engine: EngineChoice = EngineName.hf,
-    base_url: BaseUrl = "",
+    *,
+    engine_options: EngineOptions,
     max_new_tokens: Longest = 1024,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
-    batch_size: BatchSize = 8,
-    concurrency: Concurrency = 16,
-    vllm_options: VllmOptions = "",
-    workers: Workers = 0,
-    worker_cpus: WorkerCpus = 1.0,
-    worker_gpus: WorkerGpus = None,
     work_dir: WorkDir = None,
     keep_going: KeepGoing = False,
     failing: Annotated[bool, typer.Option("--failing", help="Only rows whose label is false.")] = False,
@@ -223,17 +188,7 @@ def answer(
         outcome = answering.answer(
             source,
             output,
-            engine=_engine(
-                engine,
-                model=model,
-                base_url=base_url,
-                batch_size=batch_size,
-                concurrency=concurrency,
-                vllm_options=vllm_options,
-                workers=workers,
-                worker_cpus=worker_cpus,
-                worker_gpus=worker_gpus,
-            ),
+            engine=_engine(engine, model, engine_options),
             n=n,
             ask=_text(ask),
             max_new_tokens=max_new_tokens,
@@ -342,8 +297,8 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="reversegen")
 
 
-def _engine(name: EngineName, **options: Any) -> Engine:
-    made = engine_of(name, **options)
+def _engine(name: EngineName, model: str, options: EngineOptions) -> Engine:
+    made = engine_of(name, model, options)
     if made is None:
         raise ValueError("the engine is hf, vllm or openai")
     return made

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from finepref.commands.engines import EngineName, VllmOptions, WorkerCpus, WorkerGpus, Workers, engine_of
+from finepref.commands.engines import EngineName, EngineOptions, engine_of, with_engine_options
 from finepref.commands.errors import told_errors
 
 NEEDS = 'a local model needs "finepref[model]", vllm and ray their own extras, an adapter peft'
 
 
+@with_engine_options
 def inject(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows {id?, prompt or messages, chosen, ...}.")],
     output: Annotated[Path, typer.Option(help="The JSON Lines file of negatives to write.")],
@@ -20,17 +21,12 @@ def inject(
         EngineName.hf
     ),
     model: Annotated[str, typer.Option(help="Model folder or name.")] = "Qwen/Qwen2.5-7B-Instruct",
-    base_url: Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", help="Address of the endpoint.")] = "",
+    *,
+    engine_options: EngineOptions,
     types: Annotated[str, typer.Option(help="Error types, with commas.")] = "correctness,logic,hallucination",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of sampling and of the rules.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="For hf: requests per batch.")] = 8,
-    concurrency: Annotated[int, typer.Option(min=1, help="For openai: requests under way at a time.")] = 16,
-    vllm_options: VllmOptions = "",
-    workers: Workers = 0,
-    worker_cpus: WorkerCpus = 1.0,
-    worker_gpus: WorkerGpus = None,
     variants: Annotated[int, typer.Option(min=1, help="Negatives of each type; above 1 needs a temperature.")] = 1,
     check: Annotated[bool, typer.Option("--check", help="Ask whether each error is there; keep what is.")] = False,
     also: Annotated[str, typer.Option(help="Further formats to write: feedback, pair, span_pair.")] = "",
@@ -51,17 +47,7 @@ def inject(
         outcome = run(
             source,
             output,
-            engine=engine_of(
-                engine,
-                model=model,
-                base_url=base_url,
-                batch_size=batch_size,
-                concurrency=concurrency,
-                vllm_options=vllm_options,
-                workers=workers,
-                worker_cpus=worker_cpus,
-                worker_gpus=worker_gpus,
-            ),
+            engine=engine_of(engine, model, engine_options),
             types=[name.strip() for name in types.split(",")],
             work_dir=work_dir,
             max_new_tokens=max_new_tokens,
