@@ -42,6 +42,23 @@ def test_a_finished_step_is_not_run_again(tmp_path, capsys):
     assert "round_1/sample: done before" in capsys.readouterr().out
 
 
+def test_a_finished_step_whose_output_lies_elsewhere_is_not_run_again(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    for _ in range(2):
+        with Pipeline(tmp_path / "run") as pipeline:
+            command = [sys.executable, "-c", WRITE, tmp_path / "elsewhere", "a"]
+            pipeline.run("make", command, outputs=[tmp_path / "elsewhere" / "made"])
+    assert (tmp_path / "elsewhere" / "calls").read_text() == "x"
+
+
+def test_a_step_that_lost_one_of_its_outputs_is_refused(tmp_path):
+    with Pipeline(tmp_path) as pipeline:
+        write(pipeline, "sample")
+        pipeline.path("sample", "made").unlink()
+        with pytest.raises(StepChanged, match="what sample made was changed since"):
+            write(pipeline, "sample")
+
+
 def test_a_step_with_other_words_is_refused_by_name(tmp_path):
     with Pipeline(tmp_path) as pipeline:
         write(pipeline, "sample", "a")

@@ -111,11 +111,12 @@ class Pipeline:
         }
         made = [*outputs]
         found = json.loads((folder / RECORD).read_bytes()) if (folder / RECORD).exists() else {}
-        begun = any(path.name not in {RECORD, LOG} for path in folder.iterdir())
+        there = [path for path in made if path.exists()]
+        begun = bool(there) or any(path.name not in {RECORD, LOG} for path in folder.iterdir())
         if found and begun and (change := _change(found, wanted)):
             raise StepChanged(f"{folder} was begun otherwise: {change}; undo that, or remove {folder} to run it anew")
         if "outputs" in found and begun:
-            if found["outputs"] != {str(path): content_digest(path) for path in made}:
+            if found["outputs"] != {str(path): content_digest(path) for path in there}:
                 raise StepChanged(f"what {step} made was changed since; remove {folder} to run it anew")
             print(f"{step}: done before, in {found['seconds']} s", flush=True)
         else:
