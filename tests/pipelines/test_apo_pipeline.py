@@ -24,7 +24,7 @@ def played(tmp_path, monkeypatch):
     def play(file, *overrides):
         steps = {}
 
-        def run(self, step, command, *, inputs=(), outputs, environment=None):
+        def run(self, step, command, *, inputs=(), outputs, environment=None, private=False):
             inputs = [str(path) for path in inputs]
             missing = [path for path in inputs if path.startswith(str(self.folder)) and not Path(path).exists()]
             assert not missing, "a step reads what no step before it makes"

@@ -134,11 +134,15 @@ def test_a_section_becomes_the_options_of_a_command():
 
 
 def test_keys_of_the_host_are_spelled_as_yaml():
-    words = llamafactory.train("examples/apo_rm.yaml", {"bf16": False, "max_steps": 1, "warmup": None, "stage": "sft"})
-    assert words == [
-        *("llamafactory-cli", "train", "examples/apo_rm.yaml"),
-        *("bf16=false", "max_steps=1", "warmup=null", "stage=sft"),
-    ]
+    words = llamafactory.spelled({"bf16": False, "max_steps": 1, "warmup": None, "stage": "sft"})
+    assert words == ["bf16=false", "max_steps=1", "warmup=null", "stage=sft"]
+
+
+def test_lora_is_what_the_host_does_where_neither_the_recipe_nor_the_section_says_otherwise(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("stage: sft\n")
+    section = {"recipe": str(tmp_path / "recipe.yaml")}
+    assert llamafactory.uses_lora(section)
+    assert not llamafactory.uses_lora(section | {"finetuning_type": "full"})
 
 
 def test_a_table_rounds_floats_and_keeps_bars_in_their_cells():

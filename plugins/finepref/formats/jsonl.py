@@ -15,7 +15,8 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from finepref.formats.files import replacing
@@ -169,6 +170,14 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, object
             file.write(dumps(row).encode() + b"\n")
             count += 1
     return count
+
+
+def write_aside(path: Path, rows: Collection[Mapping[str, object]]) -> None:
+    """Write the rows that a job leaves out of its output; where there are none, no file stays from an earlier run."""
+    if rows:
+        write_jsonl(path, rows)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _cut(file: BinaryIO, name: str, size: int, tee: Callable[[bytes], object]) -> Iterator[Chunk]:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from finepref.formats.files import write_json
 from finepref.pipelines import apo_report, llamafactory, settings
-from finepref.pipelines.steps import Pipeline
+from finepref.pipelines.steps import Pipeline, folders
 
 SHAREGPT = {
     "formatting": "sharegpt",
@@ -143,16 +143,17 @@ class _Rewards:
 
     def __init__(self, run: Pipeline, section: Mapping[str, object], template: str, start: str) -> None:
         self.run, self.section, self.template, self.start = run, section, template, start
-        self.recipe = settings.load(Path(str(section["recipe"]))) | dict(section)
-        self.lora = self.recipe.get("finetuning_type", "lora") == "lora"
+        self.recipe = llamafactory.with_recipe(section)
+        self.lora = llamafactory.uses_lora(section)
 
     def train(self, step: str, names: Sequence[str], files: Sequence[Path], *, start: Path | None = None) -> Path:
         """Train on data sets of the run; from `start`, another reward model, or else from the base model."""
         keys: dict[str, object] = {"model_name_or_path": self.start}
         if start is not None:
             keys["adapter_name_or_path" if self.lora else "model_name_or_path"] = start
-        keys |= {"dataset": ",".join(names), "template": self.template}
-        return _train(self.run, step, self.section, keys, inputs=[*files, *([] if start is None else [start])])
+        keys |= {"dataset_dir": self.run.folder, "dataset": ",".join(names), "template": self.template}
+        inputs = [*files, *([] if start is None else [start])]
+        return llamafactory.train(self.run, step, self.section, keys, inputs=inputs)
 
     def score(self, step: str, model: Path, sources: Sequence[Path]) -> list[Path]:
         """The rewards of the files' responses, each in a file of the same name."""
@@ -170,26 +171,6 @@ class _Rewards:
         return targets
 
 
-def _train(
-    run: Pipeline, step: str, section: Mapping[str, object], keys: Mapping[str, object], inputs: list[Path]
-) -> Path:
-    """One training of the host; what it saves. A folder that it was killed in is gone on with."""
-    target = run.path(step, "model")
-    recipe = Path(str(section["recipe"]))
-    own = {name: value for name, value in section.items() if name != "recipe"}
-    common = {"dataset_dir": run.folder, "output_dir": target, "overwrite_output_dir": False}
-    llamafactory.drop_torn_checkpoints(target)
-    start = Path(str(keys["model_name_or_path"]))
-    begun_from = [start] if start.is_dir() else []
-    run.run(
-        step,
-        llamafactory.train(recipe, common | own | dict(keys)),
-        inputs=[recipe, *begun_from, *inputs],
-        outputs=[target],
-    )
-    return target
-
-
 def _train_policy(
     run: Pipeline,
     here: str,
@@ -202,22 +183,11 @@ def _train_policy(
 ) -> str:
     """The LLM after the round."""
     name = f"selected_{here.removeprefix('round_')}"
-    keys = {"model_name_or_path": start, "dataset": name, "template": template, "learning_rate": rate}
-    trained = _train(run, f"{here}/policy", section, keys, [selected])
-    recipe = settings.load(Path(str(section["recipe"]))) | dict(section)
-    if recipe.get("finetuning_type", "lora") != "lora":
-        return str(trained)
-    target = run.path(f"{here}/merged", "model")
-    merged = {key: value for key, value in merge.items() if key != "recipe"}
-    merged |= {
-        "model_name_or_path": start,
-        "adapter_name_or_path": trained,
-        "template": template,
-        "export_dir": target,
-    }
-    words = llamafactory.export(str(merge["recipe"]), merged)
-    run.run(f"{here}/merged", words, inputs=[trained, Path(str(merge["recipe"]))], outputs=[target])
-    return str(target)
+    keys: dict[str, object] = {"model_name_or_path": start, "template": template, "learning_rate": rate}
+    keys |= {"dataset_dir": run.folder, "dataset": name}
+    return llamafactory.train_merged(
+        run, (f"{here}/policy", f"{here}/merged"), section, merge, keys, inputs=[selected]
+    )
 
 
 def _make(run: Pipeline, commands: Mapping[str, str]) -> None:
@@ -264,7 +234,7 @@ def _sample(run: Pipeline, step: str, queries: Path, model: str, section: Mappin
         queries,
         *settings.options({"model": model} | dict(section) | {"output": target}),
     ]
-    inputs = [queries, *([Path(model)] if Path(model).is_dir() else [])]
+    inputs = [queries, *folders(model)]
     run.run(step, words, inputs=inputs, outputs=[target])
     return target
 

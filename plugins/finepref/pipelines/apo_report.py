@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from finepref.pipelines.report import table
+from finepref.pipelines.report import commands, table
 from finepref.pipelines.steps import Pipeline
 
 Figures = Mapping[str, Mapping[str, float]]
@@ -44,12 +43,7 @@ testing reward model, which was trained on other preferences. A tie is half a wi
 ![rounds](rounds.png)
 """
     (run.folder / "report.md").write_text(text, encoding="utf-8")
-    lines = [f"{shlex.join(map(str, step['command']))}    # {step['seconds']} s" for step in run.steps.values()]
-    seconds = sum(float(str(step["seconds"])) for step in run.steps.values())
-    shown = "\n".join(lines)
-    (run.folder / "steps.md").write_text(
-        f"# Steps ({seconds / 60:.1f} minutes)\n\n```\n{shown}\n```\n", encoding="utf-8"
-    )
+    (run.folder / "steps.md").write_text(f"# Steps\n\n{commands(run)}\n", encoding="utf-8")
     print(f"\n{text}\nreport: {run.folder / 'report.md'}")
 
 

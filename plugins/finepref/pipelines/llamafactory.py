@@ -1,40 +1,107 @@
-"""Command lines of LLaMA-Factory for the training steps of a pipeline."""
+"""LLaMA-Factory's trainings and merges as steps of a pipeline.
+
+A section of a pipeline's settings holds `recipe`, a YAML file of the host's, and keys on top of it.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from finepref.formats.files import write_json
+from finepref.pipelines import settings
+from finepref.pipelines.steps import Pipeline, folders
+
+Section = Mapping[str, object]
 
 
-def train(recipe: str | Path, keys: Mapping[str, object]) -> list[str]:
-    """`llamafactory-cli train RECIPE key=value ...`; the host goes on from a checkpoint in `output_dir` by itself."""
-    return ["llamafactory-cli", "train", str(recipe), *_words(keys)]
+def train(
+    run: Pipeline, step: str, section: Section, keys: Section, *, inputs: Sequence[Path], private: bool = False
+) -> Path:
+    """`llamafactory-cli train` with `keys` on top of a section; the folder that it saves.
+
+    A folder that it was killed in is gone on with, from the last checkpoint that is whole.
+    """
+    saved = run.path(step, "model")
+    _drop_torn_checkpoints(saved)
+    own = {"output_dir": saved, "overwrite_output_dir": False, **keys}
+    read = [*folders(str(own["model_name_or_path"])), *inputs]
+    _run(run, step, "train", section, own, inputs=read, output=saved, private=private)
+    return saved
 
 
-def export(recipe: str | Path, keys: Mapping[str, object]) -> list[str]:
-    """`llamafactory-cli export RECIPE key=value ...`."""
-    return ["llamafactory-cli", "export", str(recipe), *_words(keys)]
+def train_merged(
+    run: Pipeline,
+    steps: tuple[str, str],
+    section: Section,
+    export: Section,
+    keys: Section,
+    *,
+    inputs: Sequence[Path],
+    private: bool = False,
+) -> str:
+    """`train`, then `llamafactory-cli export` where that made a LoRA adapter: the folder of the whole model."""
+    first, second = steps
+    trained = train(run, first, section, keys, inputs=inputs, private=private)
+    if not uses_lora(section):
+        return str(trained)
+    merged = run.path(second, "model")
+    own = {name: keys[name] for name in ("model_name_or_path", "template") if name in keys}
+    own |= {"adapter_name_or_path": trained, "export_dir": merged}
+    _run(run, second, "export", export, own, inputs=[trained], output=merged, private=private)
+    return str(merged)
 
 
-def drop_torn_checkpoints(folder: Path) -> None:
-    """Remove checkpoints of a training that was killed while it wrote them, of which it could not go on."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / "trainer_state.json").is_file():  # the host writes it last
-            shutil.rmtree(checkpoint)
+def with_recipe(section: Section) -> dict[str, Any]:
+    """The recipe with the section's keys on top of it."""
+    recipe, keys = _split(section)
+    return settings.load(recipe) | keys
 
 
-def dataset(folder: Path, name: str, entry: Mapping[str, object]) -> Path:
+def uses_lora(section: Section) -> bool:
+    """Whether a training makes an adapter; that is the host's default."""
+    return with_recipe(section).get("finetuning_type", "lora") == "lora"
+
+
+def dataset(folder: Path, name: str, entry: Section) -> Path:
     """Write a folder's dataset_info.json with one entry; returns the folder, the host's `dataset_dir`."""
     write_json(folder / "dataset_info.json", {name: entry})
     return folder
 
 
-def _words(keys: Mapping[str, object]) -> list[str]:
-    spelled = {
+def spelled(keys: Section) -> list[str]:
+    """Keys as the host reads them from its command line: `bf16=false`."""
+    texts = {
         key: json.dumps(value) if value is None or isinstance(value, bool) else value for key, value in keys.items()
     }
-    return [f"{key}={value}" for key, value in spelled.items()]
+    return [f"{key}={value}" for key, value in texts.items()]
+
+
+def _run(
+    run: Pipeline,
+    step: str,
+    word: str,
+    section: Section,
+    keys: Section,
+    *,
+    inputs: Sequence[Path],
+    output: Path,
+    private: bool,
+) -> None:
+    recipe, own = _split(section)
+    words = ["llamafactory-cli", word, str(recipe), *spelled(own | keys)]
+    run.run(step, words, inputs=[recipe, *inputs], outputs=[output], private=private)
+
+
+def _split(section: Section) -> tuple[Path, dict[str, object]]:
+    return Path(str(section["recipe"])), {name: value for name, value in section.items() if name != "recipe"}
+
+
+def _drop_torn_checkpoints(folder: Path) -> None:
+    """Remove checkpoints of a training that was killed while it wrote them, of which it could not go on."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / "trainer_state.json").is_file():  # the host writes it last
+            shutil.rmtree(checkpoint)

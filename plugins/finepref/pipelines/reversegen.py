@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from finepref.pipelines import llamafactory, reversegen_report
-from finepref.pipelines.settings import load, options
-from finepref.pipelines.steps import Pipeline
+from finepref.pipelines.settings import options
+from finepref.pipelines.steps import Pipeline, folders
 
 SFT = {"columns": {"prompt": "prompt", "response": "response"}}
 PAIRS = {"ranking": True, "columns": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}}
@@ -105,7 +105,7 @@ def reversegen(
             f"{name}/propose",
             ["propose", first],
             shown | propose | {"seed": seed + number, "model": writer},
-            inputs=[first, *_local(writer)],
+            inputs=[first, *folders(writer)],
             output="proposals.jsonl",
         )
         judged = solver.judged(name, proposals, target)
@@ -204,25 +204,12 @@ class _Run:
         export: Section,
     ) -> str:
         """Train by the host, and merge a LoRA adapter, so that the next training takes the result as its reference."""
-        keys = dict(section)
-        recipe = str(keys.pop("recipe"))
         folder = llamafactory.dataset(data.parent, data.stem, {"file_name": data.name, **entry})
-        saved = self.pipeline.path(f"{name}/train", "saved")
-        keys |= {"model_name_or_path": model, "dataset_dir": folder, "dataset": data.stem, "output_dir": saved}
-        llamafactory.drop_torn_checkpoints(saved)
-        command = llamafactory.train(recipe, keys)
-        self.pipeline.run(
-            f"{name}/train", command, inputs=[data, *_local(model)], outputs=[saved], private=self.private
+        keys = {"model_name_or_path": model, "dataset_dir": folder, "dataset": data.stem}
+        steps = (f"{name}/train", f"{name}/export")
+        return llamafactory.train_merged(
+            self.pipeline, steps, section, export, keys, inputs=[data], private=self.private
         )
-        if (load(Path(recipe)) | keys).get("finetuning_type") != "lora":
-            return str(saved)
-        merged = self.pipeline.path(f"{name}/export", "model")
-        more = dict(export)
-        recipe = str(more.pop("recipe"))
-        more |= {"model_name_or_path": model, "adapter_name_or_path": saved, "export_dir": merged}
-        command = llamafactory.export(recipe, more)
-        self.pipeline.run(f"{name}/export", command, inputs=[saved], outputs=[merged], private=self.private)
-        return str(merged)
 
 
 class _Solver:
@@ -258,10 +245,6 @@ class _Solver:
         return files[-1]
 
     def _step(self, name: str, step: str, source: Path, more: Section) -> Path:
-        inputs = [source, *_local(str(more.get("model", "")))]
+        inputs = [source, *folders(str(more.get("model", "")))]
         section = self.sections[step] | more
         return self.run.command(f"{name}/{step}", [step, source], section, inputs=inputs, output=f"{step}.jsonl")
-
-
-def _local(model: str) -> list[Path]:
-    return [Path(model)] if model and Path(model).is_dir() else []

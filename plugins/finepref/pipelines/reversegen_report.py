@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from pathlib import Path
 from typing import Any
 
 from finepref.formats.files import write_json
-from finepref.pipelines.report import table
+from finepref.pipelines.report import commands, table
 from finepref.pipelines.steps import Pipeline
 from finepref.synth.sampling import read_dicts
 
@@ -53,7 +52,7 @@ def write(pipeline: Pipeline, *, rounds: int, private: bool) -> None:
         _target(found),
         "" if private else _examples(pipeline, names),
         "\n## What was run\n",
-        _commands(pipeline),
+        commands(pipeline),
     ]
     text = "\n".join(part for part in parts if part) + "\n"
     (pipeline.folder / "report.md").write_text(text, encoding="utf-8")
@@ -139,22 +138,11 @@ def _response(row: dict[str, Any]) -> str:
     return str(row["response"]) if "response" in row else " / ".join(row["responses"][:3])
 
 
-def _commands(pipeline: Pipeline) -> str:
-    total = sum(float(str(step["seconds"])) for step in pipeline.steps.values())
-    words = [
-        f"{shlex.join(map(str, step['command']))}    # {step['seconds']} s"  # type: ignore[call-overload]
-        for step in pipeline.steps.values()
-    ]
-    return f"{len(words)} commands, {total / 60:.1f} minutes:\n\n```\n" + "\n".join(words) + "\n```"
-
-
 def _plot(path: Path, names: list[str], found: dict[str, dict[str, Any]]) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axis = figure.subplots()
     places = range(len(names))
     rates = [found[name]["failure_rate"] or 0.0 for name in names]
     spans = [interval(found[name]["classes"]["failing"], found[name]["rows"]) for name in names]
@@ -167,7 +155,6 @@ def _plot(path: Path, names: list[str], found: dict[str, dict[str, Any]]) -> Non
     axis.set_ylim(0, 1.02)
     axis.legend()
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def _percent(value: float | None) -> str:

@@ -170,6 +170,11 @@ class Pipeline:
         return done
 
 
+def folders(*models: str) -> list[Path]:
+    """Those of the models that are folders here, whose contents a step depends on; the others are names of a hub."""
+    return [Path(model) for model in models if model and Path(model).is_dir()]
+
+
 def content_digest(path: Path) -> str:
     """32 hex digits of a file's bytes, or of the names and bytes of all files under a folder.
 

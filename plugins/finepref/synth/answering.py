@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from finepref.formats.records import Message, Prompt
-from finepref.synth.engines import Completion, Engine
+from finepref.synth.engines import UNANSWERED, Completion, Engine
 from finepref.synth.exercises import exercise
 from finepref.synth.judges import read_verdict
 from finepref.synth.reversegen import check_template, version
-from finepref.synth.sampling import ENGINE, Asked, Left, Outcome, read_asked, sample, write
+from finepref.synth.sampling import Asked, Left, Outcome, read_asked, sample, write
 
 VALID = """\
 Judge an instruction by this rubric:
@@ -213,7 +213,7 @@ def _largest(texts: Sequence[str], same: Callable[[str], object]) -> list[str]:
 
 
 def _failed(answers: Sequence[Completion]) -> str:
-    return next((f"{ENGINE}{each.error}" for each in answers if each.error is not None), "")
+    return next((f"{UNANSWERED}{each.error}" for each in answers if each.error is not None), "")
 
 
 def _put(prompt: Prompt, ask: str) -> Prompt:

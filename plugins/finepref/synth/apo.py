@@ -11,16 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from tqdm import tqdm
-
 from finepref.formats.apo_samples import ApoItem, cut_at_next_turn, golden_above_sample, read_items
 from finepref.formats.check import digest
 from finepref.formats.files import write_json
-from finepref.formats.jsonl import read_rows, write_jsonl
+from finepref.formats.jsonl import read_rows, write_aside, write_jsonl
 from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import Message, Pair, Prompt, Ranked, to_row
 from finepref.formats.row import RowReader
-from finepref.synth.engines import Engine, Request, ask, request_seed
+from finepref.synth.engines import Engine, Request, ask_all, request_seed
 from finepref.synth.journal import Journal
 
 
@@ -97,9 +95,7 @@ def sample(
         seed=seed,
         input_digest=digest(path),
     ) as journal:
-        answers = ask(requests, engine=engine, journal=journal)
-        shown = tqdm(answers, total=len(requests), desc="apo sample", unit="answer", disable=None, smoothing=0.05)
-        found = {each.id: each for each in shown}
+        found = ask_all(requests, engine=engine, journal=journal)
     written, failed = [], []
     for key, item in items.items():
         row: dict[str, object] = {"query_id": key, "query": item.query}
@@ -110,7 +106,7 @@ def sample(
         else:
             written.append(row | {name: answer.text for name, answer in own.items()})
     write_jsonl(output, written)
-    _write_or_remove(output.with_suffix(".failed.jsonl"), failed)
+    write_aside(output.with_suffix(".failed.jsonl"), failed)
     return Sampled(len(written), len(failed))
 
 
@@ -353,13 +349,6 @@ def _items(path: Path, kind: str) -> dict[str, ApoItem]:
     if problems:
         raise BadData(problems)
     return items
-
-
-def _write_or_remove(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    if rows:
-        write_jsonl(path, rows)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def win_rate(ours: Sequence[Scored], theirs: Sequence[Scored]) -> float:

@@ -8,12 +8,17 @@ journal holds it whole or not at all. A request that fails gives a Completion wi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+from tqdm import tqdm
+
 from finepref.formats.records import Message
 from finepref.synth.journal import Journal
+
+UNANSWERED = "engine: "
+"""How the reason begins why there is nothing of a row that the engine failed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,14 @@ def ask(requests: Iterable[Request], *, engine: Engine, journal: Journal) -> Ite
         for together in engine.generate(left):
             journal.append(asdict(completion) for completion in together if completion.error is None)
             yield from together
+
+
+def ask_all(requests: Sequence[Request], *, engine: Engine, journal: Journal) -> dict[str, Completion]:
+    """Every request's completion by id, see `ask`, with a progress bar named after the journal's job."""
+    answers = ask(requests, engine=engine, journal=journal)
+    name = str(journal.manifest["job"])
+    shown = tqdm(answers, total=len(requests), desc=name, unit="answer", disable=None, smoothing=0.05)
+    return {each.id: each for each in shown}
 
 
 def request_seed(seed: int, request_id: str) -> int:

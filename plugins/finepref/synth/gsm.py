@@ -7,7 +7,6 @@ clean (rounding noise, two currencies, a template with words missing).
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from fractions import Fraction
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 from finepref.formats.records import Message, content_id
 from finepref.synth.arithmetic import equations
+from finepref.synth.gym import factory, list_seed
 
 UNCLEAN_TEMPLATES = {
     14: "'for 4 the amount of time'",
@@ -45,23 +45,13 @@ def questions(n: int, *, seed: int, skip: int = 0) -> Questions:
     Raises:
         ModuleNotFoundError: reasoning-gym is not installed.
     """
-    try:
-        from reasoning_gym.factory import create_dataset
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "reasoning_gym":
-            raise
-        raise ModuleNotFoundError(
-            'the questions come from reasoning-gym: pip install "finepref[data]"', name="reasoning_gym"
-        ) from None
-
-    # reasoning-gym seeds item i with seed + i, so neighbouring seeds would share items: spread them.
-    spread = int.from_bytes(hashlib.blake2b(f"gsm:{seed}".encode(), digest_size=6).digest(), "big")
+    create_dataset, start = factory().create_dataset, list_seed("gsm", seed)
     rows: dict[str, dict[str, str]] = {}
     left_out: Counter[str] = Counter()
     size, i = 2 * (n + skip) + 64, 0
     while len(rows) < n + skip:
         size *= 2
-        dataset = create_dataset("gsm_symbolic", seed=spread, size=size)
+        dataset = create_dataset("gsm_symbolic", seed=start, size=size)
         while i < size and len(rows) < n + skip:
             item, template = dataset[i], dataset.task_indices[i]
             i += 1

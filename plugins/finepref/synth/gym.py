@@ -29,12 +29,11 @@ def questions(
         ModuleNotFoundError: reasoning-gym is not installed.
         ValueError: there is no such data set or option, or too few different questions.
     """
-    make = _factory().create_dataset
-    spread = int.from_bytes(hashlib.blake2b(f"{name}:{seed}".encode(), digest_size=6).digest(), "big")
+    make = factory().create_dataset
     rows: dict[str, dict[str, Any]] = {}
     size = 4 * (n + skip) + 256
     try:
-        dataset = make(name, seed=spread, size=size, **(options or {}))
+        dataset = make(name, seed=list_seed(name, seed), size=size, **(options or {}))
     except (TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"reasoning-gym's {name}: {error}") from None
     for i in range(size):
@@ -52,13 +51,23 @@ def questions(
     raise ValueError(f"reasoning-gym's {name} has {len(rows)} different questions among {size}: not {n + skip}")
 
 
-def _factory() -> Any:
+def list_seed(name: str, seed: int) -> int:
+    """Where a seed's list begins: item i is made of seed + i, so lists of neighbouring seeds would share items."""
+    return int.from_bytes(hashlib.blake2b(f"{name}:{seed}".encode(), digest_size=6).digest(), "big")
+
+
+def factory() -> Any:
+    """The module that makes reasoning-gym's data sets.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
     try:
-        from reasoning_gym import factory
+        from reasoning_gym import factory as found
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "reasoning_gym":
             raise
         raise ModuleNotFoundError(
             'the questions come from reasoning-gym: pip install "finepref[data]"', name="reasoning_gym"
         ) from None
-    return factory
+    return found

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from finepref.formats.check import SeenIds
-from finepref.formats.jsonl import RawRow, dumps, write_jsonl
+from finepref.formats.jsonl import RawRow, dumps, write_aside, write_jsonl
 from finepref.formats.problems import Problem
 from finepref.formats.records import parse, to_row
 from finepref.formats.released import dialogue
@@ -130,9 +130,5 @@ def write_pairs(rows: Iterable[RawRow], output: Path, source: Source, *, name: s
                 left_out.append({"row": raw.line, "problems": [str(each) for each in found]})
 
     written = write_jsonl(output, pairs())
-    aside = output.with_suffix(".left_out.jsonl")
-    if left_out:
-        write_jsonl(aside, left_out)
-    else:
-        aside.unlink(missing_ok=True)
+    write_aside(output.with_suffix(".left_out.jsonl"), left_out)
     return Outcome(written, reasons)

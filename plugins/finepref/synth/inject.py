@@ -8,16 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from finepref.formats.check import digest
 from finepref.formats.convert import Converter
 from finepref.formats.files import write_json
-from finepref.formats.jsonl import read_rows, write_jsonl
+from finepref.formats.jsonl import read_rows, write_aside, write_jsonl
 from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import FIELDS, Negatives, content_id, to_row
 from finepref.formats.row import RowReader
-from finepref.synth.engines import Completion, Engine, Request, ask
+from finepref.synth.engines import Engine, ask_all
 from finepref.synth.journal import Journal
 from finepref.synth.seapo import (
     CHECK_VERSION,
@@ -122,7 +120,7 @@ def inject(
             for source in sources
             for name in names
         ]
-        answers = _answers(requests, engine=engine, journal=journal)
+        answers = ask_all(requests, engine=engine, journal=journal)
     attempts = [
         {name: by_model(source, answers[f"{source.id}/{name}"], **gates) for name in names} for source in sources
     ]
@@ -141,7 +139,7 @@ def inject(
                 for name, attempt in by_name.items()
                 if attempt.reason is None
             ]
-            answers = _answers(requests, engine=engine, journal=journal)
+            answers = ask_all(requests, engine=engine, journal=journal)
         attempts = [
             {
                 name: attempt if attempt.reason else checked(attempt, answers[f"{source.id}/{name}"])
@@ -185,13 +183,6 @@ def read_sources(path: Path) -> list[Source]:
     return sources
 
 
-def _answers(requests: Sequence[Request], *, engine: Engine, journal: Journal) -> dict[str, Completion]:
-    answers = ask(requests, engine=engine, journal=journal)
-    name = str(journal.manifest["job"])
-    shown = tqdm(answers, total=len(requests), desc=name, unit="answer", disable=None, smoothing=0.05)
-    return {each.id: each for each in shown}
-
-
 def _write(
     sources: Sequence[Source],
     attempts: Sequence[dict[str, Attempt]],
@@ -228,12 +219,7 @@ def _write(
     for each in rejected:
         reasons.setdefault(each.type, Counter())[each.reason] += 1
     outcome = Outcome(len(rows), len(failed), usable, rejected)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    failed_path = output.with_suffix(".failed.jsonl")
-    if failed:
-        write_jsonl(failed_path, failed)
-    else:
-        failed_path.unlink(missing_ok=True)
+    write_aside(output.with_suffix(".failed.jsonl"), failed)
     report = {
         "job": "seapo inject",
         "prompt_version": PROMPT_VERSION,

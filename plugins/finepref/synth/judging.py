@@ -8,15 +8,13 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from finepref.formats.check import digest
-from finepref.formats.jsonl import RawRow, read_rows, write_jsonl
+from finepref.formats.jsonl import RawRow, read_rows, write_aside, write_jsonl
 from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import content_id
 from finepref.formats.row import RowReader
-from finepref.synth.engines import Engine, Request, ask, request_seed
+from finepref.synth.engines import UNANSWERED, Engine, Request, ask_all, request_seed
 from finepref.synth.journal import Journal
 from finepref.synth.judges import Asked, Rule, Verdict
-
-UNANSWERED = "engine: "
 
 
 class Outcome(NamedTuple):
@@ -76,11 +74,7 @@ def judge(
             judged.append(
                 {**row, "label": verdict.passed, "verdict": {k: v for k, v in told.items() if v not in ("", None)}}
             )
-    aside = output.with_suffix(".unjudged.jsonl")
-    if unjudged:
-        write_jsonl(aside, unjudged)
-    else:
-        aside.unlink(missing_ok=True)
+    write_aside(output.with_suffix(".unjudged.jsonl"), unjudged)
     write_jsonl(output, judged)
     passed = sum(bool(row["label"]) for row in judged)
     unanswered = sum(verdict.reason.startswith(UNANSWERED) for verdict in verdicts if verdict.passed is None)
@@ -135,9 +129,7 @@ def _asked(
         seed=seed,
         input_digest=digest(path),
     ) as journal:
-        answers = ask(requests, engine=engine, journal=journal)
-        shown = tqdm(answers, total=len(requests), desc=f"judge {name}", unit="answer", disable=None)
-        found = {each.id: each for each in shown}
+        found = ask_all(requests, engine=engine, journal=journal)
     return [_verdict(judge, found[request.id].error, found[request.id].text) for request in requests]
 
 

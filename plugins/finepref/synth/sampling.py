@@ -7,18 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from finepref.formats.check import digest
-from finepref.formats.jsonl import read_jsonl, read_rows, write_jsonl
+from finepref.formats.jsonl import read_jsonl, read_rows, write_aside, write_jsonl
 from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import Prompt, content_id
 from finepref.formats.row import RowReader
-from finepref.synth.engines import Completion, Engine, Request, ask, request_seed
+from finepref.synth.engines import UNANSWERED, Completion, Engine, Request, ask_all, request_seed
 from finepref.synth.journal import Journal
-
-ENGINE = "engine: "
-"""How the reason of a row begins that the engine failed on."""
 
 
 class Asked(NamedTuple):
@@ -46,7 +41,7 @@ class Outcome(NamedTuple):
     @property
     def unanswered(self) -> int:
         """Rows that the engine failed on; the same command asks those again."""
-        return sum(count for (_, reason), count in self.left_out.items() if reason.startswith(ENGINE))
+        return sum(count for (_, reason), count in self.left_out.items() if reason.startswith(UNANSWERED))
 
 
 def sample(
@@ -104,8 +99,7 @@ def sample(
         seed=seed,
         input_digest=digest(source),
     ) as journal:
-        answers = ask(requests, engine=engine, journal=journal)
-        found = {each.id: each for each in tqdm(answers, total=len(requests), desc=job, unit="answer", disable=None)}
+        found = ask_all(requests, engine=engine, journal=journal)
     return {row_id: [found[f"{row_id}/{number}"] for number in range(n)] for row_id in prompts}
 
 
@@ -139,12 +133,7 @@ def read_asked(path: Path) -> list[Asked]:
 def write(output: Path, rows: Sequence[Mapping[str, object]], left: Sequence[Left]) -> Outcome:
     """Write the rows that go on, and the others to `left_out_of(output)` with `left_out` {kind, reason}."""
     told = [{**each.row, "left_out": {"kind": each.kind, "reason": each.reason}} for each in left]
-    aside = left_out_of(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if told:
-        write_jsonl(aside, told)
-    else:
-        aside.unlink(missing_ok=True)
+    write_aside(left_out_of(output), told)
     write_jsonl(output, rows)
     return Outcome(len(rows), Counter((each.kind, each.reason) for each in left))
 
