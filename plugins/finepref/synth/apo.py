@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 from finepref.formats.apo_samples import ApoItem, cut_at_next_turn, golden_above_sample, read_items
 from finepref.formats.check import digest
 from finepref.formats.files import write_json
-from finepref.formats.jsonl import read_rows, write_aside, write_jsonl
+from finepref.formats.identified import read_identified
+from finepref.formats.jsonl import write_aside, write_jsonl
 from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import Message, Pair, Prompt, Ranked, to_row
 from finepref.formats.row import RowReader
@@ -224,35 +225,23 @@ def read_scored(path: Path) -> list[Scored]:
     Raises:
         BadData: with all problems of the file.
     """
-    found: list[Scored] = []
-    problems: list[Problem] = []
-    lines: dict[str, int] = {}
-    for raw in read_rows(path):
-        problems += raw.problems
-        if raw.value is None:
-            continue
-        reader = RowReader(raw.value, columns={}, file=str(path), line=raw.line, nulls_absent=False)
-        given, prompt = reader.id(), reader.prompt()
-        if given is None:
-            reader.missing("id")
-        elif (first := lines.setdefault(given, raw.line)) != raw.line:
-            reader.note("id", "FP060", f"{given} is the id of line {first}")
-        texts = texts_of(reader)
-        rewards = _list(reader, "rewards")
-        numbers = [None if value is None else reader.number(value, f"rewards[{i}]") for i, value in enumerate(rewards)]
-        scores = reader.numbers(_list(reader, "scores"), "scores") if "scores" in reader.values else ()
-        if not reader.problems and len(rewards) != len(texts):
-            reader.note("rewards", "FP051", f"{len(texts)} responses, {len(rewards)} rewards")
-        if not reader.problems and scores and len(scores) != len(texts):
-            reader.note("scores", "FP051", f"{len(texts)} responses, {len(scores)} scores")
-        problems += reader.problems
-        kind: Literal["human", "apo"] = "apo" if raw.value.get("kind") == "apo" else "human"
-        found.append(Scored(str(given), prompt, texts, tuple(numbers), tuple(scores), kind))
-    if not found and not problems:
-        problems.append(Problem(str(path), 0, "", "FP002", "there is no row"))
-    if problems:
-        raise BadData(problems)
-    return found
+    return read_identified(path, _scored)
+
+
+def _scored(reader: RowReader) -> Scored:
+    given, prompt = reader.id(), reader.prompt()
+    if given is None:
+        reader.missing("id")
+    texts = texts_of(reader)
+    rewards = _list(reader, "rewards")
+    numbers = [None if value is None else reader.number(value, f"rewards[{i}]") for i, value in enumerate(rewards)]
+    scores = reader.numbers(_list(reader, "scores"), "scores") if "scores" in reader.values else ()
+    if not reader.problems and len(rewards) != len(texts):
+        reader.note("rewards", "FP051", f"{len(texts)} responses, {len(rewards)} rewards")
+    if not reader.problems and scores and len(scores) != len(texts):
+        reader.note("scores", "FP051", f"{len(texts)} responses, {len(scores)} scores")
+    kind: Literal["human", "apo"] = "apo" if reader.row.get("kind") == "apo" else "human"
+    return Scored(str(given), prompt, texts, tuple(numbers), tuple(scores), kind)
 
 
 def texts_of(reader: RowReader) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from finepref.formats.check import digest
 from finepref.formats.convert import Converter
 from finepref.formats.files import write_json
-from finepref.formats.jsonl import read_rows, write_aside, write_jsonl
-from finepref.formats.problems import BadData, Problem
+from finepref.formats.identified import read_identified
+from finepref.formats.jsonl import write_aside, write_jsonl
 from finepref.formats.records import FIELDS, Negatives, content_id, to_row
 from finepref.formats.row import RowReader
 from finepref.synth.engines import Engine, ask_all
@@ -156,31 +156,16 @@ def read_sources(path: Path) -> list[Source]:
     Raises:
         BadData: with all problems of the file.
     """
-    lines: dict[str, int] = {}
-    sources: list[Source] = []
-    problems: list[Problem] = []
-    for raw in read_rows(path):
-        problems += raw.problems
-        if raw.value is None:
-            continue
-        reader = RowReader(raw.value, columns={}, file=str(path), line=raw.line, nulls_absent=False)
-        given, prompt, chosen = reader.id(), reader.prompt(), reader.required_text("chosen")
-        reader.optional_text("rejected")
-        for name in ("negatives", "spans"):
-            if name in reader.values:
-                reader.note(name, "FP015", "the row has negatives already")
-        if not reader.problems:
-            source = Source(given or content_id(prompt), prompt, chosen, raw.value)
-            first = lines.setdefault(source.id, raw.line)
-            if first != raw.line:
-                reader.note("id", "FP060", f"{source.id} is the id of line {first}")
-            sources.append(source)
-        problems += reader.problems
-    if not sources and not problems:
-        problems.append(Problem(str(path), 0, "", "FP002", "there is no row"))
-    if problems:
-        raise BadData(problems)
-    return sources
+    return read_identified(path, _source)
+
+
+def _source(reader: RowReader) -> Source:
+    given, prompt, chosen = reader.id(), reader.prompt(), reader.required_text("chosen")
+    reader.optional_text("rejected")
+    for name in ("negatives", "spans"):
+        if name in reader.values:
+            reader.note(name, "FP015", "the row has negatives already")
+    return Source(given or content_id(prompt), prompt, chosen, {**reader.row})
 
 
 def _write(

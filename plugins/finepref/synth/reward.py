@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,8 +21,9 @@ from tqdm import tqdm
 
 from finepref.formats.apo_samples import cut_at_next_turn, read_items
 from finepref.formats.check import digest
+from finepref.formats.identified import read_identified
 from finepref.formats.jsonl import read_rows, write_jsonl
-from finepref.formats.problems import BadData, Problem
+from finepref.formats.problems import BadData
 from finepref.formats.records import Pair, Prompt, Ranked, content_id, parse
 from finepref.formats.released import dialogue
 from finepref.formats.row import RowReader
@@ -262,44 +264,32 @@ def read_scorable(path: Path, *, cut: bool = True) -> list[Scored]:
     Raises:
         BadData: with all problems of the file.
     """
-    rows = [*read_rows(path)]
-    if any("query" in (raw.value or {}) for raw in rows[:1]):
-        items, problems = read_items(path, "sample")
-        found = []
-        for key, item in items.items():
-            texts = [cut_at_next_turn(text) if cut else text for text in item.texts.values()]
-            prompt, responses = dialogue(item.query, texts)
-            found.append(Scored(key, prompt, tuple(responses), (None,) * len(texts)))
-    else:
-        found, problems = [], []
-        lines: dict[str, int] = {}
-        for raw in rows:
-            scored = _scorable(raw.value, str(path), raw.line) if raw.value is not None else raw.problems
-            if isinstance(scored, list):
-                problems += scored
-            elif (first := lines.setdefault(scored.id, raw.line)) != raw.line:
-                problems.append(Problem(str(path), raw.line, "id", "FP060", f"{scored.id} is the id of line {first}"))
-            else:
-                found.append(scored)
-        if not found and not problems:
-            problems.append(Problem(str(path), 0, "", "FP002", "there is no row"))
+    if not any("query" in (raw.value or {}) for raw in islice(read_rows(path), 1)):
+        return read_identified(path, _scorable)
+    items, problems = read_items(path, "sample")
     if problems:
         raise BadData(problems)
+    found = []
+    for key, item in items.items():
+        texts = [cut_at_next_turn(text) if cut else text for text in item.texts.values()]
+        prompt, responses = dialogue(item.query, texts)
+        found.append(Scored(key, prompt, tuple(responses), (None,) * len(texts)))
     return found
 
 
-def _scorable(row: dict[str, object], file: str, line: int) -> Scored | list[Problem]:
+def _scorable(reader: RowReader) -> Scored | None:
+    row = reader.row
     if "responses" in row and "scores" not in row:
-        reader = RowReader(row, columns={}, file=file, line=line, nulls_absent=False)
         given, prompt, texts = reader.id(), reader.prompt(), texts_of(reader)
-        return reader.problems or Scored(given or content_id(prompt, texts), prompt, texts, (None,) * len(texts))
-    record = parse(row, "pair" if "chosen" in row else "ranked", file=file, line=line)
+        return Scored(given or content_id(prompt, texts), prompt, texts, (None,) * len(texts))
+    record = parse(row, "pair" if "chosen" in row else "ranked", file=reader.file, line=reader.line)
     if isinstance(record, list):
-        return record
+        reader.problems += record
+        return None
     if isinstance(record, Pair):
         margin = 1.0 if record.margin is None else record.margin
         if not margin > 0:
-            return [Problem(file, line, "margin", "FP220", f"is {margin:g}, so chosen is not above rejected")]
+            reader.note("margin", "FP220", f"is {margin:g}, so chosen is not above rejected")
         return Scored(record.id, record.prompt, (record.chosen, record.rejected), (None, None), (margin, 0.0))
     assert isinstance(record, Ranked)
     return Scored(

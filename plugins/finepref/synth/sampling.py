@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from finepref.formats.check import digest
-from finepref.formats.jsonl import read_jsonl, read_rows, write_aside, write_jsonl
-from finepref.formats.problems import BadData, Problem
+from finepref.formats.identified import read_identified
+from finepref.formats.jsonl import read_jsonl, write_aside, write_jsonl
 from finepref.formats.records import Prompt, content_id
 from finepref.formats.row import RowReader
 from finepref.synth.engines import UNANSWERED, Completion, Engine, Request, ask_all, request_seed
@@ -109,25 +109,12 @@ def read_asked(path: Path) -> list[Asked]:
     Raises:
         BadData: with all problems of the file, such as an id that is there twice.
     """
-    lines: dict[str, int] = {}
-    found: list[Asked] = []
-    problems: list[Problem] = []
-    for raw in read_rows(path):
-        problems += raw.problems
-        if raw.value is None:
-            continue
-        reader = RowReader(raw.value, columns={}, file=str(path), line=raw.line, nulls_absent=False)
-        given, prompt = reader.id(), reader.prompt()
-        if not reader.problems:
-            each = Asked(given or content_id(prompt), prompt, raw.value)
-            first = lines.setdefault(each.id, raw.line)
-            if first != raw.line:
-                reader.note("id", "FP060", f"{each.id} is the id of line {first}")
-            found.append(each)
-        problems += reader.problems
-    if problems:
-        raise BadData(problems)
-    return found
+    return read_identified(path, _asked, empty=True)
+
+
+def _asked(reader: RowReader) -> Asked:
+    given, prompt = reader.id(), reader.prompt()
+    return Asked(given or content_id(prompt), prompt, {**reader.row})
 
 
 def write(output: Path, rows: Sequence[Mapping[str, object]], left: Sequence[Left]) -> Outcome:
