@@ -1,30 +1,40 @@
 """Generation through our engines, with journal, against the same library's own batch call on the same prompts.
 
-    .venvs/vllm/bin/python benchmarks/engine_throughput.py MODEL [--engines hf,vllm] [--prompts 32] [--tokens 32]
+    .venvs/vllm/bin/python benchmarks/engine_throughput.py MODEL [--engines hf,vllm,openai] [--prompts 32]
 
 MODEL is a folder, such as `finepref model smollm2` makes. The prompts are the questions of seapo_demo in the model's
 chat template, answered greedily. Bare is `model.generate` over the same batches of prompts of similar length, and
-`LLM.generate` of vLLM over all prompts. Both share one loaded model and take turns; the answers are compared. Time is
-CPU time of the process (wall time on an accelerator), without loading and the first batch. A ratio of 1 means that
-nothing is lost.
+`LLM.generate` of vLLM over all prompts; both share one loaded model with ours. For openai a `vllm serve` is started,
+and bare is the openai client with as many requests under way. Bare and ours take turns; the answers are compared. Time
+is CPU time of the process (wall time on an accelerator, and for openai), without loading and the first batch. A ratio
+of 1 means that nothing is lost.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
+import signal
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 from finepref.formats.check import read_records
 from finepref.synth.engine_hf import HfEngine, left_padded, prompt_ids
+from finepref.synth.engine_openai import OpenAIEngine
 from finepref.synth.engine_vllm import VllmEngine
-from finepref.synth.engines import Divisible, Request, ask
+from finepref.synth.engines import Engine, Request, ask
 from finepref.synth.journal import Journal
 
 SAMPLES = Path(__file__).parents[1] / "dataset_info" / "samples" / "seapo_demo.jsonl"
@@ -90,7 +100,61 @@ def bare_vllm(engine: VllmEngine, requests: list[Request]) -> Callable[[], dict[
     return run
 
 
-def ours(engine: Divisible, requests: list[Request], seed: int) -> dict[str, str]:
+@contextmanager
+def served(model: str) -> Iterator[str]:
+    """The address of `vllm serve`, as a user would start it, without a cache of prompts, which would answer twice."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [
+        Path(sys.executable).with_name("vllm"),
+        "serve",
+        model,
+        "--port",
+        str(port),
+        "--served-model-name",
+        "model",
+    ]
+    words += ["--enforce-eager", "--no-enable-prefix-caching", "--generation-config", "vllm"]
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while True:
+            assert server.poll() is None, "vllm serve has ended"
+            try:
+                urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def bare_openai(engine: OpenAIEngine, requests: list[Request]) -> Callable[[], dict[str, str]]:
+    """The openai client, with the engine's number of requests under way."""
+    from openai import AsyncOpenAI
+
+    async def all_of_them() -> dict[str, str]:
+        under_way = asyncio.Semaphore(engine.concurrency)
+        async with AsyncOpenAI(api_key="none", base_url=engine.base_url) as client:
+
+            async def one(request: Request) -> tuple[str, str]:
+                async with under_way:
+                    reply = await client.chat.completions.create(
+                        model=engine.name,
+                        messages=[message._asdict() for message in request.messages],
+                        max_tokens=request.max_new_tokens,
+                        temperature=0,
+                    )
+                return request.id, reply.choices[0].message.content or ""
+
+            return dict(await asyncio.gather(*map(one, requests)))
+
+    return lambda: asyncio.run(all_of_them())
+
+
+def ours(engine: Engine, requests: list[Request], seed: int) -> dict[str, str]:
     """The answers through the engine and a fresh journal."""
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -101,11 +165,11 @@ def ours(engine: Divisible, requests: list[Request], seed: int) -> dict[str, str
         return {each.id: each.text for each in ask(requests, engine=engine, journal=journal)}
 
 
-def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+def timed(run: Callable[[], Any], *, remote: bool) -> tuple[float, Any]:
     """Seconds, and what came of it."""
     import torch
 
-    clock = time.perf_counter if torch.accelerator.is_available() else time.process_time
+    clock = time.perf_counter if remote or torch.accelerator.is_available() else time.process_time
     started = clock()
     found = run()
     return clock() - started, found
@@ -123,27 +187,36 @@ def main() -> None:
     options = parser.parse_args()
     requests = make_requests(options.prompts, options.tokens)
     for name in options.engines.split(","):
-        if name == "hf":
-            engine: Any = HfEngine(options.model, batch_size=options.batch_size)
-            bare = bare_hf(engine, requests)
-        else:
-            engine = VllmEngine(options.model, enforce_eager=True)
-            bare = bare_vllm(engine, requests)
-        ours(engine, requests[:2], 0)  # what is done once: threads, buffers
-        pairs = []
-        for seed in range(options.rounds):
-            pairs.append((timed(bare), timed(lambda: ours(engine, requests, seed))))  # noqa: B023 (called at once)
-        equal = statistics.mean(
-            pairs[0][0][1][each.id].strip() == pairs[0][1][1][each.id].strip() for each in requests
-        )
-        alone, through = (statistics.median(pair[side][0] for pair in pairs) for side in (0, 1))
-        each = ", ".join(f"{a[0] / b[0]:.3f}" for a, b in pairs)
-        print(
-            f"{name}: {options.prompts} prompts, at most {options.tokens} tokens: bare {alone:.1f} s, "
-            f"ours {through:.1f} s, throughput {alone / through:.3f} of bare (rounds {each}); "
-            f"{equal:.0%} of the answers equal",
-            flush=True,
-        )
+        with served(options.model) if name == "openai" else nullcontext("") as address:
+            compare(name, requests, options, address)
+
+
+def compare(name: str, requests: list[Request], options: argparse.Namespace, address: str) -> None:
+    """Print the line of one engine."""
+    if name == "hf":
+        engine: Any = HfEngine(options.model, batch_size=options.batch_size)
+        bare = bare_hf(engine, requests)
+    elif name == "vllm":
+        engine = VllmEngine(options.model, enforce_eager=True)
+        bare = bare_vllm(engine, requests)
+    else:
+        engine = OpenAIEngine("model", base_url=address)
+        bare = bare_openai(engine, requests)
+    ours(engine, requests[:2], 0)  # what is done once: threads, buffers
+    remote = name == "openai"
+    pairs = [
+        (timed(bare, remote=remote), timed(partial(ours, engine, requests, seed), remote=remote))
+        for seed in range(options.rounds)
+    ]
+    equal = statistics.mean(pairs[0][0][1][each.id].strip() == pairs[0][1][1][each.id].strip() for each in requests)
+    alone, through = (statistics.median(pair[side][0] for pair in pairs) for side in (0, 1))
+    each = ", ".join(f"{a[0] / b[0]:.3f}" for a, b in pairs)
+    print(
+        f"{name}: {options.prompts} prompts, at most {options.tokens} tokens: bare {alone:.1f} s, "
+        f"ours {through:.1f} s, throughput {alone / through:.3f} of bare (rounds {each}); "
+        f"{equal:.0%} of the answers equal",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -89,6 +89,17 @@ def test_the_papers_file_has_the_papers_learning_rates_and_sampling(played):
     assert steps["round_2/policy_samples"][0][3] == "data/hh_split_llm.queries.json"
 
 
+def test_reward_models_of_human_preferences_alone_are_ranked_where_the_others_have_the_wgan_loss(played, short):
+    steps = played(short, "reward.apo_loss=wgan")
+    losses = {step: keys_of(words)["apo_loss"] for step, (words, _) in steps.items() if step.endswith("/reward")}
+    assert losses == {
+        "base/reward": "ranking",
+        "testing/reward": "ranking",
+        "round_1/reward": "wgan",
+        "round_2/reward": "wgan",
+    }
+
+
 def test_each_round_goes_on_with_the_llm_and_starts_the_reward_model_anew(played, short, tmp_path):
     steps, run = played(short), tmp_path / "run"
     for i, llm in ((1, "an/llm"), (2, str(run / "round_1/policy/model"))):

@@ -152,6 +152,8 @@ class _Rewards:
         if start is not None:
             keys["adapter_name_or_path" if self.lora else "model_name_or_path"] = start
         keys |= {"dataset_dir": self.run.folder, "dataset": ",".join(names), "template": self.template}
+        if self.recipe.get("apo_loss", "ranking") != "ranking" and not any(name.startswith("apo_") for name in names):
+            keys["apo_loss"] = "ranking"  # the other loss is for pairs of golden answers and samples
         inputs = [*files, *([] if start is None else [start])]
         return llamafactory.train(self.run, step, self.section, keys, inputs=inputs)
 
