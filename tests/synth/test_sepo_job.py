@@ -14,7 +14,7 @@ from finepref.formats.problems import BadData
 from finepref.formats.sepo_csv import read_sepo_csv
 from finepref.synth import sepo
 from finepref.synth.journal import JournalChanged
-from finepref.synth.scoring import Scorer
+from finepref.synth.scoring import HfScorer
 from pyarrow import parquet
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -48,11 +48,11 @@ def pairs(tmp_path):
     return path
 
 
-def scored(pairs, output, oracle, reference, *, limits=(), scorer=Scorer, **options):
+def scored(pairs, output, oracle, reference, *, limits=(), scorer=HfScorer, **options):
     return sepo.score(
         pairs,
         output,
-        oracle=Scorer(str(oracle), batch_tokens=64),
+        oracle=HfScorer(str(oracle), batch_tokens=64),
         reference=scorer(str(reference), batch_tokens=64),
         limits=sepo.Limits(**dict(limits)),
         **options,
@@ -155,7 +155,7 @@ def test_two_ranks_write_the_bytes_of_one_and_the_last_one_writes_them(pairs, or
     assert contents(output) == contents(tmp_path / "one.jsonl")
 
 
-class StopsAfterABatch(Scorer):
+class StopsAfterABatch(HfScorer):
     def logps(self, items, *, done=()):
         yield next(super().logps(items, done=done))
         raise KeyboardInterrupt
@@ -168,9 +168,9 @@ def test_a_run_that_was_cut_off_goes_on_with_what_is_left(pairs, oracle, tiny_mo
         scored(pairs, output, oracle, tiny_model, scorer=StopsAfterABatch)
     assert not output.exists()
     read = []
-    whole = Scorer.logps
+    whole = HfScorer.logps
     monkeypatch.setattr(
-        Scorer, "logps", lambda self, *a, **k: (read.append((self.name, len(b))) or b for b in whole(self, *a, **k))
+        HfScorer, "logps", lambda self, *a, **k: (read.append((self.name, len(b))) or b for b in whole(self, *a, **k))
     )
     assert scored(pairs, output, oracle, tiny_model).scored == 4
     assert sum(count for _, count in read) == 3
