@@ -112,7 +112,10 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_files(pairs, oracle, tiny_mo
         scored(pairs, cut, oracle, tiny_model, scorer=StopsAfterAStep, **settings)
     assert not cut.exists()
     journals = [tmp_path / "cut.work" / f"{role}-0-of-1" / "journal.jsonl" for role in sepo.ROLES]
-    assert [sum(len(row) for row in map(json.loads, open(journal))) for journal in journals] == [3, 1]
+    entries = [
+        [each for line in journal.read_text().splitlines() for each in json.loads(line)] for journal in journals
+    ]
+    assert [len(each) for each in entries] == [3, 1]
     assert scored(pairs, cut, oracle, tiny_model, **settings).scored == 3
     assert contents(cut) == contents(tmp_path / "calm.jsonl")
 
