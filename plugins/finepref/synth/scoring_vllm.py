@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
 GROUP = 64
 """Items that enter the engine at a time."""
-OWN = {"dtype", "enable_lora", "logprobs_mode", "max_lora_rank", "max_num_batched_tokens", "model"}
+OWN = {
+    "dtype",
+    "enable_lora",
+    "logprobs_mode",
+    "lora_target_modules",
+    "max_lora_rank",
+    "max_num_batched_tokens",
+    "model",
+}
 """Options of vLLM's that have an argument here, or that change what a log-probability is."""
 
 
@@ -92,7 +100,10 @@ class VllmScorer:
             settings["dtype"] = self.dtype
         args = engine_args(self.name, **settings | self.options)
         if self.adapter is not None:
-            args.enable_lora, args.max_lora_rank = True, _rank(self.adapter)
+            args.enable_lora = True
+            args.max_lora_rank, args.lora_target_modules = _shape(
+                self.adapter
+            )  # not all: a wrapped head reads no prompt
         config = args.create_engine_config()
         room = config.model_config.max_model_len
         for item in items:
@@ -142,14 +153,24 @@ def read(engine: LLMEngine, group: Sequence[Item], *, adapter: str | None = None
             yield ready
 
 
-def _rank(adapter: str) -> int:
-    """The smallest rank that vLLM can make room for and that the adapter fits in."""
+def _shape(adapter: str) -> tuple[int, list[str]]:
+    """Room for an adapter: the smallest of vLLM's ranks that it fits in, and the names of its modules.
+
+    Raises:
+        ValueError: it changes the output head, through which vLLM can put one token of each request only.
+    """
+    from safetensors import safe_open
     from vllm.config.lora import MaxLoRARanks
     from vllm.lora.utils import get_adapter_absolute_path
 
-    config = json.loads((Path(get_adapter_absolute_path(adapter)) / "adapter_config.json").read_text())
-    needed = max(config["r"], *(config.get("rank_pattern") or {}).values())
-    return next((rank for rank in get_args(MaxLoRARanks) if rank >= needed), needed)
+    folder = Path(get_adapter_absolute_path(adapter))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    needed = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        modules = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in file.keys()})  # noqa: SIM118
+    if "lm_head" in modules:
+        raise ValueError(f"{adapter} changes the output head, which vLLM cannot score with: merge it, or use hf")
+    return next((rank for rank in get_args(MaxLoRARanks) if rank >= needed), needed), modules
 
 
 def _logps(output: Any, start: int, response: Sequence[int]) -> Tensor:
