@@ -11,7 +11,7 @@ import torch
 from finepref.cli import app
 from finepref.formats.jsonl import read_jsonl, write_jsonl
 from finepref.synth import scoring_vllm, sepo
-from finepref.synth.scoring import Item
+from finepref.synth.scoring import HfScorer, Item
 from finepref.synth.scoring_vllm import VllmScorer
 from safetensors.torch import save_file
 from tiny_llama import save_perturbed
@@ -66,23 +66,10 @@ def assert_as_each_alone(found, folder):
             assert values.tolist() == pytest.approx(alone(network, item.prompt, response), abs=NEAR), (item.id, name)
 
 
-def scored(pairs, output, oracle, reference, *, scorer=VllmScorer, **settings):
-    made = [kind(str(folder), **settings) for kind, folder in ((VllmScorer, oracle), (scorer, reference))]
-    return sepo.score(pairs, output, oracle=made[0], reference=made[1], limits=sepo.Limits())
-
-
-def test_every_response_token_has_the_log_probability_of_a_plain_forward(tiny_model, monkeypatch):
-    """In groups of 2 and steps of 64 tokens. What is done is left out, and with it a group that is done."""
-    monkeypatch.setattr(scoring_vllm, "GROUP", 2)
-    scorer = VllmScorer(str(tiny_model), batch_tokens=64, options=EAGER)
-    together = [*scorer.logps(ITEMS)]
-    assert len(together) > 3
-    assert_as_each_alone(dict(each for some in together for each in some), tiny_model)
-    again = dict(each for some in scorer.logps(ITEMS, done=["a", "long", "full"]) for each in some)
-    assert sorted(again) == ["empty", "last"]
-
-
-def test_a_model_leaves_the_memory_when_all_is_read(tiny_model):
+def test_every_response_token_has_the_log_probability_of_a_plain_forward_and_the_model_leaves_the_memory(
+    tiny_model, monkeypatch
+):
+    """In groups of 2 and steps of 64 tokens. What is done is not yielded, a group of it not read: 999 is no token."""
     models = []
 
     class Watched(VllmScorer):
@@ -91,33 +78,44 @@ def test_a_model_leaves_the_memory_when_all_is_read(tiny_model):
             models.extend(engine.apply_model(weakref.ref))
             return engine
 
-    for _ in Watched(str(tiny_model), options=EAGER).logps(ITEMS):
+    monkeypatch.setattr(scoring_vllm, "GROUP", 2)
+    done = [Item(name, [4], {"chosen": [token, 0]}) for name, token in (("c", 9), ("d", 999), ("e", 999))]
+    found = {}
+    for together in Watched(str(tiny_model), batch_tokens=64, options=EAGER).logps(
+        [*ITEMS, *done], done=["c", "d", "e"]
+    ):
         assert models[0]() is not None
+        found |= dict(together)
     assert models[0]() is None
+    assert_as_each_alone(found, tiny_model)
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_files(pairs, oracle, tiny_model, tmp_path):
+    """After the first step that finishes a record: the other two, which are under way, are lost."""
+
     class StopsAfterAStep(VllmScorer):
         def logps(self, items, *, done=()):
             yield next(super().logps(items, done=done))
             raise KeyboardInterrupt
 
+    def scored(output, kind=VllmScorer):
+        reference = kind(str(tiny_model), batch_tokens=64, options=EAGER)
+        return sepo.score(
+            pairs, output, oracle=HfScorer(str(oracle)), reference=reference, limits=sepo.Limits()
+        ).scored
+
     def contents(output):
         return [output.with_suffix(suffix).read_bytes() for suffix in (".jsonl", ".parquet", ".report.json")]
 
-    settings = {"batch_tokens": 64, "options": EAGER}
-    scored(pairs, tmp_path / "calm.jsonl", oracle, tiny_model, **settings)
-    cut = tmp_path / "cut.jsonl"
+    calm, cut = tmp_path / "calm.jsonl", tmp_path / "cut.jsonl"
+    assert scored(calm) == 3
     with pytest.raises(KeyboardInterrupt):
-        scored(pairs, cut, oracle, tiny_model, scorer=StopsAfterAStep, **settings)
+        scored(cut, StopsAfterAStep)
     assert not cut.exists()
-    journals = [tmp_path / "cut.work" / f"{role}-0-of-1" / "journal.jsonl" for role in sepo.ROLES]
-    entries = [
-        [each for line in journal.read_text().splitlines() for each in json.loads(line)] for journal in journals
-    ]
-    assert [len(each) for each in entries] == [3, 1]
-    assert scored(pairs, cut, oracle, tiny_model, **settings).scored == 3
-    assert contents(cut) == contents(tmp_path / "calm.jsonl")
+    journal = tmp_path / "cut.work" / "reference-0-of-1" / "journal.jsonl"
+    assert len(json.loads(journal.read_text())) == 1
+    assert scored(cut) == 3
+    assert contents(cut) == contents(calm)
 
 
 def test_a_record_without_room_is_named_before_anything_is_read(tiny_model):
@@ -126,29 +124,25 @@ def test_a_record_without_room_is_named_before_anything_is_read(tiny_model):
         next(scorer.logps(ITEMS))
 
 
-def test_the_command_gives_the_scores_of_hf_and_ranks_share_the_work(pairs, oracle, tiny_model, tmp_path, monkeypatch):
-    def run(output, *more):
+def test_the_command_gives_the_scores_of_hf_also_beside_another_rank(pairs, oracle, tiny_model, tmp_path, monkeypatch):
+    """Of the only record, which is rank 0's."""
+    pairs.write_text(pairs.read_text().splitlines()[0] + "\n")
+    rows = {}
+    for engine, more in (("hf", []), ("vllm", ["--vllm-options", "enforce_eager: true"])):
+        output = tmp_path / f"{engine}.jsonl"
         command = ["sepo", "score", f"{pairs}", "--output", f"{output}", "--reference", f"{tiny_model}"]
-        result = CliRunner().invoke(app, [*command, "--oracle", f"{oracle}", *more])
-        assert result.exit_code == 0, result.output
-        return result.stdout.splitlines()[-1]
-
-    run(tmp_path / "hf.jsonl")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, told in (("1", "rank 1 of 2 is done"), ("0", f"{tmp_path / 'vllm.jsonl'}: 3 scored pairs")):
-        monkeypatch.setenv("RANK", rank)
-        assert run(tmp_path / "vllm.jsonl", "--engine", "vllm", "--vllm-options", "enforce_eager: true").startswith(
-            told
-        )
-    expected, found = (
-        [row for _, row in read_jsonl(tmp_path / name, problems=None)] for name in ("hf.jsonl", "vllm.jsonl")
-    )
-    assert len(found) == 3
-    for one, other in zip(expected, found, strict=True):
-        for side in sepo.SIDES:
-            assert max(map(abs, one[f"{side}_scores"])) > 0.01
-            assert other.pop(f"{side}_scores") == pytest.approx(one.pop(f"{side}_scores"), abs=2 * NEAR)
-        assert one == other
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        for rank, told in (("1", "rank 1 of 2 is done"), ("0", f"{output}: 1 scored pairs")):
+            monkeypatch.setenv("RANK", rank)
+            result = CliRunner().invoke(app, [*command, "--oracle", f"{oracle}", "--engine", engine, *more])
+            assert result.exit_code == 0, result.output
+            assert result.stdout.splitlines()[-1].startswith(told)
+        [(_, rows[engine])] = read_jsonl(output, problems=None)
+    for side in sepo.SIDES:
+        expected, found = (rows[engine].pop(f"{side}_scores") for engine in ("hf", "vllm"))
+        assert max(map(abs, expected)) > 0.01
+        assert found == pytest.approx(expected, abs=2 * NEAR)
+    assert rows["hf"] == rows["vllm"]
 
 
 def test_an_adapter_scores_as_its_weights_added(tiny_model, tmp_path):
@@ -174,3 +168,10 @@ def test_an_adapter_scores_as_its_weights_added(tiny_model, tmp_path):
     assert_as_each_alone(found, tmp_path / "merged")
     plain = alone(AutoModelForCausalLM.from_pretrained(tiny_model), ITEMS[0].prompt, ITEMS[0].responses["chosen"])
     assert (found["a"]["chosen"] - torch.tensor(plain)).abs().max() > 0.1
+
+
+def test_an_adapter_of_the_output_head_is_refused(tiny_model, tmp_path):
+    save_file({"base_model.model.lm_head.lora_A.weight": torch.zeros(2, 32)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2}))
+    with pytest.raises(ValueError, match="changes the output head, which vLLM cannot score with"):
+        next(VllmScorer(str(tiny_model), adapter=str(tmp_path)).logps(ITEMS))
