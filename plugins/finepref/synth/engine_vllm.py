@@ -111,6 +111,7 @@ def engine_args(model: str, **options: Any) -> EngineArgs:
     # In this process: no child is left behind at a kill, and the schedule depends on the requests alone.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     from transformers import AutoConfig
     from vllm import EngineArgs
