@@ -1,10 +1,12 @@
 """`finepref sepo score` against the released algorithm on the same models and pairs: time, peak memory, agreement.
 
     .venvs/core/bin/python benchmarks/sepo_scoring.py [--pairs 12] [--shots 0] [--device cpu] [--dtypes float32]
+    .venvs/vllm/bin/python benchmarks/sepo_scoring.py --engines hf,vllm --model FOLDER [...]
 
 The released algorithm (SteveKGYang/SePO, 82fab6c) is written anew below: both models in memory, batch 1, every
 response read with its prompt, float32, autograd on, log-softmax over the whole vocabulary at every position copied to
-the host, an argmax loop that picks 30 %. The reference is SmolLM2-135M-Instruct, the oracle the same with every weight
+the host, an argmax loop that picks 30 %. The reference is SmolLM2-135M-Instruct (as `finepref model smollm2` makes it,
+or any other model in `--model`), the oracle the same with every weight
 moved at random (seeded). A pair is a question of seapo_demo with its good answer and the next question's good answer
 (an injected error would share its beginning with the good answer, and flatter the shared tree); `--shots` puts so many
 solved questions before it, for longer prompts.
@@ -20,24 +22,29 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 SAMPLES = Path(__file__).parents[1] / "dataset_info" / "samples" / "seapo_demo.jsonl"
 SHARE = 0.3
 
 
-def make_models(folder: Path) -> None:
+def make_models(folder: Path, given: Path | None) -> None:
     """The reference, and the oracle: weights + 0.02 std of each matrix at random."""
     import torch
     from finepref.synth.smollm2 import convert
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    convert(folder / "reference", dtype="float32")
+    if given is None:
+        convert(folder / "reference", dtype="float32")
+    else:
+        (folder / "reference").symlink_to(given.resolve())
     model = AutoModelForCausalLM.from_pretrained(folder / "reference")
     torch.manual_seed(0)
     with torch.no_grad():
@@ -111,7 +118,32 @@ def ours(folder: Path, items: list, device: str, dtype: str) -> tuple[float, dic
         taken += clock(device) - started
         del reader
         gc.collect()
-    return taken, {
+    return taken, rewards_of(logps)
+
+
+def by_vllm(folder: Path, items: list, device: str, dtype: str) -> tuple[float, dict[str, list[list[float]]]]:
+    """As `released`, by the code behind `finepref sepo score --engine vllm`, all items in one group."""
+    from finepref.synth.scoring_vllm import VllmScorer, read
+
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    logps: dict[str, list[list[list[float]]]] = {item.id: [] for item in items}
+    taken = 0.0
+    for name in ("oracle", "reference"):
+        engine = VllmScorer(str(folder / name), dtype=dtype, options={"enforce_eager": True}).load(items)
+        started = clock(device)
+        for together in read(engine, items):
+            for item, found in together:
+                logps[item].append([values.tolist() for values in found.values()])
+        taken += clock(device) - started
+        engine.engine_core.shutdown()
+        del engine
+        gc.collect()
+    return taken, rewards_of(logps)
+
+
+def rewards_of(logps: dict[str, list[list[list[float]]]]) -> dict[str, list[list[float]]]:
+    """Oracle - reference per item and response, without the first token, from both models' log-probabilities."""
+    return {
         name: [[a - b for a, b in zip(*sides, strict=True)][1:] for sides in zip(*both, strict=True)]
         for name, both in logps.items()
     }
@@ -160,11 +192,11 @@ def peak_bytes(device: str) -> int:
 def variant(name: str, folder: Path, arguments: argparse.Namespace) -> dict:
     """One variant, in this process."""
     items = make_items(folder, arguments.pairs, arguments.shots)
-    dtype = "bfloat16" if name == "ours bfloat16" else "float32"
-    if name == "released float32":
+    kind, dtype = name.split()
+    if kind == "released":
         seconds, rewards = released(folder, items, arguments.device)
     else:
-        seconds, rewards = ours(folder, items, arguments.device, dtype)
+        seconds, rewards = {"hf": ours, "vllm": by_vllm}[kind](folder, items, arguments.device, dtype)
     memory = peak_bytes(arguments.device)
     return {
         "seconds": seconds,
@@ -200,6 +232,8 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="of ours; slow on a CPU without bfloat16")
+    parser.add_argument("--engines", default="hf", help="of ours: hf, vllm or both")
+    parser.add_argument("--model", type=Path, help="folder of the reference")
     parser.add_argument("--variant", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -209,7 +243,7 @@ def main() -> None:
     from finepref.synth.scoring import batches, padding
 
     with tempfile.TemporaryDirectory() as folder:
-        make_models(Path(folder))
+        make_models(Path(folder), arguments.model)
         items = make_items(Path(folder), arguments.pairs, arguments.shots)
         prompt = sum(len(item.prompt) for item in items) / len(items)
         response = sum(len(each) for item in items for each in item.responses.values()) / len(items) / 2
@@ -219,7 +253,8 @@ def main() -> None:
             f"{'':18}{'seconds':>9}{'ratio':>7}{'GiB':>7}{'ratio':>7}{'same 30 %':>11}{'x FLOP limit':>14}", flush=True
         )
         peer: dict = {}
-        for name in ("released float32", *(f"ours {dtype}" for dtype in arguments.dtypes.split(","))):
+        variants = product(arguments.engines.split(","), arguments.dtypes.split(","))
+        for name in ("released float32", *map(" ".join, variants)):
             command = [sys.executable, __file__, "--variant", name, "--folder", folder, "--device", arguments.device]
             command += ["--pairs", str(arguments.pairs), "--shots", str(arguments.shots)]
             ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

@@ -14,7 +14,8 @@ from finepref.formats.problems import BadData
 from finepref.formats.sepo_csv import read_sepo_csv
 from finepref.synth import sepo
 from finepref.synth.journal import JournalChanged
-from finepref.synth.scoring import Scorer
+from finepref.synth.scoring import HfScorer
+from finepref.synth.scoring_vllm import VllmScorer
 from pyarrow import parquet
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -48,11 +49,11 @@ def pairs(tmp_path):
     return path
 
 
-def scored(pairs, output, oracle, reference, *, limits=(), scorer=Scorer, **options):
+def scored(pairs, output, oracle, reference, *, limits=(), scorer=HfScorer, oracle_scorer=HfScorer, **options):
     return sepo.score(
         pairs,
         output,
-        oracle=Scorer(str(oracle), batch_tokens=64),
+        oracle=oracle_scorer(str(oracle), batch_tokens=64),
         reference=scorer(str(reference), batch_tokens=64),
         limits=sepo.Limits(**dict(limits)),
         **options,
@@ -155,7 +156,7 @@ def test_two_ranks_write_the_bytes_of_one_and_the_last_one_writes_them(pairs, or
     assert contents(output) == contents(tmp_path / "one.jsonl")
 
 
-class StopsAfterABatch(Scorer):
+class StopsAfterABatch(HfScorer):
     def logps(self, items, *, done=()):
         yield next(super().logps(items, done=done))
         raise KeyboardInterrupt
@@ -168,9 +169,9 @@ def test_a_run_that_was_cut_off_goes_on_with_what_is_left(pairs, oracle, tiny_mo
         scored(pairs, output, oracle, tiny_model, scorer=StopsAfterABatch)
     assert not output.exists()
     read = []
-    whole = Scorer.logps
+    whole = HfScorer.logps
     monkeypatch.setattr(
-        Scorer, "logps", lambda self, *a, **k: (read.append((self.name, len(b))) or b for b in whole(self, *a, **k))
+        HfScorer, "logps", lambda self, *a, **k: (read.append((self.name, len(b))) or b for b in whole(self, *a, **k))
     )
     assert scored(pairs, output, oracle, tiny_model).scored == 4
     assert sum(count for _, count in read) == 3
@@ -182,6 +183,16 @@ def test_other_settings_are_refused_by_name(pairs, oracle, tiny_model, tmp_path)
     scored(pairs, tmp_path / "s.jsonl", oracle, tiny_model)
     with pytest.raises(JournalChanged, match="min_response"):
         scored(pairs, tmp_path / "s.jsonl", oracle, tiny_model, limits={"min_response": 5})
+
+
+def test_another_engine_is_refused_by_name_and_another_option_of_it_is_another_engine(
+    pairs, oracle, tiny_model, tmp_path
+):
+    scored(pairs, tmp_path / "s.jsonl", oracle, tiny_model)
+    with pytest.raises(JournalChanged, match=r"model: 'hf:.*:auto' there, 'vllm:.*:auto' now"):
+        scored(pairs, tmp_path / "s.jsonl", oracle, tiny_model, oracle_scorer=VllmScorer)
+    names = {VllmScorer("a", **more).model for more in ({}, {"dtype": "float32"}, {"options": {"max_model_len": 8}})}
+    assert names == {"vllm:a:auto", "vllm:a:float32", 'vllm:a:auto:{"max_model_len": 8}'}
 
 
 def test_an_oracle_with_another_tokenizer_is_refused(pairs, oracle, tiny_model, tmp_path):
@@ -234,6 +245,32 @@ def test_the_command_scores_shares_work_by_rank_and_says_what_it_did(pairs, orac
 def test_the_command_asks_for_an_oracle(pairs, tiny_model, tmp_path):
     result = CliRunner().invoke(app, ["sepo", "score", str(pairs), "--output", "o", "--reference", str(tiny_model)])
     assert (result.exit_code, result.stderr) == (1, "name the oracle: --oracle, --oracle-adapter or both\n")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options", "message"),
+    [
+        ("1", ["--vllm-options", "a: 1"], "--vllm-options are for --engine vllm"),
+        ("1", ["--engine", "vllm", "--vllm-options", "[1]"], "--vllm-options '[1]' is not a mapping"),
+        (
+            "1",
+            ["--engine", "vllm", "--vllm-options", "dtype: float32"],
+            "vLLM's dtype cannot be chosen by its options",
+        ),
+        ("2", ["--engine", "vllm"], "--engine vllm under torchrun: use --vllm-options {tensor_parallel_size: N}"),
+        ("1", ["--engine", "vllm"], "No module named 'vllm'"),
+    ],
+)
+def test_the_command_says_what_an_engine_cannot_be_told(
+    pairs, oracle, tiny_model, tmp_path, monkeypatch, ranks, options, message
+):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    output = tmp_path / "scores.jsonl"
+    command = f"sepo score {pairs} --output {output} --reference {tiny_model} --oracle {oracle}".split()
+    result = CliRunner().invoke(app, [*command, *options])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(message)
+    assert not output.exists()
 
 
 def test_the_command_scores_with_a_lora_adapter_as_with_its_weights_added(pairs, tiny_model, tmp_path):

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from finepref.synth.engines import Engine
 
 
+VllmOptions = Annotated[
+    str, typer.Option(metavar="MAPPING", help='For vllm: its own options, such as "{tensor_parallel_size: 2}".')
+]
+
+
 class EngineName(StrEnum):
     """What answers."""
 
@@ -32,9 +37,7 @@ class EngineOptions:
     base_url: Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", help="Address of the endpoint.")] = ""
     batch_size: Annotated[int, typer.Option(min=1, help="For hf: requests per batch.")] = 8
     concurrency: Annotated[int, typer.Option(min=1, help="For openai: requests under way at a time.")] = 16
-    vllm_options: Annotated[
-        str, typer.Option(metavar="MAPPING", help='For vllm: its own options, such as "{tensor_parallel_size: 2}".')
-    ] = ""
+    vllm_options: VllmOptions = ""
     workers: Annotated[
         int, typer.Option(min=0, help="For hf, vllm: processes of Ray that share the work; 0: this one.")
     ] = 0
@@ -87,7 +90,7 @@ def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | 
     from finepref.synth.engine_vllm import VllmEngine
 
     engine = (
-        VllmEngine(model, **_options(options.vllm_options))
+        VllmEngine(model, **vllm_settings(options.vllm_options))
         if name is EngineName.vllm
         else HfEngine(model, batch_size=options.batch_size)
     )
@@ -103,8 +106,12 @@ def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | 
     return RayEngine(engine, workers=options.workers, cpus=options.worker_cpus, gpus=gpus)
 
 
-def _options(text: str) -> dict[str, object]:
-    """A YAML or JSON mapping, with or without braces around it."""
+def vllm_settings(text: str) -> dict[str, object]:
+    """What --vllm-options say: a YAML or JSON mapping, with or without braces around it.
+
+    Raises:
+        ValueError: it is none.
+    """
     import yaml
 
     try:

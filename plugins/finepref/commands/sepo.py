@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from finepref.commands.engines import VllmOptions, vllm_settings
 from finepref.commands.errors import told_errors
+
+if TYPE_CHECKING:
+    from finepref.synth.scoring import Scorer
+
+
+class ScoringEngine(StrEnum):
+    """What reads the models."""
+
+    hf = "hf"
+    vllm = "vllm"
 
 
 class Dtype(StrEnum):
@@ -28,7 +41,9 @@ def score(
     oracle: Annotated[str, typer.Option(help="Folder or name of the oracle; default: the reference.")] = "",
     oracle_adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the oracle.")] = None,
     dtype: Annotated[Dtype, typer.Option(help="Number format of both models; auto: each checkpoint's.")] = Dtype.auto,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in a batch.")] = 2048,
+    engine: Annotated[ScoringEngine, typer.Option(help="What reads the models.")] = ScoringEngine.hf,
+    vllm_options: VllmOptions = "",
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in a batch, or in a step of vLLM.")] = 2048,
     max_prompt: Annotated[int, typer.Option(min=0, help="Leave out longer prompts (paper: 1900 tokens).")] = 0,
     min_response: Annotated[int, typer.Option(min=0, help="Leave out shorter responses (paper: 8 tokens).")] = 0,
     max_total: Annotated[int, typer.Option(min=0, help="Leave out longer dialogues (paper: 2048 tokens).")] = 0,
@@ -41,18 +56,18 @@ def score(
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    with told_errors('scoring needs "finepref[model]", an adapter peft'):
+    with told_errors('scoring needs "finepref[model]", an adapter peft, vllm its own extra'):
         if not oracle and not oracle_adapter:
             raise ValueError("name the oracle: --oracle, --oracle-adapter or both")
-        from finepref.synth.scoring import Scorer
         from finepref.synth.sepo import Limits
         from finepref.synth.sepo import score as run
 
+        make = _scorers(engine, vllm_options, dtype=dtype.value, batch_tokens=batch_tokens)
         outcome = run(
             source,
             output,
-            oracle=Scorer(oracle or reference, adapter=oracle_adapter, dtype=dtype.value, batch_tokens=batch_tokens),
-            reference=Scorer(reference, dtype=dtype.value, batch_tokens=batch_tokens),
+            oracle=make(oracle or reference, adapter=oracle_adapter),
+            reference=make(reference),
             limits=Limits(max_prompt=max_prompt, min_response=min_response, max_total=max_total),
             csv_share=csv_share,
             work_dir=work_dir,
@@ -64,6 +79,28 @@ def score(
         typer.echo(f"rank {rank} of {world} is done; the last rank to finish writes {output} (left out: {left_out})")
     else:
         typer.echo(f"{output}: {outcome.scored} scored pairs (left out: {left_out})")
+
+
+def _scorers(engine: ScoringEngine, vllm_options: str, **settings: Any) -> Callable[..., Scorer]:
+    """What makes a scorer of a model, or of a model and an adapter.
+
+    Raises:
+        ValueError: options that the engine does not have, or torchrun, whose ranks would all take vLLM's first device.
+    """
+    if engine is ScoringEngine.hf:
+        if vllm_options:
+            raise ValueError("--vllm-options are for --engine vllm")
+        from finepref.synth.scoring import HfScorer
+
+        return partial(HfScorer, **settings)
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "--engine vllm under torchrun: use --vllm-options {tensor_parallel_size: N}, or start each rank by itself "
+            "with its RANK, WORLD_SIZE and CUDA_VISIBLE_DEVICES"
+        )
+    from finepref.synth.scoring_vllm import VllmScorer
+
+    return partial(VllmScorer, options=vllm_settings(vllm_options), **settings)
 
 
 def register(app: typer.Typer) -> None:

@@ -28,6 +28,7 @@ from finepref.synth.engines import Completion, Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+    from vllm import EngineArgs
 
 GROUP = 256
 """Requests that a worker is given at a time where several share the work (`groups`)."""
@@ -90,25 +91,37 @@ class VllmEngine:
     def _loaded(self) -> tuple[Any, PreTrainedTokenizerBase, list[int]]:
         from transformers import AutoConfig, GenerationConfig
 
-        # In this process: no child is left behind at a kill, and the schedule depends on the requests alone.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         tokenizer = load_tokenizer(self.name)
-        config = AutoConfig.from_pretrained(self.name)
         try:
             defaults = GenerationConfig.from_pretrained(self.name)
         except OSError:  # the folder has none
-            defaults = GenerationConfig.from_model_config(config)
-        from vllm import EngineArgs, LLMEngine
+            defaults = GenerationConfig.from_model_config(AutoConfig.from_pretrained(self.name))
+        settings = engine_args(self.name, **self.options)
+        from vllm import LLMEngine
 
-        if unknown := self.options.keys() - {each.name for each in fields(EngineArgs)}:
-            raise ValueError(f"vLLM has no option {', '.join(sorted(unknown))}")
-        dtype = str(config.dtype).removeprefix("torch.") if config.dtype else "auto"
-        quiet = {"disable_log_stats": True, "use_tqdm_on_load": False, "skip_tokenizer_init": True}
-        settings = {"dtype": dtype, **quiet, **self.options}
-        engine = LLMEngine.from_engine_args(EngineArgs(model=self.name, generation_config="vllm", **settings))
-        return engine, tokenizer, end_tokens(defaults, tokenizer)
+        return LLMEngine.from_engine_args(settings), tokenizer, end_tokens(defaults, tokenizer)
+
+
+def engine_args(model: str, **options: Any) -> EngineArgs:
+    """vLLM's settings for a model in this process, in the checkpoint's number format if no other is given.
+
+    Raises:
+        ValueError: vLLM has no such option.
+    """
+    # In this process: no child is left behind at a kill, and the schedule depends on the requests alone.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    from transformers import AutoConfig
+    from vllm import EngineArgs
+
+    if unknown := options.keys() - {each.name for each in fields(EngineArgs)}:
+        raise ValueError(f"vLLM has no option {', '.join(sorted(unknown))}")
+    config = AutoConfig.from_pretrained(model)
+    dtype = str(config.dtype).removeprefix("torch.") if config.dtype else "auto"
+    quiet = {"disable_log_stats": True, "use_tqdm_on_load": False, "skip_tokenizer_init": True}
+    return EngineArgs(model=model, generation_config="vllm", **({"dtype": dtype} | quiet | options))
 
 
 def _sampling(planned: Planned, ends: list[int]) -> Any:

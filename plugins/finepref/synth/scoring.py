@@ -1,4 +1,4 @@
-"""Log-probabilities of given responses: what several of them share after one prompt is read once.
+"""Log-probabilities of given responses: the protocol, and a Hugging Face model that reads once what responses share.
 
 A prompt and its responses form a tree of tokens, which one row of the batch holds: each token sees its ancestors only
 (a 4-D attention mask) and its position is its depth. The output head is applied to the tokens before each response
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from finepref.synth.engine_hf import folder_digest, load_model
 
@@ -70,8 +70,29 @@ def tree(prompt: Sequence[int], responses: Iterable[Sequence[int]]) -> Tree:
     return Tree(tokens, parents, list(numbers), paths)
 
 
-class Scorer:
+class Scorer(Protocol):
     """A causal language model that gives the log-probability of each token of given responses.
+
+    Attributes:
+        name: folder or hub name of the model.
+        model: a name for what the numbers depend on, for the journal's manifest.
+        batch_tokens: most tokens that are read at a time.
+    """
+
+    name: str
+    model: str
+    batch_tokens: int
+
+    def logps(self, items: Iterable[Item], *, done: Iterable[str] = ()) -> Iterator[list[tuple[str, Logps]]]:
+        """Load the model, then (id, response name -> float32 [R]) of each item, those together that got ready so.
+
+        Which items are read together depends on the items alone, also where some are `done` and need not be read.
+        """
+        ...
+
+
+class HfScorer:
+    """A `Scorer` that is a Hugging Face model.
 
     Args:
         model: folder or hub name.
@@ -84,15 +105,10 @@ class Scorer:
         self, model: str, *, adapter: str | None = None, dtype: str = "auto", batch_tokens: int = 2048
     ) -> None:
         self.name, self.adapter, self.dtype, self.batch_tokens = model, adapter, dtype, batch_tokens
-        names = [model] if adapter is None else [model, adapter]
-        parts = [folder_digest(Path(name)) if Path(name).is_dir() else name for name in names]
-        self.model = f"hf:{'+'.join(parts)}:{dtype}"
+        self.model = f"hf:{weights(model, adapter)}:{dtype}"
 
     def logps(self, items: Iterable[Item], *, done: Iterable[str] = ()) -> Iterator[list[tuple[str, Logps]]]:
-        """(id, response name -> float32 [R]) of each item, batch by batch.
-
-        The batches depend on the items alone: a batch is left out when all its ids are `done`.
-        """
+        """See `Scorer`; batch by batch, and a batch is left out when all its ids are `done`."""
         network, _ = load_model(self.name, adapter=self.adapter, dtype=self.dtype)
         reader = Reader(network)
         finished = {*done}
@@ -194,6 +210,12 @@ def batches(items: Iterable[Item], *, batch_tokens: int) -> list[list[Item]]:
             width = size
         made[-1].append(item)
     return made
+
+
+def weights(model: str, adapter: str | None) -> str:
+    """The digests of a model and its adapter, or the names of what is no folder here."""
+    names = [model] if adapter is None else [model, adapter]
+    return "+".join(folder_digest(Path(name)) if Path(name).is_dir() else name for name in names)
 
 
 def padding(made: Sequence[Sequence[Item]]) -> float:
