@@ -57,6 +57,7 @@ CANARY = "canary-7f3a9c51"
     ("key", "value"),
     [
         ("sample.api_key", CANARY),
+        ("wandb.key", CANARY),
         ("train.hf_hub_token", CANARY),
         ("judge.OPENAI_API_KEY", CANARY),
         ("sample.base_url", f"https://user:{CANARY}@host/v1"),

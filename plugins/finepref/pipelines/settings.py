@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _SECRET_KEY = re.compile(
-    r"(api_?key|secret|passw(or)?d|authorization|(^|(hub|hf|access|auth|api|bearer)_)token)$", re.I
+    r"(api_?key|wandb\.key|secret|passw(or)?d|authorization|(^|(hub|hf|access|auth|api|bearer)_)token)$", re.I
 )
 _SECRET_TEXT = re.compile(r"://[^/\s]*@|://\S*\?|\b(sk-[\w-]{12}|hf_[A-Za-z0-9]{20})|\bBearer\s")
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import ranked_rows
+import torch
+from conftest import ranked_rows, tensors
+from finepref.formats import records
 from finepref.formats.jsonl import write_jsonl
 from finepref.synth.reward import RewardModel, score
 
@@ -42,3 +45,39 @@ def test_scores_are_those_of_the_hosts_reward_model(train, tmp_path, monkeypatch
     ]
     assert found == pytest.approx(rewards_by_host(done.folder, texts, monkeypatch), abs=1e-4)
     assert max(found) - min(found) > 0.01
+
+
+@pytest.mark.parametrize("pooling", ["last", "eos"])
+def test_the_scorer_reads_the_tokens_that_were_trained_on_also_where_they_were_cut(train, pooling):
+    from finepref.hosts.openrlhf import apo_rm, data
+
+    model = RewardModel(train("apo_rm", data__max_len=26).folder, pooling=pooling, cutoff_len=26)
+    settings = {"input_template": None, "apply_chat_template": True, "tokenizer_chat_template": None, "max_len": 26}
+    encoder = data.Encoder(model.tokenizer, SimpleNamespace(**settings))
+    rows = [row | {"scores": [*range(len(row["scores"]), 0, -1)]} for row in ranked_rows()]
+    found = [data.Sourced("", i, records.parse(row, "ranked", file="", line=i)) for i, row in enumerate(rows)]
+    trained, problems = apo_rm.tokenise(found, encoder, "rows", pooling=pooling)
+    assert not problems
+    cut = set()
+    for source, row in zip(found, trained, strict=True):
+        for text, ids in zip(source.record.responses, row.sequences, strict=True):
+            read = model.sequence(source.record.prompt, text)
+            assert read.ids[: read.position + 1] == ids.tolist()
+            cut.add(read.cut)
+    assert cut == {False, True}
+
+
+def test_a_reward_model_goes_on_with_its_own_value_head_where_it_is_told_to(train, attempt, tiny_model, tmp_path):
+    def head(folder):
+        return tensors(folder)["score.weight"]
+
+    first = train("apo_rm", ckpt__output_dir=tmp_path / "first").folder
+    again = {"model__model_name_or_path": first, "adam__lr": 0.0}
+    kept = train("apo_rm", ckpt__output_dir=tmp_path / "kept", apo__keep_value_head=True, **again).folder
+    assert torch.equal(head(kept), head(first))
+    drawn = train("apo_rm", ckpt__output_dir=tmp_path / "drawn", **again).folder
+    assert not torch.equal(head(drawn), head(first))
+
+    refused = attempt("apo_rm", apo__keep_value_head=True)
+    assert refused.code == 1
+    assert f"{tiny_model} has no value head" in refused.output
