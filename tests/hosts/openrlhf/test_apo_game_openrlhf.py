@@ -1,4 +1,4 @@
-"""`finepref apo run` with `host: openrlhf` on a tiny model: a round to its report, and trainings that are killed in it."""
+"""`finepref apo run` with `host: openrlhf` on a tiny model: a round to its report, and trainings killed in it."""
 
 from __future__ import annotations
 
