@@ -251,7 +251,6 @@ def test_on_openrlhf_each_round_trains_the_llm_on_and_the_reward_model_anew(play
         assert policy["model.model_name_or_path"] == [llm]
         assert policy["adam.lr"] == [["2e-06"], ["1e-06"]][i - 1]
         assert after(steps[f"round_{i}/samples"][0], "--model") == llm
-    assert steps["round_2/policy"][1][0] == str(run / "round_1/policy/model")
 
 
 def test_on_openrlhf_rewards_are_read_where_and_as_long_as_they_were_trained(played, on_openrlhf):
@@ -271,10 +270,9 @@ def test_on_openrlhf_rewards_are_read_where_and_as_long_as_they_were_trained(pla
 def test_on_openrlhf_sequential_keeps_the_value_head_of_the_last_reward_model(played, on_openrlhf, tmp_path):
     steps, run = played(on_openrlhf, "sequential=true"), tmp_path / "run"
     for i, start in ((1, run / "base/reward/model"), (2, run / "round_1/reward/model")):
-        words, inputs = steps[f"round_{i}/reward"]
-        assert flags_of(words)["model.model_name_or_path"] == [str(start)]
-        assert flags_of(words)["apo.keep_value_head"] == []
-        assert inputs[0] == str(start)
+        flags = flags_of(steps[f"round_{i}/reward"][0])
+        assert flags["model.model_name_or_path"] == [str(start)]
+        assert flags["apo.keep_value_head"] == []
 
 
 def test_on_openrlhf_dpo_is_train_tdpos_plain_variant_on_our_pairs(played, on_openrlhf, tmp_path):

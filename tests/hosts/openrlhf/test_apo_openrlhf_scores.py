@@ -51,20 +51,21 @@ def test_scores_are_those_of_the_hosts_reward_model(train, tmp_path, monkeypatch
 def test_the_scorer_reads_the_tokens_that_were_trained_on_also_where_they_were_cut(train, pooling):
     from finepref.hosts.openrlhf import apo_rm, data
 
-    model = RewardModel(train("apo_rm", data__max_len=26).folder, pooling=pooling, cutoff_len=26)
-    settings = {"input_template": None, "apply_chat_template": True, "tokenizer_chat_template": None, "max_len": 26}
-    encoder = data.Encoder(model.tokenizer, SimpleNamespace(**settings))
+    model = RewardModel(train("apo_rm").folder, pooling=pooling)
     rows = [row | {"scores": [*range(len(row["scores"]), 0, -1)]} for row in ranked_rows()]
     found = [data.Sourced("", i, records.parse(row, "ranked", file="", line=i)) for i, row in enumerate(rows)]
-    trained, problems = apo_rm.tokenise(found, encoder, "rows", pooling=pooling)
-    assert not problems
-    cut = set()
-    for source, row in zip(found, trained, strict=True):
-        for text, ids in zip(source.record.responses, row.sequences, strict=True):
-            read = model.sequence(source.record.prompt, text)
-            assert read.ids[: read.position + 1] == ids.tolist()
-            cut.add(read.cut)
-    assert cut == {False, True}
+    texts = [(source.record.prompt, text) for source in found for text in source.record.responses]
+    longest = max(len(model.sequence(*each).ids) for each in texts)
+    for limit in (longest - 1, longest - 3):
+        settings = {"apply_chat_template": True, "tokenizer_chat_template": None, "max_len": limit}
+        encoder = data.Encoder(model.tokenizer, SimpleNamespace(input_template=None, **settings))
+        trained, problems = apo_rm.tokenise(found, encoder, "rows", pooling=pooling)
+        assert not problems
+        model.cutoff_len = limit
+        read = [model.sequence(*each) for each in texts]
+        assert {row.cut for row in read} == {False, True}
+        sequences = [ids.tolist() for row in trained for ids in row.sequences]
+        assert [row.ids[: row.position + 1] for row in read] == sequences
 
 
 def test_a_reward_model_goes_on_with_its_own_value_head_where_it_is_told_to(train, attempt, tiny_model, tmp_path):
