@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from conftest import BIN, ROOT, ranked_rows
+from conftest import BIN, ROOT, ranked_rows, run_forked, tensors
 from finepref.formats.jsonl import write_jsonl
 from finepref.formats.records import Message
+from finepref.pipelines import openrlhf
 from finepref.synth.engine_hf import prompt_ids
 
 TRAINING = {
@@ -71,17 +72,6 @@ def finish(game: Path, output: Path) -> None:
     assert play(game, output).wait(timeout=600) == 0, output.with_suffix(".log").read_text()[-4000:]
 
 
-def kill_in(step: str, game: Path, output: Path) -> None:
-    """Play until a training has its first whole checkpoint, and kill all processes."""
-    process = play(game, output)
-    while not (output / step / "checkpoints/latest").exists():
-        assert process.poll() is None, output.with_suffix(".log").read_text()[-4000:]
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert "outputs" not in json.loads((output / step / "step.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def whole(game, tmp_path_factory) -> Path:
     """The folder of a game that nothing disturbed."""
@@ -107,18 +97,57 @@ def test_a_round_has_these_steps_and_ends_in_a_report(whole, tiny_model):
     assert not [*whole.rglob("checkpoints")]
 
 
-def test_trainings_that_are_killed_and_gone_on_with_change_nothing_that_comes_after(game, whole):
-    """All steps behind them stay: they would be refused if the rewards or the LLM differed in a single bit."""
+def test_a_training_that_is_killed_and_gone_on_with_changes_nothing_that_comes_after(game, whole):
+    """All steps behind the scores stay: they would be refused if a reward differed in a single bit."""
     before = (whole / "report.md").read_bytes()
-    for step in ("round_1/reward", "round_1/scored", "round_1/policy"):
-        shutil.rmtree(whole / step)
-    kill_in("round_1/reward", game, whole)
-    kill_in("round_1/policy", game, whole)
+    shutil.rmtree(whole / "round_1/reward")
+    shutil.rmtree(whole / "round_1/scored")
+    process = play(game, whole)
+    while not (whole / "round_1/reward/checkpoints/latest").exists():
+        assert process.poll() is None, whole.with_suffix(".log").read_text()[-4000:]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert "outputs" not in json.loads((whole / "round_1/reward/step.json").read_text())
     finish(game, whole)
     receipt = json.loads((whole / "round_1/reward/model/finepref_receipt.json").read_text())
     assert receipt["first_step"] > 0
-    assert "Loaded the checkpoint" in (whole / "round_1/policy/log.txt").read_text()
     assert (whole / "report.md").read_bytes() == before
+
+
+def test_the_hosts_train_sft_goes_on_from_a_checkpoint_as_if_it_had_not_been_stopped(host, tiny_model, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    start = (
+        tmp_path / "start"
+    )  # in the host's bf16: in a forked process, torch cannot convert it in the loader's threads
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(start)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(start)
+    rows = [{"messages": [{"role": r, "content": f"{i} {r}"} for r in ("user", "assistant")]} for i in range(5)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    flags = {**openrlhf.flat({**TRAINING, "ds": {"attn_implementation": "sdpa"}}), "data.input_key": "messages"}
+    flags |= {"model.model_name_or_path": start, "data.dataset": tmp_path / "rows.jsonl"}
+    flags |= {"data.apply_chat_template": True, "adam.lr": 1e-3, "ckpt.path": tmp_path / "checkpoints"}
+
+    def train(name: str) -> dict:
+        words = openrlhf.spelled(flags | {"ckpt.output_dir": tmp_path / name, "ckpt.load_enable": True})
+        child = os.fork()
+        if child == 0:
+            run_forked(
+                "finepref.hosts.openrlhf.anywhere", ["openrlhf.cli.train_sft", *words], tmp_path / f"{name}.log"
+            )
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code == 0, (tmp_path / f"{name}.log").read_text()[-4000:]
+        return tensors(tmp_path / name)
+
+    whole = train("whole")
+    shutil.rmtree(tmp_path / "checkpoints/global_step4")
+    (tmp_path / "checkpoints/latest").write_text("global_step3")
+    resumed = train("resumed")
+    assert "consumed_samples: 6" in (tmp_path / "resumed.log").read_text()
+    for name, tensor in tensors(start).items():
+        assert torch.equal(resumed[name], whole[name])
+        assert not torch.equal(whole[name], tensor), name
 
 
 def test_the_host_trains_on_the_prompt_that_is_sampled_and_on_the_response_with_its_end(host, tiny_model):
