@@ -61,9 +61,11 @@ def overridden(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
             raise ValueError(f"the value of {name!r} is not YAML") from None
         section = settings
         for part in parts[:-1]:
-            section = section.setdefault(part, {})
-            if not isinstance(section, dict):
+            inner = section.get(part, {})
+            if not isinstance(inner, dict):
                 raise ValueError(f"{name!r}: {part} is not a section")
+            section[part] = dict(inner)  # another section may be the same one, by a YAML alias
+            section = section[part]
         section[parts[-1]] = value
     return settings
 

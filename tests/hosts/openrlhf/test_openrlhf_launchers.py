@@ -79,6 +79,25 @@ def test_the_hosts_own_train_dpo_is_the_same_with_finepref_attached_and_without(
         assert torch.equal(tensor, tensors(done["1"].folder)[name])
 
 
+def test_the_hosts_own_train_sft_runs_anywhere_on_two_processes_of_the_deepspeed_launcher(command, tmp_path):
+    rows = [{"messages": [{"role": r, "content": f"{i}"} for r in ("user", "assistant")]} for i in range(8)]
+    folder = write_rows(tmp_path / "data", rows)
+    launcher = ("deepspeed", "--num_gpus", "2", "--master_port", free_port(), "--module", ANYWHERE)
+    done = command(
+        *(*launcher, "openrlhf.cli.train_sft"),
+        name="sft",
+        data__dataset=folder / "sums.jsonl",
+        data__dataset_dir=None,
+        data__input_key="messages",
+        train__max_epochs=1,
+        ds__param_dtype="bf16",
+        ds__attn_implementation="sdpa",
+    )
+    assert done.code == 0, done.output[-4000:]
+    assert len(done.log["train/loss_mean"]) == 2
+    assert (done.folder / "config.json").is_file()
+
+
 def test_a_program_that_runs_another_one_anywhere_needs_its_name():
     done = subprocess.run([BIN / "python", "-m", ANYWHERE, "--help"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (1, "which module? openrlhf.cli.train_sft, for example\n")

@@ -16,9 +16,10 @@ from finepref.hosts.openrlhf import compat, environment
 
 def main() -> None:
     """Entry point."""
-    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+    words = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]  # DeepSpeed's launcher adds it
+    if not words or words[0].startswith("-"):
         sys.exit("which module? openrlhf.cli.train_sft, for example")
-    del sys.argv[0]
+    sys.argv = words
     if "RANK" not in os.environ:
         environment.start_alone()
     compat.install()
