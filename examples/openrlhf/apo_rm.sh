@@ -5,7 +5,7 @@
 set -euo pipefail
 
 deepspeed --module openrlhf.cli.train_apo_rm \
-    --model.model_name_or_path huggyllama/llama-7b `# every round starts from the base model again` \
+    --model.model_name_or_path huggyllama/llama-7b `# again in every round; with --apo.keep_value_head, a reward model` \
     --apo.kl_coeff 1.0 \
     --apo.coeff 0.1 \
     --apo.sample_num 4 \

@@ -1,13 +1,14 @@
-"""What the game asks for: commands, their order, their files. None is run here; tests/hosts/llamafactory does that."""
+"""What the game asks for: commands, their order, their files. None is run here; tests/hosts does that."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
-from finepref.pipelines import settings
+from finepref.pipelines import openrlhf, settings
 from finepref.pipelines.apo import apo
 from finepref.pipelines.steps import Pipeline
 
@@ -57,6 +58,29 @@ def short(tmp_path):
     file = tmp_path / "short.yaml"
     file.write_text(yaml.safe_dump(keys))
     return file
+
+
+@pytest.fixture
+def on_openrlhf(short):
+    """The same game with OpenRLHF's flags."""
+    keys = yaml.safe_load(short.read_text())
+    del keys["template"], keys["merge"]
+    keys |= {"host": "openrlhf", "reward": {"train": {"batch_size": 8}, "adam": {"betas": [0.9, 0.95]}}}
+    keys |= {"policy": {"ds": {"zero_stage": 3, "adam_offload": True, "overlap_comm": False}, "lr_scheduler": None}}
+    file = short.with_name("on_openrlhf.yaml")
+    file.write_text(yaml.safe_dump(keys))
+    return file
+
+
+def flags_of(words):
+    """Flag -> the words that follow it, of a training."""
+    found = {}
+    for word in words:
+        if word.startswith("--"):
+            found[word[2:]] = []
+        elif found:
+            found[[*found][-1]].append(word)
+    return found
 
 
 def keys_of(words):
@@ -183,3 +207,171 @@ def test_the_report_has_a_row_per_round_and_no_times(played, short, tmp_path):
     assert "minutes" not in report
     assert "# 60.0 s" in (tmp_path / "run" / "steps.md").read_text()
     assert (tmp_path / "run" / "rounds.png").stat().st_size > 1000
+
+
+def test_openrlhfs_shipped_file_has_the_papers_settings_and_the_flags_of_its_script(played):
+    steps = played(ROOT / "examples" / "pipelines" / "apo_openrlhf.yaml")
+    assert [step for step in steps if step.endswith("/eval")] == [f"round_{i}/eval" for i in range(4)]
+    words, _ = steps["round_2/reward"]
+    script = (ROOT / "examples/openrlhf/apo_rm.sh").read_text()
+    told = flags_of(re.sub(r"`#.*?`|\\", "", script).split())
+    differing = {"module", "model.model_name_or_path", "data.dataset", "eval.dataset", "ckpt.output_dir"}
+    for flag, values in told.items():
+        if flag not in differing:
+            assert [*map(number, flags_of(words)[flag])] == [*map(number, values)][:1], flag
+    rates = [float(flags_of(steps[f"round_{i}/policy"][0])["adam.lr"][0]) for i in (1, 2, 3)]
+    assert rates == [5e-6, 2e-6, 9e-7]
+
+
+def number(word):
+    """1e-06 and 1e-6 are one, as are 1 and 1.0."""
+    try:
+        return float(word)
+    except ValueError:
+        return word
+
+
+def test_on_openrlhf_a_sections_mappings_are_dotted_flags(played, on_openrlhf):
+    steps = played(on_openrlhf, "policy.train.max_epochs=2")
+    words, _ = steps["base/reward"]
+    assert words[:3] == ["deepspeed", "--module", "openrlhf.cli.train_apo_rm"]
+    assert flags_of(words)["train.batch_size"] == ["8"]
+    assert flags_of(words)["adam.betas"] == ["0.9", "0.95"]
+    policy = flags_of(steps["round_1/policy"][0])
+    assert policy["ds.adam_offload"] == []
+    assert policy["train.max_epochs"] == ["2"]
+    assert not {"ds.overlap_comm", "lr_scheduler"} & policy.keys()
+
+
+def test_on_openrlhf_each_round_trains_the_llm_on_and_the_reward_model_anew(played, on_openrlhf, tmp_path):
+    steps, run = played(on_openrlhf), tmp_path / "run"
+    for i, llm in ((1, "an/llm"), (2, str(run / "round_1/policy/model"))):
+        reward, policy = (flags_of(steps[f"round_{i}/{name}"][0]) for name in ("reward", "policy"))
+        assert reward["model.model_name_or_path"] == ["a/base"]
+        assert reward["data.dataset"] == [f"human,apo_{i}"]
+        assert reward["data.dataset_dir"] == [str(run)]
+        assert reward["data.apply_chat_template"] == []
+        assert "apo.keep_value_head" not in reward
+        words, inputs = steps[f"round_{i}/policy"]
+        assert words[:3] == ["deepspeed", "--module", "openrlhf.cli.train_sft"]
+        selected = str(run / f"round_{i}/selected/selected.jsonl")
+        assert policy["data.dataset"] == [selected]
+        assert selected in inputs
+        assert policy["data.input_key"] == ["messages"]
+        assert policy["data.apply_chat_template"] == []
+        assert policy["model.model_name_or_path"] == [llm]
+        assert policy["adam.lr"] == [["2e-06"], ["1e-06"]][i - 1]
+        assert after(steps[f"round_{i}/samples"][0], "--model") == llm
+
+
+def test_on_openrlhf_rewards_are_read_where_and_as_long_as_they_were_trained(played, on_openrlhf):
+    """Also where no flag says it, as the host and the scorer have different defaults."""
+    for overrides, pooling, length in (
+        ((), "eos", "512"),
+        (("reward.apo.pooling=last", "reward.data.max_len=64"), "last", "64"),
+    ):
+        steps = played(on_openrlhf, *overrides)
+        trained = flags_of(steps["round_1/reward"][0])
+        assert (trained["apo.pooling"], trained["data.max_len"]) == ([pooling], [length])
+        scored = steps["round_1/scored"][0]
+        assert (after(scored, "--pooling"), after(scored, "--cutoff-len")) == (pooling, length)
+        assert not {"--base", "--template"} & {*scored}
+
+
+def test_on_openrlhf_too_reward_models_of_human_preferences_alone_are_ranked(played, on_openrlhf):
+    steps = played(on_openrlhf, "reward.apo.loss=wgan")
+    losses = [after(words, "--apo.loss") for step, (words, _) in steps.items() if step.endswith("/reward")]
+    assert losses == ["ranking", "ranking", "wgan", "wgan"]
+
+
+def test_on_openrlhf_sequential_keeps_the_value_head_of_the_last_reward_model(played, on_openrlhf, tmp_path):
+    steps, run = played(on_openrlhf, "sequential=true"), tmp_path / "run"
+    for i, start in ((1, run / "base/reward/model"), (2, run / "round_1/reward/model")):
+        flags = flags_of(steps[f"round_{i}/reward"][0])
+        assert flags["model.model_name_or_path"] == [str(start)]
+        assert flags["apo.keep_value_head"] == []
+
+
+def test_on_openrlhf_dpo_is_train_tdpos_plain_variant_on_our_pairs(played, on_openrlhf, tmp_path):
+    words, _ = played(on_openrlhf, "update=dpo", "policy.model.beta=0.1")["round_1/policy"]
+    assert words[2] == "openrlhf.cli.train_tdpo"
+    flags = flags_of(words)
+    assert [flags[name] for name in ("tdpo.variant", "tdpo.masks", "model.beta")] == [["dpo"], ["none"], ["0.1"]]
+    assert flags["data.dataset"] == ["selected_1"]
+    assert json.loads((tmp_path / "run" / "dataset_info.json").read_text())["selected_1"]["formatting"] == "pair"
+
+
+def test_on_openrlhf_an_adapter_of_the_llm_is_merged_before_it_is_sampled(played, on_openrlhf, tmp_path):
+    steps, run = played(on_openrlhf, "policy.ds.lora.rank=8", "merge.ds.param_dtype=fp16"), tmp_path / "run"
+    words, inputs = steps["round_1/merged"]
+    assert words[:3] == ["python", "-m", "openrlhf.cli.lora_combiner"]
+    assert flags_of(words) == {
+        "ds.param_dtype": ["fp16"],
+        "model_path": ["an/llm"],
+        "lora_path": [str(run / "round_1/policy/model")],
+        "output_path": [str(run / "round_1/merged/model")],
+    }
+    assert inputs == [str(run / "round_1/policy/model")]
+    assert after(steps["round_1/answers"][0], "--model") == str(run / "round_1/merged/model")
+
+
+def test_a_launcher_is_the_words_before_the_module(played, on_openrlhf):
+    words, _ = played(on_openrlhf, "launcher=deepspeed --num_gpus 4 --module")["round_1/policy"]
+    assert words[:5] == ["deepspeed", "--num_gpus", "4", "--module", "openrlhf.cli.train_sft"]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("reward.ds.lora.rank=8", "OpenRLHF saves no value head beside a LoRA adapter"),
+        ("template=default", "template is LLaMA-Factory's"),
+        ("policy.recipe=examples/apo_sft.yaml", "policy.recipe is LLaMA-Factory's"),
+        ("policy.adam.lr=1e-5", "learning_rates, one per round"),
+        ("reward.model.model_name_or_path=x", "reward.model.model_name_or_path: the game sets that itself"),
+        ("reward.apo.keep_value_head=true", "reward.apo.keep_value_head: the game sets that itself"),
+        ("policy.ckpt.path=x", "policy.ckpt.path: the game sets that itself"),
+        ("policy.data.tokenizer_chat_template=x", "policy.data.tokenizer_chat_template: the game sets that itself"),
+    ],
+)
+def test_what_cannot_be_on_openrlhf_is_refused_before_anything_runs(played, on_openrlhf, tmp_path, override, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        played(on_openrlhf, override)
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_openrlhfs_signs_in_the_name_of_the_run_are_refused(on_openrlhf, tmp_path):
+    with Pipeline(tmp_path / "a,b") as pipeline, pytest.raises(ValueError, match="a comma or @ in the path"):
+        settings.call(apo, settings.load(on_openrlhf), file=on_openrlhf, pipeline=pipeline)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("template=''", "template is missing"),
+        ("merge={}", "merge is missing"),
+        ("launcher=python -m", "launcher is OpenRLHF's"),
+    ],
+)
+def test_llamafactory_needs_its_own_settings_and_no_others(played, short, tmp_path, override, told):
+    with pytest.raises(ValueError, match=told):
+        played(short, override)
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_of_openrlhfs_checkpoints_only_whole_ones_are_gone_on_with_and_none_stay(tmp_path, monkeypatch):
+    """The host's `latest` names the last whole checkpoint."""
+    checkpoints = tmp_path / "run/step/checkpoints"
+    found = []
+
+    def run(self, step, command, *, inputs=(), outputs, environment=None, private=False):
+        found.append(sorted(path.name for path in checkpoints.iterdir()) if checkpoints.exists() else [])
+
+    monkeypatch.setattr(Pipeline, "run", run)
+    with Pipeline(tmp_path / "run") as pipeline:
+        for latest in ("global_step2", "global_step4", "", None):
+            (checkpoints / "global_step2").mkdir(parents=True)
+            if latest is not None:
+                (checkpoints / "latest").write_text(latest)
+            openrlhf.train(pipeline, "step", ["program"], {}, {"model.model_name_or_path": "a/model"}, inputs=[])
+            assert not checkpoints.exists()
+    assert found == [["global_step2", "latest"], [], [], []]

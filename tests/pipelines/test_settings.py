@@ -28,6 +28,13 @@ def test_an_override_takes_the_place_of_a_key_and_a_dot_goes_into_a_section(yaml
     }
 
 
+def test_an_override_of_one_section_leaves_another_alone_that_is_the_same_by_a_yaml_alias(tmp_path):
+    path = tmp_path / "alias.yaml"
+    path.write_text("reward: &both {train: {epochs: 1}}\npolicy: *both\n")
+    settings = load(path, ["policy.train.epochs=2"])
+    assert settings == {"reward": {"train": {"epochs": 1}}, "policy": {"train": {"epochs": 2}}}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -57,6 +64,7 @@ CANARY = "canary-7f3a9c51"
     ("key", "value"),
     [
         ("sample.api_key", CANARY),
+        ("wandb.key", CANARY),
         ("train.hf_hub_token", CANARY),
         ("judge.OPENAI_API_KEY", CANARY),
         ("sample.base_url", f"https://user:{CANARY}@host/v1"),

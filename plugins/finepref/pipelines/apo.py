@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from finepref.formats.files import write_json
-from finepref.pipelines import apo_report, llamafactory, settings
+from finepref.pipelines import apo_report, settings
+from finepref.pipelines.apo_hosts import Asked, Host, LlamaFactory, OpenRLHF
 from finepref.pipelines.steps import Pipeline, folders
 
 SHAREGPT = {
@@ -36,16 +37,18 @@ def apo(
     test_human: str,
     testing_human: str,
     human_format: Literal["ranked", "pair", "negatives", "apo_rm"] = "ranked",
-    template: str,
     learning_rates: list[float],
     reward: dict[str, object],
     policy: dict[str, object],
-    merge: dict[str, object],
     sample: dict[str, object],
     answer: dict[str, object],
+    host: Literal["llamafactory", "openrlhf"] = "llamafactory",
+    template: str = "",
+    merge: dict[str, object] = {},  # noqa: B006 (nobody changes it)
+    launcher: str = "",
     reward_model: str = "",
     policy_queries: str = "",
-    pair: dict[str, object] = {},  # noqa: B006 (nobody changes it)
+    pair: dict[str, object] = {},  # noqa: B006
     update: Literal["sft", "dpo"] = "sft",
     apo_data: bool = True,
     sequential: bool = False,
@@ -63,11 +66,17 @@ def apo(
         test_queries, test_golden, test_human: the same for tests.
         testing_human: preferences to train the testing reward model on.
         human_format: of the three files of preferences; apo_rm is the released one.
-        template: the host's, for all trainings and scores.
         learning_rates: of the LLM, one per round, so that there are as many rounds.
-        reward, policy: the host's recipe (key `recipe`) for reward models and LLM, and keys on top of it.
-        merge: the same for `llamafactory-cli export`, used where the policy is trained with LoRA.
+        reward, policy: how the host trains reward models and LLM: LLaMA-Factory's recipe (key `recipe`) and keys on
+            top of it, or OpenRLHF's flags, as `train: {batch_size: 64}`.
         sample, answer: options of `finepref apo sample` to train on and to test.
+        host: what trains; it must be in the environment that this runs in.
+        template: LLaMA-Factory's, for all trainings and scores. On OpenRLHF each model's tokenizer must have a chat
+            template, which all texts are written in.
+        merge: as `policy`, for the host's command that merges a LoRA adapter, used where the policy is trained so.
+        launcher: the words that start OpenRLHF's trainings, up to the name of the module: `deepspeed --module` (the
+            default), `deepspeed --num_gpus 4 --module`, `python -m`; where there is no flash-attn or no GPU,
+            `python -m finepref.hosts.openrlhf.anywhere`.
         reward_model: what each reward model starts from; default: `model`.
         policy_queries: to sample at for the LLM's training, where they are not `queries`; no golden answers to them.
         pair: options of `finepref apo pair`.
@@ -91,22 +100,23 @@ def apo(
             *(test_queries, test_human, testing_human, reward_model or model),
         )
     )
+    asked = Asked(reward_model, reward, policy, merge, template, launcher)
+    trainer: Host = OpenRLHF(pipeline, asked, update) if host == "openrlhf" else LlamaFactory(pipeline, asked)
     _make(pipeline, {name: words.replace("{made}", made) for name, words in make.items()})
     preferences = {"human": human, "test_human": test_human, "testing_human": testing_human}
     data = {name: _imported(pipeline, name, Path(path), human_format) for name, path in preferences.items()}
     answers = [
-        _golden(pipeline, name, Path(asked), given if isinstance(given, dict) else given.replace("{made}", made))
-        for name, asked, given in (("golden", queries, golden), ("test_golden", test_queries, test_golden))
+        _golden(pipeline, name, Path(questions), given if isinstance(given, dict) else given.replace("{made}", made))
+        for name, questions, given in (("golden", queries, golden), ("test_golden", test_queries, test_golden))
     ]
     rounds = range(1, len(learning_rates) + 1)
     _write_dataset_info(pipeline.folder, data, rounds, update)
-    rewards = _Rewards(pipeline, reward, template, reward_model)
 
-    base = rewards.train("base/reward", ["human"], [data["human"]])
-    testing = rewards.train("testing/reward", ["testing_human"], [data["testing_human"]])
-    base_human = rewards.score("base/scored", base, [data["test_human"]])[0]
+    base = trainer.train_reward("base/reward", ["human"], [data["human"]])
+    testing = trainer.train_reward("testing/reward", ["testing_human"], [data["testing_human"]])
+    base_human = _score(pipeline, "base/scored", trainer, base, [data["test_human"]])[0]
     llm, current = model, _sample(pipeline, "round_0/answers", Path(test_queries), model, answer)
-    first = rewards.score("round_0/answers_scored", testing, [current])[0]
+    first = _score(pipeline, "round_0/answers_scored", trainer, testing, [current])[0]
     _evaluate(pipeline, "round_0/eval", {"human": base_human, "answers": first}, against=first)
 
     own = base
@@ -118,78 +128,34 @@ def apo(
             pairs = _pair(pipeline, f"{here}/pairs", samples, answers[0], pair)
             names = ["human", f"apo_{number}"]
             start = own if sequential else None
-            own = rewards.train(f"{here}/reward", names, [data["human"], pairs], start=start)
+            own = trainer.train_reward(f"{here}/reward", names, [data["human"], pairs], start=start)
         if policy_queries:
             samples = _sample(pipeline, f"{here}/policy_samples", Path(policy_queries), llm, sample)
         golden_pairs = _pair(pipeline, f"{here}/golden_pairs", current, answers[1], {})
-        scored, human_scored, golden_scored = rewards.score(
-            f"{here}/scored", own, [samples, data["test_human"], golden_pairs]
+        scored, human_scored, golden_scored = _score(
+            pipeline, f"{here}/scored", trainer, own, [samples, data["test_human"], golden_pairs]
         )
         selected = _select(pipeline, f"{here}/selected", scored, update)
-        llm = _train_policy(pipeline, here, policy, merge, template, llm, selected, rate)
+        llm = trainer.train_policy(here, llm, selected, rate)
         current = _sample(pipeline, f"{here}/answers", Path(test_queries), llm, answer)
         tests = {
             "human": human_scored,
             "golden": golden_scored,
-            "golden_base": rewards.score(f"{here}/scored_by_base", base, [golden_pairs])[0],
-            "answers": rewards.score(f"{here}/answers_scored", testing, [current])[0],
+            "golden_base": _score(pipeline, f"{here}/scored_by_base", trainer, base, [golden_pairs])[0],
+            "answers": _score(pipeline, f"{here}/answers_scored", trainer, testing, [current])[0],
         }
         _evaluate(pipeline, f"{here}/eval", tests, against=first)
     apo_report.write(pipeline, learning_rates)
 
 
-class _Rewards:
-    """Reward models of one recipe: training, and scoring in the way they were trained."""
-
-    def __init__(self, run: Pipeline, section: Mapping[str, object], template: str, start: str) -> None:
-        self.run, self.section, self.template, self.start = run, section, template, start
-        self.recipe = llamafactory.with_recipe(section)
-        self.lora = llamafactory.uses_lora(section)
-
-    def train(self, step: str, names: Sequence[str], files: Sequence[Path], *, start: Path | None = None) -> Path:
-        """Train on data sets of the run; from `start`, another reward model, or else from the base model."""
-        keys: dict[str, object] = {"model_name_or_path": self.start}
-        if start is not None:
-            keys["adapter_name_or_path" if self.lora else "model_name_or_path"] = start
-        keys |= {"dataset_dir": self.run.folder, "dataset": ",".join(names), "template": self.template}
-        if self.recipe.get("apo_loss", "ranking") != "ranking" and not any(name.startswith("apo_") for name in names):
-            keys["apo_loss"] = "ranking"  # the other loss is for pairs of golden answers and samples
-        inputs = [*files, *([] if start is None else [start])]
-        return llamafactory.train(self.run, step, self.section, keys, inputs=inputs)
-
-    def score(self, step: str, model: Path, sources: Sequence[Path]) -> list[Path]:
-        """The rewards of the files' responses, each in a file of the same name."""
-        targets = [self.run.path(step, source.name) for source in sources]
-        options = {
-            "model": model,
-            "base": self.start if self.lora else None,
-            "template": self.template,
-            "pooling": self.recipe.get("apo_pooling"),
-            "cutoff_len": self.recipe.get("cutoff_len"),
-            "output": targets[0] if len(targets) == 1 else self.run.path(step),
-        }
-        words = ["finepref", "apo", "score", *sources, *settings.options(options)]
-        self.run.run(step, words, inputs=[*sources, model], outputs=targets)
-        return targets
-
-
-def _train_policy(
-    run: Pipeline,
-    here: str,
-    section: Mapping[str, object],
-    merge: Mapping[str, object],
-    template: str,
-    start: str,
-    selected: Path,
-    rate: float,
-) -> str:
-    """The LLM after the round."""
-    name = f"selected_{here.removeprefix('round_')}"
-    keys: dict[str, object] = {"model_name_or_path": start, "template": template, "learning_rate": rate}
-    keys |= {"dataset_dir": run.folder, "dataset": name}
-    return llamafactory.train_merged(
-        run, (f"{here}/policy", f"{here}/merged"), section, merge, keys, inputs=[selected]
-    )
+def _score(run: Pipeline, step: str, host: Host, model: Path, sources: Sequence[Path]) -> list[Path]:
+    """The rewards of the files' responses, each in a file of the same name."""
+    targets = [run.path(step, source.name) for source in sources]
+    output = targets[0] if len(targets) == 1 else run.path(step)
+    options = {"model": model, **host.scoring(), "output": output}
+    words = ["finepref", "apo", "score", *sources, *settings.options(options)]
+    run.run(step, words, inputs=[*sources, model], outputs=targets)
+    return targets
 
 
 def _make(run: Pipeline, commands: Mapping[str, str]) -> None:

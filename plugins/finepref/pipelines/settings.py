@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _SECRET_KEY = re.compile(
-    r"(api_?key|secret|passw(or)?d|authorization|(^|(hub|hf|access|auth|api|bearer)_)token)$", re.I
+    r"(api_?key|wandb\.key|secret|passw(or)?d|authorization|(^|(hub|hf|access|auth|api|bearer)_)token)$", re.I
 )
 _SECRET_TEXT = re.compile(r"://[^/\s]*@|://\S*\?|\b(sk-[\w-]{12}|hf_[A-Za-z0-9]{20})|\bBearer\s")
 
@@ -61,9 +61,11 @@ def overridden(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
             raise ValueError(f"the value of {name!r} is not YAML") from None
         section = settings
         for part in parts[:-1]:
-            section = section.setdefault(part, {})
-            if not isinstance(section, dict):
+            inner = section.get(part, {})
+            if not isinstance(inner, dict):
                 raise ValueError(f"{name!r}: {part} is not a section")
+            section[part] = dict(inner)  # another section may be the same one, by a YAML alias
+            section = section[part]
         section[parts[-1]] = value
     return settings
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import ranked_rows
+import torch
+from conftest import ranked_rows, tensors
+from finepref.formats import records
 from finepref.formats.jsonl import write_jsonl
 from finepref.synth.reward import RewardModel, score
 
@@ -42,3 +45,40 @@ def test_scores_are_those_of_the_hosts_reward_model(train, tmp_path, monkeypatch
     ]
     assert found == pytest.approx(rewards_by_host(done.folder, texts, monkeypatch), abs=1e-4)
     assert max(found) - min(found) > 0.01
+
+
+@pytest.mark.parametrize("pooling", ["last", "eos"])
+def test_the_scorer_reads_the_tokens_that_were_trained_on_also_where_they_were_cut(train, pooling):
+    from finepref.hosts.openrlhf import apo_rm, data
+
+    model = RewardModel(train("apo_rm").folder, pooling=pooling)
+    rows = [row | {"scores": [*range(len(row["scores"]), 0, -1)]} for row in ranked_rows()]
+    found = [data.Sourced("", i, records.parse(row, "ranked", file="", line=i)) for i, row in enumerate(rows)]
+    texts = [(source.record.prompt, text) for source in found for text in source.record.responses]
+    longest = max(len(model.sequence(*each).ids) for each in texts)
+    for limit in (longest - 1, longest - 3):
+        settings = {"apply_chat_template": True, "tokenizer_chat_template": None, "max_len": limit}
+        encoder = data.Encoder(model.tokenizer, SimpleNamespace(input_template=None, **settings))
+        trained, problems = apo_rm.tokenise(found, encoder, "rows", pooling=pooling)
+        assert not problems
+        model.cutoff_len = limit
+        read = [model.sequence(*each) for each in texts]
+        assert {row.cut for row in read} == {False, True}
+        sequences = [ids.tolist() for row in trained for ids in row.sequences]
+        assert [row.ids[: row.position + 1] for row in read] == sequences
+
+
+def test_a_reward_model_goes_on_with_its_own_value_head_where_it_is_told_to(train, attempt, tiny_model, tmp_path):
+    def head(folder):
+        return tensors(folder)["score.weight"]
+
+    first = train("apo_rm", ckpt__output_dir=tmp_path / "first").folder
+    again = {"model__model_name_or_path": first, "adam__lr": 0.0}
+    kept = train("apo_rm", ckpt__output_dir=tmp_path / "kept", apo__keep_value_head=True, **again).folder
+    assert torch.equal(head(kept), head(first))
+    drawn = train("apo_rm", ckpt__output_dir=tmp_path / "drawn", **again).folder
+    assert not torch.equal(head(drawn), head(first))
+
+    refused = attempt("apo_rm", apo__keep_value_head=True)
+    assert refused.code == 1
+    assert f"{tiny_model} has no value head" in refused.output

@@ -48,41 +48,20 @@ def test_the_help_imports_no_model_library():
     assert done.stdout.rstrip().endswith("loaded: []")
 
 
-HOST_DPO = (
-    "import runpy\n"
-    "from finepref.hosts.openrlhf import compat\n"
-    "compat.install()\n"
-    "from openrlhf.utils.deepspeed import DeepspeedStrategy\n"
-    "config = DeepspeedStrategy.get_ds_train_config\n"
-    "def without_compiler(self, optim_dict=None, **rest):\n"
-    "    if optim_dict:\n"
-    "        optim_dict['params']['torch_adam'] = True\n"
-    "    return config(self, optim_dict, **rest)\n"
-    "DeepspeedStrategy.get_ds_train_config = without_compiler\n"
-    "runpy.run_module('openrlhf.cli.train_dpo', run_name='__main__', alter_sys=True)\n"
-)
+ANYWHERE = "finepref.hosts.openrlhf.anywhere"
 
 
 def test_the_hosts_own_train_dpo_is_the_same_with_finepref_attached_and_without(command, tmp_path):
-    """Both with the CPU stand-ins and torch's Adam, without which the host does not start here or compiles its own."""
+    """Both with the stand-ins without which the host does not start here."""
     pairs = [{"prompt": f"{i}?", "chosen": f"{i} is it.", "rejected": "No."} for i in range(8)]
     folder = write_rows(tmp_path / "data", pairs, "pairs", formatting="pair")
     done = {}
     for disabled in ("", "1"):
         out = tmp_path / f"out{disabled}"
         done[disabled] = command(
-            "python",
-            "-c",
-            HOST_DPO,
+            *("python", "-m", ANYWHERE, "openrlhf.cli.train_dpo"),
             name="dpo",
-            environment={
-                "FINEPREF_DISABLE": disabled,
-                "RANK": "0",
-                "LOCAL_RANK": "0",
-                "WORLD_SIZE": "1",
-                "MASTER_ADDR": "localhost",
-                "MASTER_PORT": free_port(),
-            },
+            environment={"FINEPREF_DISABLE": disabled},
             data__dataset=folder / "pairs.jsonl",
             data__dataset_dir=None,
             data__prompt_key="prompt",
@@ -98,3 +77,27 @@ def test_the_hosts_own_train_dpo_is_the_same_with_finepref_attached_and_without(
     assert done[""].log["train/loss"] == done["1"].log["train/loss"]
     for name, tensor in tensors(done[""].folder).items():
         assert torch.equal(tensor, tensors(done["1"].folder)[name])
+
+
+def test_the_hosts_own_train_sft_runs_anywhere_on_two_processes_of_the_deepspeed_launcher(command, tmp_path):
+    rows = [{"messages": [{"role": r, "content": f"{i}"} for r in ("user", "assistant")]} for i in range(8)]
+    folder = write_rows(tmp_path / "data", rows)
+    launcher = ("deepspeed", "--num_gpus", "2", "--master_port", free_port(), "--module", ANYWHERE)
+    done = command(
+        *(*launcher, "openrlhf.cli.train_sft"),
+        name="sft",
+        data__dataset=folder / "sums.jsonl",
+        data__dataset_dir=None,
+        data__input_key="messages",
+        train__max_epochs=1,
+        ds__param_dtype="bf16",
+        ds__attn_implementation="sdpa",
+    )
+    assert done.code == 0, done.output[-4000:]
+    assert len(done.log["train/loss_mean"]) == 2
+    assert (done.folder / "config.json").is_file()
+
+
+def test_a_program_that_runs_another_one_anywhere_needs_its_name():
+    done = subprocess.run([BIN / "python", "-m", ANYWHERE, "--help"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "which module? openrlhf.cli.train_sft, for example\n")

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from openrlhf.models import get_llm_for_sequence_regression
 from openrlhf.trainer.rm_trainer import RewardModelTrainer
 from torch import Tensor
 from torch.nn.functional import pad
@@ -24,6 +26,7 @@ from finepref.hosts.openrlhf import data, pairs, training
 from finepref.hosts.openrlhf.command_line import Asked
 from finepref.losses.apo_rm import apo_rm_loss
 from finepref.losses.ops import reduce, sum_over_ranks
+from finepref.synth.reward import head_of
 
 
 class RankedRow(NamedTuple):
@@ -40,7 +43,8 @@ def tokenise(
     """Records as rows, and everything that is wrong with them.
 
     The host reads the reward at a sequence's last token, so a sequence ends where it is to be read. What is longer
-    than --data.max_len loses its beginning, as in the paper: the end of the response decides.
+    than --data.max_len, with what the template writes behind that token, loses its beginning, as in the paper: the end
+    of the response decides.
     """
     rows, problems = training.Rows(), []
     for source in data.watched(found, name):
@@ -53,18 +57,19 @@ def tokenise(
         sequences = []
         for index, response in enumerate(responses):
             field = f"responses[{index}]" if isinstance(record, records.Ranked) else ("chosen", "rejected")[index]
-            ids, *_ = encoder.response(record, field, response, before, wrong)
-            ids = _until_read(ids, encoder.tokenizer.eos_token_id, pooling)
+            whole, *_ = encoder.response(record, field, response, before, wrong)
+            ids = _until_read(whole, encoder.tokenizer.eos_token_id, pooling)
             if ids is None:
                 text = "the chat template ends no response with the tokenizer's end token; use --apo.pooling last"
                 wrong.append(Problem(located.record_mark(record.id), 0, "apo_pooling", "FP222", text))
                 continue
-            if len(ids) >= encoder.longest:
+            if len(whole) >= encoder.longest:
                 text = (
-                    f"has {len(ids)} tokens, cutoff_len is {encoder.longest}, so nothing of the prompt would be left"
+                    f"has {len(whole)} tokens, cutoff_len is {encoder.longest}, so nothing of the prompt would be left"
                 )
                 wrong.append(Problem(located.record_mark(record.id), 0, field, "FP221", text))
-            sequences.append(torch.tensor((prompt + ids)[-encoder.longest :], dtype=torch.int32))
+            beyond = max(0, len(prompt) + len(whole) - encoder.longest)
+            sequences.append(torch.tensor((prompt + ids)[beyond:], dtype=torch.int32))
         problems += located.pinpoint(wrong, [source[:3]])
         if not wrong:
             best_first = sorted(range(len(scores)), key=lambda i: -scores[i])
@@ -168,7 +173,12 @@ class ApoTrainer(training.Accounted, RewardModelTrainer):
 
 
 def prepare(asked: Asked) -> Callable[[], None]:
-    """Check data and options; the result trains. Raises as `training.prepare`, and BadData where no row has a loss."""
+    """Check data and options; the result trains.
+
+    Raises:
+        BadData, ValueError: as `training.prepare`, or no row has a loss.
+        FileNotFoundError: a value head is to be kept, and there is none.
+    """
     options = asked.options
     run, splits = training.prepare(asked, padding_side="left", tokenise=partial(tokenise, pooling=options.apo_pooling))
     kinds = {row.is_apo for row in splits[0]}
@@ -179,6 +189,14 @@ def prepare(asked: Asked) -> Callable[[], None]:
         raise BadData(
             [Problem(asked.host.data.dataset, 0, "kind", "FP224", "apo_loss: wgan needs records of kind apo")]
         )
-    trainer = partial(ApoTrainer, run=run)
-    train = training.host_train("openrlhf.cli.train_rm", splits, RankedDataset, RewardModelTrainer=trainer)
+    names: dict[str, Any] = {"RewardModelTrainer": partial(ApoTrainer, run=run)}
+    if options.apo_keep_value_head:
+        head_of(Path(asked.host.model.model_name_or_path))
+        names["get_llm_for_sequence_regression"] = _with_its_head
+    train = training.host_train("openrlhf.cli.train_rm", splits, RankedDataset, **names)
     return partial(train, asked.host)
+
+
+def _with_its_head(*arguments: Any, **options: Any) -> Any:
+    """The host's reward model with the value head of the checkpoint."""
+    return get_llm_for_sequence_regression(*arguments, **options | {"init_value_head": False})

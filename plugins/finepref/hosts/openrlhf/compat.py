@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from functools import wraps
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -117,6 +118,15 @@ def on_cpu() -> None:
     mesh = torch.distributed.device_mesh.init_device_mesh
     strategy.init_device_mesh = lambda device, shape, **names: mesh("cpu", shape, **names)
     strategy.torch_dist_barrier_and_cuda_sync = torch.distributed.barrier
+    config = strategy.DeepspeedStrategy.get_ds_train_config
+
+    @wraps(config)
+    def with_torch_adam(self: Any, optim_dict: dict[str, Any] | None = None, **rest: Any) -> Any:
+        if optim_dict is not None and optim_dict["type"] == "AdamW":
+            optim_dict = {**optim_dict, "params": {**optim_dict["params"], "torch_adam": True}}
+        return config(self, optim_dict, **rest)
+
+    strategy.DeepspeedStrategy.get_ds_train_config = with_torch_adam
 
 
 class _View(SimpleNamespace):

@@ -26,7 +26,7 @@ def check(asked: Asked) -> None:
     """
     args = asked.host
     if "RANK" not in os.environ:
-        _start_alone()
+        start_alone()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     _check_arguments(args, processes)
     hide_key(args.logger.wandb)
@@ -38,7 +38,7 @@ def check(asked: Asked) -> None:
     compat.allow_fp32()
 
 
-def _start_alone() -> None:
+def start_alone() -> None:
     """Be the only process: without a launcher's variables DeepSpeed would look for MPI."""
     with socket.socket() as listening:
         listening.bind(("localhost", 0))

@@ -87,9 +87,3 @@ class WholeBatchStrategy(DeepspeedStrategy):
             consumed_samples,
             num_workers,
         )
-
-    def get_ds_train_config(self, optim_dict: dict[str, Any] | None = None, *, max_norm: float | None = None) -> Any:
-        """On the CPU, torch's own Adam, so that DeepSpeed compiles nothing."""
-        if optim_dict is not None and optim_dict["type"] == "AdamW" and compat.is_cpu():
-            optim_dict = {**optim_dict, "params": {**optim_dict["params"], "torch_adam": True}}
-        return super().get_ds_train_config(optim_dict, max_norm=max_norm)

@@ -23,6 +23,10 @@ class RewardOptions(ApoOptions):
         default="eos",
         metadata={"help": "Read the reward at the end token, as the host's PPO and serve_rm do, or right before it."},
     )
+    apo_keep_value_head: bool = field(
+        default=False,
+        metadata={"help": "Go on with the value head of a reward model; the host draws a new one at random."},
+    )
 
 
 def main() -> None:
