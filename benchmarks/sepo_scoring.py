@@ -5,11 +5,10 @@
 
 The released algorithm (SteveKGYang/SePO, 82fab6c) is written anew below: both models in memory, batch 1, every
 response read with its prompt, float32, autograd on, log-softmax over the whole vocabulary at every position copied to
-the host, an argmax loop that picks 30 %. The reference is SmolLM2-135M-Instruct (as `finepref model smollm2` makes it,
-or any other model in `--model`), the oracle the same with every weight
-moved at random (seeded). A pair is a question of seapo_demo with its good answer and the next question's good answer
-(an injected error would share its beginning with the good answer, and flatter the shared tree); `--shots` puts so many
-solved questions before it, for longer prompts.
+the host, an argmax loop that picks 30 %. The reference is SmolLM2-135M-Instruct (or the model in `--model`), the
+oracle the same with every weight moved at random (seeded). A pair is a question of seapo_demo with its good answer and
+the next question's good answer (an injected error would share its beginning with the good answer, and flatter the
+shared tree); `--shots` puts so many solved questions before it, for longer prompts.
 
 Every variant runs in a process of its own. Time is CPU time without loading (wall time on an accelerator); memory is
 the peak of the process, or of the accelerator's allocations. The FLOP limit is what the device needs for the products
