@@ -4,7 +4,7 @@
 
 MODEL is a folder, such as `finepref model smollm2` makes. The prompts are the questions of seapo_demo in the model's
 chat template, answered greedily. Bare is `model.generate` over the same batches of prompts of similar length, and
-`LLM.generate` of vLLM over all prompts; both share one loaded model with ours. For openai a `vllm serve` is started,
+`LLM.generate` of vLLM over all prompts; both share one loaded model with ours. For openai vLLM's server is started,
 and bare is the openai client with as many requests under way. Bare and ours take turns; the answers are compared. Time
 is CPU time of the process (wall time on an accelerator, and for openai), without loading and the first batch. A ratio
 of 1 means that nothing is lost.
@@ -102,24 +102,17 @@ def bare_vllm(engine: VllmEngine, requests: list[Request]) -> Callable[[], dict[
 
 @contextmanager
 def served(model: str) -> Iterator[str]:
-    """The address of `vllm serve`, as a user would start it, without a cache of prompts, which would answer twice."""
+    """The address of vLLM's server, without a cache of prompts; its command `vllm` does not know the CPU build."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [
-        Path(sys.executable).with_name("vllm"),
-        "serve",
-        model,
-        "--port",
-        str(port),
-        "--served-model-name",
-        "model",
-    ]
-    words += ["--enforce-eager", "--no-enable-prefix-caching", "--generation-config", "vllm"]
+    words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--port", str(port)]
+    words += ["--served-model-name", "model", "--enforce-eager", "--no-enable-prefix-caching"]
+    words += ["--generation-config", "vllm"]
     server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         while True:
-            assert server.poll() is None, "vllm serve has ended"
+            assert server.poll() is None, "the server has ended"
             try:
                 urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
                 break
@@ -127,7 +120,8 @@ def served(model: str) -> Iterator[str]:
                 time.sleep(1)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait()
 
 
