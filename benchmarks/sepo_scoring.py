@@ -101,7 +101,7 @@ def released(folder: Path, items: list, device: str) -> tuple[float, dict[str, l
     return clock(device) - started, rewards
 
 
-def ours(folder: Path, items: list, device: str, dtype: str) -> tuple[float, dict[str, list[list[float]]]]:
+def by_hf(folder: Path, items: list, device: str, dtype: str) -> tuple[float, dict[str, list[list[float]]]]:
     """As `released`, by the code behind `finepref sepo score`: one model after the other."""
     from finepref.synth.engine_hf import load_model
     from finepref.synth.scoring import Reader, batches
@@ -195,7 +195,7 @@ def variant(name: str, folder: Path, arguments: argparse.Namespace) -> dict:
     if kind == "released":
         seconds, rewards = released(folder, items, arguments.device)
     else:
-        seconds, rewards = {"hf": ours, "vllm": by_vllm}[kind](folder, items, arguments.device, dtype)
+        seconds, rewards = {"hf": by_hf, "vllm": by_vllm}[kind](folder, items, arguments.device, dtype)
     memory = peak_bytes(arguments.device)
     return {
         "seconds": seconds,

@@ -99,6 +99,8 @@ def test_the_shipped_files_play(played, name, tmp_path):
     assert [step for step in steps if step.endswith("/eval")] == [f"round_{i}/eval" for i in range(rounds + 1)]
     trained = [words for words, _ in steps.values() if words[0] == "llamafactory-cli"]
     assert {Path(words[2]).is_file() for words in trained} == {True}
+    if name == "apo_demo":
+        assert steps["round_1/merged"][0][:3] == ["llamafactory-cli", "export", "examples/seapo_export.yaml"]
     assert "round_1/merged" in steps if name == "apo_demo" else "round_1/merged" not in steps
 
 
@@ -127,6 +129,7 @@ def test_reward_models_of_human_preferences_alone_are_ranked_where_the_others_ha
 def test_each_round_goes_on_with_the_llm_and_starts_the_reward_model_anew(played, short, tmp_path):
     steps, run = played(short), tmp_path / "run"
     for i, llm in ((1, "an/llm"), (2, str(run / "round_1/policy/model"))):
+        assert steps[f"round_{i}/reward"][0][:3] == ["llamafactory-cli", "train", "examples/apo_rm.yaml"]
         assert keys_of(steps[f"round_{i}/reward"][0])["model_name_or_path"] == "a/base"
         assert keys_of(steps[f"round_{i}/reward"][0])["dataset"] == f"human,apo_{i}"
         assert keys_of(steps[f"round_{i}/policy"][0])["model_name_or_path"] == llm

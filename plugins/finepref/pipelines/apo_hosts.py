@@ -63,7 +63,7 @@ class LlamaFactory:
         if start is not None:
             keys["adapter_name_or_path" if self.lora else "model_name_or_path"] = start
         keys |= {"dataset_dir": self.run.folder, "dataset": ",".join(names), "template": self.asked.template}
-        if self.recipe.get("apo_loss", "ranking") != "ranking" and not _has_golden(names):
+        if _must_rank(self.recipe.get("apo_loss"), names):
             keys["apo_loss"] = "ranking"
         inputs = [*files, *([] if start is None else [start])]
         return llamafactory.train(self.run, step, self.asked.reward, keys, inputs=inputs)
@@ -140,7 +140,7 @@ class OpenRLHF:
             "data.dataset": ",".join(names),
             "data.apply_chat_template": True,
         }
-        if self.reward.get("apo.loss", "ranking") != "ranking" and not _has_golden(names):
+        if _must_rank(self.reward.get("apo.loss"), names):
             keys["apo.loss"] = "ranking"
         program = [*self.launcher, "openrlhf.cli.train_apo_rm"]
         return openrlhf.train(self.run, step, program, self.reward, keys, inputs=files)
@@ -164,6 +164,6 @@ class OpenRLHF:
         return str(openrlhf.merge(self.run, f"{here}/merged", self.asked.merge, model=llm, adapter=trained))
 
 
-def _has_golden(names: Sequence[str]) -> bool:
-    """Whether a reward model sees golden answers and samples, which alone any other loss than ranking is for."""
-    return any(name.startswith("apo_") for name in names)
+def _must_rank(loss: object, names: Sequence[str]) -> bool:
+    """Whether another loss is asked for that only golden answers and samples can have, and the data sets have none."""
+    return loss not in (None, "ranking") and not any(name.startswith("apo_") for name in names)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
-import yaml
-from conftest import ROOT, ranked_rows
+from apo_game import STEPS, finish, play, save_game
+from conftest import ranked_rows
 
 TINY = {
     "finetuning_type": "lora",
@@ -28,56 +27,20 @@ TINY = {
     "preprocessing_num_workers": 1,
     "dataloader_num_workers": 0,
 }
-SAMPLING = {"max_new_tokens": 6, "temperature": 1.0}
-STEPS = [
-    *("data/human", "data/test_human", "data/testing_human", "base/reward", "testing/reward", "base/scored"),
-    *("round_0/answers", "round_0/answers_scored", "round_0/eval"),
-    *("round_1/samples", "round_1/pairs", "round_1/reward", "round_1/golden_pairs", "round_1/scored"),
-    *("round_1/selected", "round_1/policy", "round_1/merged", "round_1/answers"),
-    *("round_1/scored_by_base", "round_1/answers_scored", "round_1/eval"),
-]
 
 
 @pytest.fixture(scope="module")
 def game(tiny_model, tmp_path_factory) -> Path:
     """A YAML with all the data of a game beside it."""
-    folder = tmp_path_factory.mktemp("game")
-    for name, start in (("human", 0), ("test_human", 30), ("testing_human", 60)):
-        write(folder / f"{name}.jsonl", [row for row in ranked_rows(9, start=start) if "kind" not in row])
-    for name, start in (("queries", 0), ("test_queries", 4)):
-        rows = [{"prompt": f"What is {i} + {i}?", "chosen": f"It is {2 * i}."} for i in range(start, start + 4)]
-        write(folder / f"{name}.jsonl", rows)
-    files = ("human", "test_human", "testing_human", "queries", "test_queries")
-    settings = {
-        "model": str(tiny_model),
-        **{name: str(folder / f"{name}.jsonl") for name in files},
-        "template": "chatml",
-        "learning_rates": [1.0e-3],
-        "sample": {"n": 2, **SAMPLING},
-        "answer": {"n": 1, **SAMPLING},
-        "reward": {"recipe": "examples/apo_rm.yaml", "learning_rate": 1e-2, **TINY},
-        "policy": {"recipe": "examples/apo_sft.yaml", **TINY},
-        "merge": {"recipe": "examples/seapo_export.yaml", "infer_dtype": "float32"},
-    }
-    (folder / "game.yaml").write_text(yaml.safe_dump(settings))
-    return folder / "game.yaml"
-
-
-def write(path: Path, rows: list[dict]) -> None:
-    """Rows as JSON Lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def play(game: Path, output: Path) -> subprocess.Popen:
-    """Start the command in a session of its own."""
-    words = [Path(sys.executable).with_name("finepref"), "apo", "run", game, "--output", output]
-    with open(output.with_suffix(".log"), "ab") as log:
-        return subprocess.Popen(words, stdout=log, stderr=log, cwd=ROOT, start_new_session=True, env=dict(os.environ))
-
-
-def finish(game: Path, output: Path) -> None:
-    """Play to the end."""
-    assert play(game, output).wait(timeout=900) == 0, output.with_suffix(".log").read_text()[-4000:]
+    return save_game(
+        tmp_path_factory.mktemp("game"),
+        tiny_model,
+        partial(ranked_rows, 9),
+        template="chatml",
+        reward={"recipe": "examples/apo_rm.yaml", "learning_rate": 1e-2, **TINY},
+        policy={"recipe": "examples/apo_sft.yaml", **TINY},
+        merge={"recipe": "examples/seapo_export.yaml", "infer_dtype": "float32"},
+    )
 
 
 def kill_in(step: str, game: Path, output: Path) -> None:

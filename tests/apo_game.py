@@ -1,0 +1,55 @@
+"""A game of `finepref apo run` on a tiny model, for the tests of both hosts: its files, its steps, and playing it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from finepref.formats.jsonl import write_jsonl
+
+STEPS = [
+    *("data/human", "data/test_human", "data/testing_human", "base/reward", "testing/reward", "base/scored"),
+    *("round_0/answers", "round_0/answers_scored", "round_0/eval"),
+    *("round_1/samples", "round_1/pairs", "round_1/reward", "round_1/golden_pairs", "round_1/scored"),
+    *("round_1/selected", "round_1/policy", "round_1/merged", "round_1/answers"),
+    *("round_1/scored_by_base", "round_1/answers_scored", "round_1/eval"),
+]
+"""Of one round where the LLM is trained with LoRA, in the order in which they run."""
+
+
+def save_game(folder: Path, model: Path, ranked_rows: Callable[..., list[dict]], **settings: Any) -> Path:
+    """A YAML of one round with all the data beside it; `ranked_rows(start=i)` gives preferences of both kinds."""
+    for name, start in (("human", 0), ("test_human", 30), ("testing_human", 60)):
+        write_jsonl(folder / f"{name}.jsonl", [row for row in ranked_rows(start=start) if "kind" not in row])
+    for name, start in (("queries", 0), ("test_queries", 4)):
+        rows = [{"prompt": f"What is {i} + {i}?", "chosen": f"It is {2 * i}."} for i in range(start, start + 4)]
+        write_jsonl(folder / f"{name}.jsonl", rows)
+    files = ("human", "test_human", "testing_human", "queries", "test_queries")
+    sampling = {"max_new_tokens": 6, "temperature": 1.0}
+    common = {
+        "model": str(model),
+        **{name: str(folder / f"{name}.jsonl") for name in files},
+        "learning_rates": [1.0e-3],
+        "sample": {"n": 2, **sampling},
+        "answer": {"n": 1, **sampling},
+    }
+    (folder / "game.yaml").write_text(yaml.safe_dump(common | settings))
+    return folder / "game.yaml"
+
+
+def play(game: Path, output: Path) -> subprocess.Popen:
+    """Start the command in a session of its own."""
+    words = [Path(sys.executable).with_name("finepref"), "apo", "run", game, "--output", output]
+    root, variables = Path(__file__).parents[1], dict(os.environ)
+    with open(output.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(words, stdout=log, stderr=log, cwd=root, start_new_session=True, env=variables)
+
+
+def finish(game: Path, output: Path) -> None:
+    """Play to the end."""
+    assert play(game, output).wait(timeout=900) == 0, output.with_suffix(".log").read_text()[-4000:]
