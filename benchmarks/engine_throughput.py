@@ -109,7 +109,9 @@ def served(model: str) -> Iterator[str]:
     words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--port", str(port)]
     words += ["--served-model-name", "model", "--enforce-eager", "--no-enable-prefix-caching"]
     words += ["--generation-config", "vllm"]
-    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1"} | os.environ  # on a CPU it would otherwise take nearly all memory
+    quiet = subprocess.DEVNULL
+    server = subprocess.Popen(words, env=settings, stdout=quiet, stderr=quiet, start_new_session=True)
     try:
         while True:
             assert server.poll() is None, "the server has ended"

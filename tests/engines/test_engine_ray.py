@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from finepref.cli import app
 from finepref.formats.records import Message
-from finepref.synth import engine_vllm
+from finepref.synth import engine_vllm, scoring_vllm
 from finepref.synth.engine_hf import HfEngine
-from finepref.synth.engine_ray import RayEngine
+from finepref.synth.engine_ray import RayEngine, RayScorer, Workers
 from finepref.synth.engine_vllm import VllmEngine
 from finepref.synth.engines import Request
+from finepref.synth.scoring import HfScorer, Item
+from tiny_llama import save_perturbed
 from typer.testing import CliRunner
 
 ROWS = 24
@@ -103,10 +105,15 @@ def test_a_worker_that_cannot_load_its_model_is_one_line(source, tiny_model, tmp
     for path in tiny_model.iterdir():
         if path.suffix != ".safetensors":
             (tmp_path / "model" / path.name).write_bytes(path.read_bytes())
-    result = CliRunner().invoke(app, inject(source, tmp_path / "out", tmp_path / "model", "--workers", "1"))
-    assert result.exit_code == 1
-    (line,) = [line for line in result.output.splitlines() if "a worker of Ray failed" in line]
-    assert "OSError" in line
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "Why?", "chosen": "So.", "rejected": "No."}\n')
+    models = ["--reference", str(tmp_path / "model"), "--oracle", str(tmp_path / "model")]
+    score = ["sepo", "score", str(pairs), "--output", str(tmp_path / "scores.jsonl"), *models]
+    for command in (inject(source, tmp_path / "out", tmp_path / "model"), score):
+        result = CliRunner().invoke(app, [*command, "--workers", "1"])
+        assert result.exit_code == 1
+        (line,) = [line for line in result.output.splitlines() if "a worker of Ray failed" in line]
+        assert "OSError" in line
 
 
 def test_groups_hold_every_request_once_and_the_name_is_the_engines(tiny_model):
@@ -114,4 +121,46 @@ def test_groups_hold_every_request_once_and_the_name_is_the_engines(tiny_model):
     for engine in (HfEngine(str(tiny_model), batch_size=3), VllmEngine(str(tiny_model))):
         found = [request for group in engine.groups(asked) for request in group]
         assert sorted(found, key=asked.index) == asked
-        assert RayEngine(engine, workers=2).model == engine.model
+        assert RayEngine(engine, Workers(count=2)).model == engine.model
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--engine", "vllm", "--vllm-options", "enforce_eager: true"]], ids=["hf", "vllm"]
+)
+def test_two_workers_score_the_files_of_one_process(source, tiny_model, tmp_path, monkeypatch, more):
+    """In groups of at most 200 tokens or 4 pairs."""
+    monkeypatch.setattr(scoring_vllm, "GROUP", 4)
+    pairs, oracle = tmp_path / "pairs.jsonl", save_perturbed(tiny_model, tmp_path / "oracle")
+    with source.open() as lines, pairs.open("w") as file:
+        for i, line in enumerate(lines):
+            file.write(json.dumps(json.loads(line) | {"id": f"{i}", "rejected": f"{2 * i}?"}) + "\n")
+    for name, workers in (("one", "0"), ("two", "2")):
+        command = [
+            "sepo",
+            "score",
+            str(pairs),
+            "--output",
+            str(tmp_path / name / "out.jsonl"),
+            "--oracle",
+            str(oracle),
+        ]
+        command += ["--reference", str(tiny_model), "--batch-tokens", "200", "--workers", workers]
+        result = CliRunner().invoke(app, [*command, *more])
+        assert result.exit_code == 0, result.output
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    report = json.loads(files(tmp_path / "two")["out.report.json"])
+    assert (report["scored"], report["dropped"]) == (ROWS - 1, {"context": 1})
+
+
+def test_workers_read_only_groups_that_are_not_done_and_give_what_is_new(tiny_model):
+    """Three groups of two: of one nothing is done, of one half, and the third one's 999 is no token."""
+    items = [Item(f"{i}", [5, 6 + i], {"chosen": [token, 0]}) for i, token in enumerate((9, 9, 9, 9, 999, 999))]
+    scorer = HfScorer(str(tiny_model), batch_tokens=6)
+    assert [[item.id for item in group] for group in scorer.groups(items)] == [["0", "1"], ["2", "3"], ["4", "5"]]
+    shared = RayScorer(scorer, Workers(count=2))
+    found, alone = (
+        {name: sides["chosen"].tolist() for together in each for name, sides in together}
+        for each in (shared.logps(items, done=["3", "4", "5"]), scorer.logps(items[:4], done=["3"]))
+    )
+    assert found == alone
+    assert sorted(found) == ["0", "1", "2"]

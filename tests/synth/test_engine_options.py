@@ -7,6 +7,7 @@ import json
 import pytest
 from finepref.cli import app
 from finepref.commands.engines import EngineName, EngineOptions, engine_of
+from finepref.synth.engine_ray import Workers
 from finepref.synth.engine_vllm import VllmEngine
 from typer.testing import CliRunner
 
@@ -48,7 +49,7 @@ def test_workers_get_a_folder_by_its_whole_path_and_keep_the_engines_name(tiny_m
     monkeypatch.chdir(tiny_model.parent)
     for name in ("hf", "vllm"):
         shared = engine(name, model=tiny_model.name, workers=2, worker_cpus=3.0, worker_gpus=0.5)
-        assert (shared.workers, shared.cpus, shared.gpus) == (2, 3.0, 0.5)
+        assert shared.workers == Workers(count=2, cpus=3.0, gpus=0.5)
         assert shared.engine.name == str(tiny_model)
         assert shared.model == engine(name, model=tiny_model.name).model
 

@@ -13,12 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from finepref.synth.engine_ray import Workers
     from finepref.synth.engines import Engine
 
 
 VllmOptions = Annotated[
     str, typer.Option(metavar="MAPPING", help='For vllm: its own options, such as "{tensor_parallel_size: 2}".')
 ]
+
+
+WorkerCount = Annotated[
+    int, typer.Option(min=0, help="For hf, vllm: processes of Ray that share the work; 0: this one.")
+]
+WorkerCpus = Annotated[float, typer.Option(min=0.0, help="CPUs of each worker.")]
+WorkerGpus = Annotated[float | None, typer.Option(min=0.0, help="GPUs of each worker; default: 1 where there are.")]
 
 
 class EngineName(StrEnum):
@@ -38,13 +46,9 @@ class EngineOptions:
     batch_size: Annotated[int, typer.Option(min=1, help="For hf: requests per batch.")] = 8
     concurrency: Annotated[int, typer.Option(min=1, help="For openai: requests under way at a time.")] = 16
     vllm_options: VllmOptions = ""
-    workers: Annotated[
-        int, typer.Option(min=0, help="For hf, vllm: processes of Ray that share the work; 0: this one.")
-    ] = 0
-    worker_cpus: Annotated[float, typer.Option(min=0.0, help="CPUs of each worker.")] = 1.0
-    worker_gpus: Annotated[
-        float | None, typer.Option(min=0.0, help="GPUs of each worker; default: 1 where there are.")
-    ] = None
+    workers: WorkerCount = 0
+    worker_cpus: WorkerCpus = 1.0
+    worker_gpus: WorkerGpus = None
 
 
 def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -84,8 +88,8 @@ def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | 
 
         return OpenAIEngine(model, base_url=options.base_url, concurrency=options.concurrency)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if options.workers and Path(model).is_dir():
-        model = str(Path(model).resolve())  # a cluster's workers have another working directory
+    if options.workers:
+        model = for_workers(model)
     from finepref.synth.engine_hf import HfEngine
     from finepref.synth.engine_vllm import VllmEngine
 
@@ -98,12 +102,23 @@ def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | 
         return engine
     from finepref.synth.engine_ray import RayEngine
 
-    gpus = options.worker_gpus
+    return RayEngine(engine, workers_of(options.workers, options.worker_cpus, options.worker_gpus))
+
+
+def for_workers(model: str) -> str:
+    """A model's name for processes with another working directory, such as a cluster's."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def workers_of(count: int, cpus: float, gpus: float | None) -> Workers:
+    """What --workers, --worker-cpus and --worker-gpus say."""
+    from finepref.synth.engine_ray import Workers
+
     if gpus is None:
         import torch
 
         gpus = float(torch.accelerator.current_accelerator(check_available=True) is not None)
-    return RayEngine(engine, workers=options.workers, cpus=options.worker_cpus, gpus=gpus)
+    return Workers(count=count, cpus=cpus, gpus=gpus)
 
 
 def vllm_settings(text: str) -> dict[str, object]:

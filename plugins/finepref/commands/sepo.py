@@ -7,15 +7,23 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finepref.commands.engines import VllmOptions, vllm_settings
+from finepref.commands.engines import (
+    VllmOptions,
+    WorkerCount,
+    WorkerCpus,
+    WorkerGpus,
+    for_workers,
+    vllm_settings,
+    workers_of,
+)
 from finepref.commands.errors import told_errors
 
 if TYPE_CHECKING:
-    from finepref.synth.scoring import Scorer
+    from finepref.synth.scoring import LocalScorer, Scorer
 
 
 class ScoringEngine(StrEnum):
@@ -43,6 +51,9 @@ def score(
     dtype: Annotated[Dtype, typer.Option(help="Number format of both models; auto: each checkpoint's.")] = Dtype.auto,
     engine: Annotated[ScoringEngine, typer.Option(help="What reads the models.")] = ScoringEngine.hf,
     vllm_options: VllmOptions = "",
+    workers: WorkerCount = 0,
+    worker_cpus: WorkerCpus = 1.0,
+    worker_gpus: WorkerGpus = None,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in a batch, or in a step of vLLM.")] = 2048,
     max_prompt: Annotated[int, typer.Option(min=0, help="Leave out longer prompts (paper: 1900 tokens).")] = 0,
     min_response: Annotated[int, typer.Option(min=0, help="Leave out shorter responses (paper: 8 tokens).")] = 0,
@@ -62,12 +73,23 @@ def score(
         from finepref.synth.sepo import Limits
         from finepref.synth.sepo import score as run
 
-        make = _scorers(engine, vllm_options, dtype=dtype.value, batch_tokens=batch_tokens)
+        kind = _kind(engine, vllm_options)
+        shared = workers_of(workers, worker_cpus, worker_gpus) if workers else None
+
+        def scorer(model: str, adapter: str | None = None) -> Scorer:
+            if shared is None:
+                return kind(model, adapter=adapter, dtype=dtype.value, batch_tokens=batch_tokens)
+            from finepref.synth.engine_ray import RayScorer
+
+            adapter = adapter and for_workers(adapter)
+            own = kind(for_workers(model), adapter=adapter, dtype=dtype.value, batch_tokens=batch_tokens)
+            return RayScorer(own, shared)
+
         outcome = run(
             source,
             output,
-            oracle=make(oracle or reference, adapter=oracle_adapter),
-            reference=make(reference),
+            oracle=scorer(oracle or reference, oracle_adapter),
+            reference=scorer(reference),
             limits=Limits(max_prompt=max_prompt, min_response=min_response, max_total=max_total),
             csv_share=csv_share,
             work_dir=work_dir,
@@ -81,8 +103,8 @@ def score(
         typer.echo(f"{output}: {outcome.scored} scored pairs (left out: {left_out})")
 
 
-def _scorers(engine: ScoringEngine, vllm_options: str, **settings: Any) -> Callable[..., Scorer]:
-    """What makes a scorer of a model, or of a model and an adapter.
+def _kind(engine: ScoringEngine, vllm_options: str) -> Callable[..., LocalScorer]:
+    """What makes a scorer of a model.
 
     Raises:
         ValueError: options that the engine does not have, or torchrun, whose ranks would all take vLLM's first device.
@@ -92,7 +114,7 @@ def _scorers(engine: ScoringEngine, vllm_options: str, **settings: Any) -> Calla
             raise ValueError("--vllm-options are for --engine vllm")
         from finepref.synth.scoring import HfScorer
 
-        return partial(HfScorer, **settings)
+        return HfScorer
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "--engine vllm under torchrun: use --vllm-options {tensor_parallel_size: N}, or start each rank by itself "
@@ -100,7 +122,7 @@ def _scorers(engine: ScoringEngine, vllm_options: str, **settings: Any) -> Calla
         )
     from finepref.synth.scoring_vllm import VllmScorer
 
-    return partial(VllmScorer, options=vllm_settings(vllm_options), **settings)
+    return partial(VllmScorer, options=vllm_settings(vllm_options))
 
 
 def register(app: typer.Typer) -> None:

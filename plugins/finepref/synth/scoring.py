@@ -8,7 +8,9 @@ every response in a row of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -91,7 +93,37 @@ class Scorer(Protocol):
         ...
 
 
-class HfScorer:
+class LocalScorer(ABC):
+    """A `Scorer` that has its model in this process while its `logps` are read, one group of items after another."""
+
+    name: str
+    model: str
+    batch_tokens: int
+
+    @abstractmethod
+    def groups(self, items: Iterable[Item]) -> list[list[Item]]:
+        """Every item in one group, in groups whose numbers depend on the group alone."""
+
+    @abstractmethod
+    def loaded(self, items: Sequence[Item]) -> AbstractContextManager[Read]:
+        """The model with room for the items: what reads a group, those together that get ready so."""
+
+    def logps(self, items: Iterable[Item], *, done: Iterable[str] = ()) -> Iterator[list[tuple[str, Logps]]]:
+        """See `Scorer`; a group is left out when all its ids are `done`. Raises what `loaded` raises."""
+        ordered, finished = [*items], {*done}
+        with self.loaded(ordered) as read:
+            for group in unfinished(self.groups(ordered), finished):
+                for together in read(group):
+                    if new := [each for each in together if each[0] not in finished]:
+                        yield new
+
+
+def unfinished(groups: Iterable[Sequence[Item]], finished: Set[str]) -> list[Sequence[Item]]:
+    """The groups that have more than what is finished."""
+    return [group for group in groups if not finished >= {item.id for item in group}]
+
+
+class HfScorer(LocalScorer):
     """A `Scorer` that is a Hugging Face model.
 
     Args:
@@ -107,17 +139,20 @@ class HfScorer:
         self.name, self.adapter, self.dtype, self.batch_tokens = model, adapter, dtype, batch_tokens
         self.model = f"hf:{weights(model, adapter)}:{dtype}"
 
-    def logps(self, items: Iterable[Item], *, done: Iterable[str] = ()) -> Iterator[list[tuple[str, Logps]]]:
-        """See `Scorer`; batch by batch, and a batch is left out when all its ids are `done`."""
+    def groups(self, items: Iterable[Item]) -> list[list[Item]]:
+        """The batches."""
+        return batches(items, batch_tokens=self.batch_tokens)
+
+    @contextmanager
+    def loaded(self, items: Sequence[Item]) -> Iterator[Read]:
+        """See `LocalScorer`; a batch is ready at once."""
         network, _ = load_model(self.name, adapter=self.adapter, dtype=self.dtype)
         reader = Reader(network)
-        finished = {*done}
-        for batch in batches(items, batch_tokens=self.batch_tokens):
-            if not finished.issuperset(item.id for item in batch):
-                yield list(zip([item.id for item in batch], reader.logps(batch), strict=True))
+        yield lambda batch: [list(zip([item.id for item in batch], reader.logps(batch), strict=True))]
 
 
 Logps = Mapping[str, "Tensor"]
+Read = Callable[[Sequence[Item]], Iterable[list[tuple[str, Logps]]]]
 
 
 class Reader:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from finepref.synth.engine_vllm import engine_args
-from finepref.synth.scoring import Item, Logps, weights
+from finepref.synth.scoring import Item, LocalScorer, Logps, Read, weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,8 +38,8 @@ OWN = {
 """Options of vLLM's that have an argument here, or that change what a log-probability is."""
 
 
-class VllmScorer:
-    """A `Scorer` that is a model in vLLM; it is there while its `logps` are read, and then leaves the memory.
+class VllmScorer(LocalScorer):
+    """A `Scorer` that is a model in vLLM.
 
     Args:
         model: folder or hub name.
@@ -67,18 +69,17 @@ class VllmScorer:
         told = f":{json.dumps(self.options, sort_keys=True)}" if self.options else ""
         self.model = f"vllm:{weights(model, adapter)}:{dtype}{told}"
 
-    def logps(self, items: Iterable[Item], *, done: Iterable[str] = ()) -> Iterator[list[tuple[str, Logps]]]:
-        """See `Scorer`; each item in the step that finishes its last response. Raises what `load` raises."""
-        ordered, finished = [*items], {*done}
-        engine = self.load(ordered)
+    def groups(self, items: Iterable[Item]) -> list[list[Item]]:
+        """Items in their order, so many that the engine is kept busy with each group."""
+        ordered = [*items]
+        return [ordered[start : start + GROUP] for start in range(0, len(ordered), GROUP)]
+
+    @contextmanager
+    def loaded(self, items: Sequence[Item]) -> Iterator[Read]:
+        """See `LocalScorer` and `load`; an item is ready in the step that finishes its last response."""
+        engine = self.load(items)
         try:
-            for start in range(0, len(ordered), GROUP):
-                group = ordered[start : start + GROUP]
-                if finished.issuperset(item.id for item in group):
-                    continue
-                for together in read(engine, group, adapter=self.adapter):
-                    if new := [each for each in together if each[0] not in finished]:
-                        yield new
+            yield partial(read, engine, adapter=self.adapter)
         finally:
             engine.engine_core.shutdown()
             del engine
