@@ -6,9 +6,10 @@
 The released algorithm (SteveKGYang/SePO, 82fab6c) is written anew below: both models in memory, batch 1, every
 response read with its prompt, float32, autograd on, log-softmax over the whole vocabulary at every position copied to
 the host, an argmax loop that picks 30 %. The reference is SmolLM2-135M-Instruct (or the model in `--model`), the
-oracle the same with every weight moved at random (seeded). A pair is a question of seapo_demo with its good answer and
-the next question's good answer (an injected error would share its beginning with the good answer, and flatter the
-shared tree); `--shots` puts so many solved questions before it, for longer prompts.
+oracle the same with every weight moved at random (seeded) or the model in `--oracle`; the weights of both are rounded
+to bfloat16, as those of published checkpoints are. A pair is a question of seapo_demo with its good answer and the
+next question's good answer (an injected error would share its beginning with the good answer, and flatter the shared
+tree); `--shots` puts so many solved questions before it, for longer prompts.
 
 Every variant runs in a process of its own. Time is CPU time without loading (wall time on an accelerator); memory is
 the peak of the process, or of the accelerator's allocations. The FLOP limit is what the device needs for the products
@@ -34,24 +35,25 @@ SAMPLES = Path(__file__).parents[1] / "dataset_info" / "samples" / "seapo_demo.j
 SHARE = 0.3
 
 
-def make_models(folder: Path, given: Path | None) -> None:
-    """The reference, and the oracle: weights + 0.02 std of each matrix at random."""
+def make_models(folder: Path, given: Path | None, oracle: Path | None) -> None:
+    """The reference, and the oracle: the one given, or the reference's weights + 0.02 std of each matrix at random."""
     import torch
     from finepref.synth.smollm2 import convert
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if given is None:
-        convert(folder / "reference", dtype="float32")
-    else:
-        (folder / "reference").symlink_to(given.resolve())
-    model = AutoModelForCausalLM.from_pretrained(folder / "reference")
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                weight.add_(torch.randn_like(weight), alpha=0.02 * weight.std().item())
-    model.save_pretrained(folder / "oracle")
-    AutoTokenizer.from_pretrained(folder / "reference").save_pretrained(folder / "oracle")
+        given = folder / "given"
+        convert(given, dtype="float32")
+    for name, source in (("reference", given), ("oracle", oracle or given)):
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for weight in model.parameters():
+                if name == "oracle" and oracle is None and weight.dim() == 2:
+                    weight.add_(torch.randn_like(weight), alpha=0.02 * weight.std().item())
+                weight.copy_(weight.bfloat16())
+        model.save_pretrained(folder / name)
+        AutoTokenizer.from_pretrained(given).save_pretrained(folder / name)
 
 
 def make_items(folder: Path, pairs: int, shots: int) -> list:
@@ -233,6 +235,7 @@ def main() -> None:
     parser.add_argument("--dtypes", default="float32,bfloat16", help="of ours; slow on a CPU without bfloat16")
     parser.add_argument("--engines", default="hf", help="of ours: hf, vllm or both")
     parser.add_argument("--model", type=Path, help="folder of the reference")
+    parser.add_argument("--oracle", type=Path, help="folder of the oracle; default: the reference moved at random")
     parser.add_argument("--variant", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -242,7 +245,7 @@ def main() -> None:
     from finepref.synth.scoring import batches, padding
 
     with tempfile.TemporaryDirectory() as folder:
-        make_models(Path(folder), arguments.model)
+        make_models(Path(folder), arguments.model, arguments.oracle)
         items = make_items(Path(folder), arguments.pairs, arguments.shots)
         prompt = sum(len(item.prompt) for item in items) / len(items)
         response = sum(len(each) for item in items for each in item.responses.values()) / len(items) / 2
