@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from finepref.synth.scoring import MOST_PADDING, Item, Reader, batches, padding, tree
@@ -11,6 +13,8 @@ from transformers import (
     BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPTNeoXConfig,
+    LlamaConfig,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
@@ -26,7 +30,6 @@ ITEMS = [
 
 def alone(network, prompt, response):
     """log softmax of the logits at the position before each response token, the sequence in a row of its own."""
-    network = network.double()
     with torch.no_grad():
         logits = network(torch.tensor([[*prompt, *response]])).logits[0].double()
     return [logits[len(prompt) + i - 1].log_softmax(-1)[token].item() for i, token in enumerate(response)]
@@ -38,7 +41,7 @@ def assert_equals_each_alone(network, items, *, shares_prompt, plain_head):
     found = reader.logps(items)
     for item, by_name in zip(items, found, strict=True):
         for name, response in item.responses.items():
-            assert by_name[name].tolist() == pytest.approx(alone(network, item.prompt, response), abs=2e-5)
+            assert by_name[name].tolist() == pytest.approx(alone(network.double(), item.prompt, response), abs=2e-5)
         network.float()
 
 
@@ -104,3 +107,38 @@ def test_batches_hold_each_item_once_within_their_tokens_and_with_little_padding
     assert all(1 - sum(batch) / (len(batch) * max(batch)) <= MOST_PADDING for batch in sizes)
     assert padding(made) == 1 - sum(map(sum, sizes)) / sum(len(batch) * max(batch) for batch in sizes)
     assert 0 < padding(made) <= MOST_PADDING
+
+
+def with_large_embeddings(network):
+    """Next to which what a layer adds is lost in 16 bits."""
+    torch.manual_seed(0)
+    embeddings = network.get_input_embeddings().weight
+    embeddings.data = 100 * torch.randn(embeddings.shape)
+    return network.eval()
+
+
+DEEP_LLAMA = LlamaConfig(
+    vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=16, num_attention_heads=2,
+    initializer_range=0.2,
+)  # fmt: skip
+DEEP_NEOX = GPTNeoXConfig(
+    vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=16, num_attention_heads=2,
+    initializer_range=0.2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("config", [DEEP_LLAMA, DEEP_NEOX], ids=["llama", "neox"])
+def test_a_model_of_16_bits_is_read_nearer_to_float64_than_by_its_own_forward(config, dtype):
+    torch.manual_seed(0)
+    network = with_large_embeddings(AutoModelForCausalLM.from_config(config)).to(dtype)
+    exact, plain = (
+        [alone(deepcopy(network).to(kind), i.prompt, tokens) for i in ITEMS for tokens in i.responses.values()]
+        for kind in (torch.float64, dtype)
+    )
+    found = [values.tolist() for by_name in Reader(network).logps(ITEMS) for values in by_name.values()]
+    error = [
+        torch.cat([torch.tensor(a) - torch.tensor(b) for a, b in zip(read, exact, strict=True)]).abs().mean().item()
+        for read in (found, plain)
+    ]
+    assert 0 < error[0] < error[1] / 5

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -18,7 +19,7 @@ from finepref.synth.engine_hf import folder_digest, load_model
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 CHUNK = 128
@@ -159,23 +160,32 @@ class Reader:
     """A loaded model together with what is known of it: `shares_prompt` and `plain_head` by a trial.
 
     `plain_head` says whether the logits are the output head's own values, not scaled or capped afterwards.
+
+    A reward is the small difference of two log-probabilities. So a model in bfloat16 or float16 multiplies matrices in
+    that format, and keeps what its layers add up (the residual stream) and its logits in float32: the network that is
+    given is changed to that.
     """
 
     def __init__(self, network: PreTrainedModel) -> None:
         import torch
 
         self.network = network.get_base_model() if hasattr(network, "get_base_model") else network
+        self.mixed = self.network.dtype in {torch.bfloat16, torch.float16}
+        if self.mixed:
+            self.network.get_input_embeddings().register_forward_hook(lambda *call: call[-1].float())
+            self.network.set_output_embeddings(_float_head(self.network.get_output_embeddings()))
+            for vector in (each for each in self.network.parameters() if each.dim() == 1):
+                vector.data = vector.data.float()  # such as LayerNorm's, whose input is float32 now
         self.head = self.network.get_output_embeddings()
         config = self.network.config.get_text_config()
         windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         self.window: int = min((window for window in windows if window), default=2**31)
         self.shares_prompt = self.plain_head = True
-        with torch.inference_mode():
+        with self._inference():
             self._try(config.vocab_size)
 
     def logps(self, items: Sequence[Item]) -> list[dict[str, Tensor]]:
         """Per item: response name -> log pi of each token, float32 [R] on the CPU, in one batch."""
-        import torch
 
         longest = max(len(item.prompt) + len(response) for item in items for response in item.responses.values())
         shared = self.shares_prompt and longest <= self.window
@@ -184,9 +194,17 @@ class Reader:
             for item in items
             for group in ([item.responses.values()] if shared else [[each] for each in item.responses.values()])
         ]
-        with torch.inference_mode():
+        with self._inference():
             found = (path for row in self._read(trees, branching=shared) for path in row)
         return [{name: next(found) for name in item.responses} for item in items]
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        import torch
+
+        autocast = torch.autocast(self.network.device.type, dtype=self.network.dtype, enabled=self.mixed)
+        with torch.inference_mode(), autocast:
+            yield
 
     def _read(self, trees: Sequence[Tree], *, branching: bool) -> list[list[Tensor]]:
         """Per tree and response [R]. Without branches the model's own causal mask does: the padding comes last."""
@@ -232,6 +250,20 @@ class Reader:
         tolerance = 1e-3 if self.network.dtype == torch.float32 else 0.1
         spread = torch.cat(alone).std().item()
         self.shares_prompt = bool((torch.cat(shared) - torch.cat(alone)).abs().max() <= tolerance * max(spread, 1e-3))
+
+
+def _float_head(head: nn.Module) -> nn.Module:
+    """A copy of an output head that computes in float32, whatever the format around it."""
+    import torch
+
+    def plain(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(each.float() for each in arguments)
+
+    copied = deepcopy(head).float()
+    device = next(copied.parameters()).device
+    copied.forward = torch.autocast(device.type, enabled=False)(copied.forward)
+    copied.register_forward_pre_hook(plain)
+    return copied
 
 
 def batches(items: Iterable[Item], *, batch_tokens: int) -> list[list[Item]]:
