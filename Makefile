@@ -1,6 +1,6 @@
 # make demo   install, then train and measure SeaPO on a real small model; ends in demo/report.md
 # make test   install, then run every test
-.PHONY: demo test test-core test-chaos test-llamafactory test-openrlhf test-cross test-vllm lint format docs clean
+.PHONY: demo test test-core test-chaos test-llamafactory test-pipelines test-openrlhf test-cross test-vllm lint format docs clean
 
 CORE := .venvs/core/bin
 LLAMAFACTORY := .venvs/llamafactory/bin
@@ -17,7 +17,8 @@ demo: env-llamafactory
 # Two at a time, as most tests keep one core busy, the longest first, and all of them whatever fails.
 # Each prints in one piece at its end.
 test: lint
-	$(MAKE) --jobs=2 --keep-going --output-sync=target test-llamafactory test-core test-openrlhf test-vllm test-cross
+	$(MAKE) --jobs=2 --keep-going --output-sync=target \
+		test-llamafactory test-openrlhf test-pipelines test-core test-vllm test-cross
 
 test-core: env-core
 	$(CORE)/python -m pytest tests --ignore=tests/hosts --ignore=tests/engines
@@ -26,9 +27,15 @@ test-core: env-core
 test-chaos: env-core
 	FINEPREF_CHAOS=full $(CORE)/python -m pytest tests/chaos
 
+PIPELINES := $(addprefix tests/hosts/llamafactory/, test_apo_game.py test_reversegen_run.py)
+
 test-llamafactory: env-llamafactory
 	@scripts/make_browser.sh
-	$(LLAMAFACTORY)/python -m pytest tests/hosts/llamafactory
+	$(LLAMAFACTORY)/python -m pytest tests/hosts/llamafactory $(addprefix --ignore=, $(PIPELINES))
+
+# Whole games of APO and ReverseGen on LLaMA-Factory, killed in each step.
+test-pipelines: env-llamafactory
+	$(LLAMAFACTORY)/python -m pytest $(PIPELINES)
 
 test-openrlhf: env-openrlhf
 	$(OPENRLHF)/python -m pytest tests/hosts/openrlhf
