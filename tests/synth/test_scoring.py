@@ -136,7 +136,11 @@ def test_a_model_of_16_bits_is_read_nearer_to_float64_than_by_its_own_forward(co
         [alone(deepcopy(network).to(kind), i.prompt, tokens) for i in ITEMS for tokens in i.responses.values()]
         for kind in (torch.float64, dtype)
     )
-    found = [values.tolist() for by_name in Reader(network).logps(ITEMS) for values in by_name.values()]
+    reader, precision = Reader(network), set()
+    reader.head.register_forward_hook(lambda *_: precision.add(torch.get_float32_matmul_precision()))
+    found = [values.tolist() for by_name in reader.logps(ITEMS) for values in by_name.values()]
+    assert precision == {"high"}
+    assert torch.get_float32_matmul_precision() == "highest", "of other models' products"
     error = [
         torch.cat([torch.tensor(a) - torch.tensor(b) for a, b in zip(read, exact, strict=True)]).abs().mean().item()
         for read in (found, plain)

@@ -202,9 +202,15 @@ class Reader:
     def _inference(self) -> Iterator[None]:
         import torch
 
+        before = torch.get_float32_matmul_precision()
         autocast = torch.autocast(self.network.device.type, dtype=self.network.dtype, enabled=self.mixed)
-        with torch.inference_mode(), autocast:
-            yield
+        if self.mixed:  # of the head's product alone, whose weights TF32 holds exactly if they were bfloat16
+            torch.set_float32_matmul_precision("high")
+        try:
+            with torch.inference_mode(), autocast:
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def _read(self, trees: Sequence[Tree], *, branching: bool) -> list[list[Tensor]]:
         """Per tree and response [R]. Without branches the model's own causal mask does: the padding comes last."""
