@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from copy import deepcopy
 
 import pytest
 import torch
-from finepref.synth.scoring import MOST_PADDING, Item, Reader, batches, padding, tree
+from finepref.synth import scoring
+from finepref.synth.scoring import MOST_PADDING, HfScorer, Item, Reader, batches, padding, tree
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -146,3 +149,25 @@ def test_a_model_of_16_bits_is_read_nearer_to_float64_than_by_its_own_forward(co
         for read in (found, plain)
     ]
     assert 0 < error[0] < error[1] / 5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_leaves_the_memory_with_the_last_of_its_numbers(tiny_model, monkeypatch, dtype):
+    """At once, so that the next one has room."""
+    held = []
+
+    class Watched(Reader):
+        def __init__(self, network):
+            held.append(weakref.ref(network.get_output_embeddings()))
+            super().__init__(network)
+            held.extend(map(weakref.ref, (self.network, self.head)))
+
+    monkeypatch.setattr(scoring, "Reader", Watched)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in HfScorer(str(tiny_model), dtype=dtype).logps(ITEMS):
+            assert held[-1]() is not None
+        assert not [each for each in held if each() is not None]
+    finally:
+        gc.enable()

@@ -186,7 +186,6 @@ class Reader:
 
     def logps(self, items: Sequence[Item]) -> list[dict[str, Tensor]]:
         """Per item: response name -> log pi of each token, float32 [R] on the CPU, in one batch."""
-
         longest = max(len(item.prompt) + len(response) for item in items for response in item.responses.values())
         shared = self.shares_prompt and longest <= self.window
         trees = [
@@ -262,14 +261,16 @@ def _float_head(head: nn.Module) -> nn.Module:
     """A copy of an output head that computes in float32, whatever the format around it."""
     import torch
 
-    def plain(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(each.float() for each in arguments)
+    class FloatHead(torch.nn.Module):
+        def __init__(self, head: nn.Module) -> None:
+            super().__init__()
+            self.head = deepcopy(head).float()
 
-    copied = deepcopy(head).float()
-    device = next(copied.parameters()).device
-    copied.forward = torch.autocast(device.type, enabled=False)(copied.forward)
-    copied.register_forward_pre_hook(plain)
-    return copied
+        def forward(self, hidden: Tensor) -> Tensor:
+            with torch.autocast(hidden.device.type, enabled=False):
+                return self.head(hidden.float())
+
+    return FloatHead(head)
 
 
 def batches(items: Iterable[Item], *, batch_tokens: int) -> list[list[Item]]:
