@@ -98,6 +98,7 @@ def test_a_stage_is_chosen_previewed_and_trained_in_the_browser(web, page, sums,
     page.picture(PICTURES / f"{stage}_preview.png")
 
     before = page.sources(CURVE)
+    page.lacks("Finished.")
     page.click("Start")
     assert "Failed." not in page.shows("Finished.", seconds=300)
     webui_browser.until(lambda: page.sources(CURVE) not in ([], before), "a loss curve of its own")

@@ -186,6 +186,11 @@ class Page:
         body = self.driver.find_element(By.TAG_NAME, "body")
         return until(lambda: body.text if text in body.text else "", f"{text!r} on the page", seconds=seconds)
 
+    def lacks(self, text: str) -> None:
+        """Wait until the page shows a text no longer, such as the host's notice of an earlier run."""
+        body = self.driver.find_element(By.TAG_NAME, "body")
+        until(lambda: text not in body.text, f"a page without {text!r}")
+
     def sources(self, xpath: str) -> list[str]:
         """Where the images of that path come from."""
         return [image.get_attribute("src") for image in self.driver.find_elements(By.XPATH, xpath)]
