@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -114,8 +114,8 @@ class RayScorer:
         """See `Scorer` and `Workers.share`."""
         import torch
 
-        finished: Set[str] = {*done}
-        groups = [[*group] for group in unfinished(self.scorer.groups(items), finished)]
+        finished = {*done}
+        groups = unfinished(self.scorer.groups(items), finished)
         for found in self.workers.share(groups, partial(_reading, self.scorer)):
             yield [
                 (name, {side: torch.tensor(values, dtype=torch.float32) for side, values in sides.items()})

@@ -119,7 +119,7 @@ class LocalScorer(ABC):
                         yield new
 
 
-def unfinished(groups: Iterable[Sequence[Item]], finished: Set[str]) -> list[Sequence[Item]]:
+def unfinished(groups: Iterable[list[Item]], finished: Set[str]) -> list[list[Item]]:
     """The groups that have more than what is finished."""
     return [group for group in groups if not finished >= {item.id for item in group}]
 
