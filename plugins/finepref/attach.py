@@ -28,13 +28,8 @@ WATCHED = {
     "llamafactory.webui.runner": "finepref.hosts.patching:attach",
 }
 
-# Names beside OpenRLHF's own command lines under which ours can be run, -> our file.
-ALIASES = {
-    "openrlhf.cli.train_apo_rm": "train_apo_rm.py",
-    "openrlhf.cli.train_kto": "train_kto.py",
-    "openrlhf.cli.train_selective": "train_selective.py",
-    "openrlhf.cli.train_tdpo": "train_tdpo.py",
-}
+# Beside OpenRLHF's own command lines, every stage has one under this prefix (see `finepref.stages.Stage.command`).
+COMMANDS = "openrlhf.cli.train_"
 
 
 class _AfterImport:
@@ -55,11 +50,11 @@ class _AfterImport:
 
 
 class _Finder:
-    """First on `sys.meta_path`; asks the finders behind it for every module it watches or has another name for."""
+    """First on `sys.meta_path`; asks the finders behind it for the modules that it watches or may have to provide."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name not in WATCHED and name not in ALIASES:
+        if name not in WATCHED and not name.startswith(COMMANDS):
             return None
         for finder in sys.meta_path:
             if finder is _Finder:
@@ -69,14 +64,18 @@ class _Finder:
                 if name in WATCHED and spec.loader is not None:
                     spec.loader = _AfterImport(spec.loader)
                 return spec
-        return _alias(name) if name in ALIASES else None
+        return _command(name) if name.startswith(COMMANDS) else None
 
 
-def _alias(name):
-    """Our command line under a name that the host itself does not have."""
+def _command(name):
+    """The command line of a stage, under a name that the host itself does not have; None where no stage has it."""
     from importlib.util import spec_from_file_location
 
-    return spec_from_file_location(name, os.path.join(os.path.dirname(__file__), "hosts", "openrlhf", ALIASES[name]))
+    from finepref import stages
+
+    if stages.of_command(name.rpartition(".")[2]) is None:
+        return None
+    return spec_from_file_location(name, os.path.join(os.path.dirname(__file__), "hosts", "openrlhf", "train.py"))
 
 
 def install():

@@ -1,215 +1,216 @@
-"""THE TABLE: one row per method. A row is all that the attach mechanism, the doctor and the conformance tests read.
+"""The stages that are installed: their rows come from the entry-point group `finepref.stages`.
 
-Third parties add rows through the entry-point group `finepref.stages`: each entry point names a tuple of `Stage`.
+finepref's own rows stand at the end of the files in `finepref.methods`. Another package adds a stage in the same way:
+a row, a method file, and an entry point that names the row. CONTRIBUTING.md walks through it, and examples/own_stage
+is such a package. A row that cannot be used is left out with a message; the host's own stages and all others still
+run.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import fields
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, get_args
+
+from finepref.formats.problems import CODES
+from finepref.formats.records import FORMATS
+from finepref.methods.options import BASES, HOSTS, in_yaml
+from finepref.methods.shapes import HOST_STAGES
+from finepref.methods.stage import Batch, Stage
+
+GROUP = "finepref.stages"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One training method as a stage of LLaMA-Factory.
-
-    Attributes:
-        name: the value of `stage:` in a YAML.
-        title: what people call the method.
-        paper: where its maths is published.
-        carrier: the host's own stage whose argument checks, export and resume rules apply.
-        formats: values of `formatting` in dataset_info.json whose rows the stage trains on.
-        cards: patch cards that must be in place, by name; all others may drift.
-        arguments: `module:Class`, a dataclass of new flat YAML keys with a `check(self, finetuning_args)` method.
-        adapter: `module:Class`, the data and training half (see `finepref.hosts.llamafactory.adapter.Adapter`).
-        recipe: the YAML under examples/ with the paper's settings.
-        demo_dataset: a name in dataset_info.json that the recipe also runs on.
-        switch: a boolean YAML key that turns the carrier into this stage, beside the stage's own name.
-        openrlhf: the module that is the method's command line on OpenRLHF, "" where there is none.
-        openrlhf_cards: patch cards that it needs.
-        host_options: keys of the host's own that the stage reads and the web UI sends with the stage's keys.
-    """
-
-    name: str
-    title: str
-    paper: str
-    carrier: str
-    formats: tuple[str, ...]
-    cards: tuple[str, ...]
-    arguments: str
-    adapter: str
-    recipe: str
-    demo_dataset: str
-    switch: str = ""
-    openrlhf: str = ""
-    openrlhf_cards: tuple[str, ...] = ()
-    host_options: tuple[str, ...] = ()
+class StageError(ValueError):
+    """A row that cannot be used. The message names package, row and field."""
 
 
-# Every LLaMA-Factory stage reads its data and starts through these seams.
-LLAMAFACTORY_CARDS = (
-    "finetuning-arguments",
-    "run-exp",
-    "dataset-list",
-    "dataset-converter",
-    "merged-dataset",
-    "dataset-processor",
-    "preprocessed-dataset",
-    "get-dataset",
-    "load-model",
-    "reference-model",
-    "model-card",
-    "plot-loss",
-    "encode-turn",
-    "sequence-lengths",
-    "processor-base",
-)
-
-# Stages on pairs of responses train with the host's DPO trainer.
-PAIR_CARDS = ("run-dpo", "dpo-trainer", "pair-collator")
-
-# Every OpenRLHF command line of ours runs through these.
-OPENRLHF_CARDS = (
-    "openrlhf-strategy",
-    "openrlhf-sampler",
-    "openrlhf-reward-dataset",
-    "openrlhf-get-tokenizer",
-    "openrlhf-param-dtype",
-    "openrlhf-barrier",
-)
-
-# Those that train with the host's DPO trainer and its models.
-OPENRLHF_DPO_CARDS = (
-    *OPENRLHF_CARDS,
-    "openrlhf-train-dpo",
-    "openrlhf-dpo-trainer",
-    "openrlhf-actor",
-    "openrlhf-unpad",
-    "openrlhf-gather-and-pad",
-)
-
-# The web UI offers all stages or, when one of these has drifted, none; training from the command line needs none.
-WEBUI_CARDS = (
-    "webui-train-tab",
-    "webui-runner",
-    "webui-datasets",
-    "webui-can-preview",
-    "webui-get-preview",
-    "webui-stages",
-    "webui-texts",
-    "webui-engine",
-    "webui-manager",
-    "webui-trainer-info",
-    "webui-save-dir",
-)
-
-BUILT_IN = (
-    Stage(
-        name="seapo_kto",
-        title="SeaPO: strategic error amplification, one random negative per prompt and epoch, KTO",
-        paper="arXiv 2509.24781 (data), arXiv 2402.01306 (KTO loss)",
-        carrier="kto",
-        formats=("negatives", "feedback"),
-        cards=(*LLAMAFACTORY_CARDS, "run-kto", "kto-trainer", "kto-collator"),
-        arguments="finepref.hosts.options:SeapoOptions",
-        adapter="finepref.hosts.llamafactory.seapo_kto:SeapoKTO",
-        recipe="examples/seapo_kto.yaml",
-        demo_dataset="seapo_demo",
-        openrlhf="finepref.hosts.openrlhf.train_kto",
-        openrlhf_cards=OPENRLHF_DPO_CARDS,
-        host_options=("pref_beta", "pref_ftx", "kto_chosen_weight", "kto_rejected_weight"),
-    ),
-    Stage(
-        name="sepo",
-        title="SePO: selective preference optimization, on the tokens that an oracle finds decisive",
-        paper="arXiv 2408.13518",
-        carrier="dpo",
-        formats=("scored_pair", "span_pair", "pair"),
-        cards=(*LLAMAFACTORY_CARDS, *PAIR_CARDS),
-        arguments="finepref.hosts.options:SepoOptions",
-        adapter="finepref.hosts.llamafactory.sepo:Sepo",
-        recipe="examples/sepo.yaml",
-        demo_dataset="sepo_demo",
-        openrlhf="finepref.hosts.openrlhf.train_selective",
-        openrlhf_cards=OPENRLHF_DPO_CARDS,
-    ),
-    Stage(
-        name="tdpo",
-        title="TDPO: token-level direct preference optimization, on spans or whole responses",
-        paper="arXiv 2404.11999",
-        carrier="dpo",
-        formats=("span_pair", "pair"),
-        cards=(*LLAMAFACTORY_CARDS, *PAIR_CARDS),
-        arguments="finepref.hosts.options:TdpoOptions",
-        adapter="finepref.hosts.llamafactory.tdpo:Tdpo",
-        recipe="examples/tdpo_spans.yaml",
-        demo_dataset="tdpo_demo",
-        host_options=("pref_beta",),
-        openrlhf="finepref.hosts.openrlhf.train_tdpo",
-        openrlhf_cards=OPENRLHF_DPO_CARDS,
-    ),
-    Stage(
-        name="granular_sft",
-        title="Granular SFT: supervised fine-tuning on annotated spans, the warm-up of span-masked TDPO",
-        paper="granular fork of arXiv 2404.11999",
-        carrier="sft",
-        formats=("span_pair",),
-        cards=(*LLAMAFACTORY_CARDS, "run-sft", "sft-trainer", "sft-collator"),
-        arguments="finepref.hosts.options:GranularOptions",
-        adapter="finepref.hosts.llamafactory.granular:GranularSFT",
-        recipe="examples/granular_sft.yaml",
-        demo_dataset="granular_demo",
-        switch="granular",
-    ),
-    Stage(
-        name="apo_rm",
-        title="APO: adversarial preference optimization, the reward model's step on scored lists of responses",
-        paper="arXiv 2311.08045",
-        carrier="rm",
-        formats=("ranked", "pair"),
-        cards=(*LLAMAFACTORY_CARDS, "run-rm", "rm-trainer", "value-head", "value-head-callback", "parse-train-args"),
-        arguments="finepref.hosts.options:ApoOptions",
-        adapter="finepref.hosts.llamafactory.apo_rm:ApoRM",
-        recipe="examples/apo_rm.yaml",
-        demo_dataset="apo_demo",
-        openrlhf="finepref.hosts.openrlhf.train_apo_rm",
-        openrlhf_cards=(*OPENRLHF_CARDS, "openrlhf-train-rm", "openrlhf-rm-trainer", "openrlhf-regression"),
-    ),
-)
+# Field -> number of positional arguments of the function, by shape where it differs.
+ARGUMENTS = {"losses": 2, "weigh": 3, "kl": 1, "settings": 1, "check_record": 2, "check_data": 2}
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+CODE = re.compile(r"(?!FP)[A-Z]{2,8}\d{3}")
 
 
-@cache
-def all_stages() -> dict[str, Stage]:
-    """Every registered stage by name.
-
-    Raises:
-        ValueError: two packages register one name, or an entry point does not name a tuple of `Stage`.
-    """
-    found: dict[str, Stage] = {}
-    for entry_point in entry_points(group="finepref.stages"):
-        rows = entry_point.load()
-        for row in rows if isinstance(rows, tuple) else (rows,):
-            if not isinstance(row, Stage):
-                raise ValueError(
-                    f"entry point {entry_point.name} = {entry_point.value}: {row!r} is not a finepref Stage"
-                )
-            if found.setdefault(row.name, row) is not row:
-                raise ValueError(
-                    f"entry point {entry_point.name} = {entry_point.value}: stage {row.name} exists already"
-                )
+def problems_of(row: Any) -> list[str]:
+    """What is missing or malformed in a row, each as "FIELD: what and what to do"."""
+    if not isinstance(row, Stage):
+        return [f"expected a finepref.methods.stage.Stage, or a tuple of them, got {type(row).__name__}"]
+    found = []
+    texts = ("name", "title", "paper", "recipe", "demo_dataset", "switch", "openrlhf_command", "openrlhf_group")
+    for field in texts:
+        value = getattr(row, field)
+        if type(value) is not str or (field in ("name", "title", "paper") and not value.strip()):
+            found.append(f"{field}: expected a text, got {value!r}")
+    if type(row.name) is str and not NAME.fullmatch(row.name):
+        found.append(f"name: {row.name!r} is not lower-case letters, digits and _, a letter first")
+    elif row.name in HOST_STAGES:
+        found.append(f"name: {row.name} is a stage of LLaMA-Factory itself; choose another")
+    if row.shape not in get_args(Batch):
+        return [*found, f"shape: expected {', '.join(get_args(Batch))}, got {row.shape!r}"]
+    found += _problems_of_formats(row)
+    base = BASES[row.shape]
+    if not (isinstance(row.options, type) and issubclass(row.options, base)):
+        found.append(f"options: expected a dataclass derived from finepref.methods.options.{base.__name__}")
+    else:
+        found += _problems_of_options(row)
+    for field, count in ARGUMENTS.items():
+        value = getattr(row, field)
+        if value is None:
+            if field == "losses" and row.shape != "single":
+                found.append(f"losses: a stage of shape {row.shape} needs the function of its loss")
+            continue
+        found += [f"{field}: {text}" for text in _problems_of_function(value, count)]
+    if not isinstance(row.reference, bool):
+        found += [f"reference: {text}" for text in _problems_of_function(row.reference, 1)]
+    if row.kl is not None and row.reference is False:
+        found.append("kl: the KL is to a reference model, but `reference` is False")
+    for field in ("metrics", "cards"):
+        value = getattr(row, field)
+        if type(value) is not tuple or not all(type(each) is str for each in value):
+            found.append(f"{field}: expected a tuple of texts, got {value!r}")
+    for code, meaning in (row.codes or {}).items():
+        if not CODE.fullmatch(code) or type(meaning) is not str or not meaning.strip():
+            found.append(f"codes: expected a code such as AB001, not FP..., and a text, got {code!r}: {meaning!r}")
     return found
 
 
+def _problems_of_formats(row: Stage) -> list[str]:
+    if type(row.formats) is not tuple or not row.formats:
+        return [f"formats: expected a tuple with one of {', '.join(FORMATS)} or more, got {row.formats!r}"]
+    readable = row.of_shape.formats
+    return [
+        f"formats: {name!r} gives no batch of shape {row.shape}; {' and '.join(readable)} do"
+        for name in row.formats
+        if name not in readable
+    ]
+
+
+def _problems_of_options(row: Stage) -> list[str]:
+    found = []
+    for field in fields(row.options):
+        if "host_keys" not in field.metadata:
+            found.append(f"options.{field.name}: declare it with finepref.methods.options.option")
+        elif not str(field.metadata["help"]).strip():
+            found.append(f"options.{field.name}: its help is empty")
+    if not found and row.switch and row.switch not in row.options.described("llamafactory"):
+        found.append(f"switch: {row.switch} is not one of the stage's options")
+    if not found:
+        found += [f"options: {error}" for error in _refused_defaults(row)]
+    return found
+
+
+def _refused_defaults(row: Stage) -> list[str]:
+    try:
+        for host in HOSTS:
+            row.options.read(host, {}, in_yaml)
+    except (ValueError, TypeError, NameError) as error:
+        return [f"the defaults are refused or its types unreadable: {error}"]
+    return []
+
+
+def _problems_of_function(value: Any, count: int) -> list[str]:
+    if not callable(value):
+        return [f"expected a function, got {type(value).__name__}"]
+    try:
+        inspect.signature(value).bind(*[None] * count)
+    except TypeError:
+        return [f"is called with {count} arguments, but its signature is {inspect.signature(value)}"]
+    return []
+
+
+@cache
+def registry() -> tuple[dict[str, Stage], dict[str, str]]:
+    """(usable rows by name, what is wrong by the name of an unusable row or of its entry point)."""
+    found: dict[str, Stage] = {}
+    owners: dict[str, str] = {}
+    broken: dict[str, str] = {}
+    for entry_point in sorted(entry_points(group=GROUP), key=lambda each: (each.name != "finepref", each.name)):
+        package = _package_of(entry_point)
+        try:
+            rows = entry_point.load()
+        except Exception as error:  # whatever another package raises must not stop the host
+            broken[entry_point.name] = f"{package}: entry point {entry_point.name} = {entry_point.value}: {error!r}"
+            continue
+        for number, row in enumerate(rows if isinstance(rows, tuple) else (rows,)):
+            name = getattr(row, "name", None) or f"{entry_point.name}[{number}]"
+            problems = problems_of(row)
+            problems += _clashes(row, found, owners) if not problems else []
+            if problems:
+                lines = "".join(f"\n  {package}, stage {name}, {problem}" for problem in problems)
+                key = str(name) if name not in found else f"{package} {name}"
+                broken[key] = f"a stage of {package} cannot be used{lines}"
+            else:
+                found[row.name], owners[row.name] = row, package
+                CODES.update(row.codes or {})
+    return found, broken
+
+
+def _package_of(entry_point: EntryPoint) -> str:
+    return entry_point.dist.name if entry_point.dist else "an unknown package"
+
+
+def _clashes(row: Stage, found: Mapping[str, Stage], owners: Mapping[str, str]) -> list[str]:
+    """What of a row is taken already: its name, its command on OpenRLHF, or an option that means something else."""
+    if row.name in found:
+        return [f"name: {owners[row.name]} has a stage {row.name} already"]
+    clashes = []
+    own = row.options.described("llamafactory")
+    for other in found.values():
+        theirs = other.options.described("llamafactory")
+        clashes += [
+            f"options.{name}: stage {other.name} of {owners[other.name]} has another option of that name"
+            for name in own.keys() & theirs.keys()
+            if own[name] != theirs[name] and not own[name].host_key
+        ]
+        clashes += [
+            f"codes: {code} means something else already"
+            for code, meaning in (row.codes or {}).items()
+            if CODES.get(code, meaning) != meaning
+        ]
+        if row.command and row.command == other.command:
+            clashes.append(f"openrlhf_command: {row.command} is that of stage {other.name}")
+    return clashes
+
+
+def all_stages() -> dict[str, Stage]:
+    """Every usable stage by name."""
+    return registry()[0]
+
+
+@cache
+def report_broken() -> None:
+    """Say on standard error, once, which rows cannot be used."""
+    for text in registry()[1].values():
+        print(f"finepref: {text}", file=sys.stderr)
+
+
 def find(name: str | None) -> Stage | None:
-    """The stage of that name, or None when it is a stage of the host."""
-    return all_stages().get(name) if name else None
+    """The stage of that name, or None when it is a stage of the host.
+
+    Raises:
+        StageError: the stage is registered, but its row cannot be used.
+    """
+    if not name:
+        return None
+    rows, broken = registry()
+    if name in broken and name not in rows:
+        raise StageError(broken[name])
+    return rows.get(name)
 
 
-def switched(carrier: str, keys: Mapping[str, object]) -> Stage | None:
-    """The stage that a key makes of a carrier, as `granular: true` of `stage: sft`; None when no key does."""
-    rows = (row for row in all_stages().values() if row.switch and row.carrier == carrier)
+def of_command(command: str) -> Stage | None:
+    """The stage whose command line on OpenRLHF has that name."""
+    return next((row for row in all_stages().values() if command and row.command == command), None)
+
+
+def switched(host_stage: str, keys: Mapping[str, object]) -> Stage | None:
+    """The stage that a key makes of a host's stage, as `granular: true` of `stage: sft`; None when no key does."""
+    rows = (row for row in all_stages().values() if row.switch and row.host_stage == host_stage)
     return next((row for row in rows if keys.get(row.switch)), None)
 
 

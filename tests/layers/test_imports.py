@@ -15,13 +15,14 @@ HEAVY = {"torch", "transformers"}
 MAY_IMPORT = {
     "losses": set(),
     "formats": set(),
+    "methods": {"formats", "losses"},
     "synth": {"formats", "losses"},
-    "hosts": {"synth", "formats", "losses"},
+    "hosts": {"methods", "synth", "formats", "losses"},
     "pipelines": {"synth", "formats"},
-    "commands": {"pipelines", "hosts", "synth", "formats", "losses"},
-    "cli": {"commands", "pipelines", "hosts", "synth", "formats", "losses"},
+    "commands": {"pipelines", "hosts", "methods", "synth", "formats", "losses"},
+    "cli": {"commands", "pipelines", "hosts", "methods", "synth", "formats", "losses"},
     "attach": set(),
-    "stages": set(),
+    "stages": {"methods", "formats"},
 }
 TOP_LEVEL = {"stages", "attach"}
 

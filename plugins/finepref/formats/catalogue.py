@@ -27,7 +27,7 @@ class Format(NamedTuple):
 
 FILE_CODES = tuple(code for code in CODES if code <= "FP009")
 _PROMPT_CODES = ("FP010", "FP011", "FP012", "FP013", "FP014", "FP015", "FP020", "FP021", "FP022", "FP023")
-_SPAN_CODES = ("FP007", "FP040", "FP041", "FP042", "FP043", "FP044")
+_SPAN_CODES = ("FP007", "FP040", "FP041", "FP042", "FP043")
 
 FIELD_TEXTS = {
     "id": "text, optional: 1 to 256 printable characters; else a hash of the content",

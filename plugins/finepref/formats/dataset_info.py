@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from finepref.formats.check import check_columns
 from finepref.formats.jsonl import decode_at, skip_space
@@ -46,6 +48,48 @@ def load(dataset_dir: str | os.PathLike[str]) -> dict[str, dict[str, object]]:
     if problems:
         raise BadData(problems)
     return {name: value for _, name, value in _entries(path, []) if isinstance(value, dict)}
+
+
+class Found(NamedTuple):
+    """A data set: the folder whose table names it, and its entry there."""
+
+    folder: Path
+    entry: Mapping[str, object]
+
+
+def shipped_dir() -> Path:
+    """The folder with the data sets that come with finepref."""
+    return Path(str(files("finepref.dataset_info")))
+
+
+def table(dataset_dir: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """All entries by name, none of them checked; {} where there is no table that can be read."""
+    return {name: value for _, name, value in _entries(Path(dataset_dir) / FILE_NAME, []) if isinstance(value, dict)}
+
+
+def find(name: str, dataset_dir: str | os.PathLike[str]) -> Found:
+    """A data set by name: in the user's table or, where that lacks it, among those that finepref ships.
+
+    Raises:
+        BadData: it is in neither, or its entry is not what it should be (see `lint`).
+    """
+    for folder in (Path(dataset_dir), shipped_dir()):
+        path = folder / FILE_NAME
+        if not path.is_file():
+            continue
+        problems: list[Problem] = []
+        entries = [(line, value) for line, other, value in _entries(path, problems) if other == name]
+        for line, value in entries:
+            problems += _lint_entry(os.fspath(path), line, name, value, HOST_FORMATS)
+        if len(entries) > 1:
+            problems.append(Problem(os.fspath(path), entries[-1][0], name, "FP006", "the dataset is there twice"))
+        if problems:
+            raise BadData(problems)
+        for _, value in entries:
+            if isinstance(value, dict):
+                return Found(folder, value)
+    text = f"{name!a} is neither in this table nor in finepref's"
+    raise BadData([Problem(os.fspath(Path(dataset_dir) / FILE_NAME), 0, name, "FP071", text)])
 
 
 def lint(path: str | os.PathLike[str], *, host_formats: Collection[str] = HOST_FORMATS) -> list[Problem]:

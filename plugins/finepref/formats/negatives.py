@@ -1,13 +1,9 @@
-"""SeaPO negatives: the draw of one negative per prompt and epoch, and the joining of feedback rows into records.
-
-The draw (arXiv 2509.24781 says "at random"; no released script does it) is a hash of (seed, epoch, record id), so
-row order, dictionary order, workers, ranks and resume do not change it.
-"""
+"""SeaPO negatives: the number behind every draw (`finepref.methods.draws`), and feedback rows joined into records."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from finepref.formats.problems import Problem
 from finepref.formats.records import Feedback, Negatives, Prompt, content_id
@@ -20,18 +16,6 @@ def pick(n: int, *, seed: int, epoch: int, record_id: str) -> int:
     """A number in [0, n) that depends on its arguments only: 8 bytes of blake2b of "seed:epoch:id", modulo n."""
     digest = hashlib.blake2b(f"{seed}:{epoch}:{record_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % n
-
-
-def draw(record: Negatives, *, seed: int, epoch: int, types: Collection[str] | None = None) -> str:
-    """The error type drawn for a record in an epoch, among its own types or those of them in `types`.
-
-    Raises:
-        ValueError: the record has none of `types`.
-    """
-    names = sorted(name for name in record.negatives if types is None or name in types)
-    if not names:
-        raise ValueError(f"record {record.id} has no negative of type {', '.join(sorted(types or ()))}")
-    return names[pick(len(names), seed=seed, epoch=epoch, record_id=record.id)]
 
 
 def group_feedback(rows: Iterable[tuple[str, int, Feedback]]) -> tuple[list[Negatives], list[Problem]]:

@@ -38,7 +38,7 @@ CODES: dict[str, str] = {
     "FP041": "a span lies outside its text",
     "FP042": "a span is empty",
     "FP043": "two spans overlap",
-    "FP044": "a span weight is negative",
+    "FP044": "a span weight is negative, and the stage takes none below 0",
     "FP045": "spans for a response that is not there",
     "FP046": "the side does not fit the spans",
     "FP047": "a negative without a span",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from finepref.formats.problems import Problem
 from finepref.formats.row import Message, RowReader, Span, is_text, is_type_name, kind_of, shown
@@ -23,6 +23,7 @@ __all__ = [
     "Span",
     "SpanPair",
     "parse",
+    "revive",
     "to_row",
 ]
 
@@ -489,6 +490,38 @@ def to_row(record: Record) -> dict[str, object]:
             if record.rejected is not None:
                 row["rejected"] = record.rejected
     return row
+
+
+def revive(row: Mapping[str, object], formatting: str) -> Record:
+    """The record of a row that `to_row` wrote, not checked again: `parse` has accepted it."""
+    kind = FORMATS[formatting]
+    values: dict[str, Any] = {name: value for name, value in row.items() if name in FIELDS[formatting]}
+    if "messages" in values:
+        values["prompt"] = tuple(Message(**turn) for turn in values.pop("messages"))
+    else:
+        values["prompt"] = (Message("user", values["prompt"]),)
+    for name, to_value in _REVIVED.items():
+        if name in values:
+            values[name] = to_value(values[name])
+    return kind(**values)
+
+
+def _spans(rows: Iterable[Mapping[str, Any]]) -> tuple[Span, ...]:
+    return tuple(Span(**row) for row in rows)
+
+
+# What JSON has as a list or an object is a tuple or a mapping of tuples in a record.
+_REVIVED: dict[str, Callable[[Any], object]] = {
+    "chosen_spans": _spans,
+    "rejected_spans": _spans,
+    "chosen_scores": tuple,
+    "rejected_scores": tuple,
+    "chosen_offsets": lambda rows: tuple(map(tuple, rows)),
+    "rejected_offsets": lambda rows: tuple(map(tuple, rows)),
+    "responses": tuple,
+    "scores": tuple,
+    "spans": lambda by_type: {name: _spans(rows) for name, rows in by_type.items()},
+}
 
 
 def _span_rows(spans: tuple[Span, ...]) -> list[dict[str, object]]:

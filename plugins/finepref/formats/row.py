@@ -30,7 +30,7 @@ class Message(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Characters [start, end) of the text it belongs to (code points, as Python counts), with a weight >= 0."""
+    """Characters [start, end) of the text it belongs to (code points, as Python counts), with a weight."""
 
     start: int
     end: int
@@ -268,8 +268,6 @@ class RowReader:
             self.note(field, "FP041", f"[{start}, {end}) is not inside the {length} characters of the text")
         elif end <= start:
             self.note(field, "FP042", f"[{start}, {end}) holds no character")
-        if weight < 0:
-            self.note(f"{field}.weight", "FP044", f"the weight is {weight:g}")
         return Span(start, end, weight)
 
     def numbers(self, value: object, field: str) -> tuple[float, ...]:

@@ -14,16 +14,17 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.resources import files
 from pathlib import Path
 from pkgutil import resolve_name
 from types import ModuleType
 from typing import Any
 
+from finepref import attach as attach_table
 from finepref import stages
 
 
@@ -71,15 +72,36 @@ class State:
 MADE_READY = {"openrlhf": "finepref.hosts.openrlhf.compat:install"}
 
 
+CARDS_GROUP = "finepref.cards"
+
+
 @cache
 def load_cards() -> dict[str, Card]:
-    """All cards by name.
+    """All cards by name: finepref's, then those of other packages.
+
+    An entry point of the group `finepref.cards` names a package that holds them as HOST/NAME.toml. Such a card may
+    rebind something only in a module that finepref watches already (see `finepref.attach`).
 
     Raises:
-        ValueError: a card with an unknown or missing key, or two cards of one name.
+        ValueError: a card with an unknown or missing key, or two cards of one name, or one that could not be applied;
+            the message names package and card.
     """
     cards: dict[str, Card] = {}
-    for folder in sorted(files("finepref.patches").iterdir(), key=lambda entry: entry.name):
+    for package in ("finepref.patches", *(each.value for each in entry_points(group=CARDS_GROUP))):
+        for card in _cards_of(package):
+            if card.name in cards:
+                raise ValueError(f"{package}: patch card {card.host}/{card.name}: a card of that name exists already")
+            if card.replacement and card.module not in attach_table.WATCHED:
+                raise ValueError(
+                    f"{package}: patch card {card.host}/{card.name}: `replacement` needs a module that finepref "
+                    f"watches, and {card.module} is none; leave it out to state what you rely on"
+                )
+            cards[card.name] = card
+    return cards
+
+
+def _cards_of(package: str) -> Iterator[Card]:
+    for folder in sorted(files(package).iterdir(), key=lambda entry: entry.name):
         if not folder.is_dir():
             continue
         for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
@@ -88,13 +110,9 @@ def load_cards() -> dict[str, Card]:
             table = tomllib.loads(file.read_text(encoding="utf-8"))
             table |= {name: tuple(table.get(name, ())) for name in ("fields", "keys")}
             try:
-                card = Card(name=file.name.removesuffix(".toml"), host=folder.name, **table)
+                yield Card(name=file.name.removesuffix(".toml"), host=folder.name, **table)
             except TypeError as error:
-                raise ValueError(f"patch card {folder.name}/{file.name}: {error}") from error
-            if card.name in cards:
-                raise ValueError(f"patch card {folder.name}/{file.name}: a card of that name exists already")
-            cards[card.name] = card
-    return cards
+                raise ValueError(f"{package}: patch card {folder.name}/{file.name}: {error}") from error
 
 
 STATES: dict[str, State] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,19 +45,6 @@ class DatasetEntry:
     files: dict[str, str]  # file name -> SHA-256
     read: int | None  # None when the host fetches the data itself or streams it
     skipped: int = 0  # beyond max_samples
-
-
-@dataclass
-class Receipt:
-    """What is known of a run so far; one per process."""
-
-    stage: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    datasets: list[DatasetEntry] = field(default_factory=list)
-    rows: dict[str, int | None] = field(default_factory=lambda: {"read": None, "trained": None})
-    loss_calls: int = 0
-    first_step: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def micro_batches(*, first_step: int, last_step: int, accumulation: int, batches_per_epoch: int | None) -> int:

@@ -45,45 +45,33 @@ def pairs_of(rewards: Tensor, scores: Tensor, present: Tensor) -> Pairs:
     return Pairs(rewards[record, better], rewards[record, worse], gap[record, better, worse], record)
 
 
-def sums(rewards: Tensor, scores: Tensor, present: Tensor, is_apo: Tensor) -> Tensor:
-    """What `means` needs, so that batches and ranks add up: float64 [2, 6], one row per kind."""
+NAMES = (
+    *(f"rewards/{name}" for name in ("accuracies", "chosen", "rejected", "margins")),
+    *(f"rewards/accuracies/{kind}" for kind in KINDS),
+    "rewards/mean",
+)
+"""What `totals` counts: accuracy (also by kind), rewards of better and worse responses, margin, mean reward."""
+
+
+def totals(rewards: Tensor, scores: Tensor, present: Tensor, is_apo: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """(sum, count) of each of `NAMES`, float64 scalars, so that batches and ranks add up; is_apo [N]."""
     pairs = pairs_of(rewards, scores, present)
-    table = []
-    for members in (~is_apo.bool(), is_apo.bool()):  # [N]
+    better, worse = pairs.better.double(), pairs.worse.double()
+    right = (better > worse).double()
+    count = right.new_tensor(len(right))
+    values = (right, better, worse, better - worse)
+    found = {name: (value.sum(), count) for name, value in zip(NAMES, values, strict=False)}
+    for kind, members in zip(KINDS, (~is_apo.bool(), is_apo.bool()), strict=True):
         own = members[pairs.record]  # [P]
-        better, worse = pairs.better[own].double(), pairs.worse[own].double()
-        given = rewards[present.bool() & members.unsqueeze(1)].double()
-        counts = [
-            own.sum(),
-            (better > worse).sum(),
-            better.sum(),
-            worse.sum(),
-            given.new_tensor(len(given)),
-            given.sum(),
-        ]
-        table.append(torch.stack([count.double() for count in counts]))
-    return torch.stack(table)
-
-
-def means(sums: Tensor) -> dict[str, float]:
-    """Accuracy (also by kind), rewards of better and worse responses, margin, mean reward of all responses."""
-    found = {}
-    pairs, right, better, worse, responses, total = sums.sum(0).tolist()
-    if pairs:
-        found["rewards/accuracies"] = right / pairs
-        found["rewards/chosen"], found["rewards/rejected"] = better / pairs, worse / pairs
-        found["rewards/margins"] = (better - worse) / pairs
-    for kind, (pairs, right, *_) in zip(KINDS, sums.tolist(), strict=True):
-        if pairs:
-            found[f"rewards/accuracies/{kind}"] = right / pairs
-    if responses:
-        found["rewards/mean"] = total / responses
-    return found
+        found[f"rewards/accuracies/{kind}"] = right[own].sum(), own.sum().double()
+    given = rewards[present.bool()].double()
+    return found | {"rewards/mean": (given.sum(), given.new_tensor(len(given)))}
 
 
 def metrics(rewards: Tensor, scores: Tensor, present: Tensor, is_apo: Tensor) -> dict[str, float]:
-    """`means` of a whole set, accuracy by score gap, ECE, ACE and MCE; is_apo [N]."""
-    found = means(sums(rewards, scores, present, is_apo))
+    """The means of `totals` over a whole set, accuracy by score gap, ECE, ACE and MCE; is_apo [N]."""
+    summed = totals(rewards, scores, present, is_apo).items()
+    found = {name: (total / count).item() for name, (total, count) in summed if count}
     pairs = pairs_of(rewards, scores, present)
     for name, members in by_gap(pairs.gap):
         found[f"rewards/accuracies/gap_{name}"] = (pairs.margin[members] > 0).double().mean().item()

@@ -1,7 +1,8 @@
 """Shared by the losses: the one function that shifts, KL per position, weighted sums, the one function that averages.
 
 B records, T label positions, V vocabulary, R responses. Label space everywhere: t means `labels[:, 1:][t]`, the token
-that `logits[:, :-1][t]` predicts. `weight` is a float >= 0, `mask` is bool. Results are float32 (float64 of float64).
+that `logits[:, :-1][t]` predicts. `weight` is a float, 0 where not counted; `mask` is bool. Results are float32
+(float64 of float64).
 """
 
 from __future__ import annotations
@@ -67,12 +68,12 @@ def weighted_sum(values: Tensor, weight: Tensor) -> Tensor:
     """sum_t weight_t values_t: [B, T], [B, T] -> [B]. Values of weight 0, even NaN, count 0 and get no gradient."""
     if values.shape != weight.shape:
         raise ValueError(f"values {[*values.shape]} and weight {[*weight.shape]} differ in shape")
-    return (torch.where(weight > 0, values, 0.0) * upcast(weight)).sum(-1)
+    return (torch.where(weight != 0, values, 0.0) * upcast(weight)).sum(-1)
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """`weighted_sum` over the sum of the weights: [B, T], [B, T] -> [B]; 0 for a row without weight."""
-    total = upcast(weight).sum(-1)
+    """`weighted_sum` over the sum of the weights' sizes: [B, T], [B, T] -> [B]; 0 for a row without weight."""
+    total = upcast(weight).abs().sum(-1)
     return weighted_sum(values, weight) / torch.where(total > 0, total, 1.0)
 
 

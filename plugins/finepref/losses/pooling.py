@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+
+def reading_places(response: Sequence[int], end_token: int) -> tuple[int, int]:
+    """Where in a response's tokens its reward is read.
+
+    Args:
+        response: token ids [T], with what a template writes behind the text.
+        end_token: the tokenizer's end token.
+
+    Returns:
+        (`last`: the token right before the last end token, or the last one where there is none; `eos`: that end token,
+        or -1 where there is none).
+    """
+    if end_token not in response:
+        return len(response) - 1, -1
+    at_end = len(response) - 1 - list(response)[::-1].index(end_token)
+    return at_end - 1, at_end
 
 
 def pool(hidden: Tensor, attended: Tensor, position: Tensor, how: str) -> Tensor:

@@ -60,10 +60,10 @@ def select_tokens(reward: Tensor, ratio: float, *, highest: bool, mask: Tensor |
 def sepo_loss(chosen: TokenLogps, rejected: TokenLogps, *, gamma: float, margin: float) -> LossOut:
     """The loss of each pair; `weight` is 1 at the selected tokens, 0 elsewhere (fractions weigh them). T may differ.
 
-    A pair is valid if both responses have a token of positive weight. The logged rewards are u_w and u_l.
+    A pair is valid if both responses have a token whose weight is not 0. The logged rewards are u_w and u_l.
     """
     u_w = gamma * weighted_mean(*chosen)  # [B]
     u_l = gamma * weighted_mean(*rejected)
-    valid = (chosen.weight > 0).any(-1) & (rejected.weight > 0).any(-1)
+    valid = (chosen.weight != 0).any(-1) & (rejected.weight != 0).any(-1)
     loss = torch.where(valid, -logsigmoid(u_w - u_l - margin), 0.0)
     return LossOut(loss, valid, u_w.detach(), u_l.detach())

@@ -86,7 +86,8 @@ def _totals(
     weight = response.weight if sides is None else torch.where((sides != -side)[:, None], response.weight, 0.0)
     total = weighted_mean if length_normalized else weighted_sum
     log_ratio = upcast(response.policy) - upcast(response.reference)
-    valid = (weight > 0).any(-1) if sides is None else (weight > 0).any(-1) | (sides == -side)
+    trained = (weight != 0).any(-1)
+    valid = trained if sides is None else trained | (sides == -side)
     return total(log_ratio, weight), total(response.kl, weight), valid
 
 

@@ -30,7 +30,7 @@ rows, span_rows, scored_rows, ranked_rows, write_rows = (
 tiny_model, sums = other_host.tiny_model, other_host.sums  # fixtures
 
 DATA = {"selective": "scores", "tdpo": "spans", "kto": "sums", "apo_rm": "lists"}
-MODULE = "finepref.hosts.openrlhf.train_{}"
+MODULE = "openrlhf.cli.train_{}"
 
 
 @pytest.fixture

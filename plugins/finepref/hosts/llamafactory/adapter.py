@@ -1,15 +1,19 @@
-"""What a stage brings to LLaMA-Factory: how its records become model inputs, and how it trains."""
+"""What a shape of batch brings to LLaMA-Factory: how records become model inputs, and how they train."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import Any
 
+from finepref.methods.options import Options
+from finepref.methods.stage import Stage
+
 
 class Adapter(ABC):
-    """One stage's data and training half. Subclass it, name it in the stage's row, and `workflow.run` does the rest.
+    """Data and training of the stages of one shape. `finepref.methods.shapes` names it, and `workflow.run` uses it.
 
     Attributes:
+        stage: the stage that it is made for.
         schema: bump it whenever tokenised rows change meaning. It is part of the dataset cache's fingerprint and of
             the marker in a `tokenized_path` folder; without it the host serves rows made by older code.
         adds_value_head: the model gets the host's value head.
@@ -19,6 +23,9 @@ class Adapter(ABC):
     schema: str
     adds_value_head: bool = False
     predicts: bool = False
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
 
     def arrange(self, dataset: Any, *, truncated: bool, streaming: bool) -> Any:
         """Records of the merged dataset before the train/eval split, e.g. grouped.
@@ -38,18 +45,18 @@ class Adapter(ABC):
         return dataset
 
     @abstractmethod
-    def processor(self) -> type:
-        """The host's DatasetProcessor subclass that tokenises; it must set `schema` as a dataclass field."""
+    def processor(self) -> Any:
+        """Makes the host's DatasetProcessor that tokenises; its class has `schema` as a dataclass field."""
 
     @abstractmethod
-    def check_tokenized(self, dataset: Any, arguments: Any) -> None:
+    def check_tokenized(self, dataset: Any, options: Options) -> None:
         """Refuse a tokenised train or eval split that the stage's options cannot use.
 
         Raises:
             BadData: naming the records.
         """
 
-    def check_training(self, dataset: Any, arguments: Any) -> None:  # noqa: B027 - optional
+    def check_training(self, dataset: Any, options: Options) -> None:  # noqa: B027 - optional
         """Refuse a tokenised train split that would be good enough to evaluate on.
 
         Raises:
@@ -58,16 +65,12 @@ class Adapter(ABC):
 
     @abstractmethod
     def build_trainer(self, parts: Any, **common: Any) -> Any:
-        """The trainer, a subclass of the carrier's, with its collator and callbacks (see `workflow.Parts`)."""
+        """The trainer, a subclass of the host's, with its collator and callbacks (see `workflow.Parts`)."""
 
     @abstractmethod
-    def plot_keys(self, arguments: Any) -> list[str]:
+    def plot_keys(self, options: Options) -> list[str]:
         """Logged metrics to plot beside the loss."""
 
-    def needs_reference(self, arguments: Any) -> bool:
+    def needs_reference(self, options: Options, finetuning_args: Any) -> bool:
         """Whether the trainer wants a reference model: a second model, or None where the LoRA base serves as one."""
-        return True
-
-    def settings(self, arguments: Any) -> dict[str, Any]:
-        """The options that define the run, for the receipt and the model card."""
-        return {}
+        return self.stage.needs_reference(options)

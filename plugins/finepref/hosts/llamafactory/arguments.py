@@ -4,36 +4,77 @@ import dataclasses
 import functools
 import os
 import sys
-from pkgutil import resolve_name
-from typing import Literal
+from typing import Any, Literal
 
 from finepref import stages
 from finepref.hosts import patching
+from finepref.methods.options import Options, in_yaml
+
+HOST = "llamafactory"
+
+# Keys of the host's preference stages, which ignore those that are another one's. A stage of ours refuses what it does
+# not read.
+PREFERENCE_KEYS = (
+    "pref_beta",
+    "pref_ftx",
+    "pref_bco_weight",
+    "pref_loss",
+    "dpo_label_smoothing",
+    "simpo_gamma",
+    "ld_alpha",
+    "kto_chosen_weight",
+    "kto_rejected_weight",
+)
+REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit")
+
+
+def options_of(row: stages.Stage, finetuning_args: Any) -> Options:
+    """The stage's options from the host's arguments.
+
+    Raises:
+        ValueError: one line naming the key.
+    """
+    return row.options.read(HOST, vars(finetuning_args), in_yaml)
 
 
 def extend(original: type) -> type:
     """FinetuningArguments with our stages in `stage` and their keys as fields (card `finetuning-arguments`).
 
-    A stage of ours becomes its carrier before the host's own checks run, so these apply to it; its real name stays in
-    `finepref_stage`, which is no argument.
+    A stage of ours becomes the host's stage that carries it before the host's own checks run, so these apply to it.
+    Its real name stays in `finepref_stage`, which is no argument.
     """
-    rows = stages.all_stages()
-    carriers = original.__annotations__["stage"].__args__
-    owned = {row.name: resolve_name(row.arguments) for row in rows.values()}
-    mixins = tuple(dict.fromkeys(owned.values()))
+    stages.report_broken()
+    taken = {field.name for field in dataclasses.fields(original)}
+    rows, broken = stages.registry()
+    for name, row in [*rows.items()]:
+        if clash := sorted(row.options.new_on(HOST).keys() & taken):
+            broken[name] = f"stage {name}, options.{clash[0]}: the host has a key of that name; choose another"
+            print(f"finepref: {broken[name]}", file=sys.stderr)
+            del rows[name]
+    owners: dict[str, set[str]] = {}
+    new: dict[str, Any] = {}
+    for row in rows.values():
+        for name, option in row.options.new_on(HOST).items():
+            owners.setdefault(name, set()).add(row.name)
+            new[name] = option
 
     def post_init(self: object) -> None:
         row = stages.find(self.stage) or stages.switched(self.stage, vars(self))
         self.finepref_stage = row.name if row else None
-        for arguments in mixins:
-            if row is None or arguments is not owned[row.name]:
-                _refuse_foreign_keys(self, row.name if row else self.stage, arguments, owned)
+        for name, option in new.items():
+            if (row is None or row.name not in owners[name]) and getattr(self, name) != option.default:
+                stage = row.name if row else self.stage
+                having = ", ".join(sorted(owners[name]))
+                raise ValueError(f"`{name}` is a key of stage {having}, not of {stage}")
         if row is not None:
-            patching.require(row.cards, needed_by=f"stage {row.name}")
+            patching.require(row.llamafactory_cards, needed_by=f"stage {row.name}")
             if self.use_mca:
                 raise ValueError(f"stage {row.name} does not run on Megatron: unset USE_MCA")
-            self.stage = row.carrier
-            owned[row.name].check(self)
+            self.stage = row.host_stage
+            options = options_of(row, self)
+            _refuse_unread(self, row, options)
+            if row.shape == "pair" and not row.needs_reference(options):
+                self.pref_loss = "simpo"  # the host's only way to say that there is no reference model
         original.__post_init__(self)
 
     def to_dict(self: object) -> dict:
@@ -41,29 +82,38 @@ def extend(original: type) -> type:
         values["stage"] = self.finepref_stage or self.stage
         return values
 
+    host_stages = original.__annotations__["stage"].__args__
     stage = dataclasses.field(
         default="sft", metadata={"help": original.__dataclass_fields__["stage"].metadata["help"]}
     )
     extended = dataclasses.make_dataclass(
         original.__name__,
         [
-            ("stage", Literal[(*carriers, *rows)], stage),
+            ("stage", Literal[(*host_stages, *rows)], stage),
             ("finepref_stage", str | None, dataclasses.field(init=False, default=None)),
             ("finepref_resume", str | None, dataclasses.field(init=False, default=None)),
+            *((name, option.kind, _field(option)) for name, option in new.items()),
         ],
-        bases=(*mixins, original),
+        bases=(original,),
         namespace={"__post_init__": post_init, "to_dict": to_dict, "__doc__": original.__doc__},
     )
     extended.__module__, extended.__qualname__ = original.__module__, original.__qualname__  # pickle by reference
     return extended
 
 
-def _refuse_foreign_keys(arguments: object, stage: str, foreign: type, owned: dict[str, type]) -> None:
-    """A key of one stage in a run of another would be ignored in silence; refuse it."""
-    for field in dataclasses.fields(foreign):
-        stages_with = {name for name, owner in owned.items() if field.name in owner.__dataclass_fields__}
-        if stage not in stages_with and getattr(arguments, field.name) != field.default:
-            raise ValueError(f"`{field.name}` is a key of stage {', '.join(sorted(stages_with))}, not of {stage}")
+def _field(option: Any) -> Any:
+    return dataclasses.field(default=option.default, metadata={"help": option.help})
+
+
+def _refuse_unread(arguments: Any, row: stages.Stage, options: Options) -> None:
+    """Keys of the host's preference stages that this one does not read; they would be ignored in silence."""
+    if row.shape == "single":
+        return  # the host's own loss reads what it reads
+    read = {option.host_key for option in row.options.described(HOST).values()}
+    unread = {*PREFERENCE_KEYS} - read | (set() if row.needs_reference(options) else {*REFERENCE_KEYS})
+    for field in dataclasses.fields(arguments):
+        if field.name in unread and getattr(arguments, field.name) != field.default:
+            raise ValueError(f"`{field.name}` does nothing in stage {row.name}, so leave it out")
 
 
 def guard(original):
@@ -81,7 +131,7 @@ def guard(original):
             asked = patching.asked_stage(sys.argv if args is None else args)
         row = stages.find(asked)
         if row is not None:
-            patching.require(row.cards, needed_by=f"stage {row.name}")
+            patching.require(row.llamafactory_cards, needed_by=f"stage {row.name}")
         return original(args, callbacks)
 
     return run_exp

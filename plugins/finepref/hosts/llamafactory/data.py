@@ -1,52 +1,35 @@
-"""LLaMA-Factory's data seams: our formats in dataset_info.json, checked, tokenised by the stage, accounted for.
+"""Reading data on LLaMA-Factory: our formats in dataset_info.json, checked before anything is tokenised, and counted.
 
-Every row travels from converter to processor as the canonical JSON of its record, so that Arrow sees two string
-columns whatever the format, and datasets of different formats merge without null columns.
+Every row travels from converter to processor as the canonical JSON of its record, so that Arrow sees string columns
+whatever the format, and data sets of different formats merge without null columns.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, replace
-from importlib.resources import files
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 from finepref import stages
 from finepref.formats import dataset_info, jsonl, records
 from finepref.formats.check import BadData, Problem, check_file
-from finepref.hosts import located, receipt
+from finepref.hosts import receipt
 from finepref.hosts.llamafactory.adapter import Adapter
-
-MARKER = "finepref_tokenized.json"
-CURRENT: receipt.Receipt | None = None  # the run of this process; the data seams add what they read to it
-SOURCES: list[tuple[Path, Any]] = []  # its local files, each with the host's DatasetAttr
-
-
-def begin(record: receipt.Receipt) -> None:
-    """Start the books of a run."""
-    global CURRENT
-    CURRENT = record
-    SOURCES.clear()
+from finepref.hosts.run import Source, current, refuse
+from finepref.methods.checks import record_problems
 
 
 def adapter_of(stage: stages.Stage) -> Adapter:
     """The stage's data and training half."""
-    return resolve_name(stage.adapter)()
+    return resolve_name(stage.of_shape.llamafactory_adapter)(stage)
 
 
 def own_formats() -> set[str]:
     """The `formatting` values that belong to us."""
     return {formatting for stage in stages.all_stages().values() for formatting in stage.formats}
-
-
-def shipped_dataset_dir() -> Path:
-    """The dataset_info folder that comes with the package."""
-    return Path(str(files("finepref.dataset_info")))
 
 
 def dataset_list(original: Callable) -> Callable:
@@ -55,7 +38,7 @@ def dataset_list(original: Callable) -> Callable:
     @functools.wraps(original)
     def get_dataset_list(dataset_names, dataset_dir):
         entries = entries_of(dataset_dir)
-        shipped = entries_of(str(shipped_dataset_dir()))
+        shipped = dataset_info.table(dataset_info.shipped_dir())
         borrowed = [name for name in dataset_names or [] if name not in entries and name in shipped]
         if dataset_dir == "ONLINE" or not borrowed:
             attributes = original(dataset_names, dataset_dir)
@@ -63,7 +46,7 @@ def dataset_list(original: Callable) -> Callable:
             for name in borrowed:
                 entries[name] = dict(shipped[name])
                 if "file_name" in shipped[name]:
-                    entries[name]["file_name"] = str(shipped_dataset_dir() / shipped[name]["file_name"])
+                    entries[name]["file_name"] = str(dataset_info.shipped_dir() / shipped[name]["file_name"])
             attributes = original(dataset_names, entries)
         for name, attribute in zip(dataset_names or [], attributes, strict=True):
             entry = entries.get(name, {})
@@ -79,12 +62,7 @@ def dataset_list(original: Callable) -> Callable:
 
 def entries_of(dataset_dir: Any) -> dict[str, Any]:
     """The table of a dataset_dir, {} when the host has to fetch it or will complain about it itself."""
-    if isinstance(dataset_dir, dict):
-        return dict(dataset_dir)
-    try:
-        return json.loads(Path(dataset_dir, "dataset_info.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    return dict(dataset_dir) if isinstance(dataset_dir, dict) else dict(dataset_info.table(dataset_dir))
 
 
 def register_formats(original: Callable) -> Callable:
@@ -115,23 +93,9 @@ def register_formats(original: Callable) -> Callable:
     return original
 
 
-def encode(processor: Any, prompt: records.Prompt, response: str) -> tuple[list[int], list[int]]:
-    """Tokens of the prompt and of the response by the template of a host's DatasetProcessor, not cut."""
-    system = prompt[0].content if prompt[0].role == "system" else None
-    turns = [message._asdict() for message in prompt if message.role != "system"]
-    turns.append({"role": "assistant", "content": response})
-    prompt_ids, response_ids = processor.template.encode_oneturn(processor.tokenizer, turns, system, None)
-    if processor.template.efficient_eos:
-        response_ids = [*response_ids, processor.tokenizer.eos_token_id]
-    return prompt_ids, response_ids
-
-
 def record_of(row: dict[str, Any]) -> records.Record:
-    """The record of an aligned row."""
-    parsed = records.parse(json.loads(row["_record"]), row["_formatting"])
-    if isinstance(parsed, list):
-        raise BadData(parsed)
-    return parsed
+    """The record of a row that the converter has accepted."""
+    return records.revive(json.loads(row["_record"]), row["_formatting"])
 
 
 def merged_dataset(original: Callable) -> Callable:
@@ -147,7 +111,7 @@ def merged_dataset(original: Callable) -> Callable:
             return original(dataset_names, model_args, data_args, training_args, stage, return_dict)
 
         entries = _check_sources(dataset_names, attributes, data_args)
-        CURRENT.datasets.extend(entries)
+        current().datasets.extend(entries)
         # `ranking` is the host's word for its own two-response formats and is false for ours: hence "sft"
         datasets = original(dataset_names, model_args, data_args, training_args, "sft", return_dict)
         truncated = any(entry.skipped for entry in entries)
@@ -199,14 +163,10 @@ def _check_sources(names: list[str], attributes: list[Any], data_args: Any) -> l
         read: int | None = None
         if attribute.load_from == "file":
             read = 0
-            for file in files_of(name, attribute, data_args.dataset_dir):
-                SOURCES.append((file, attribute))
-                checked = check_file(
-                    file,
-                    attribute.formatting,
-                    columns=attribute.finepref_columns,
-                    error_type=attribute.finepref_error_type,
-                )
+            source = source_of(name, attribute, data_args.dataset_dir)
+            current().sources.append(source)
+            for file in source.files:
+                checked = check_file(file, source.formatting, columns=source.columns, error_type=source.error_type)
                 digests[file.name] = checked.sha256
                 read += checked.rows
                 problems += checked.problems
@@ -223,8 +183,8 @@ def _check_sources(names: list[str], attributes: list[Any], data_args: Any) -> l
     return entries
 
 
-def files_of(name: str, attribute: Any, dataset_dir: str) -> list[Path]:
-    """The files of a local data set, found as `finepref validate` finds them.
+def source_of(name: str, attribute: Any, dataset_dir: str) -> Source:
+    """A local data set, its files found as `finepref validate` finds them.
 
     Raises:
         BadData: a file is not there, with the command that makes it when its entry names one, or one we cannot read.
@@ -239,13 +199,22 @@ def files_of(name: str, attribute: Any, dataset_dir: str) -> list[Path]:
     for file in files:
         if file.suffix not in (".json", ".jsonl"):
             raise BadData([Problem(str(file), 0, "file_name", "FP202", "only .json and .jsonl are checked")])
-    return files
+    return Source(name, attribute.formatting, tuple(files), attribute.finepref_columns, attribute.finepref_error_type)
 
 
 def _arrange(row: stages.Stage, dataset: Any, *, truncated: bool, streaming: bool) -> Any:
     if not streaming:
         raise_problems(dataset["_problem"])
-    return adapter_of(row).arrange(dataset, truncated=truncated, streaming=streaming)
+    dataset = adapter_of(row).arrange(dataset, truncated=truncated, streaming=streaming)
+    if not streaming and checks_records(row, dataset["_record"]):
+        run = current()
+        refuse([found for each in dataset for found in record_problems(record_of(each), row, run.options)])
+    return dataset
+
+
+def checks_records(row: stages.Stage, texts: Iterable[str]) -> bool:
+    """Whether records must be read once more for `record_problems`, which sees to a stage's own checks."""
+    return row.check_record is not None or row.shape == "ranked" or any('"weight"' in text for text in texts)
 
 
 def note_problems(problems: Iterable[Problem]) -> str:
@@ -259,90 +228,4 @@ def raise_problems(texts: Iterable[str]) -> None:
     Raises:
         BadData: when any text is not empty.
     """
-    problems = [Problem(*json.loads(line)) for text in texts if text for line in text.split("\n")]
-    if problems:
-        raise BadData(pinpoint(problems))
-
-
-def source_records() -> Iterator[tuple[str, int, records.Record]]:
-    """(file, line, record) of the run's local files, read again."""
-    for file, attribute in SOURCES:
-        for line, row in jsonl.read_jsonl(file, problems=[]):
-            parsed = records.parse(
-                row,
-                attribute.formatting,
-                columns=attribute.finepref_columns,
-                error_type=attribute.finepref_error_type,
-            )
-            if not isinstance(parsed, list):
-                yield str(file), line, parsed
-
-
-def pinpoint(problems: list[Problem]) -> list[Problem]:
-    """Problems of records as problems of files, by reading the files again."""
-    return located.pinpoint(problems, source_records())
-
-
-def dataset_processor(original: Callable) -> Callable:
-    """`_get_dataset_processor` that knows our stages (card `dataset-processor`)."""
-
-    @functools.wraps(original)
-    def _get_dataset_processor(data_args, stage, template, tokenizer, processor, do_generate=False):
-        row = stages.find(stage)
-        if row is None:
-            return original(data_args, stage, template, tokenizer, processor, do_generate)
-        make = adapter_of(row).processor()
-        return make(template=template, tokenizer=tokenizer, processor=processor, data_args=data_args)
-
-    return _get_dataset_processor
-
-
-def preprocessed_dataset(original: Callable) -> Callable:
-    """`_get_preprocessed_dataset` between the stage's preparation and its problems (card `preprocessed-dataset`)."""
-
-    @functools.wraps(original)
-    def _get_preprocessed_dataset(
-        dataset, data_args, training_args, stage, template, tokenizer, processor=None, is_eval=False
-    ):
-        row = stages.find(stage)
-        if row is not None and dataset is not None:
-            dataset = adapter_of(row).prepare(dataset, streaming=data_args.streaming)
-        tokenized = original(dataset, data_args, training_args, stage, template, tokenizer, processor, is_eval)
-        if row is None or tokenized is None or data_args.streaming:
-            return tokenized
-        raise_problems(tokenized["problem"])
-        return tokenized.remove_columns("problem")
-
-    return _get_preprocessed_dataset
-
-
-def get_dataset(original: Callable) -> Callable:
-    """`get_dataset` that marks tokenised folders with their stage and refuses others (card `get-dataset`)."""
-
-    @functools.wraps(original)
-    def get_dataset(template, model_args, data_args, training_args, stage, tokenizer, processor=None):
-        row = stages.find(stage)
-        folder = data_args.tokenized_path
-        marker = Path(folder, MARKER) if folder else None
-        content = {"stage": row.name, "schema": adapter_of(row).schema} if row else None
-        if marker is not None and os.path.isdir(folder) and os.listdir(folder):
-            found = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
-            kept = {key: found[key] for key in ("stage", "schema")} if found else None
-            if kept != content:
-                raise ValueError(
-                    f"tokenized_path {folder} was written for {_describe(kept)}, this run is {_describe(content)}; "
-                    "use another folder"
-                )
-            if found:
-                CURRENT.datasets = [receipt.DatasetEntry(**entry) for entry in found["datasets"]]
-        module = original(template, model_args, data_args, training_args, stage, tokenizer, processor)
-        if row is not None and marker is not None and not marker.is_file() and training_args.should_save:
-            datasets = [vars(entry) for entry in CURRENT.datasets]
-            marker.write_text(json.dumps({**content, "datasets": datasets}, indent=2), encoding="utf-8")
-        return module
-
-    return get_dataset
-
-
-def _describe(content: dict[str, str] | None) -> str:
-    return f"stage {content['stage']} (rows {content['schema']})" if content else "a stage of the host"
+    refuse([Problem(*json.loads(line)) for text in texts if text for line in text.split("\n")])

@@ -1,4 +1,4 @@
-"""What the stages on pairs share: token weights from records, their way into the batch, the forward pass, metrics.
+"""Shape "pair" on LLaMA-Factory: token weights from records, their way into the batch, the forward pass, metrics.
 
 Tokenised rows hold what the data says about each token; the stage's options are applied to them in the collator, so
 one tokenised data set serves every ratio, selection and mask.
@@ -7,7 +7,6 @@ one tokenised data set serves every ratio, selection and mask.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -28,8 +27,23 @@ from finepref.formats.check import BadData, Problem
 from finepref.hosts.llamafactory import data
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
-from finepref.hosts.pair_tokens import SIDES, facts, offsets_in, problem_of_record, selects, weights_and_scores
+from finepref.hosts.llamafactory.tokenized import encode
+from finepref.hosts.logits import AllLogits, Logits, NeededLogits
+from finepref.hosts.meter import Meter
+from finepref.hosts.run import Run, pinpoint, refuse
 from finepref.losses import chunked, ops
+from finepref.methods.batches import Pairs, Response, Weights
+from finepref.methods.options import Options
+from finepref.methods.pair_rows import (
+    SIDES,
+    PairRow,
+    facts,
+    offsets_in,
+    problem_of_record,
+    selects,
+    weigh_all,
+    weights_and_scores,
+)
 
 CONTENT = "{{content}}"  # stands for the message in the host's templates
 
@@ -38,17 +52,17 @@ CONTENT = "{{content}}"  # stands for the message in the host's templates
 class PairProcessor(RecordProcessor):
     """One row per record. For side in chosen, rejected, aligned with the labels and cut as they are:
 
-    {side}_weight and {side}_score: see `finepref.hosts.pair_tokens`.
+    {side}_weight and {side}_score: see `finepref.methods.pair_rows`.
     """
 
     schema: str = "pairs-1"
     sides: ClassVar[tuple[str, ...]] = SIDES
 
-    def _row(self, record: records.Pair | records.SpanPair | records.ScoredPair) -> dict[str, Any]:
+    def row(self, record: records.Pair | records.SpanPair | records.ScoredPair) -> dict[str, Any]:
         texts = {side: record.chosen if side == "chosen" else record.rejected for side in self.sides}
         responses = {}
         for side, text in texts.items():
-            prompt_ids, responses[side] = data.encode(self, record.prompt, text)
+            prompt_ids, responses[side] = encode(self, record.prompt, text)
         cutoff = self.data_args.cutoff_len
         source, target = infer_seqlen(len(prompt_ids), max(map(len, responses.values())), cutoff)
 
@@ -85,7 +99,9 @@ class PairProcessor(RecordProcessor):
     def print_data_example(self, example: dict[str, Any]) -> None:
         """What the host prints for the first row."""
         for side in SIDES:
-            marked = [i for i, w in zip(example[f"{side}_input_ids"], example[f"{side}_weight"], strict=True) if w > 0]
+            marked = [
+                i for i, w in zip(example[f"{side}_input_ids"], example[f"{side}_weight"], strict=True) if w != 0
+            ]
             print(f"{side}:\n{self.tokenizer.decode(example[f'{side}_input_ids'], skip_special_tokens=False)}")
             print(f"{side}_tokens:\n{self.tokenizer.decode(marked, skip_special_tokens=False)}")
 
@@ -95,88 +111,86 @@ class PairCollator(PairwiseDataCollatorWithPadding):
     """Pads as the host does, and adds what the host's collator would drop without a word.
 
     Attributes:
-        weigh: a tokenised row -> (chosen weights, rejected weights, side), by the stage's options.
+        weigh: a tokenised pair -> its weights, by the stage's options.
     """
 
-    weigh: Callable[[dict[str, Any]], tuple[list[float], list[float], int]] | None = None
+    weigh: Callable[[PairRow], Weights] | None = None
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """One batch: the host's keys, `weight` [2B, L] aligned with the labels, `side` [B]."""
+        """One batch: the host's keys, `weight` [2B, T] in label space, the chosen half first, and `side` [B]."""
         batch = super().__call__([{**row, "images": None, "videos": None, "audios": None} for row in features])
         try:
-            chosen, rejected, sides = zip(*map(self.weigh, features), strict=True)
+            chosen, rejected, sides = zip(*(self.weigh(PairRow.of(row)) for row in features), strict=True)
         except BadData as error:  # of a stream; a data-loader worker can hand on nothing but a text
-            raise ValueError(str(BadData(data.pinpoint([*error.problems])))) from None
+            raise ValueError(str(BadData(pinpoint(error.problems)))) from None
         length = batch["labels"].shape[1]
         padded = []
         for weight in (*chosen, *rejected):
             gap = [0.0] * (length - len(weight))
             padded.append(gap + weight if self.tokenizer.padding_side == "left" else weight + gap)
-        batch["weight"] = torch.tensor(padded)
+        batch["weight"] = torch.tensor(padded)[:, 1:]
         batch["side"] = torch.tensor(sides)
         return batch
 
 
+REWARDS = tuple(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins"))
+
+
 class PairTrainer(CustomDPOTrainer):
-    """The host's DPO trainer with a forward pass that needs few logits, our losses, and metrics over all ranks.
+    """The host's DPO trainer with a forward pass that needs few logits, the stage's loss, metrics over all ranks."""
 
-    Attributes:
-        names: the metrics that `losses` returns beside the rewards.
-    """
-
-    names: tuple[str, ...] = ("logps/chosen", "logps/rejected")
-
-    def __init__(self, *, record: Any, **kwargs: Any) -> None:
-        self.record = record
-        self.full_logits = kwargs["finetuning_args"].finepref_full_logits
+    def __init__(self, *, run: Run, **kwargs: Any) -> None:
+        self.run = run
+        self.kl_use = run.stage.kl(run.options) if run.stage.kl else ""
         self.tokens: Counter[str] = Counter()
-        self.sums: dict[str, Tensor] = {}
+        self.meter = Meter((*REWARDS, *run.stage.metrics))
         super().__init__(**kwargs)
-
-    @abstractmethod
-    def losses(self, model: Any, batch: dict[str, Tensor]) -> tuple[ops.LossOut, dict[str, Tensor]]:
-        """The stage's loss of each pair, and `names` as [B] each."""
 
     def get_batch_loss_metrics(
         self, model: Any, batch: dict[str, Tensor], train_eval: str = "train"
     ) -> tuple[Tensor, dict[str, float]]:
-        """One micro-batch. Metrics go to `self.sums`, on every rank."""
+        """One micro-batch. Metrics go to the meter, on every rank."""
         if "weight" not in batch:
             raise ValueError("the batch has no token weights: it was not made by finepref's PairCollator")
-        out, metrics = self.losses(model, batch)
+        out, metrics = self.run.stage.losses(self.pairs(model, batch), self.run.options)
         if train_eval == "train":
-            self.record.loss_calls += 1
+            self.run.loss_calls += 1
             for side, weight, labels in zip(SIDES, batch["weight"].chunk(2), batch["labels"].chunk(2), strict=True):
-                self.tokens[f"{side}_selected"] += int((weight[:, 1:] > 0).sum())
+                self.tokens[f"{side}_selected"] += int((weight != 0).sum())
                 self.tokens[f"{side}_responses"] += int((labels[:, 1:] != IGNORE_INDEX).sum())
-        self._add(train_eval, out, metrics)
+        chosen, rejected = out.chosen_reward, out.rejected_reward
+        rewards = (chosen, rejected, (chosen > rejected).float(), chosen - rejected)
+        self.meter.add_values(train_eval, dict(zip(REWARDS, rewards, strict=True)) | metrics, out.valid)
         return ops.reduce(out), {}
 
-    def logits(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
-        """[N, V], those that predict the tokens of positive weight; [2B, L, V] with `finepref_full_logits`."""
+    def pairs(self, model: Any, batch: dict[str, Tensor]) -> Pairs:
+        """What the loss reads: log-probabilities of policy and reference and their KL, as far as the stage asks."""
+        reference = reference_logps = kl = None
+        if self.run.stage.needs_reference(self.run.options):
+            with self.reference(model) as reference_model:
+                reference = self.logits(reference_model, batch)
+                reference_logps = reference.logps()
+        policy = self.logits(model, batch)
+        logps = policy.logps()
+        if self.kl_use:
+            with nullcontext() if self.kl_use == "loss" else torch.no_grad():
+                kl = policy.kl(reference)
+        parts = (logps, batch["weight"], reference_logps, kl)
+        halves = zip(*((None, None) if part is None else part.chunk(2) for part in parts), strict=True)
+        return Pairs(*(Response(*half) for half in halves), batch["side"])
+
+    def logits(self, model: Any, batch: dict[str, Tensor]) -> Logits:
+        """Logits at the tokens that have a weight, or all of them with `finepref_full_logits`."""
         inputs = {name: value for name, value in batch.items() if name not in ("labels", "weight", "side")}
-        if self.full_logits:
-            return model(**inputs, return_dict=True, use_cache=False).logits
+        needed, labels = batch["weight"] != 0, batch["labels"]
+        if self.run.options.full_logits:
+            return AllLogits(model(**inputs, return_dict=True, use_cache=False).logits, labels, needed)
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        with chunked.head_at(head, chunked.needed_positions(batch["weight"][:, 1:] > 0)):
-            return model(**inputs, return_dict=True, use_cache=False).logits[0]
-
-    def logps(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """log pi of the tokens of positive weight, 0 elsewhere: [2B, L-1] in label space."""
-        needed = batch["weight"][:, 1:] > 0
-        if self.full_logits:
-            masked = torch.where(needed, batch["labels"][:, 1:], IGNORE_INDEX)
-            return ops.token_logps(logits, torch.cat((batch["labels"][:, :1], masked), 1))
-        targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1)).flatten()
-        at = targets[chunked.needed_positions(needed)].clamp(min=0)
-        return chunked.place(chunked.logps_at(logits, at), needed)
-
-    def kl(self, policy: Tensor, reference: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """KL(pi_ref || pi_theta) at the tokens of positive weight, 0 elsewhere: [2B, L-1] in label space."""
-        needed = batch["weight"][:, 1:] > 0
-        if self.full_logits:
-            return torch.where(needed, ops.position_kl(policy[:, :-1], reference[:, :-1]), 0.0)
-        return chunked.place(chunked.kl_at(policy, reference), needed)
+        positions = chunked.needed_positions(needed)
+        with chunked.head_at(head, positions):
+            logits = model(**inputs, return_dict=True, use_cache=False).logits[0]
+        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1)).flatten()[positions].clamp(min=0)
+        return NeededLogits(logits, targets, partial(chunked.place, mask=needed))
 
     @contextmanager
     def reference(self, model: Any) -> Iterator[Any]:
@@ -188,23 +202,13 @@ class PairTrainer(CustomDPOTrainer):
         with torch.no_grad(), base:
             yield chosen
 
-    def _add(self, split: str, out: ops.LossOut, metrics: dict[str, Tensor]) -> None:
-        chosen, rejected = out.chosen_reward, out.rejected_reward
-        values = [chosen, rejected, (chosen > rejected).float(), chosen - rejected]
-        values += [metrics[name] for name in self.names] + [torch.ones_like(chosen)]
-        sums = torch.stack([torch.where(out.valid, value.detach(), 0.0).sum() for value in values]).double()
-        self.sums[split] = self.sums.get(split, 0) + sums
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add means over the valid pairs of all ranks to a training or evaluation log entry."""
         split = "train" if "loss" in logs else "eval"
-        names = [f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins")] + [*self.names]
-        zeros = torch.zeros(len(names) + 1, dtype=torch.float64, device=self.accelerator.device)
-        *sums, count = self.accelerator.reduce(self.sums.pop(split, zeros), "sum").tolist()
-        if count > 0:
-            losses = [key for key in logs if key.startswith("eval_") and key.endswith("_loss")]
-            prefix = "" if split == "train" else losses[0].removesuffix("loss")
-            logs.update({f"{prefix}{name}": value / count for name, value in zip(names, sums, strict=True)})
+        losses = [key for key in logs if key.startswith("eval_") and key.endswith("_loss")]
+        prefix = "" if split == "train" or not losses else losses[0].removesuffix("loss")
+        means = self.meter.means(split, self.accelerator.device)
+        logs.update({f"{prefix}{name}": value for name, value in means.items()})
         Trainer.log(self, logs, *args, **kwargs)
 
     def rank_report(self) -> dict[str, Any]:
@@ -220,30 +224,26 @@ class PairTrainer(CustomDPOTrainer):
 
 
 class PairAdapter(Adapter):
-    """The data and training half that pair stages share.
-
-    Attributes:
-        trainer: the stage's PairTrainer.
-        weigh: (row, arguments, seed) -> (chosen weights, rejected weights, side); raises BadData for an unfit row.
-    """
+    """Data and training of the stages on pairs."""
 
     schema = PairProcessor.schema
-    trainer: type[PairTrainer]
-    weigh: Callable[..., tuple[list[float], list[float], int]]
 
-    def processor(self) -> type:
+    def processor(self) -> Any:
         return PairProcessor
 
-    def check_tokenized(self, dataset: Any, arguments: Any) -> None:
+    def weigh(self, row: PairRow, options: Options, seed: int) -> Weights:
+        """The weights of a tokenised pair. Raises BadData for an unfit one."""
+        return (self.stage.weigh or weigh_all)(row, options, seed)
+
+    def check_tokenized(self, dataset: Any, options: Options) -> None:
         """Weigh every row once, so that all problems are known before a model loads."""
         problems: list[Problem] = []
         for row in dataset:
             try:
-                self.weigh(row, arguments, 0)
+                self.weigh(PairRow.of(row), options, 0)
             except BadData as error:
                 problems += error.problems
-        if problems:
-            raise BadData(data.pinpoint(problems))
+        refuse(problems)
 
     def build_trainer(self, parts: Any, **common: Any) -> PairTrainer:
         collator = PairCollator(
@@ -251,16 +251,16 @@ class PairAdapter(Adapter):
             model=parts.model,
             pad_to_multiple_of=8,
             label_pad_token_id=IGNORE_INDEX,
-            weigh=partial(self.weigh, arguments=parts.finetuning_args, seed=parts.training_args.seed),
+            weigh=partial(self.weigh, options=parts.run.options, seed=parts.training_args.seed),
             **parts.tokenizer_module,
         )
-        return self.trainer(
+        return PairTrainer(
             ref_model=parts.ref_model,
             data_collator=collator,
             **common,
             **parts.trainer_arguments(),
         )
 
-    def plot_keys(self, arguments: Any) -> list[str]:
+    def plot_keys(self, options: Options) -> list[str]:
         rewards = [f"rewards/{name}" for name in ("accuracies", "margins", "chosen", "rejected")]
-        return [*rewards, *self.trainer.names]
+        return [*rewards, *self.stage.metrics]

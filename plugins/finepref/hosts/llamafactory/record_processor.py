@@ -9,22 +9,37 @@ from llamafactory.data.processor.processor_utils import DatasetProcessor
 
 from finepref.formats import records
 from finepref.hosts.llamafactory import data
+from finepref.hosts.run import current, refuse
+from finepref.methods.checks import record_problems
 
 
 class RecordProcessor(DatasetProcessor):
     """The host's processor over aligned rows. Subclasses are dataclasses with a `schema` field."""
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Tokenise a batch of aligned rows, one row per record."""
+        """Tokenise a batch of aligned rows."""
         data.raise_problems(examples["_problem"])
-        rows = [
-            self._row(data.record_of({"_record": text, "_formatting": formatting}))
+        found = [
+            data.record_of({"_record": text, "_formatting": formatting})
             for text, formatting in zip(examples["_record"], examples["_formatting"], strict=True)
         ]
-        if self.data_args.streaming:  # nobody sees the whole column later
+        if self.data_args.streaming:  # nobody has seen the records before, or sees the whole column later
+            run = current()
+            refuse([problem for record in found for problem in record_problems(record, run.stage, run.options)])
+        rows = self.rows(found, examples)
+        if self.data_args.streaming:
             data.raise_problems(row["problem"] for row in rows)
         return {name: [row[name] for row in rows] for name in rows[0]}
 
+    def rows(self, found: list[records.Record], examples: dict[str, list[Any]]) -> list[dict[str, Any]]:
+        """The rows of a batch of records, by default one of each.
+
+        Args:
+            found: the records.
+            examples: the columns of the aligned rows that they were read from.
+        """
+        return [self.row(record) for record in found]
+
     @abstractmethod
-    def _row(self, record: records.Record) -> dict[str, Any]:
+    def row(self, record: records.Record) -> dict[str, Any]:
         """The columns of one record, `rows` (how many it stands for) and `problem` (see `data.note_problems`) too."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from transformers import TrainerCallback
 from finepref import stages
 from finepref.hosts import patching, receipt
 from finepref.hosts.llamafactory import arguments, data
-from finepref.hosts.models import missing_model_hint
+from finepref.hosts.missing_model import missing_model_hint
+from finepref.hosts.run import Run
 
 
 @dataclass
@@ -26,12 +27,12 @@ class Parts:
     data_args: Any
     training_args: Any
     finetuning_args: Any
-    record: receipt.Receipt
+    run: Run
 
     def trainer_arguments(self) -> dict[str, Any]:
         """What every trainer of ours is made with, besides a reference model and a collator."""
         return {
-            "record": self.record,
+            "run": self.run,
             "model": self.model,
             "args": self.training_args,
             "finetuning_args": self.finetuning_args,
@@ -62,11 +63,7 @@ def run(row, model_args, data_args, training_args, finetuning_args, callbacks=No
         FileNotFoundError: a data file or a local model is not there; the message names the command that makes it.
         UnprovenRun: the receipt does not add up.
     """
-    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
-    from llamafactory.model import load_model, load_tokenizer
-    from llamafactory.train.trainer_utils import create_ref_model
-
-    patching.require(row.cards, needed_by=f"stage {row.name}")
+    patching.require(row.llamafactory_cards, needed_by=f"stage {row.name}")
     if data_args.packing:
         raise ValueError(f"`packing` is not for stage {row.name}: its responses are compared one by one")
     for path in filter(None, (model_args.model_name_or_path, finetuning_args.ref_model)):
@@ -75,9 +72,19 @@ def run(row, model_args, data_args, training_args, finetuning_args, callbacks=No
     adapter = data.adapter_of(row)
     if training_args.do_predict and not adapter.predicts:
         raise ValueError(f"`do_predict` is not for stage {row.name}: it has no scores to write")
-    record = receipt.Receipt(stage=row.name, settings=adapter.settings(finetuning_args))
-    data.begin(record)
+    options = arguments.options_of(row, finetuning_args)
+    more = {"finetuning_type": finetuning_args.finetuning_type}
+    with Run(row, options, row.llamafactory_cards, settings=more).active() as started:
+        _train(adapter, started, model_args, data_args, training_args, finetuning_args, callbacks)
 
+
+def _train(adapter, run, model_args, data_args, training_args, finetuning_args, callbacks) -> None:
+    """The run itself, in the order of the host's own `run_*`."""
+    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
+    from llamafactory.model import load_model, load_tokenizer
+    from llamafactory.train.trainer_utils import create_ref_model
+
+    row, options = run.stage, run.options
     tokenizer_module = load_tokenizer(model_args)
     tokenizer = tokenizer_module["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
@@ -85,23 +92,23 @@ def run(row, model_args, data_args, training_args, finetuning_args, callbacks=No
     for split in ("train_dataset", "eval_dataset"):
         if dataset_module.get(split) is not None and not data_args.streaming:
             for part in _parts(dataset_module[split]):
-                adapter.check_tokenized(part, finetuning_args)
+                adapter.check_tokenized(part, options)
                 if split == "train_dataset" and training_args.do_train:
-                    adapter.check_training(part, finetuning_args)
-    _count_rows(record, dataset_module, data_args.streaming)
+                    adapter.check_training(part, options)
+    _count_rows(run, dataset_module, data_args.streaming)
 
     training = training_args.do_train
     model = load_model(tokenizer, model_args, finetuning_args, training, add_valuehead=adapter.adds_value_head)
-    if not adapter.needs_reference(finetuning_args):
+    if not adapter.needs_reference(options, finetuning_args):
         ref_model = None
     elif finetuning_args.ref_model is None and not training_args.do_train:
         ref_model = model
     else:
         ref_model = create_ref_model(model_args, finetuning_args)
 
-    parts = Parts(model, ref_model, template, tokenizer_module, data_args, training_args, finetuning_args, record)
+    parts = Parts(model, ref_model, template, tokenizer_module, data_args, training_args, finetuning_args, run)
     trainer = adapter.build_trainer(parts, callbacks=callbacks, **dataset_module)
-    trainer.add_callback(ReceiptCallback(row, record, trainer, data_args))
+    trainer.add_callback(ReceiptCallback(run, trainer, data_args))
 
     if training_args.do_train:
         result = trainer.train(resume_from_checkpoint=arguments.resume_point(training_args, finetuning_args))
@@ -110,7 +117,7 @@ def run(row, model_args, data_args, training_args, finetuning_args, callbacks=No
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
         if trainer.is_world_process_zero() and finetuning_args.plot_loss:
-            _plot(trainer, adapter.plot_keys(finetuning_args))
+            _plot(trainer, adapter.plot_keys(options))
 
     if training_args.do_eval:
         metrics = trainer.evaluate(metric_key_prefix="eval")
@@ -122,7 +129,7 @@ def run(row, model_args, data_args, training_args, finetuning_args, callbacks=No
     if training_args.do_predict:
         trainer.write_scores(dataset_module["eval_dataset"])
 
-    _model_card(row, record, trainer, model_args, data_args, training_args, finetuning_args)
+    _model_card(run, trainer, model_args, data_args, training_args, finetuning_args)
 
 
 def _parts(split: Any) -> list[Any]:
@@ -130,35 +137,35 @@ def _parts(split: Any) -> list[Any]:
     return list(split.values()) if isinstance(split, dict) else [] if split is None else [split]
 
 
-def _count_rows(record: receipt.Receipt, dataset_module: dict[str, Any], streaming: bool) -> None:
+def _count_rows(run: Run, dataset_module: dict[str, Any], streaming: bool) -> None:
     """Where every row that was read went, from the `rows` column of the tokenised splits."""
-    reads = [entry.read for entry in record.datasets]
+    reads = [entry.read for entry in run.datasets]
     read = sum(reads) if None not in reads else None
     if streaming:
-        record.rows = {"read": read, "trained": None}
+        run.rows = {"read": read, "trained": None}
         return
     parts = _parts(dataset_module.get("eval_dataset"))
     train = dataset_module.get("train_dataset")
-    record.rows = {
+    run.rows = {
         "read": read,
         "trained": sum(train["rows"]) if train is not None else 0,
         "evaluated": sum(sum(part["rows"]) for part in parts),
-        "skipped_by_max_samples": sum(entry.skipped for entry in record.datasets) + record.extra.pop("cut_groups", 0),
+        "skipped_by_max_samples": sum(entry.skipped for entry in run.datasets) + run.incomplete_rows,
         "rejected": 0,
     }
-    if not receipt.rows_add_up(record.rows):
-        raise receipt.UnprovenRun(f"rows went missing between file and trainer: {record.rows}")
+    if not receipt.rows_add_up(run.rows):
+        raise receipt.UnprovenRun(f"rows went missing between file and trainer: {run.rows}")
 
 
 class ReceiptCallback(TrainerCallback):
-    """Writes the receipt beside every checkpoint and fails a run whose loss calls do not add up."""
+    """Writes the receipt into every checkpoint and fails a run whose loss calls do not add up."""
 
-    def __init__(self, row: stages.Stage, record: receipt.Receipt, trainer: Any, data_args: Any) -> None:
-        self.row, self.record, self.trainer, self.data_args = row, record, trainer, data_args
+    def __init__(self, run: Run, trainer: Any, data_args: Any) -> None:
+        self.run, self.trainer, self.data_args = run, trainer, data_args
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        self.record.first_step = state.global_step
-        self.record.loss_calls = 0
+        self.run.first_step = state.global_step
+        self.run.loss_calls = 0
         self.batches = None if self.data_args.streaming else len(train_dataloader)
 
     def on_save(self, args, state, control, **kwargs):
@@ -166,44 +173,28 @@ class ReceiptCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         content = self._write(Path(args.output_dir), args, state)
-        wrong = [rank for rank in content["ranks"] if rank["loss_calls"] != content["expected_loss_calls"]]
-        if wrong and not self.data_args.streaming:
-            raise receipt.UnprovenRun(
-                f"{self.row.name}: expected {content['expected_loss_calls']} loss calls a rank, "
-                f"found {[rank['loss_calls'] for rank in content['ranks']]}"
-            )
+        if not self.data_args.streaming:
+            self.run.require_proof(content)
 
     def _write(self, folder: Path, args: Any, state: Any) -> dict[str, Any]:
         """Gather all ranks (every rank must call this) and write on the first one."""
         from accelerate.utils import gather_object
 
-        mine = {
-            "rank": args.process_index,
-            "loss_calls": self.record.loss_calls,
-            "cards": patching.report(self.row.cards),
-            **self.trainer.rank_report(),
-        }
-        ranks = gather_object([mine])
-        content = {
-            "stage": self.row.name,
-            "paper": self.row.paper,
-            "settings": self.record.settings,
-            "seed": args.seed,
-            "versions": receipt.versions(),
-            "datasets": [asdict(entry) for entry in self.record.datasets],
-            "rows": self.record.rows,
-            "optimizer_steps": state.global_step - self.record.first_step,
-            "first_step": self.record.first_step,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
-            "expected_loss_calls": receipt.micro_batches(
-                first_step=self.record.first_step,
+        ranks = gather_object([self.run.rank_part(args.process_index, self.trainer.rank_report())])
+        accumulation = args.gradient_accumulation_steps
+        content = self.run.content(
+            seed=args.seed,
+            last_step=state.global_step,
+            accumulation=accumulation,
+            expected_loss_calls=receipt.micro_batches(
+                first_step=self.run.first_step,
                 last_step=state.global_step,
-                accumulation=args.gradient_accumulation_steps,
+                accumulation=accumulation,
                 batches_per_epoch=self.batches,
             ),
-            "ranks": ranks,
-            **self.trainer.run_report(ranks),
-        }
+            ranks=ranks,
+            more=self.trainer.run_report(ranks),
+        )
         if args.should_save:
             receipt.write(folder, content)
         return content
@@ -218,13 +209,14 @@ def _plot(trainer: Any, keys: list[str]) -> None:
     plot_loss(trainer.args.output_dir, keys=[key for key in dict.fromkeys(wanted) if key in logged])
 
 
-def _model_card(row, record, trainer, model_args, data_args, training_args, finetuning_args) -> None:
+def _model_card(run, trainer, model_args, data_args, training_args, finetuning_args) -> None:
     """The host's model card, with a section that says what was really trained."""
     from llamafactory.train.trainer_utils import create_modelcard_and_push
 
     create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
     card = Path(training_args.output_dir, "README.md")
     if training_args.do_train and training_args.should_save and card.is_file():
-        options = "\n".join(f"- `{key}`: {value}" for key, value in record.settings.items())
+        options = "\n".join(f"- `{key}`: {value}" for key, value in run.settings.items())
+        row = run.stage
         section = f"\n## Stage `{row.name}`\n\n{row.title} ({row.paper}), trained with finepref.\n\n{options}\n"
         card.write_text(card.read_text(encoding="utf-8") + section, encoding="utf-8")

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import argparse
 import ast
-import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pkgutil import resolve_name
-from types import CodeType, SimpleNamespace
+from types import CodeType, SimpleNamespace, UnionType
 from typing import Any, Literal, get_args, get_origin
 
 from finepref import stages
 from finepref.formats.problems import BadData
 from finepref.hosts.openrlhf import compat, environment
 from finepref.hosts.patching import HostDrift
+from finepref.methods.options import Described, Options
+
+HOST = "openrlhf"
 
 UNUSED = ("data.dataset_probs", "data.dataset_split", "eval.split")
 """Flags of the host about data that we read ourselves."""
 
-KEY_PREFIX = re.compile(r"^(sepo|tdpo|seapo|kto|apo|finepref)_")
+REFERENCE_FLAGS = ("ref.model_name_or_path", "ref.offload")
 
 DATASET_DIR = (
     "Folder of the dataset_info.json that --data.dataset and --eval.dataset name data sets of; names that it lacks "
@@ -34,71 +36,81 @@ DATASET_DIR = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """What the user asked for.
 
     Attributes:
         stage: the method.
         host: the host's arguments as its block leaves them.
-        options: the method's own.
+        options: the method's own, checked.
         attention: `--ds.attn_implementation` as given; the block changes it where samples are packed.
     """
 
     stage: stages.Stage
     host: Any
-    options: Any
+    options: Options
     attention: str
 
 
-def flag_of(group: str, key: str) -> str:
-    """`sepo_ratio_chosen` -> `--selective.ratio_chosen`."""
-    return f"--{group}.{KEY_PREFIX.sub('', key)}"
+def flag_of(row: stages.Stage, name: str) -> str:
+    """An option's flag: `sepo_ratio_chosen` of SePO -> `--selective.ratio_chosen`; the host's own where it has one.
+
+    The flag leaves out the stage's name, or the first word of the option where it says the same again.
+    """
+    described = row.options.described(HOST)
+    if name in described and described[name].host_key:
+        return f"--{described[name].host_key}"
+    first, _, rest = name.partition("_")
+    if name.startswith(f"{row.name}_"):
+        rest = name.removeprefix(f"{row.name}_")
+    elif first not in {*row.name.split("_"), row.group, "finepref"}:
+        rest = name
+    return f"--{row.group}.{rest}"
 
 
-def run(module: str, *, stage: str, group: str, options: type, unused: tuple[str, ...], prepare: str) -> None:
+def spelled(flags: dict[str, str], name: str, value: str = "") -> str:
+    """An option as the user types it, see `finepref.methods.options.Options.read`."""
+    flag = flags.get(name, name)
+    return flag if value in ("", "true") else f"{flag} {value}"
+
+
+def run(row: stages.Stage) -> None:
     """Parse `sys.argv` and train.
 
-    Args:
-        module: the host's command line, e.g. openrlhf.cli.train_dpo.
-        stage: name of the method's row in `finepref.stages`.
-        group: name of our flag group.
-        options: dataclass of the method's options; each field becomes a flag.
-        unused: flags of the host that the method does not read; they are refused.
-        prepare: `module:function`, which checks what is `Asked` and returns what then trains. The module may import
-            the host. What it raises as BadData, HostDrift, ValueError or FileNotFoundError is all that is printed.
+    What our checks raise as BadData, HostDrift, ValueError or FileNotFoundError is all that is printed.
     """
-    row = stages.all_stages()[stage]
-    flags = {field.name: flag_of(group, field.name) for field in fields(options)}
-    flags |= {"pref_beta": "--model.beta", "cutoff_len": "--data.max_len"}
-    parser = _Parser(group=group, options=options, formats=row.formats)
+    flags = {name: flag_of(row, name) for name in row.options.described(HOST)} | {"cutoff_len": "--data.max_len"}
+    parser = _Parser(row, flags)
 
     def start(host: Any) -> None:
         try:
-            _refuse_unused(parser, (*UNUSED, *unused))
+            _refuse_unused(parser, unused_by(row))
             given = vars(parser.flat)
-            chosen = options(**{field.name: given[flags[field.name][2:]] for field in fields(options)})
-            chosen.pref_beta, chosen.pref_ftx = getattr(host.model, "beta", 1.0), 0.0
-            chosen.check()
-            asked = Asked(row, host, chosen, given["ds.attn_implementation"])
-            environment.check(asked)
-            train = resolve_name(prepare)(asked)
+            values = {name: given[flags[name][2:]] for name in row.options.described(HOST)}
+            options = row.options.read(HOST, values, partial(spelled, flags))
+            request = Request(row, host, options, given["ds.attn_implementation"])
+            environment.check(request)
+            train = resolve_name(row.of_shape.openrlhf_prepare)(request)
         except (BadData, HostDrift, ValueError, FileNotFoundError) as error:
-            sys.exit(f"{parser.prog}: {in_flags(str(error), flags)}")
+            sys.exit(f"{parser.prog}: {error}")
         train()
 
     try:
-        block = main_block(module)
+        block = main_block(row.of_shape.openrlhf_module)
     except HostDrift as error:
         sys.exit(f"{parser.prog}: {error}")
     shim = SimpleNamespace(**{**vars(argparse), "ArgumentParser": lambda: parser})
     exec(block, {"__name__": "__main__", "argparse": shim, "datetime": datetime, "train": start})
 
 
-def in_flags(message: str, flags: Mapping[str, str]) -> str:
-    """A message about option keys, in the flags that the user types."""
-    for key, flag in flags.items():
-        message = re.sub(rf"\b{key}\b(?!\.)", flag, message)
-    return message.replace("`", "")
+def unused_by(row: stages.Stage) -> tuple[str, ...]:
+    """Flags of the host that the stage does not read; they are refused."""
+    unused = (*UNUSED, *row.of_shape.openrlhf_unused)
+    read = {each.host_key for each in row.options.described(HOST).values()}
+    if row.of_shape.openrlhf_module == "openrlhf.cli.train_dpo":
+        unused += () if "model.beta" in read else ("model.beta",)
+        unused += () if row.reference else REFERENCE_FLAGS
+    return tuple(flag for flag in unused if flag not in read)
 
 
 def main_block(module: str) -> CodeType:
@@ -123,9 +135,9 @@ def main_block(module: str) -> CodeType:
 class _Parser(argparse.ArgumentParser):
     """The host's parser, to which our flags are added when it is complete."""
 
-    def __init__(self, *, group: str, options: type, formats: tuple[str, ...]) -> None:
+    def __init__(self, row: stages.Stage, flags: dict[str, str]) -> None:
         super().__init__(allow_abbrev=False)
-        self.group, self.options, self.formats = group, options, formats
+        self.row, self.flags = row, flags
         self.flat = argparse.Namespace()
 
     def parse_args(self, args=None, namespace=None):
@@ -133,10 +145,11 @@ class _Parser(argparse.ArgumentParser):
         data = self.add_argument_group("finepref data")
         data.add_argument("--data.dataset_dir", default="dataset_info", help=DATASET_DIR)
         text = "Format of data that is given as a file. (default: %(default)s)"
-        data.add_argument("--data.formatting", choices=self.formats, default=self.formats[0], help=text)
-        ours = self.add_argument_group(f"finepref {self.group}")
-        for field in fields(self.options):
-            ours.add_argument(flag_of(self.group, field.name), **_argument(field))
+        formats = self.row.formats
+        data.add_argument("--data.formatting", choices=formats, default=formats[0], help=text)
+        ours = self.add_argument_group(f"finepref {self.row.group}")
+        for name, option in self.row.options.new_on(HOST).items():
+            ours.add_argument(self.flags[name], **_argument(option))
         for action in self._actions:
             if action.dest == "ds.param_dtype":
                 action.choices = [*action.choices, "fp32"]
@@ -147,17 +160,17 @@ class _Parser(argparse.ArgumentParser):
         return parsed
 
 
-def _argument(field: Any) -> dict[str, Any]:
-    """The argparse settings of one dataclass field."""
-    settings: dict[str, Any] = {"default": field.default, "help": field.metadata["help"]}
-    if field.type is bool:
+def _argument(option: Described) -> dict[str, Any]:
+    """The argparse settings of one option."""
+    settings: dict[str, Any] = {"default": option.default, "help": option.help.replace("%", "%%")}
+    if option.kind is bool:
         return settings | {"action": "store_true"}
-    if field.default is not None:
+    if option.default is not None:
         settings["help"] += " (default: %(default)s)"
-    if get_origin(field.type) is Literal:
-        return settings | {"choices": get_args(field.type)}
-    kind = next(kind for kind in (float, int, str) if kind in (field.type, *get_args(field.type)))
-    return settings | {"type": kind}
+    if get_origin(option.kind) is Literal:
+        return settings | {"choices": get_args(option.kind)}
+    kinds = get_args(option.kind) if isinstance(option.kind, UnionType) else (option.kind,)
+    return settings | {"type": next(kind for kind in (float, int, str) if kind in kinds)}
 
 
 def _refuse_unused(parser: _Parser, unused: tuple[str, ...]) -> None:

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from importlib.resources import files
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from finepref.formats import dataset_info, records
+from finepref.formats import dataset_info, record_places, records
 from finepref.formats.check import FileCheck, digest, parse_rows
 from finepref.formats.jsonl import read_rows
 from finepref.formats.problems import BadData, Problem
-from finepref.hosts import located
-from finepref.hosts.pair_tokens import (
+from finepref.hosts.receipt import DatasetEntry
+from finepref.hosts.run import Source
+from finepref.methods.pair_rows import (
     IGNORED,
     SIDES,
     facts,
@@ -30,7 +30,6 @@ from finepref.hosts.pair_tokens import (
     selects,
     weights_and_scores,
 )
-from finepref.hosts.receipt import DatasetEntry
 
 
 class Sourced(NamedTuple):
@@ -41,15 +40,9 @@ class Sourced(NamedTuple):
     record: records.Record
     rows: int = 1
 
-
-class Source(NamedTuple):
-    """One data set of the run."""
-
-    name: str
-    formatting: str
-    files: list[Path]
-    columns: Mapping[str, str]
-    error_type: str | None
+    def places(self, problems: Iterable[Problem]) -> list[Problem]:
+        """Problems of the record as problems of its file and line."""
+        return record_places.pinpoint(problems, [self[:3]])
 
 
 def read(sources: Iterable[Source]) -> tuple[list[Sourced], list[DatasetEntry]]:
@@ -107,13 +100,13 @@ def sources(names: str, arguments: Any, formats: tuple[str, ...]) -> list[Source
         if Path(name).suffix in (".json", ".jsonl") or os.sep in name:
             found.append(_file(name, arguments))
             continue
-        folder, entry = _entry(name, arguments.dataset_dir)
+        folder, entry = dataset_info.find(name, arguments.dataset_dir)
         formatting = str(entry.get("formatting", "alpaca"))
         if formatting not in formats:
             text = f"{formatting} cannot be trained on here, {' or '.join(formats)} can"
             table = str(Path(folder, dataset_info.FILE_NAME))
             raise BadData([Problem(table, 0, f"{name}.formatting", "FP201", text)])
-        paths = dataset_info.resolve(folder, entry)
+        paths = tuple(dataset_info.resolve(folder, entry))
         found.append(Source(name, formatting, paths, entry.get("columns", {}), entry.get("error_type")))
     return found
 
@@ -125,19 +118,7 @@ def _file(name: str, arguments: Any) -> Source:
     keys = {"prompt": arguments.prompt_key, "chosen": arguments.chosen_key, "rejected": arguments.rejected_key}
     known = records.FIELDS[arguments.formatting]
     columns = {field: key for field, key in keys.items() if key not in (None, field) and field in known}
-    return Source(path.name, arguments.formatting, [path], columns, None)
-
-
-def _entry(name: str, folder: str) -> tuple[Path, Mapping[str, Any]]:
-    """A data set's folder and entry, in the user's table or in the shipped one."""
-    shipped = Path(str(files("finepref.dataset_info")))
-    for place in (Path(folder), shipped):
-        if Path(place, dataset_info.FILE_NAME).is_file():
-            table = dataset_info.load(place)
-            if name in table:
-                return place, table[name]
-    text = f"{name!a} is neither in this table nor in finepref's"
-    raise BadData([Problem(str(Path(folder, dataset_info.FILE_NAME)), 0, name, "FP071", text)])
+    return Source(path.name, arguments.formatting, (path,), columns)
 
 
 class Encoder:
@@ -175,7 +156,7 @@ class Encoder:
             text = self.template.format(turns[0]["content"]) if self.template else turns[0]["content"]
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if whole and len(ids) >= self.longest:
-            message = f"the prompt has {len(ids)} tokens, cutoff_len is {self.longest}"
+            message = f"the prompt has {len(ids)} tokens, --data.max_len is {self.longest}"
             problems.append(problem_of_record(record, "prompt", "FP203", message))
         return text, ids
 
@@ -207,7 +188,7 @@ class Encoder:
 
 
 def pair_rows(found: Iterable[Sourced], encoder: Encoder) -> Iterator[tuple[dict[str, Any], list[Problem]]]:
-    """Each pair as a tokenised row (see `finepref.hosts.pair_tokens`), with what is wrong with it.
+    """Each pair as a tokenised row (see `finepref.methods.pair_rows`), with what is wrong with it.
 
     {side}_input_ids is cut at --data.max_len, from the right.
     """
@@ -226,7 +207,7 @@ def pair_rows(found: Iterable[Sourced], encoder: Encoder) -> Iterator[tuple[dict
             row[f"{side}_labels"] = ([IGNORED] * len(prompt) + ids)[: encoder.longest]
             row[f"{side}_weight"] = ([0.0] * len(prompt) + weight)[: encoder.longest]
             row[f"{side}_score"] = ([math.nan] * len(prompt) + score)[: encoder.longest]
-        yield row, located.pinpoint(problems, [source[:3]])
+        yield row, source.places(problems)
 
 
 def watched(found: list[Any], name: str) -> Iterable[Any]:

@@ -5,26 +5,32 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from finepref import stages
 from finepref.hosts import patching
-from finepref.hosts.models import missing_model_hint
+from finepref.hosts.missing_model import missing_model_hint
 from finepref.hosts.openrlhf import compat
-
-if TYPE_CHECKING:
-    from finepref.hosts.openrlhf.command_line import Asked
 
 HIDDEN = "hidden"
 
 
-def check(asked: Asked) -> None:
+class Request(Protocol):
+    """What `check` reads of a `command_line.Request`."""
+
+    stage: stages.Stage
+    host: Any
+    attention: str
+
+
+def check(request: Request) -> None:
     """Check, and make the host ready for this machine.
 
     Raises:
         HostDrift: a card of the stage is not in place.
         ValueError, FileNotFoundError: one line naming the flag or the folder.
     """
-    args = asked.host
+    args = request.host
     if "RANK" not in os.environ:
         start_alone()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -32,8 +38,8 @@ def check(asked: Asked) -> None:
     hide_key(args.logger.wandb)
     compat.install()
     if not compat.has_flash_attn() or compat.is_cpu():
-        args.ds.attn_implementation = asked.attention
-    patching.require(asked.stage.openrlhf_cards, needed_by=asked.stage.openrlhf.rpartition(".")[2])
+        args.ds.attn_implementation = request.attention
+    patching.require(request.stage.openrlhf_cards, needed_by=request.stage.command)
     compat.require_sound_deepspeed(args.ds.zero_stage, processes)
     compat.allow_fp32()
 

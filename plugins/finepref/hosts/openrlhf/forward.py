@@ -1,57 +1,25 @@
-"""Log-probabilities and KL at the tokens that a loss reads, from OpenRLHF's unmodified Actor.
+"""One forward pass of OpenRLHF's unmodified Actor that needs logits at few positions.
 
 One layout for padded, packed and ring-attention batches: the positions that predict a needed token are marked in the
 layout that the Actor gives its model, only they reach the output head (see `finepref.losses.chunked`), and what is
-computed there goes back to label space by the host's own functions. 2B responses, L tokens, T = L - 1, V vocabulary,
-N needed positions of this process.
+computed there goes back to label space by the host's own functions. 2B responses, L tokens, T = L - 1, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from openrlhf.models.ring_attn_utils import gather_and_pad_tensor, unpad_and_slice_tensor
 from torch import Tensor
 
-from finepref.losses import chunked, ops
-
-
-class NeededLogits:
-    """Logits [N, V] of the needed positions."""
-
-    def __init__(self, logits: Tensor, targets: Tensor, place: Callable[[Tensor], Tensor]) -> None:
-        self.logits, self.targets, self.place = logits, targets, place
-
-    def logps(self) -> Tensor:
-        """log pi of the needed tokens, 0 elsewhere: [2B, T]."""
-        return self.place(chunked.logps_at(self.logits, self.targets))
-
-    def kl(self, reference: NeededLogits) -> Tensor:
-        """KL(pi_ref || pi_theta) where the needed tokens are predicted, 0 elsewhere: [2B, T]."""
-        return self.place(chunked.kl_at(self.logits, reference.logits))
-
-
-class AllLogits:
-    """The plain path, for comparison: logits [2B, L, V] of every position, nothing recomputed."""
-
-    def __init__(self, logits: Tensor, ids: Tensor, needed: Tensor) -> None:
-        self.logits, self.ids, self.needed = logits, ids, needed
-
-    def logps(self) -> Tensor:
-        """As `NeededLogits.logps`."""
-        labels = torch.where(self.needed, self.ids[:, 1:], -100)
-        return ops.token_logps(self.logits, torch.cat((self.ids[:, :1], labels), 1))
-
-    def kl(self, reference: AllLogits) -> Tensor:
-        """As `NeededLogits.kl`."""
-        return torch.where(self.needed, ops.position_kl(self.logits[:, :-1], reference.logits[:, :-1]), 0.0)
+from finepref.hosts.logits import AllLogits, Logits, NeededLogits
+from finepref.losses import chunked
 
 
 def run(
     actor: Any, ids: Tensor, attention_mask: Tensor, needed: Tensor, *, ring: Any, full: bool
-) -> tuple[NeededLogits | AllLogits, Any]:
+) -> tuple[Logits, Any]:
     """One forward pass.
 
     Args:

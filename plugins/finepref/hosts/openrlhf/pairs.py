@@ -1,25 +1,29 @@
-"""What the stages on pairs share: rows with token weights, the host's batches of them, the host's DPO trainer."""
+"""Shape "pair" on OpenRLHF: rows with token weights, the host's batches of them, the host's DPO trainer."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from openrlhf.datasets import RewardDataset
+from openrlhf.models import Actor
 from openrlhf.trainer.dpo_trainer import DPOTrainer
 from torch import Tensor
 
 from finepref.formats.problems import BadData, Problem
-from finepref.hosts import located
-from finepref.hosts.openrlhf import data, forward
+from finepref.hosts.logits import Logits
+from finepref.hosts.openrlhf import data, forward, training
+from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.training import Accounted, Rows
-from finepref.hosts.pair_tokens import SIDES
 from finepref.losses import ops
+from finepref.methods.batches import Pairs, Response, Weights
+from finepref.methods.pair_rows import SIDES, PairRow, weigh_all
 
 
-class Response(NamedTuple):
+class WeightedResponse(NamedTuple):
     """Prompt and response: ids int32 [L], weight [L] of each token, how many tokens the response has."""
 
     ids: Tensor
@@ -27,16 +31,16 @@ class Response(NamedTuple):
     length: int
 
 
-class PairRow(NamedTuple):
-    """One record; side as in `finepref.losses.tdpo`."""
+class PairSequences(NamedTuple):
+    """One record; side as in `finepref.methods.batches.Weights`."""
 
-    chosen: Response
-    rejected: Response
+    chosen: WeightedResponse
+    rejected: WeightedResponse
     side: int
 
 
 def tokenise(
-    found: list[data.Sourced], encoder: data.Encoder, name: str, *, weigh: Callable[..., tuple], **options: Any
+    found: list[data.Sourced], encoder: data.Encoder, name: str, *, weigh: Callable[[PairRow], Weights]
 ) -> tuple[Rows, list[Problem]]:
     """Records as rows with the weights of `weigh`, and everything that is wrong with them."""
     rows, problems = Rows(), []
@@ -46,17 +50,18 @@ def tokenise(
         if wrong:
             continue
         try:
-            *weights, side = weigh(row, **options)
+            weights = weigh(PairRow.of(row))
         except BadData as error:
-            problems += located.pinpoint(error.problems, [source[:3]])
+            problems += source.places(error.problems)
             continue
-        rows.append(PairRow(*(_response(row, *pair) for pair in zip(SIDES, weights, strict=True)), side))
+        sides = zip(SIDES, (weights.chosen, weights.rejected), strict=True)
+        rows.append(PairSequences(*(_sequence(row, *side) for side in sides), weights.side))
     return rows, problems
 
 
-def _response(row: dict[str, Any], side: str, weight: list[float]) -> Response:
+def _sequence(row: dict[str, Any], side: str, weight: list[float]) -> WeightedResponse:
     ids = torch.tensor(row[f"{side}_input_ids"], dtype=torch.int32)
-    return Response(ids, torch.tensor(weight), sum(label >= 0 for label in row[f"{side}_labels"]))
+    return WeightedResponse(ids, torch.tensor(weight), sum(label >= 0 for label in row[f"{side}_labels"]))
 
 
 class PairDataset(RewardDataset):
@@ -88,7 +93,7 @@ class Batch(NamedTuple):
     tokens: dict[str, int]
 
 
-def batch_of(rows: list[PairRow], length: int, device: Any) -> Batch:
+def batch_of(rows: list[PairSequences], length: int, device: Any) -> Batch:
     """The weights of a micro-batch whose responses are padded to `length` on the right."""
     weight = torch.zeros(2 * len(rows), length)
     tokens = {}
@@ -96,7 +101,7 @@ def batch_of(rows: list[PairRow], length: int, device: Any) -> Batch:
         responses = [getattr(row, side) for row in rows]
         for place, response in enumerate(responses, start=half * len(rows)):
             weight[place, : len(response.weight)] = response.weight
-        tokens[f"{side}_selected"] = sum(int((response.weight[1:] > 0).sum()) for response in responses)
+        tokens[f"{side}_selected"] = sum(int((response.weight[1:] != 0).sum()) for response in responses)
         tokens[f"{side}_responses"] = sum(response.length for response in responses)
     return Batch(weight[:, 1:].to(device), torch.tensor([row.side for row in rows], device=device), tokens)
 
@@ -118,31 +123,61 @@ class PairTrainer(Accounted, DPOTrainer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.full_logits = self.run.options.finepref_full_logits
+        self.kl_use = self.run.stage.kl(self.run.options) if self.run.stage.kl else ""
         self.loss_fn = self.pair_loss
 
-    @abstractmethod
-    def losses(self, policy: Any, reference: Any, batch: Batch) -> tuple[ops.LossOut, dict[str, Tensor]]:
-        """The stage's loss of each pair and metrics [B]; `reference` is None for a loss that has none."""
-
     def concatenated_forward(
-        self, model: Any, chosen_ids: Tensor, c_mask: Tensor, reject_ids: Tensor, r_mask: Tensor, rows: list[PairRow]
+        self,
+        model: Any,
+        chosen_ids: Tensor,
+        c_mask: Tensor,
+        reject_ids: Tensor,
+        r_mask: Tensor,
+        rows: list[PairSequences],
     ) -> tuple[Any, Any, Any, int]:
         """(logits, batch, balancing loss, 0) for `pair_loss`."""
         if isinstance(model, NoReference):
             return None, None, 0, 0
         ids, mask, _ = self.concatenated_inputs(chosen_ids, c_mask, reject_ids, r_mask, [])
         batch = batch_of(rows, ids.shape[1], ids.device)
-        ring = self.strategy.ring_attn_group
-        logits, output = forward.run(model, ids, mask, batch.weight > 0, ring=ring, full=self.full_logits)
+        ring, full = self.strategy.ring_attn_group, self.run.options.full_logits
+        logits, output = forward.run(model, ids, mask, batch.weight != 0, ring=ring, full=full)
         return logits, batch, output.get("aux_loss", 0), 0
 
-    def pair_loss(self, policy: Any, batch: Batch, reference: Any, _: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def pair_loss(self, policy: Logits, batch: Batch, reference: Any, _: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The mean loss over all processes, and the rewards [B]."""
-        out, metrics = self.losses(policy, reference, batch)
+        out, metrics = self.run.stage.losses(self.pairs(policy, batch, reference), self.run.options)
         for logits in filter(None, (policy, reference)):
-            logits.logits = None  # the host keeps what it was given until after its next forward pass
+            logits.drop()  # the host keeps what it was given until after its next forward pass
         if torch.is_grad_enabled():  # evaluation has none
             self.count(**batch.tokens)
-            self.add(metrics, out.valid)
+            self.meter.add_values("train", metrics, out.valid)
         return ops.reduce(out), out.chosen_reward, out.rejected_reward
+
+    def pairs(self, policy: Logits, batch: Batch, reference: Logits | None) -> Pairs:
+        """What the loss reads: log-probabilities of policy and reference and their KL, as far as the stage asks."""
+        reference_logps = kl = None
+        if reference is not None:
+            with torch.no_grad():
+                reference_logps = reference.logps()
+        if self.kl_use:
+            with nullcontext() if self.kl_use == "loss" else torch.no_grad():
+                kl = policy.kl(reference)
+        parts = (policy.logps(), batch.weight, reference_logps, kl)
+        halves = zip(*((None, None) if part is None else part.chunk(2) for part in parts), strict=True)
+        return Pairs(*(Response(*half) for half in halves), batch.side)
+
+
+def prepare(request: Request) -> Callable[[], None]:
+    """Check data and options; the result trains. Raises as `training.prepare`."""
+    stage, options = request.stage, request.options
+    weigh = partial(stage.weigh or weigh_all, options=options, seed=request.host.train.seed)
+    run, splits = training.prepare(request, padding_side="right", tokenise=partial(tokenise, weigh=weigh))
+    names: dict[str, Any] = {}
+    if not stage.needs_reference(options):
+        models = iter((Actor, lambda *arguments, **rest: NoReference()))  # the host makes the policy first
+        names["Actor"] = lambda *arguments, **rest: next(models)(*arguments, **rest)
+    trainer = partial(PairTrainer, **training.trainer_options(run, request, stage.metrics))
+    module = stage.of_shape.openrlhf_module
+    train = training.host_train(module, splits, PairDataset, DPOTrainer=trainer, **names)
+    return partial(train, request.host)

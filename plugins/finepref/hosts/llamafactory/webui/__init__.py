@@ -6,15 +6,15 @@ The UI gets all of it or, on a host that is not as our cards say, nothing but a 
 import sys
 from functools import cache
 
-from finepref import stages
 from finepref.hosts import patching
+from finepref.methods.shapes import WEBUI_CARDS
 
 
 @cache
 def drift() -> str:
     """What in the host's web UI is not as our cards say, "" when all is. Told on standard error, once."""
     try:
-        patching.require(stages.WEBUI_CARDS, needed_by="the web UI")
+        patching.require(WEBUI_CARDS, needed_by="the web UI")
     except patching.HostDrift as error:
         text = f"HostDrift: {error}\n  this web UI has the host's own stages only"
         print(f"finepref: {text}", file=sys.stderr)

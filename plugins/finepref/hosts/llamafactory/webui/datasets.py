@@ -9,6 +9,7 @@ import gradio as gr
 from llamafactory.extras.constants import TRAINING_STAGES
 
 from finepref import stages
+from finepref.formats import dataset_info
 from finepref.hosts.llamafactory import data
 
 FIRST = next(iter(TRAINING_STAGES))
@@ -34,13 +35,13 @@ def list_fitting(original: Callable) -> Callable:
 def fitting(row: stages.Stage, dataset_dir: str | None) -> list[str]:
     """Names of the data sets that the stage trains on: the folder's, then those with a file that finepref ships."""
     entries = data.entries_of(_folder(dataset_dir))
-    shipped = data.entries_of(data.shipped_dataset_dir())
+    shipped = dataset_info.table(dataset_info.shipped_dir())
     there = {name: entry for name, entry in shipped.items() if _is_there(entry) and name not in entries}
     return [name for name, entry in (entries | there).items() if entry.get("formatting") in row.formats]
 
 
 def _is_there(entry: dict) -> bool:
-    return "file_name" in entry and (data.shipped_dataset_dir() / entry["file_name"]).exists()
+    return "file_name" in entry and (dataset_info.shipped_dir() / entry["file_name"]).exists()
 
 
 def _folder(dataset_dir: str | None) -> str:
@@ -55,9 +56,9 @@ def preview_shipped(original: Callable) -> Callable:
 
     @functools.wraps(original)
     def preview(dataset_dir, dataset, *page):
-        shipped = data.entries_of(data.shipped_dataset_dir())
+        shipped = dataset_info.table(dataset_info.shipped_dir())
         if dataset and dataset[0] in shipped and dataset[0] not in data.entries_of(dataset_dir):
-            dataset_dir = str(data.shipped_dataset_dir())
+            dataset_dir = str(dataset_info.shipped_dir())
         return original(dataset_dir, dataset, *page)
 
     return preview

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from dataclasses import Field, fields
-from pkgutil import resolve_name
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 import gradio as gr
-from llamafactory.hparams import finetuning_args
 
 from finepref import stages
-from finepref.hosts.llamafactory.webui import texts
+from finepref.hosts.llamafactory.arguments import HOST
+from finepref.methods.options import Described
 
 PER_ROW = 4
 
@@ -27,12 +25,20 @@ def chosen(label: str) -> stages.Stage | None:
     return next((row for row in stages.all_stages().values() if label_of(row) == label), None)
 
 
-def options_of(row: stages.Stage) -> dict[str, Field]:
-    """The keys in the stage's accordion: its own, what it shares with others, then the host's that its UI lacks."""
-    owner = resolve_name(row.arguments)
-    own = sorted(fields(owner), key=lambda field: field.name not in owner.__annotations__)
-    host = {field.name: field for field in fields(finetuning_args.FinetuningArguments)}
-    return {field.name: field for field in own} | {key: host[key] for key in row.host_options if key in texts.table()}
+HOST_ELEMENTS = ("pref_beta", "pref_ftx")  # options of the host's that its own form has
+
+
+def options_of(row: stages.Stage) -> dict[str, Described]:
+    """The keys in the stage's accordion: its own, what it shares with others, then the host's that its form lacks."""
+    described = row.options.described(HOST)
+    new = sorted(row.options.new_on(HOST), key=lambda name: name not in row.options.__annotations__)
+    host = [name for name, each in described.items() if each.host_key and name not in HOST_ELEMENTS]
+    return {name: described[name] for name in (*new, *host)}
+
+
+def host_elements(row: stages.Stage) -> list[str]:
+    """The host's own form elements that the stage reads."""
+    return [name for name in row.options.described(HOST) if name in HOST_ELEMENTS]
 
 
 def element_name(row: stages.Stage, key: str) -> str:
@@ -43,37 +49,37 @@ def element_name(row: stages.Stage, key: str) -> str:
 def build(row: stages.Stage) -> dict[str, Any]:
     """Form elements of a stage by name; to be called inside an accordion."""
     gr.Markdown(f"{row.title} ({row.paper})")
-    hints = get_type_hints(finetuning_args.FinetuningArguments) | get_type_hints(resolve_name(row.arguments))
     elements = {}
     options = list(options_of(row).values())
     for start in range(0, len(options), PER_ROW):
         with gr.Row():
-            for field in options[start : start + PER_ROW]:
-                elements[element_name(row, field.name)] = _element(field, hints[field.name])
+            for option in options[start : start + PER_ROW]:
+                elements[element_name(row, option.name)] = _element(option)
     return elements
 
 
-def _element(field: Field, hint: Any) -> Any:
+def _element(option: Described) -> Any:
     """One option as the element that fits its type."""
+    hint, default = option.kind, option.default
     if get_origin(hint) in (Union, types.UnionType):
         (hint,) = (kind for kind in get_args(hint) if kind is not type(None))
     if get_origin(hint) is Literal:
-        return gr.Dropdown(choices=list(get_args(hint)), value=field.default)
+        return gr.Dropdown(choices=list(get_args(hint)), value=default)
     if hint is bool:
-        return gr.Checkbox(value=field.default)
-    if hint in (int, float) and field.default is None:
+        return gr.Checkbox(value=default)
+    if hint in (int, float) and default is None:
         return gr.Textbox(value="", max_lines=1)  # a number element would show, and send, 0
     if hint in (int, float):
-        return gr.Number(value=field.default, precision=0 if hint is int else None, step=1 if hint is int else 0.05)
+        return gr.Number(value=default, precision=0 if hint is int else None, step=1 if hint is int else 0.05)
     if hint is str:
-        return gr.Textbox(value=field.default)
-    raise TypeError(f"`{field.name}` is of type {hint}, for which the web UI has no form element")
+        return gr.Textbox(value=default)
+    raise TypeError(f"`{option.name}` is of type {hint}, for which the web UI has no form element")
 
 
 def names_of(row: stages.Stage) -> dict[str, str]:
     """YAML key -> element of the Train tab, for all the keys that the form gives the stage."""
     own = {key: element_name(row, key) for key in options_of(row)}
-    return own | {key: key for key in row.host_options if key not in own}
+    return own | {key: key for key in host_elements(row)}
 
 
 def values(row: stages.Stage, get: Callable[[str], Any]) -> dict[str, Any]:

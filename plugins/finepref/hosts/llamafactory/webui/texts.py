@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
-from dataclasses import Field
 from functools import cache
 from importlib.resources import files
 from typing import Any
+
+from finepref.methods.options import Described
+from finepref.methods.stage import Stage
 
 LANGUAGES = ("en", "ru", "zh", "ko", "ja")
 
@@ -18,11 +20,11 @@ def table() -> dict[str, dict[str, dict[str, str]]]:
     return tomllib.loads(files(__package__).joinpath("texts.toml").read_text(encoding="utf-8"))
 
 
-def of_option(field: Field) -> dict[str, dict[str, str]]:
-    """An option's label and help; in English the help is the argument's own, as it is for one without an entry."""
-    known = table().get(field.name, {})
-    plain = {"label": field.name, "info": field.metadata.get("help", "")}
-    return {language: plain | known.get(language, {}) for language in LANGUAGES}
+def of_option(row: Stage, option: Described) -> dict[str, dict[str, str]]:
+    """An option's label and help: those of the stage's row, else of our table, else the option's own in English."""
+    known = (row.texts or {}).get(option.name) or table().get(option.name, {})
+    plain = {"label": option.name, "info": option.help}
+    return {language: plain | dict(known.get(language, {})) for language in LANGUAGES}
 
 
 def of_accordion(name: str) -> dict[str, dict[str, str]]:

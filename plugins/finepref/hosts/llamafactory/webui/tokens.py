@@ -18,11 +18,12 @@ from llamafactory.model import load_tokenizer
 from finepref import stages
 from finepref.formats import jsonl, records, spans
 from finepref.formats.check import BadData
-from finepref.hosts.llamafactory import data, pairs
+from finepref.hosts.llamafactory import arguments, data
 from finepref.hosts.llamafactory.webui import forms
-from finepref.hosts.models import missing_model_hint
-from finepref.hosts.pair_tokens import SIDES, scores_of, spans_of
+from finepref.hosts.missing_model import missing_model_hint
 from finepref.hosts.patching import HostDrift
+from finepref.methods.checks import record_problems
+from finepref.methods.pair_rows import SIDES, PairRow, scores_of, spans_of
 
 ELEMENTS = ("tokens_tab", "tokens_record", "tokens_btn", "tokens_chosen", "tokens_rejected")
 SEED = 42  # the host's default; random selections depend on it
@@ -31,7 +32,7 @@ Piece = tuple[str, float]  # some text, and its weight in the loss
 
 def selects(row: stages.Stage) -> bool:
     """Whether the stage weighs the tokens of both responses, by what its data says and its options ask for."""
-    return isinstance(data.adapter_of(row), pairs.PairAdapter)
+    return row.shape == "pair"
 
 
 def build() -> dict[str, Any]:
@@ -77,22 +78,24 @@ def view(get: Callable[[str], Any]) -> tuple[str, Any, Any]:
         if not get("train.dataset"):
             raise ValueError("choose a dataset first")
         values = forms.values(row, lambda name: get(f"train.{name}"))
-        arguments = finetuning_args.FinetuningArguments(stage=row.name, **values)
+        options = arguments.options_of(row, finetuning_args.FinetuningArguments(stage=row.name, **values))
         name, number = get("train.dataset")[0], int(get("train.tokens_record") or 0)
         record = find_record(row, name, get("train.dataset_dir"), number)
+        if problems := record_problems(record, row, options):
+            raise BadData(problems)
         if get("top.model_path"):
             tokenizer_module, template = _tokenizer(get("top.model_path"), get("top.template"))
             data_args = DataArguments(template=get("top.template"), cutoff_len=get("train.cutoff_len"))
             tokenized, texts = by_tokens(row, record, tokenizer_module, template, data_args)
         else:
             tokenized, texts = by_characters(record)
-        *weights, _ = data.adapter_of(row).weigh(tokenized, arguments, SEED)
+        *weights, _ = data.adapter_of(row).weigh(PairRow.of(tokenized), options, SEED)
     except (ValueError, OSError, HostDrift) as error:
         gr.Warning(str(error))
         return f"```\n{error}\n```", None, None
     sides = [pieces(tokenized, side, texts[side], weight) for side, weight in zip(SIDES, weights, strict=True)]
     counts = [
-        f"{side} {sum(weight > 0 for _, weight in side_pieces)} / {len(side_pieces)}"
+        f"{side} {sum(weight != 0 for _, weight in side_pieces)} / {len(side_pieces)}"
         for side, side_pieces in zip(SIDES, sides, strict=True)
     ]
     prompt = "\n".join(f"{message.role}: {message.content}" for message in record.prompt)
@@ -110,15 +113,16 @@ def find_record(row: stages.Stage, name: str, dataset_dir: str, number: int) -> 
     (attribute,) = data.check_formats([name], dataset_dir, row.name)
     if attribute.load_from != "file":
         raise ValueError(f"dataset {name} is not a local file")
-    rows = (found for file in data.files_of(name, attribute, dataset_dir) for found in _rows(file))
+    source = data.source_of(name, attribute, dataset_dir)
+    rows = (found for file in source.files for found in _rows(file))
     file, line, value = next(islice(rows, max(number, 1) - 1, None), (None, 0, None))
     if number < 1 or file is None:
         raise ValueError(f"dataset {name} has no record {number}")
     parsed = records.parse(
         value,
-        attribute.formatting,
-        columns=attribute.finepref_columns,
-        error_type=attribute.finepref_error_type,
+        source.formatting,
+        columns=source.columns,
+        error_type=source.error_type,
         file=str(file),
         line=line,
     )
@@ -211,4 +215,4 @@ def pieces(tokenized: dict[str, Any], side: str, texts: list[str], weights: list
 
 def highlighted(side: list[Piece]) -> list[tuple[str, str | None]]:
     """Pieces as the host's UI library shows them: the selected ones under their weight."""
-    return [(text, f"{weight:g}" if weight > 0 else None) for text, weight in side]
+    return [(text, f"{weight:g}" if weight != 0 else None) for text, weight in side]

@@ -52,7 +52,7 @@ def _add_texts(rows: list[stages.Stage]) -> None:
 
     for row in rows:
         LOCALES[f"{row.name}_tab"] = texts.of_accordion(forms.label_of(row))
-        LOCALES.update({key: texts.of_option(field) for key, field in forms.options_of(row).items()})
+        LOCALES.update({key: texts.of_option(row, option) for key, option in forms.options_of(row).items()})
     LOCALES.update(texts.of_elements(tokens.ELEMENTS))
 
 
@@ -87,5 +87,5 @@ def show_stage(label: str) -> list[Any]:
     row = forms.chosen(label)
     updates = [gr.Accordion(visible=other is row) for other in stages.all_stages().values()]
     updates.append(gr.Accordion(visible=row is not None and tokens.selects(row)))
-    reads_host_keys = row is not None and set(row.host_options) - set(forms.options_of(row))
+    reads_host_keys = row is not None and forms.host_elements(row)
     return [*updates, gr.Accordion(open=True) if reads_host_keys else gr.skip()]

@@ -1,8 +1,7 @@
-"""Stage `apo_rm` (APO, ADVERSARIAL preference optimization, arXiv 2311.08045): the reward model's step.
+"""Shape "ranked" on LLaMA-Factory: a reward model on scored lists of responses, by the host's value-head model.
 
-Records are scored lists of responses, of human preference or of golden answers above the LLM's own samples ("apo").
-The maths is in `finepref.losses.apo_rm`; the means go over the whole optimizer step on all ranks, so that neither
-accumulation nor the number of processes changes a step.
+Where the stage's loss is a mean over the optimizer step, that step is counted on all ranks, so that neither
+accumulation nor the number of processes changes it.
 """
 
 from __future__ import annotations
@@ -16,35 +15,30 @@ from llamafactory.train.callbacks import FixValueHeadModelCallback
 from llamafactory.train.rm.trainer import PairwiseTrainer
 from transformers import Trainer
 
-from finepref.formats.check import BadData, Problem
+from finepref.formats.check import BadData
 from finepref.hosts import reward_metrics
-from finepref.hosts.llamafactory import data, value_head
+from finepref.hosts.llamafactory import value_head
 from finepref.hosts.llamafactory.adapter import Adapter
-from finepref.hosts.llamafactory.apo_rm_data import ApoCollator, ApoProcessor
-from finepref.hosts.located import record_mark
-from finepref.losses.apo_rm import apo_rm_loss
+from finepref.hosts.llamafactory.ranked_data import RankedCollator, RankedProcessor
+from finepref.hosts.meter import Meter
+from finepref.hosts.run import Run, current, refuse
 from finepref.losses.ops import reduce, sum_over_ranks
+from finepref.methods.batches import Ranked
+from finepref.methods.options import RankedOptions
+from finepref.methods.ranked_rows import without_end
 
 SCORES_FILE = "finepref_scores.jsonl"
 
 
-class ApoTrainer(PairwiseTrainer):
-    """The host's reward-model trainer with score lists, our loss, and checkpoints that can be resumed."""
+class RankedTrainer(PairwiseTrainer):
+    """The host's reward-model trainer with score lists, the stage's loss, and checkpoints that can be resumed."""
 
-    def __init__(self, *, record: Any, **kwargs: Any) -> None:
-        self.record = record
+    def __init__(self, *, run: Run, **kwargs: Any) -> None:
+        self.run = run
         self.trained = dict.fromkeys(reward_metrics.KINDS, 0)
-        self.sums: torch.Tensor | None = None
+        self.meter = Meter(reward_metrics.NAMES)
         super().__init__(**kwargs)
         self.remove_callback(FixValueHeadModelCallback)  # `_save` writes what it would make
-        arguments = self.finetuning_args
-        self.loss_options = {
-            "kl_coeff": arguments.apo_kl_coeff,
-            "apo_coeff": arguments.apo_coeff,
-            "samples": arguments.apo_sample_num,
-            "kind": arguments.apo_loss,
-            "normalization": arguments.apo_normalization,
-        }
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, None]:
         """The micro-batches of one optimizer step; counts its records of each kind on all ranks."""
@@ -55,18 +49,17 @@ class ApoTrainer(PairwiseTrainer):
         return batches, None
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any):
-        """L of one micro-batch, such that the micro-batches of a step have the mean L that the host takes."""
+        """The loss of one micro-batch, such that the micro-batches of a step have the mean that the host takes."""
         rewards = self.rewards(model, inputs)
-        counts = None if self.loss_options["normalization"] == "released" else self.step_counts
+        counts = self.step_counts if self.run.options.over_step else None
         scores, present, is_apo = inputs["scores"], inputs["present"].bool(), inputs["is_apo"].bool()
-        out = apo_rm_loss(rewards, scores, is_apo, mask=present, counts=counts, **self.loss_options)
+        out, _ = self.run.stage.losses(Ranked(rewards, scores, present, is_apo, counts), self.run.options)
         if counts is None:
             loss = reduce(out)
         else:  # a part of a sum, which the host will divide by the number of parts
             loss = reduce(out, count=sum(counts)) * self.current_gradient_accumulation_steps
-        self.record.loss_calls += 1
-        mine = reward_metrics.sums(rewards.detach(), scores, present, is_apo)
-        self.sums = mine if self.sums is None else self.sums + mine
+        self.run.loss_calls += 1
+        self.meter.add("train", reward_metrics.totals(rewards.detach(), scores, present, is_apo))
         apo = int(is_apo.sum())
         self.trained["human"] += len(is_apo) - apo
         self.trained["apo"] += apo
@@ -77,7 +70,8 @@ class ApoTrainer(PairwiseTrainer):
         present = batch["present"].bool()  # [B, R]
         ids, attended, position = (batch[key][present] for key in ("input_ids", "attention_mask", "position"))
         wrapper = self.accelerator.unwrap_model(self.model)
-        with value_head.pooled(wrapper, attended, position, self.finetuning_args.apo_pooling):
+        _, pooling = self.run.options.pooling
+        with value_head.pooled(wrapper, attended, position, pooling):
             _, _, values = model(input_ids=ids, attention_mask=attended, return_dict=True, use_cache=False)  # [N, 1]
         if values.shape != (len(ids), 1):
             raise ValueError(f"{len(ids)} responses gave values of shape {[*values.shape]}")
@@ -103,7 +97,8 @@ class ApoTrainer(PairwiseTrainer):
         rewards, scores, present, is_apo = (torch.as_tensor(a) for a in (output.predictions, *output.label_ids))
         present = present == 1  # the host pads with -100
         found = reward_metrics.metrics(rewards, scores, present, is_apo)
-        found["loss"] = reduce(apo_rm_loss(rewards, scores, is_apo, mask=present, **self.loss_options)).item()
+        out, _ = self.run.stage.losses(Ranked(rewards, scores, present, is_apo), self.run.options)
+        found["loss"] = reduce(out).item()
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         if self.is_world_process_zero():
             file = Path(self.args.output_dir, f"{metric_key_prefix.replace('/', '_')}_reliability.png")
@@ -131,8 +126,7 @@ class ApoTrainer(PairwiseTrainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the metrics since the last entry, over all ranks, to a training entry."""
         if "loss" in logs:
-            logs.update(reward_metrics.means(self.accelerator.reduce(self.sums, "sum")))
-            self.sums = None
+            logs.update(self.meter.means("train", self.accelerator.device))
         super().log(logs, *args, **kwargs)
 
     def rank_report(self) -> dict[str, Any]:
@@ -142,7 +136,7 @@ class ApoTrainer(PairwiseTrainer):
     def run_report(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         """The run's part of the receipt: records that went into a loss, and responses that cutoff_len shortened."""
         records = {kind: sum(rank["records"][kind] for rank in ranks) for kind in reward_metrics.KINDS}
-        return {"records": records, "responses_cut": self.record.extra.get("responses_cut")}
+        return {"records": records, "responses_cut": self.run.more.get("responses_cut")}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Decoder or adapter by its own save_pretrained, which knows about tied weights, and the head beside it."""
@@ -165,43 +159,32 @@ class ApoTrainer(PairwiseTrainer):
         value_head.load_head(self.model, resume_from_checkpoint)
 
 
-class ApoRM(Adapter):
-    """The stage's row names this class."""
+class RankedAdapter(Adapter):
+    """Data and training of the stages on scored lists."""
 
-    schema = ApoProcessor.schema
+    schema = RankedProcessor.schema
     adds_value_head = True
     predicts = True
 
-    def needs_reference(self, arguments: Any) -> bool:
-        return False
+    def processor(self) -> Any:
+        return RankedProcessor
 
-    def processor(self) -> type:
-        return ApoProcessor
-
-    def check_tokenized(self, dataset: Any, arguments: Any) -> None:
+    def check_tokenized(self, dataset: Any, options: RankedOptions) -> None:
         """Where the reward is read at the end token, every response needs one."""
-        cut = sum(dataset["cut"])
-        data.CURRENT.extra["responses_cut"] = data.CURRENT.extra.get("responses_cut", 0) + cut
-        if arguments.apo_pooling == "eos":
-            text = "the template ends no response with the tokenizer's end token; use apo_pooling: last"
-            without = [row for row, ends in zip(dataset["example_id"], dataset["end"], strict=True) if min(ends) < 0]
-            if without:
-                problems = [Problem(record_mark(name), 0, "apo_pooling", "FP222", text) for name in without]
-                raise BadData(data.pinpoint(problems))
+        run = current()
+        run.more["responses_cut"] = run.more.get("responses_cut", 0) + sum(dataset["cut"])
+        if options.pooling[1] == "eos":
+            named = zip(dataset["example_id"], dataset["end"], strict=True)
+            refuse([without_end(name, options) for name, ends in named if min(ends) < 0])
 
-    def check_training(self, dataset: Any, arguments: Any) -> None:
-        """Some record needs a coefficient above 0, and `apo_loss: wgan` a record that it is for."""
-        coefficients = {"human": arguments.apo_kl_coeff, "apo": arguments.apo_coeff}
+    def check_training(self, dataset: Any, options: RankedOptions) -> None:
+        """What the stage asks of the kinds of records in its training data."""
         kinds = {reward_metrics.KINDS[is_apo] for is_apo in dataset["is_apo"]}
-        if not any(coefficients[kind] > 0 for kind in kinds):
-            text = f"all training records are {' and '.join(sorted(kinds))}, and the coefficient of these is 0"
-            raise BadData([Problem("dataset", 0, "kind", "FP223", text)])
-        if arguments.apo_loss == "wgan" and "apo" not in kinds:
-            text = "apo_loss: wgan is for records of kind apo, and there is none to train on"
-            raise BadData([Problem("dataset", 0, "kind", "FP224", text)])
+        if self.stage.check_data and (problems := self.stage.check_data(kinds, options)):
+            raise BadData(problems)
 
-    def build_trainer(self, parts: Any, **common: Any) -> ApoTrainer:
-        arguments, training_args = parts.finetuning_args, parts.training_args
+    def build_trainer(self, parts: Any, **common: Any) -> RankedTrainer:
+        training_args = parts.training_args
         value_head.settle(parts.model)
         if training_args.ddp_find_unused_parameters is None:
             # `settle` left none unused. Searching for them breaks reentrant gradient checkpointing, the default.
@@ -209,19 +192,12 @@ class ApoRM(Adapter):
         training_args.batch_eval_metrics = False  # metrics are of the whole set; rewards are small
         training_args.eval_do_concat_batches = True
         tokenizer = parts.tokenizer_module["tokenizer"]
-        return ApoTrainer(
-            data_collator=ApoCollator(pad_token_id=tokenizer.pad_token_id, pooling=arguments.apo_pooling),
+        return RankedTrainer(
+            data_collator=RankedCollator(pad_token_id=tokenizer.pad_token_id, pooling=parts.run.options.pooling[1]),
             **common,
             **parts.trainer_arguments(),
         )
 
-    def plot_keys(self, arguments: Any) -> list[str]:
+    def plot_keys(self, options: RankedOptions) -> list[str]:
         names = ("accuracies", "margins", "chosen", "rejected", "mean")
         return [*(f"rewards/{name}" for name in names), "calibration/ece"]
-
-    def settings(self, arguments: Any) -> dict[str, Any]:
-        """The options that define the run."""
-        keys = ("kl_coeff", "coeff", "sample_num", "loss", "normalization", "pooling")
-        return {f"apo_{key}": getattr(arguments, f"apo_{key}") for key in keys} | {
-            "finetuning_type": arguments.finetuning_type
-        }

@@ -1,7 +1,8 @@
-"""What both hosts make of a pair: a weight and a score for each token of its two responses.
+"""A pair as tokens: what its data says of each token of its two responses, before any option is applied.
 
-A tokenised row has, for side in chosen, rejected: {side}_labels (-100 on the prompt), {side}_weight, {side}_score,
-{side}_annotated (has spans), {side}_scored; and example_id, side, mapped.
+A tokenised row is a dict, as a host's data set holds it. For side in chosen, rejected it has {side}_labels (-100 on
+the prompt), {side}_weight (of the spans) and {side}_score, lists of one length, and {side}_annotated (has spans) and
+{side}_scored; and example_id, side, mapped. `PairRow` is the view of it that methods read.
 """
 
 from __future__ import annotations
@@ -9,16 +10,111 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from finepref.formats import records, scores, spans
-from finepref.formats.problems import Problem
-from finepref.hosts.located import record_mark
+from finepref.formats.problems import BadData, Problem
+from finepref.formats.record_places import record_mark
+from finepref.methods.batches import Weights
+from finepref.methods.options import Options
 
 SIDES = ("chosen", "rejected")
 IGNORED = -100  # the label of a token that no loss reads
 
 fingerprint = lru_cache(maxsize=4)(lambda tokenizer: scores.fingerprint(tokenizer.backend_tokenizer.to_str()))
+
+
+class ResponseRow(NamedTuple):
+    """One tokenised response with its prompt; the lists are as long as prompt and response together.
+
+    Attributes:
+        labels: -100 on the prompt.
+        weight: of the spans' tokens, 0 elsewhere; 1 on every response token where there is no span.
+        score: NaN where there is none.
+        annotated: whether the data has spans in it.
+        scored: whether the data has scores of its tokens.
+    """
+
+    labels: list[int]
+    weight: list[float]
+    score: list[float]
+    annotated: bool
+    scored: bool
+
+    def whole(self) -> list[float]:
+        """Weight 1 on every response token, the end token included."""
+        return [float(label != IGNORED) for label in self.labels]
+
+
+NO_RESPONSE = ResponseRow([], [], [], False, False)
+
+
+class PairRow(NamedTuple):
+    """One tokenised pair; `mapped` says that its scores were made for another tokenizer.
+
+    In a batch of shape "single", `rejected` is `NO_RESPONSE`.
+    """
+
+    record_id: str
+    chosen: ResponseRow
+    rejected: ResponseRow
+    mapped: bool
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> PairRow:
+        """The view of a tokenised row."""
+        names = ("labels", "weight", "score", "annotated", "scored")
+        chosen, rejected = (ResponseRow(*(row[f"{side}_{name}"] for name in names)) for side in SIDES)
+        return cls(row["example_id"], chosen, rejected, row["mapped"])
+
+    def sides(self) -> tuple[tuple[str, ResponseRow], ...]:
+        """("chosen", its response), ("rejected", its response)."""
+        return tuple(zip(SIDES, (self.chosen, self.rejected), strict=True))
+
+    @property
+    def annotated(self) -> tuple[str, ...]:
+        """The sides that have spans."""
+        return tuple(side for side, response in self.sides() if response.annotated)
+
+    def whole(self) -> Weights:
+        """Weight 1 on every response token."""
+        return Weights(self.chosen.whole(), self.rejected.whole())
+
+    def annotated_or_whole(self) -> Weights:
+        """The weights of the spans; a response without spans counts as a whole."""
+        return Weights(*(r.weight if r.annotated else r.whole() for r in (self.chosen, self.rejected)))
+
+    def problem(self, field: str, code: str, text: str) -> Problem:
+        """A problem of the row's record."""
+        return Problem(record_mark(self.record_id), 0, field, code, text)
+
+    def nothing_left(self, side: str, options: Options) -> Problem:
+        """The problem of a response that has no token to train on."""
+        field = f"{side}_spans" if side in self.annotated else side
+        text = f"{options.key('cutoff_len')} cuts off every selected token, or all weights are 0"
+        return self.problem(field, "FP214", text.replace("`", ""))
+
+
+def weigh_all(row: PairRow, options: Options, seed: int) -> Weights:
+    """`Stage.weigh` of a stage that names none: spans where the data has them, else every response token.
+
+    Raises:
+        BadData: nothing is left of a response.
+    """
+    weights = row.annotated_or_whole()
+    problems = [
+        row.nothing_left(side, options)
+        for side, weight in zip(SIDES, (weights.chosen, weights.rejected), strict=True)
+        if not any(weight)
+    ]
+    if problems:
+        raise BadData(problems)
+    return weights
+
+
+def weigh_chosen(row: PairRow, options: Options, seed: int) -> list[float]:
+    """The same for shape "single", where there is but one response."""
+    return row.chosen.weight if row.chosen.annotated else row.chosen.whole()
 
 
 def offsets_in(text: str, offsets: Iterable[tuple[int, int]], *, before: int) -> list[tuple[int, int]]:
@@ -123,22 +219,6 @@ def selects(record: records.Record, side: str) -> bool:
     return isinstance(record, records.ScoredPair) or bool(spans_of(record, side))
 
 
-def counted(row: dict[str, Any], side: str) -> list[float]:
-    """Weight 1 on every response token of a tokenised row."""
-    return [float(label != IGNORED) for label in row[f"{side}_labels"]]
-
-
 def problem_of_record(record: records.Record, field: str, code: str, text: str) -> Problem:
     """A problem of a record."""
     return Problem(record_mark(record.id), 0, field, code, text)
-
-
-def problem_of(row: dict[str, Any], field: str, code: str, text: str) -> Problem:
-    """A problem of a tokenised row."""
-    return Problem(record_mark(row["example_id"]), 0, field, code, text)
-
-
-def nothing_left(row: dict[str, Any], side: str) -> Problem:
-    """The problem of a response that has no token to train on."""
-    text = "cutoff_len cuts off every selected token, or all weights are 0"
-    return problem_of(row, f"{side}_spans" if row[f"{side}_annotated"] else side, "FP214", text)

@@ -1,6 +1,7 @@
-"""SeaPO's draws (arXiv 2509.24781): one of a record's negatives per epoch, another prompt's responses for KTO's KL.
+"""Draws of shape "unpaired": one of a record's responses per epoch, another prompt's responses for KTO's KL.
 
-Both depend on seed, epoch and record id only, not on row order, workers, ranks, resume or caches.
+SeaPO (arXiv 2509.24781) says "at random", and no released script does it. Here a draw depends on seed, epoch and
+record id only, not on row order, workers, ranks, resume or caches.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ def prompt_key(record: records.Negatives) -> str:
 def partners(keyed: Sequence[tuple[str, str]]) -> list[int]:
     """For every row the index of a row of another prompt, whose responses become its mismatched KL completions.
 
-    The host rotates completions by one, which pairs rows of one prompt when they sit side by side. Here the distinct
-    prompts form a ring in the order of their keys, and a row's partner is the first record of the next prompt, so
-    that neither row order nor repeated prompts matter.
+    LLaMA-Factory rotates completions by one, which pairs rows of one prompt when they sit side by side. Here the
+    distinct prompts form a ring in the order of their keys, and a row's partner is the first record of the next
+    prompt, so that neither row order nor repeated prompts matter.
 
     Args:
         keyed: (prompt key, record id) of every row.

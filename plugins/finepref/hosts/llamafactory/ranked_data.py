@@ -1,4 +1,4 @@
-"""Data of stage `apo_rm`: scored lists of responses, tokenised one sequence per response, padded to [B, R, T]."""
+"""Data of shape "ranked": scored lists of responses, tokenised one sequence per response, padded to [B, R, T]."""
 
 from __future__ import annotations
 
@@ -8,47 +8,37 @@ from typing import Any
 import torch
 
 from finepref.formats import records
-from finepref.formats.check import Problem
-from finepref.hosts.apo import scored
 from finepref.hosts.llamafactory import data
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
-from finepref.hosts.located import record_mark
+from finepref.hosts.llamafactory.tokenized import encode
+from finepref.losses.pooling import reading_places
+from finepref.methods.ranked_rows import length_problems, scored
 
 
 @dataclass
-class ApoProcessor(RecordProcessor):
+class RankedProcessor(RecordProcessor):
     """One row per record, with one sequence per response."""
 
     schema: str = "apo-rm-1"
 
-    def _row(self, record: records.Record) -> dict[str, Any]:
+    def row(self, record: records.Record) -> dict[str, Any]:
         """`last` and `end` are positions of the last token of each response's text and of its end token (-1: none)."""
         responses, scores, kind = scored(record)
-        place = record_mark(record.id)
         problems = []
-        if isinstance(record, records.Pair) and not scores[0] > 0:
-            text = f"is {scores[0]:g}, so chosen is not above rejected"
-            problems.append(Problem(place, 0, "margin", "FP220", text))
         cutoff = self.data_args.cutoff_len
         sequences: list[list[int]] = []
         last, end = [], []
         cut = 0
         for index, response in enumerate(responses):
-            prompt_ids, response_ids = data.encode(self, record.prompt, response)
-            if len(response_ids) >= cutoff:
-                name = f"responses[{index}]" if isinstance(record, records.Ranked) else ("chosen", "rejected")[index]
-                text = (
-                    f"has {len(response_ids)} tokens, cutoff_len is {cutoff}, so nothing of the prompt would be left"
-                )
-                problems.append(Problem(place, 0, name, "FP221", text))
+            prompt_ids, response_ids = encode(self, record.prompt, response)
+            problems += length_problems(record, index, len(response_ids), limit="cutoff_len", longest=cutoff)
             ids = prompt_ids + response_ids
             dropped = max(0, len(ids) - cutoff)  # from the left, as in the paper: the end of the response decides
             cut += dropped > 0
-            eos = self.tokenizer.eos_token_id
-            closing = len(ids) - 1 - ids[::-1].index(eos) if eos in response_ids else -1
+            before_end, at_end = reading_places(response_ids, self.tokenizer.eos_token_id)
             sequences.append(ids[dropped:])
-            end.append(closing - dropped if closing >= 0 else -1)
-            last.append((closing if closing >= 0 else len(ids)) - 1 - dropped)
+            last.append(len(prompt_ids) + before_end - dropped)
+            end.append(len(prompt_ids) + at_end - dropped if at_end >= 0 else -1)
         return {
             "example_id": record.id,
             "sequences": sequences,
@@ -68,7 +58,7 @@ class ApoProcessor(RecordProcessor):
 
 
 @dataclass
-class ApoCollator:
+class RankedCollator:
     """Pads records to the longest list and the longest sequence. B records, R responses, T tokens.
 
     The batch keeps the record in the first dimension of every tensor, so that the host's samplers, gathers and

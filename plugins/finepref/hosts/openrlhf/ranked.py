@@ -1,4 +1,4 @@
-"""APO's reward model (arXiv 2311.08045) with the host's reward-model trainer, on lists of scored responses.
+"""Shape "ranked" on OpenRLHF: a reward model on lists of scored responses, with the host's reward-model trainer.
 
 The host's loop knows pairs. It gets a record's best response as "chosen" and the others, [B, R - 1, L], as "rejected",
 best first; what its margin carries says whether the record is adversarial and which responses are scored alike.
@@ -8,6 +8,7 @@ B records, R responses of the longest list, L tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,14 +19,15 @@ from openrlhf.trainer.rm_trainer import RewardModelTrainer
 from torch import Tensor
 from torch.nn.functional import pad
 
-from finepref.formats import records
 from finepref.formats.problems import BadData, Problem
-from finepref.hosts import located, reward_metrics
-from finepref.hosts.apo import scored
+from finepref.hosts import reward_metrics
 from finepref.hosts.openrlhf import data, pairs, training
-from finepref.hosts.openrlhf.command_line import Asked
-from finepref.losses.apo_rm import apo_rm_loss
-from finepref.losses.ops import reduce, sum_over_ranks
+from finepref.hosts.openrlhf.command_line import Request
+from finepref.losses.ops import reduce
+from finepref.losses.pooling import reading_places
+from finepref.methods.batches import Ranked
+from finepref.methods.options import RankedOptions
+from finepref.methods.ranked_rows import length_problems, response_field, scored, without_end
 from finepref.synth.reward import head_of
 
 
@@ -38,7 +40,7 @@ class RankedRow(NamedTuple):
 
 
 def tokenise(
-    found: list[data.Sourced], encoder: data.Encoder, name: str, *, pooling: str
+    found: list[data.Sourced], encoder: data.Encoder, name: str, *, options: RankedOptions
 ) -> tuple[training.Rows, list[Problem]]:
     """Records as rows, and everything that is wrong with them.
 
@@ -50,41 +52,25 @@ def tokenise(
     for source in data.watched(found, name):
         record, wrong = source.record, []
         responses, scores, kind = scored(record)
-        if isinstance(record, records.Pair) and not scores[0] > 0:
-            text = f"is {scores[0]:g}, so chosen is not above rejected"
-            wrong.append(Problem(located.record_mark(record.id), 0, "margin", "FP220", text))
         before, prompt = encoder.prompt(record, wrong, whole=False)
         sequences = []
         for index, response in enumerate(responses):
-            field = f"responses[{index}]" if isinstance(record, records.Ranked) else ("chosen", "rejected")[index]
-            whole, *_ = encoder.response(record, field, response, before, wrong)
-            ids = _until_read(whole, encoder.tokenizer.eos_token_id, pooling)
-            if ids is None:
-                text = "the chat template ends no response with the tokenizer's end token; use --apo.pooling last"
-                wrong.append(Problem(located.record_mark(record.id), 0, "apo_pooling", "FP222", text))
+            whole, *_ = encoder.response(record, response_field(record, index), response, before, wrong)
+            last, end = reading_places(whole, encoder.tokenizer.eos_token_id)
+            place = end if options.pooling[1] == "eos" else last
+            if place < 0 and options.pooling[1] == "eos":
+                wrong.append(without_end(record.id, options))
                 continue
-            if len(whole) >= encoder.longest:
-                text = (
-                    f"has {len(whole)} tokens, cutoff_len is {encoder.longest}, so nothing of the prompt would be left"
-                )
-                wrong.append(Problem(located.record_mark(record.id), 0, field, "FP221", text))
+            wrong += length_problems(record, index, len(whole), limit="--data.max_len", longest=encoder.longest)
             beyond = max(0, len(prompt) + len(whole) - encoder.longest)
-            sequences.append(torch.tensor((prompt + ids)[beyond:], dtype=torch.int32))
-        problems += located.pinpoint(wrong, [source[:3]])
+            sequences.append(torch.tensor((prompt + whole[: place + 1])[beyond:], dtype=torch.int32))
+        problems += source.places(wrong)
         if not wrong:
             best_first = sorted(range(len(scores)), key=lambda i: -scores[i])
             order = sorted(set(scores))
             ranks = [order.index(scores[i]) for i in best_first]
             rows.append(RankedRow([sequences[i] for i in best_first], ranks, kind == "apo"))
     return rows, problems
-
-
-def _until_read(ids: list[int], end: int, pooling: str) -> list[int] | None:
-    """A response's tokens up to the one where the reward is read, None where there is no such token."""
-    if end in ids:
-        closing = len(ids) - 1 - ids[::-1].index(end)
-        return ids[: closing + 1] if pooling == "eos" else ids[:closing]
-    return None if pooling == "eos" else ids
 
 
 class RankedDataset(pairs.PairDataset):
@@ -111,22 +97,13 @@ class RankedDataset(pairs.PairDataset):
         return ids[:, :1], mask[:, :1], ids[:, 1:], mask[:, 1:], extra
 
 
-class ApoTrainer(training.Accounted, RewardModelTrainer):
+class RankedTrainer(training.Accounted, RewardModelTrainer):
     """The host's reward-model trainer with score lists; its `acc` compares a record's best and worst response."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.loss_fn = self.apo_loss
+        self.loss_fn = self.ranked_loss
         self.margin_loss = True  # the loop hands on the fifth place of the batch
-        self.table: Tensor | None = None
-        asked = self.run.options
-        self.loss_options = {
-            "kl_coeff": asked.apo_kl_coeff,
-            "apo_coeff": asked.apo_coeff,
-            "samples": asked.apo_sample_num,
-            "kind": asked.apo_loss,
-            "normalization": asked.apo_normalization,
-        }
 
     def concatenated_forward(
         self, model: Any, chosen_ids: Tensor, c_mask: Tensor, reject_ids: Tensor, r_mask: Tensor
@@ -144,17 +121,17 @@ class ApoTrainer(training.Accounted, RewardModelTrainer):
         worst = rest.gather(1, there.sum(1, keepdim=True) - 1).squeeze(1)
         return best, worst, balance
 
-    def apo_loss(self, best: Tensor, worst: Tensor, extra: Tensor) -> Tensor:
-        """L of a micro-batch, such that the mean over the micro-batches of a step is the step's L."""
+    def ranked_loss(self, best: Tensor, worst: Tensor, extra: Tensor) -> Tensor:
+        """The loss of a micro-batch, such that the mean over the micro-batches of a step is the step's loss."""
         is_apo, ranks = extra[:, 0].bool(), extra[:, 1:]
         training_step = torch.is_grad_enabled()  # evaluation has none
-        counts = self.step_counts() if training_step and self.run.options.apo_normalization == "per_type" else None
+        counts = self.step_counts() if training_step and self.run.options.over_step else None
         scores = ranks.double()
-        out = apo_rm_loss(self.rewards, scores, is_apo, mask=self.present, counts=counts, **self.loss_options)
+        batch = Ranked(self.rewards, scores, self.present, is_apo, counts)
+        out, _ = self.run.stage.losses(batch, self.run.options)
         if training_step:
             self.count(human=int((~is_apo).sum()), apo=int(is_apo.sum()))
-            mine = reward_metrics.sums(self.rewards.detach(), scores, self.present, is_apo)
-            self.table = mine if self.table is None else self.table + mine
+            self.meter.add("train", reward_metrics.totals(self.rewards.detach(), scores, self.present, is_apo))
         if counts is None:
             return reduce(out)
         return reduce(out, count=sum(counts)) * self.strategy.accumulated_gradient
@@ -166,35 +143,26 @@ class ApoTrainer(training.Accounted, RewardModelTrainer):
         apo = sum(sampler.dataset.rows[i].is_apo for i in rows)
         return len(rows) - apo, apo
 
-    def means(self) -> dict[str, float]:
-        """Accuracies, rewards and margins over all pairs of scored responses, also by kind."""
-        table, self.table = self.table, None
-        return {} if table is None else reward_metrics.means(sum_over_ranks(table))
 
-
-def prepare(asked: Asked) -> Callable[[], None]:
+def prepare(request: Request) -> Callable[[], None]:
     """Check data and options; the result trains.
 
     Raises:
-        BadData, ValueError: as `training.prepare`, or no row has a loss.
+        BadData, ValueError: as `training.prepare`, or the stage refuses the data as a whole.
         FileNotFoundError: a value head is to be kept, and there is none.
     """
-    options = asked.options
-    run, splits = training.prepare(asked, padding_side="left", tokenise=partial(tokenise, pooling=options.apo_pooling))
-    kinds = {row.is_apo for row in splits[0]}
-    if not any(options.apo_coeff if is_apo else options.apo_kl_coeff for is_apo in kinds):
-        text = f"all training records are {' and '.join(reward_metrics.KINDS[k] for k in kinds)}, of coefficient 0"
-        raise BadData([Problem(asked.host.data.dataset, 0, "kind", "FP223", text)])
-    if options.apo_loss == "wgan" and True not in kinds:
-        raise BadData(
-            [Problem(asked.host.data.dataset, 0, "kind", "FP224", "apo_loss: wgan needs records of kind apo")]
-        )
-    names: dict[str, Any] = {"RewardModelTrainer": partial(ApoTrainer, run=run)}
-    if options.apo_keep_value_head:
-        head_of(Path(asked.host.model.model_name_or_path))
+    stage, options = request.stage, request.options
+    run, splits = training.prepare(request, padding_side="left", tokenise=partial(tokenise, options=options))
+    kinds = {reward_metrics.KINDS[row.is_apo] for row in splits[0]}
+    if stage.check_data and (problems := stage.check_data(kinds, options)):
+        raise BadData([replace(problem, file=request.host.data.dataset) for problem in problems])
+    trainer = partial(RankedTrainer, **training.trainer_options(run, request, reward_metrics.NAMES))
+    names: dict[str, Any] = {"RewardModelTrainer": trainer}
+    if options.keeps_value_head:
+        head_of(Path(request.host.model.model_name_or_path))
         names["get_llm_for_sequence_regression"] = _with_its_head
-    train = training.host_train("openrlhf.cli.train_rm", splits, RankedDataset, **names)
-    return partial(train, asked.host)
+    train = training.host_train(stage.of_shape.openrlhf_module, splits, RankedDataset, **names)
+    return partial(train, request.host)
 
 
 def _with_its_head(*arguments: Any, **options: Any) -> Any:

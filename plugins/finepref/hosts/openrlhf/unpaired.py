@@ -1,30 +1,31 @@
-"""SeaPO's KTO (arXiv 2509.24781, 2402.01306) with the host's DPO trainer: its pair is an answer and one of its errors.
+"""Shape "unpaired" on OpenRLHF, with the host's DPO trainer: its pair is an answer and one of its bad alternatives.
 
 A record gives the loop a desirable and an undesirable row, whose mismatched KL responses travel in the fifth place of
-the host's batch. Which error and which KL response an epoch has is drawn by `finepref.hosts.seapo`.
+the host's batch. Which alternative and which KL response an epoch has is drawn by `finepref.methods.draws`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from openrlhf.trainer.dpo_trainer import DPOTrainer
 from torch import Tensor
 
 from finepref.formats import negatives, records
 from finepref.formats.problems import BadData, Problem
-from finepref.hosts import located
 from finepref.hosts.openrlhf import data, forward, pairs, training
-from finepref.hosts.openrlhf.command_line import Asked
-from finepref.hosts.openrlhf.train_kto import KtoOptions
-from finepref.hosts.seapo import draw_digest, draw_index, partners, prompt_key
-from finepref.losses import kto, ops
+from finepref.hosts.openrlhf.command_line import Request
+from finepref.losses import ops
+from finepref.methods.batches import Unpaired
+from finepref.methods.draws import draw_digest, draw_index, partners, prompt_key
 
 
-class KtoRow(NamedTuple):
+class UnpairedRow(NamedTuple):
     """A record's prompt and its responses with their ends, int32 [L] each, and those of another prompt."""
 
     record_id: str
@@ -47,9 +48,7 @@ class Drawn(NamedTuple):
     digest: int
 
 
-def tokenise(
-    found: list[data.Sourced], encoder: data.Encoder, name: str, *, types: tuple[str, ...] | None
-) -> tuple[training.Rows, list[Problem]]:
+def tokenise(found: list[data.Sourced], encoder: data.Encoder, name: str) -> tuple[training.Rows, list[Problem]]:
     """Records as rows, each with a partner of another prompt, and everything that is wrong with them.
 
     Raises:
@@ -65,16 +64,13 @@ def tokenise(
         texts = {"chosen": record.chosen, **record.negatives}
         encoded = {kind: encoder.response(record, kind, text, before, wrong) for kind, text in texts.items()}
         responses.append({kind: response for kind, (response, *_) in encoded.items()})
-        if types and not set(types) & set(record.negatives):
-            has = f"has {', '.join(sorted(record.negatives))}, but seapo_error_types is {', '.join(types)}"
-            wrong.append(Problem(located.record_mark(record.id), 0, "negatives", "FP204", has))
-        problems += located.pinpoint(wrong, [source[:3]])
+        problems += source.places(wrong)
     if problems:
         return training.Rows(), problems
     rows = training.Rows()
     ring = partners([(prompt_key(source.record), source.record.id) for source in found])
     for source, prompt, mine, other in zip(found, prompts, responses, ring, strict=True):
-        rows.append(KtoRow(source.record.id, _ids(prompt), *_sides(mine), *_sides(responses[other])))
+        rows.append(UnpairedRow(source.record.id, _ids(prompt), *_sides(mine), *_sides(responses[other])))
     return rows, problems
 
 
@@ -102,7 +98,7 @@ def _sides(responses: dict[str, list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
     return _ids(responses["chosen"]), {kind: _ids(ids) for kind, ids in responses.items() if kind != "chosen"}
 
 
-class KtoDataset(pairs.PairDataset):
+class UnpairedDataset(pairs.PairDataset):
     """Draws by the epoch that the sampler tells; the evaluation's sampler tells none, so its draws are always those of
     epoch 0.
     """
@@ -126,7 +122,7 @@ class KtoDataset(pairs.PairDataset):
         drawn = self.draw(self.rows[index], int(self.epoch) if self.resampled else 0)
         return *pairs.masked(drawn.chosen), *pairs.masked(drawn.rejected), drawn
 
-    def draw(self, row: KtoRow, epoch: int) -> Drawn:
+    def draw(self, row: UnpairedRow, epoch: int) -> Drawn:
         """The sequences of a record in an epoch, cut at --data.max_len from the right."""
 
         def pick(alternatives: dict[str, Tensor]) -> str:
@@ -140,12 +136,12 @@ class KtoDataset(pairs.PairDataset):
         return Drawn(*sequences, len(row.prompt), kind, digest)
 
 
-class KtoTrainer(training.Accounted, pairs.DPOTrainer):
-    """The host's DPO trainer with KTO's loss. `kl` is the reference point z0."""
+class UnpairedTrainer(training.Accounted, DPOTrainer):
+    """The host's DPO trainer with the loss of an unpaired stage."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.loss_fn = self.kto_loss
+        self.loss_fn = self.unpaired_loss
 
     def concatenated_forward(
         self, model: Any, chosen_ids: Tensor, c_mask: Tensor, reject_ids: Tensor, r_mask: Tensor, drawn: list[Drawn]
@@ -168,31 +164,25 @@ class KtoTrainer(training.Accounted, pairs.DPOTrainer):
         """log pi of each response [2B], the end token included, and the model's output."""
         places = torch.arange(1, ids.shape[1], device=ids.device)
         needed = mask[:, 1:].bool() & (places >= starts[:, None])
-        ring, full = self.strategy.ring_attn_group, self.run.options.finepref_full_logits
+        ring, full = self.strategy.ring_attn_group, self.run.options.full_logits
         logits, output = forward.run(model, ids, mask, needed, ring=ring, full=full)
         return logits.logps().sum(-1), output
 
-    def kto_loss(self, policy: Any, drawn: list[Drawn], reference: Any, _: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def unpaired_loss(self, policy: Any, drawn: list[Drawn], reference: Any, _: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The mean loss over all processes, and the rewards [B] of the desirable and of the undesirable responses."""
-        options, count = self.run.options, len(drawn)
+        count = len(drawn)
         log_ratio, kl_log_ratio = (mine - theirs for mine, theirs in zip(policy, reference, strict=True))
         desirable = torch.arange(2 * count, device=log_ratio.device) < count
-        reference_point = kto.kto_reference_point(kl_log_ratio, torch.zeros_like(kl_log_ratio))
-        out = kto.kto_loss(
-            log_ratio,
-            desirable,
-            reference_point,
-            beta=self.beta,
-            desirable_weight=options.kto_chosen_weight,
-            undesirable_weight=options.kto_rejected_weight,
-        )
+        batch = Unpaired(log_ratio, kl_log_ratio, desirable)
+        out, metrics = self.run.stage.losses(batch, self.run.options)
         if torch.is_grad_enabled():  # evaluation has none
             kinds = [row.kind for row in drawn]
             self.count(**{f"drawn/{kind}": kinds.count(kind) for kind in set(kinds)})
             self.draws = (self.draws + sum(row.digest for row in drawn)) % (1 << 62)
             logps = policy[0]
-            metrics = {"logps/chosen": logps[:count], "logps/rejected": logps[count:]}
-            self.add(metrics | {"kl": reference_point.expand(count)}, out.valid[:count])
+            each = {name: value.expand(count) for name, value in metrics.items()}
+            each |= {"logps/chosen": logps[:count], "logps/rejected": logps[count:]}
+            self.meter.add_values("train", each, out.valid[:count])
         return ops.reduce(out), out.chosen_reward[:count], out.rejected_reward[count:]
 
     draws = 0  # sum of the draws' digests, as on LLaMA-Factory
@@ -205,17 +195,22 @@ class KtoTrainer(training.Accounted, pairs.DPOTrainer):
         return {"draws": {"digest": f"{sum(rank['drawn_sum'] for rank in ranks) % (1 << 62):016x}"}}
 
 
-def prepare(asked: Asked) -> Callable[[], None]:
+def prepare(request: Request) -> Callable[[], None]:
     """Check data and options; the result trains. Raises as `training.prepare`."""
-    options = asked.options
-    if options.seapo_auto_weights:
-        weights = {"desirable_weight": options.kto_chosen_weight, "undesirable_weight": options.kto_rejected_weight}
-        options.kto_chosen_weight, _ = kto.automatic_weights(1, 1, **weights)
-    types = KtoOptions.error_types(options)
-    run, splits = training.prepare(
-        asked, padding_side="right", arrange=grouped, tokenise=partial(tokenise, types=types)
-    )
-    run.record.settings |= {"beta": asked.host.model.beta}
-    dataset = partial(KtoDataset, types=types, resampled=options.seapo_resample == "epoch")
-    trainer = partial(KtoTrainer, run=run)
-    return partial(training.host_train("openrlhf.cli.train_dpo", splits, dataset, DPOTrainer=trainer), asked.host)
+    stage, options = request.stage, request.options
+
+    def arrange(found: list[data.Sourced]) -> list[data.Sourced]:
+        joined = grouped(found)
+        types = {name for source in joined for name in source.record.negatives}
+        if stage.check_data and (problems := stage.check_data(types, options)):
+            raise BadData(problems)
+        return joined
+
+    if options.advice:
+        print(f"finepref: warning: {options.advice}", file=sys.stderr)
+    run, splits = training.prepare(request, padding_side="right", arrange=arrange, tokenise=tokenise)
+    dataset = partial(UnpairedDataset, types=options.error_types, resampled=options.resampled)
+    metrics = (*stage.metrics, "logps/chosen", "logps/rejected")
+    trainer = partial(UnpairedTrainer, **training.trainer_options(run, request, metrics))
+    train = training.host_train(stage.of_shape.openrlhf_module, splits, dataset, DPOTrainer=trainer)
+    return partial(train, request.host)

@@ -1,0 +1,149 @@
+"""Shape "single" on LLaMA-Factory: the host's supervised loss on the tokens of a response that the stage weighs 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+from llamafactory.data import SFTDataCollatorWith4DAttentionMask
+from llamafactory.extras.constants import IGNORE_INDEX
+from llamafactory.train.sft.metric import ComputeAccuracy, eval_logit_processor
+from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
+
+from finepref.formats import records
+from finepref.formats.check import BadData, Problem
+from finepref.formats.record_places import record_mark
+from finepref.hosts.llamafactory import data, pairs
+from finepref.hosts.llamafactory.adapter import Adapter
+from finepref.hosts.run import Run, current, refuse
+from finepref.methods.options import Options
+from finepref.methods.pair_rows import NO_RESPONSE, PairRow, ResponseRow, spans_of, weigh_chosen
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
+
+
+@dataclass
+class SingleProcessor(pairs.PairProcessor):
+    """One row per record: prompt and chosen response, with labels on the tokens whose weight is 1.
+
+    Attributes:
+        weigh: a tokenised row -> a weight, 0 or 1, per token of prompt and response; raises BadData for an unfit row.
+        asked: what makes a run use it, as the user wrote it.
+    """
+
+    schema: str = "granular-1"
+    sides: ClassVar[tuple[str, ...]] = ("chosen",)
+    weigh: Callable[[PairRow], list[float]] | None = None
+    asked: str = ""
+
+    def __post_init__(self) -> None:
+        if self.data_args.train_on_prompt:
+            raise ValueError(f"`train_on_prompt` contradicts {self.asked}, which trains on spans of the response")
+
+    def row(self, record: records.Pair | records.SpanPair | records.ScoredPair) -> dict[str, Any]:
+        row = super().row(record)
+        chosen = ResponseRow(*(row[f"chosen_{name}"] for name in ResponseRow._fields))
+        try:
+            weight = self.weigh(PairRow(record.id, chosen, NO_RESPONSE, row["mapped"]))
+        except BadData as error:
+            weight = chosen.weight
+            row["problem"] = row["problem"] or data.note_problems(error.problems)
+        return {
+            "input_ids": row["chosen_input_ids"],
+            "attention_mask": row["chosen_attention_mask"],
+            "labels": [label if w else IGNORE_INDEX for label, w in zip(chosen.labels, weight, strict=True)],
+            "example_id": record.id,
+            "rows": 1,
+            "problem": row["problem"],
+        }
+
+    def print_data_example(self, example: dict[str, Any]) -> None:
+        """What the host prints for the first row."""
+        print(f"inputs:\n{self.tokenizer.decode(example['input_ids'], skip_special_tokens=False)}")
+        labels = [label for label in example["labels"] if label != IGNORE_INDEX]
+        print(f"labels:\n{self.tokenizer.decode(labels, skip_special_tokens=False)}")
+
+
+class SingleCollator(SFTDataCollatorWith4DAttentionMask):
+    """The host's, which would make tensors of our own columns too."""
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        return super().__call__([{name: row[name] for name in MODEL_INPUTS} for row in features])
+
+
+class SingleTrainer(CustomSeq2SeqTrainer):
+    """The host's SFT trainer, which counts what the receipt needs."""
+
+    def __init__(self, *, run: Run, **kwargs: Any) -> None:
+        self.run = run
+        self.selected = 0
+        super().__init__(**kwargs)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """One micro-batch: the host's loss."""
+        if model.training:
+            self.run.loss_calls += 1
+            self.selected += int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def rank_report(self) -> dict[str, Any]:
+        """This rank's part of the receipt: tokens trained on, repeated ones counted again."""
+        return {"tokens": {"selected": self.selected}}
+
+    def run_report(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+        """The run's part of the receipt."""
+        return {"tokens": {"selected": sum(rank["tokens"]["selected"] for rank in ranks)}}
+
+
+class SingleAdapter(Adapter):
+    """Data and training of the stages on single responses."""
+
+    schema = SingleProcessor.schema
+
+    def arrange(self, dataset: Any, *, truncated: bool, streaming: bool) -> Any:
+        if not streaming and self.stage.check_data:
+            with_spans = sum(bool(spans_of(data.record_of(row), "chosen")) for row in dataset)
+            refuse(self.stage.check_data(with_spans, current().options))
+        return dataset
+
+    def processor(self) -> Any:
+        weigh = partial(self.stage.weigh or weigh_chosen, options=current().options, seed=0)
+        asked = f"`{self.stage.switch}`" if self.stage.switch else f"stage {self.stage.name}"
+        return partial(SingleProcessor, weigh=weigh, asked=asked)
+
+    def check_tokenized(self, dataset: Any, options: Options) -> None:
+        refuse(
+            [
+                Problem(record_mark(row["example_id"]), 0, "chosen_spans", "FP214", "cutoff_len cuts off every span")
+                for row in dataset.select_columns(["example_id", "labels"])
+                if all(label == IGNORE_INDEX for label in row["labels"])
+            ]
+        )
+
+    def build_trainer(self, parts: Any, **common: Any) -> SingleTrainer:
+        collator = SingleCollator(
+            template=parts.template,
+            model=parts.model,
+            pad_to_multiple_of=8,
+            label_pad_token_id=IGNORE_INDEX,
+            attn_implementation=getattr(parts.model.config, "_attn_implementation", None),
+            **parts.tokenizer_module,
+        )
+        if parts.finetuning_args.compute_accuracy:
+            common["compute_metrics"] = ComputeAccuracy()
+            common["preprocess_logits_for_metrics"] = eval_logit_processor
+        return SingleTrainer(
+            ref_model=parts.ref_model,
+            data_collator=collator,
+            **common,
+            **parts.trainer_arguments(),
+        )
+
+    def plot_keys(self, options: Options) -> list[str]:
+        return ["eval_accuracy"]
+
+    def needs_reference(self, options: Options, finetuning_args: Any) -> bool:
+        """The host's own ASFT loss reads one."""
+        return finetuning_args.use_asft_loss

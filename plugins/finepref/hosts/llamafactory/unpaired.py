@@ -1,0 +1,376 @@
+"""Shape "unpaired" on LLaMA-Factory: a good response and ONE of its bad alternatives per epoch, each a row of its own.
+
+All alternatives of a prompt are tokenised once. The collator draws one by a hash of (seed, epoch, record id), so the
+draw does not depend on row order, data-loader workers, ranks, resume, or the dataset cache.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from llamafactory.data import KTODataCollatorWithPadding
+from llamafactory.data.processor.processor_utils import infer_seqlen
+from llamafactory.extras import logging
+from llamafactory.extras.constants import IGNORE_INDEX
+from llamafactory.train.kto.trainer import CustomKTOTrainer
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+from finepref.formats import jsonl, negatives, records
+from finepref.formats.check import Problem
+from finepref.formats.record_places import record_mark
+from finepref.hosts.llamafactory import data
+from finepref.hosts.llamafactory.adapter import Adapter
+from finepref.hosts.llamafactory.record_processor import RecordProcessor
+from finepref.hosts.llamafactory.tokenized import encode
+from finepref.hosts.meter import Meter
+from finepref.hosts.run import Run, current, refuse
+from finepref.losses import ops
+from finepref.methods.batches import Unpaired
+from finepref.methods.draws import EVALUATION_EPOCH, draw_digest, draw_index, partners, prompt_key
+from finepref.methods.options import UnpairedOptions
+
+INCOMPLETE_GROUP = ("FP062", "FP063")  # what max_samples does to a prompt whose rows it separates
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class UnpairedProcessor(RecordProcessor):
+    """Two rows per record: its chosen response, and all its negatives as alternatives."""
+
+    schema: str = "seapo-1"
+
+    def rows(self, found: list[records.Record], examples: dict[str, list[Any]]) -> list[dict[str, Any]]:
+        """See `_two_rows` for the columns."""
+        if "_partner" in examples:
+            others = [data.record_of({"_record": text, "_formatting": "negatives"}) for text in examples["_partner"]]
+        else:  # streaming: partners come from the same batch
+            others = [found[i] for i in partners([(prompt_key(record), record.id) for record in found])]
+        counts = examples.get("_rows", [1] * len(found))
+        named = zip(found, others, counts, strict=True)
+        return [row for record, other, count in named for row in self._two_rows(record, other, count)]
+
+    def row(self, record: records.Record) -> dict[str, Any]:
+        raise NotImplementedError("a record needs another one for its mismatched responses: see `rows`")
+
+    def _two_rows(self, record: records.Negatives, other: records.Negatives, count: int) -> list[dict[str, Any]]:
+        rows = []
+        for desirable in (True, False):
+            mine = {"chosen": record.chosen} if desirable else record.negatives
+            theirs = {"chosen": other.chosen} if desirable else other.negatives
+            encoded = [self._encode(record, mine[name]) for name in sorted(mine)]
+            mismatched = [self._encode(record, theirs[name]) for name in sorted(theirs)]
+            prompt_length = encoded[0][2]
+            problem = ""
+            if desirable and prompt_length >= self.data_args.cutoff_len:
+                text = f"the prompt has {prompt_length} tokens, cutoff_len is {self.data_args.cutoff_len}"
+                problem = data.note_problems([Problem(record_mark(record.id), 0, "prompt", "FP203", text)])
+            rows.append(
+                {
+                    "example_id": record.id,
+                    "prompt_key": prompt_key(record),
+                    "kto_tags": desirable,
+                    "types": sorted(mine),
+                    "alternatives": [ids for ids, _, _ in encoded],
+                    "alternative_labels": [labels for _, labels, _ in encoded],
+                    "kl_types": sorted(theirs),
+                    "kl_alternatives": [ids for ids, _, _ in mismatched],
+                    "kl_alternative_labels": [labels for _, labels, _ in mismatched],
+                    "rows": count if desirable else 0,
+                    "problem": problem,
+                }
+            )
+        return rows
+
+    def _encode(self, record: records.Negatives, response: str) -> tuple[list[int], list[int], int]:
+        """(input ids, labels, untruncated prompt length), cut to cutoff_len as the host cuts."""
+        prompt_ids, response_ids = encode(self, record.prompt, response)
+        source, target = infer_seqlen(len(prompt_ids), len(response_ids), self.data_args.cutoff_len)
+        ids = prompt_ids[:source] + response_ids[:target]
+        return ids, [IGNORE_INDEX] * source + response_ids[:target], len(prompt_ids)
+
+    def print_data_example(self, example: dict[str, Any]) -> None:
+        """What the host prints for the first row."""
+        for name, ids in zip(example["types"], example["alternatives"], strict=True):
+            print(f"{name}:\n{self.tokenizer.decode(ids, skip_special_tokens=False)}")
+
+
+@dataclass
+class UnpairedCollator(KTODataCollatorWithPadding):
+    """Draws each row's alternative, then pads as the host does.
+
+    Attributes:
+        epoch: one int64 in shared memory, so that persistent data-loader workers see it change.
+        types: error types to draw from, None for all.
+    """
+
+    seed: int = 42
+    epoch: torch.Tensor | None = None
+    types: tuple[str, ...] | None = None
+    type_names: tuple[str, ...] = ()
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """One batch: the host's keys, `negative_type` [B] (index into type_names, -1 = desirable), `draw` [B]."""
+        epoch = int(self.epoch) if self.epoch is not None else EVALUATION_EPOCH
+        drawn, kinds, draws = [], [], []
+        for feature in features:
+            index = self._draw(feature["types"], feature["example_id"], epoch)
+            kl_index = self._draw(feature["kl_types"], feature["example_id"], epoch)
+            drawn.append(
+                {
+                    "input_ids": feature["alternatives"][index],
+                    "attention_mask": [1] * len(feature["alternatives"][index]),
+                    "labels": feature["alternative_labels"][index],
+                    "kl_input_ids": feature["kl_alternatives"][kl_index],
+                    "kl_attention_mask": [1] * len(feature["kl_alternatives"][kl_index]),
+                    "kl_labels": feature["kl_alternative_labels"][kl_index],
+                    "kto_tags": feature["kto_tags"],
+                    "images": None,
+                    "videos": None,
+                    "audios": None,
+                }
+            )
+            name = feature["types"][index]
+            kinds.append(-1 if feature["kto_tags"] else self.type_names.index(name))
+            draws.append(draw_digest(epoch, feature["example_id"], name))
+        batch = super().__call__(drawn)
+        batch["negative_type"] = torch.tensor(kinds)
+        batch["draw"] = torch.tensor(draws)
+        return batch
+
+    def _draw(self, names: list[str], record_id: str, epoch: int) -> int:
+        return draw_index(names, record_id, seed=self.seed, epoch=epoch, types=self.types)
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the collator which epoch it is drawing for."""
+
+    def __init__(self, epoch: torch.Tensor) -> None:
+        self.epoch = epoch
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.epoch.fill_(int(state.epoch or 0))
+
+
+SIDES = ("chosen", "rejected")
+
+
+class UnpairedTrainer(CustomKTOTrainer):
+    """The host's KTO trainer with the stage's loss, and metrics per error type over all ranks."""
+
+    def __init__(
+        self, *, run: Run, type_names: tuple[str, ...], evaluation_collator: UnpairedCollator, **kwargs: Any
+    ) -> None:
+        self.run, self.type_names, self.evaluation_collator = run, type_names, evaluation_collator
+        self.drawn_sum, self.drawn = 0, Counter()
+        parts = [*SIDES, *(f"rejected/{name}" for name in type_names)]
+        names = [f"{metric}/{part}" for part in parts for metric in ("rewards", "logps")]
+        self.meter = Meter([*run.stage.metrics, *names])
+        super().__init__(**kwargs)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Evaluation draws with its own, fixed epoch."""
+        training, self.data_collator = self.data_collator, self.evaluation_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training
+
+    def get_batch_loss_metrics(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
+        """One micro-batch. Metrics go to the meter, on every rank."""
+        kinds, draws = batch["negative_type"], batch["draw"]
+        desirable = batch["kto_tags"]
+        chosen, rejected, _, _, kl_logps, chosen_average = self.concatenated_forward(model, batch)
+        reference_chosen, reference_rejected, reference_kl = self.compute_reference_log_probs(model, batch)
+
+        log_ratio = torch.cat((chosen - reference_chosen, rejected - reference_rejected))
+        is_desirable = torch.cat((desirable[desirable], desirable[~desirable]))
+        unpaired = Unpaired(log_ratio, kl_logps - reference_kl, is_desirable)
+        out, metrics = self.run.stage.losses(unpaired, self.run.options)
+        loss = ops.reduce(out)
+        ftx = self.run.options.ftx
+        if ftx > 1e-6 and len(chosen) > 0:  # NLL of the desirable rows, over all rows, as the host has it
+            loss = loss - ftx * chosen_average.sum() / len(chosen) ** 2 * len(desirable)
+
+        if model.training:
+            self.run.loss_calls += 1
+            self.drawn_sum = (self.drawn_sum + sum(draws.tolist())) % (1 << 62)
+            self.drawn.update(self.type_names[kind] for kind in kinds.tolist() if kind >= 0)
+        split = "train" if model.training else "eval"
+        logps = torch.cat((chosen, rejected)).detach()
+        values = {"rewards": self.run.options.beta * log_ratio.detach(), "logps": logps}
+        ordered = torch.cat((kinds[desirable], kinds[~desirable]))
+        one = torch.ones((), device=logps.device)
+        totals = {name: (value, one) for name, value in metrics.items()}
+        for part, members in self._parts(is_desirable, ordered):
+            for metric, value in values.items():
+                totals[f"{metric}/{part}"] = torch.where(members, value, 0.0).sum(), members.sum()
+        self.meter.add(split, totals)
+        return loss, {}
+
+    def _parts(self, is_desirable: Tensor, kinds: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """(name, members [B]) of everything that has metrics of its own."""
+        yield "chosen", is_desirable
+        yield "rejected", ~is_desirable
+        for index, name in enumerate(self.type_names):
+            yield f"rejected/{name}", kinds == index
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add means over all ranks, and margins, to a training or evaluation log entry."""
+        split = "train" if "loss" in logs else "eval"
+        prefix = "eval_" if split == "eval" else ""
+        sums = self.meter.sums(split, self.accelerator.device)
+        if sums:
+            logs.update({f"{prefix}{key}": value for key, value in means(sums, self.type_names).items()})
+        Trainer.log(self, logs, *args, **kwargs)
+
+    def rank_report(self) -> dict[str, Any]:
+        """This rank's part of the receipt."""
+        return {"drawn": dict(sorted(self.drawn.items())), "drawn_sum": self.drawn_sum}
+
+    def run_report(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+        """The run's part of the receipt; an equal `digest` means equal draws of equal records in equal epochs."""
+        drawn: Counter[str] = Counter()
+        for rank in ranks:
+            drawn.update(rank["drawn"])
+        digest = sum(rank["drawn_sum"] for rank in ranks) % (1 << 62)
+        return {"draws": {"counts": dict(sorted(drawn.items())), "digest": f"{digest:016x}"}}
+
+
+def means(sums: dict[str, tuple[float, float]], type_names: tuple[str, ...]) -> dict[str, float]:
+    """Log entries from (sum, count): means, margins of chosen over rejected, how many rows of each error type."""
+    logs = {name: total / count for name, (total, count) in sums.items()}
+    for part in ("rejected", *(f"rejected/{name}" for name in type_names)):
+        if {"rewards/chosen", f"rewards/{part}"} <= logs.keys():
+            margin = part.replace("rejected", "margins", 1)
+            logs[f"rewards/{margin}"] = logs["rewards/chosen"] - logs[f"rewards/{part}"]
+    for name in type_names:
+        logs[f"count/{name}"] = sums.get(f"rewards/rejected/{name}", (0.0, 0.0))[1]
+    return logs
+
+
+class UnpairedAdapter(Adapter):
+    """Data and training of the stages on unpaired responses."""
+
+    schema = UnpairedProcessor.schema
+
+    def arrange(self, dataset: Any, *, truncated: bool, streaming: bool) -> Any:
+        """Group feedback rows by prompt; negatives rows are one record each already."""
+        run = current()
+        if streaming:
+            if any(entry.formatting == "feedback" for entry in run.datasets):
+                raise ValueError(
+                    "feedback rows cannot be grouped by prompt in a stream; turn streaming off, or convert the files "
+                    "with `finepref convert --from feedback --to negatives`"
+                )
+            return dataset
+        found = [data.record_of(row) for row in dataset]
+        whole = [(text, 1) for text, record in zip(dataset["_record"], found, strict=True) if _is_whole(record)]
+        single = [(record_mark(record.id), 0, record) for record in found if not _is_whole(record)]
+        grouped, problems = negatives.group_feedback(single)
+        refuse([problem for problem in problems if not (truncated and problem.code in INCOMPLETE_GROUP)])
+        self._check_types([record for record in found if _is_whole(record)] + grouped, run.options)
+        if not single:
+            return dataset
+        size = Counter(record.prompt for _, _, record in single)
+        columns = whole + [(jsonl.dumps(records.to_row(record)), size[record.prompt]) for record in grouped]
+        run.incomplete_rows += len(single) - sum(size[record.prompt] for record in grouped)
+        return Dataset.from_dict(
+            {
+                "_record": [text for text, _ in columns],
+                "_formatting": ["negatives"] * len(columns),
+                "_problem": [""] * len(columns),
+                "_rows": [count for _, count in columns],
+            }
+        )
+
+    def prepare(self, dataset: Any, *, streaming: bool) -> Any:
+        """Give every record of a split a partner of another prompt for the KL term."""
+        if streaming:
+            return dataset
+        texts = dataset["_record"]
+        found = map(data.record_of, dataset)
+        keyed = [(prompt_key(record), record.id) for record in found]
+        return dataset.add_column("_partner", [texts[index] for index in partners(keyed)])
+
+    def processor(self) -> Any:
+        return UnpairedProcessor
+
+    def check_tokenized(self, dataset: Any, options: UnpairedOptions) -> None:
+        """What the stage checks of records, of rows that another run may have tokenised."""
+        named = zip(dataset["example_id"], dataset["types"], dataset["kto_tags"], strict=True)
+        found = [
+            records.Negatives(record_id, (), "", dict.fromkeys(names, ""))
+            for record_id, names, desirable in named
+            if not desirable
+        ]
+        self._check_types(found, options)
+        if self.stage.check_record:
+            refuse([problem for record in found for problem in self.stage.check_record(record, options)])
+
+    def _check_types(self, found: list[records.Negatives], options: UnpairedOptions) -> None:
+        if self.stage.check_data:
+            refuse(self.stage.check_data({name for record in found for name in record.negatives}, options))
+
+    def build_trainer(self, parts: Any, **common: Any) -> UnpairedTrainer:
+        options, training_args = parts.run.options, parts.training_args
+        type_names = options.error_types or self._types_of_run(common, parts)
+        ignore = (
+            IGNORE_INDEX
+            if parts.data_args.ignore_pad_token_for_loss
+            else parts.tokenizer_module["tokenizer"].pad_token_id
+        )
+        shared = dict(
+            template=parts.template,
+            model=parts.model,
+            pad_to_multiple_of=8,
+            label_pad_token_id=ignore,
+            seed=training_args.seed,
+            types=options.error_types,
+            type_names=type_names,
+            **parts.tokenizer_module,
+        )
+        epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        trainer = UnpairedTrainer(
+            type_names=type_names,
+            evaluation_collator=UnpairedCollator(**shared),
+            ref_model=parts.ref_model,
+            data_collator=UnpairedCollator(**shared, epoch=epoch if options.resampled else None),
+            **common,
+            **parts.trainer_arguments(),
+        )
+        trainer.add_callback(EpochCallback(epoch))
+        if options.advice:
+            logger.warning_rank0(options.advice)
+        return trainer
+
+    @staticmethod
+    def _types_of_run(datasets: dict[str, Any], parts: Any) -> tuple[str, ...]:
+        """All error types in the data, sorted; a stream's come from its files."""
+        found: set[str] = set()
+        if parts.data_args.streaming:
+            for _, _, record in parts.run.source_records():
+                found |= set(record.negatives)
+        else:
+            evaluated = datasets.get("eval_dataset")
+            splits = list(evaluated.values()) if isinstance(evaluated, dict) else [evaluated]
+            for split in (datasets.get("train_dataset"), *splits):
+                if split is not None:
+                    found |= {name for names in split["types"] for name in names if name != "chosen"}
+        if not found:
+            raise ValueError("the error types of a streamed remote dataset are not known: name them")
+        return tuple(sorted(found))
+
+    def plot_keys(self, options: UnpairedOptions) -> list[str]:
+        names = options.error_types or negatives.ERROR_TYPES
+        return ["rewards/chosen", "rewards/rejected", "rewards/margins", *(f"rewards/margins/{n}" for n in names)]
+
+
+def _is_whole(record: records.Record) -> bool:
+    return isinstance(record, records.Negatives)

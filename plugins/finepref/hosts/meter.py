@@ -1,0 +1,46 @@
+"""The metrics of a stage between two log entries: sums that stay on the device, and means over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from finepref.losses.ops import sum_over_ranks
+
+
+class Meter:
+    """Means of named values, by split ("train", "eval").
+
+    Args:
+        names: every metric that may be added, the same on every rank, which may have seen no batch of a split.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(dict.fromkeys(names))
+        self.totals: dict[str, Tensor] = {}  # split -> [2, names] float64: sums, counts
+
+    def add(self, split: str, totals: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Add (sum, count) of some of the metrics, scalars each. No host sync."""
+        device = next(iter(totals.values()))[0].device
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        flat = [part.detach().double() for name in self.names for part in totals.get(name, (zero, zero))]
+        mine = torch.stack(flat).unflatten(0, (-1, 2)).T
+        self.totals[split] = self.totals[split] + mine if split in self.totals else mine
+
+    def add_values(self, split: str, values: Mapping[str, Tensor], valid: Tensor) -> None:
+        """Add the values [B] of the valid records."""
+        count = valid.sum()
+        self.add(split, {n: (torch.where(valid, v.detach(), 0.0).sum(), count) for n, v in values.items()})
+
+    def sums(self, split: str, device: torch.device | str) -> dict[str, tuple[float, float]]:
+        """(sum, count) over all ranks since the last call, of the metrics with a count. Every rank must call this."""
+        nothing = torch.zeros(2, len(self.names), dtype=torch.float64, device=device)
+        totals, counts = sum_over_ranks(self.totals.pop(split, nothing)).tolist()
+        named = zip(self.names, totals, counts, strict=True)
+        return {name: (total, count) for name, total, count in named if count}
+
+    def means(self, split: str, device: torch.device | str) -> dict[str, float]:
+        """The means over all ranks since the last call. Every rank must call this."""
+        return {name: total / count for name, (total, count) in self.sums(split, device).items()}

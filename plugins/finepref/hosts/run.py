@@ -1,0 +1,161 @@
+"""One training run: what is known of it so far, and the receipt that is made of that.
+
+A host calls our functions without handing on anything of ours, so the run of this process is found by `current`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finepref.formats import jsonl, record_places, records
+from finepref.formats.problems import BadData, Problem
+from finepref.hosts import patching, receipt
+from finepref.methods.options import Options
+from finepref.methods.stage import Stage
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set of the run: its local files, and how their rows are read."""
+
+    name: str
+    formatting: str
+    files: tuple[Path, ...]
+    columns: Mapping[str, str] | None = None
+    error_type: str | None = None
+
+    def records(self) -> Iterator[tuple[str, int, records.Record]]:
+        """(file, line, record) of the good rows, read again."""
+        for file in self.files:
+            for line, row in jsonl.read_jsonl(file, problems=[]):
+                parsed = records.parse(row, self.formatting, columns=self.columns, error_type=self.error_type)
+                if not isinstance(parsed, list):
+                    yield str(file), line, parsed
+
+
+@dataclass
+class Run:
+    """What is known of a run; one per process.
+
+    Attributes:
+        stage, options: the method and its options, checked.
+        cards: names of the patch cards that it stands on.
+        settings: what the receipt says of the options.
+        sources: the data sets with local files.
+        datasets: what the receipt says of each data set.
+        rows: where every row that was read went.
+        loss_calls: how often our loss was called in training.
+        first_step: optimizer steps done before this process started.
+        incomplete_rows: rows of prompts that `max_samples` tore apart, which therefore make no record.
+        more: what else the receipt says of the data.
+    """
+
+    stage: Stage
+    options: Options
+    cards: tuple[str, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    sources: list[Source] = field(default_factory=list)
+    datasets: list[receipt.DatasetEntry] = field(default_factory=list)
+    rows: dict[str, int | None] = field(default_factory=lambda: {"read": None, "trained": None})
+    loss_calls: int = 0
+    first_step: int = 0
+    incomplete_rows: int = 0
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.settings = self.stage.settings_of(self.options) | self.settings
+
+    @contextmanager
+    def active(self) -> Iterator[Run]:
+        """While it lasts, this is the run that `current` finds."""
+        token = _CURRENT.set(self)
+        try:
+            yield self
+        finally:
+            _CURRENT.reset(token)
+
+    def source_records(self) -> Iterator[tuple[str, int, records.Record]]:
+        """(file, line, record) of all local files, read again."""
+        for source in self.sources:
+            yield from source.records()
+
+    def rank_part(self, rank: int, more: Mapping[str, Any]) -> dict[str, Any]:
+        """One rank's part of the receipt."""
+        return {"rank": rank, "loss_calls": self.loss_calls, "cards": patching.report(self.cards), **more}
+
+    def content(
+        self,
+        *,
+        seed: int,
+        last_step: int,
+        accumulation: int,
+        expected_loss_calls: int,
+        ranks: Sequence[Mapping[str, Any]],
+        more: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """The receipt.
+
+        Args:
+            seed: of the run.
+            last_step: optimizer steps done now, those before a resume included.
+            accumulation: micro-batches of an optimizer step.
+            expected_loss_calls: micro-batches that this process must have trained on.
+            ranks: `rank_part` of each rank.
+            more: what the trainer says of the run.
+        """
+        return {
+            "stage": self.stage.name,
+            "paper": self.stage.paper,
+            "settings": self.settings,
+            "seed": seed,
+            "versions": receipt.versions(),
+            "datasets": [asdict(entry) for entry in self.datasets],
+            "rows": self.rows,
+            **self.more,
+            "optimizer_steps": last_step - self.first_step,
+            "first_step": self.first_step,
+            "gradient_accumulation_steps": accumulation,
+            "expected_loss_calls": expected_loss_calls,
+            "ranks": [*ranks],
+            **more,
+        }
+
+    def require_proof(self, content: Mapping[str, Any]) -> None:
+        """Fail a run whose loss was not called for every micro-batch.
+
+        Raises:
+            UnprovenRun: naming the numbers.
+        """
+        calls = [rank["loss_calls"] for rank in content["ranks"]]
+        if set(calls) != {content["expected_loss_calls"]}:
+            expected = content["expected_loss_calls"]
+            raise receipt.UnprovenRun(f"{self.stage.name}: expected {expected} loss calls a rank, found {calls}")
+
+
+_CURRENT: ContextVar[Run] = ContextVar("finepref_run")
+
+
+def current() -> Run:
+    """The run of this process.
+
+    Raises:
+        LookupError: there is none.
+    """
+    return _CURRENT.get()
+
+
+def pinpoint(problems: Iterable[Problem]) -> list[Problem]:
+    """Problems of records as problems of files, by reading the run's files again; as they are outside a run."""
+    run = _CURRENT.get(None)
+    return record_places.pinpoint(problems, run.source_records() if run else ())
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """Raise BadData, with the places of the records, unless there is no problem."""
+    if problems:
+        raise BadData(pinpoint(problems))

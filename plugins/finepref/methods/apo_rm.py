@@ -1,0 +1,123 @@
+"""APO, ADVERSARIAL preference optimization (arXiv 2311.08045): the reward model's step. Not Anchored PO (TRL's "APO").
+
+Records are scored lists of responses, of human preference or of golden answers above the LLM's own samples ("apo").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from finepref.formats.problems import Problem
+from finepref.methods.batches import Ranked
+from finepref.methods.options import RankedOptions, option
+from finepref.methods.stage import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from finepref.losses.ops import LossOut
+
+
+@dataclass
+class ApoOptions(RankedOptions):
+    """Of the hosts' preference options none is read."""
+
+    apo_kl_coeff: float = option(
+        1.0, "Coefficient of the ranking loss on human records (kl_coeff in the paper's code).", at_least=0
+    )
+    apo_coeff: float = option(
+        0.1, "Coefficient of the adversarial records: golden answers above the LLM's samples.", at_least=0
+    )
+    apo_sample_num: int = option(4, "Samples per golden answer; apo_coeff is divided by it.", at_least=1)
+    apo_loss: Literal["ranking", "wgan"] = option(
+        "ranking", "Loss of the adversarial records: -log sigmoid of the margin, or minus the margin itself."
+    )
+    apo_normalization: Literal["per_type", "released"] = option(
+        "per_type", "A mean for each kind of records, or the authors' one over all pairs of the micro-batch."
+    )
+    apo_pooling: Literal["last", "eos", "mean", "max"] = option(
+        "last",
+        "Read the reward at the response's last token, its end token, or over all tokens.",
+        openrlhf={
+            "default": "eos",
+            "choices": ("eos", "last"),
+            "help": "Read the reward at the end token, as the host's PPO and serve_rm do, or right before it.",
+        },
+    )
+    apo_keep_value_head: bool = option(
+        False, "Start from the value head of a reward model; the host draws a new one at random.", only="openrlhf"
+    )
+
+    @property
+    def pooling(self) -> tuple[str, str]:
+        return "apo_pooling", self.apo_pooling
+
+    @property
+    def keeps_value_head(self) -> bool:
+        return self.apo_keep_value_head
+
+    @property
+    def over_step(self) -> bool:
+        return self.apo_normalization == "per_type"
+
+    def check_together(self) -> None:
+        """Refuse coefficients that leave no loss.
+
+        Raises:
+            ValueError: one line naming the options.
+        """
+        if self.apo_kl_coeff == self.apo_coeff == 0:
+            raise ValueError(f"{self.key('apo_kl_coeff')} and {self.key('apo_coeff')} are both 0, so there is no loss")
+        if self.apo_loss == "wgan" and self.apo_coeff == 0:
+            raise ValueError(
+                f"{self.key('apo_loss', 'wgan')} is the adversarial records' loss, but their "
+                f"{self.key('apo_coeff')} is 0"
+            )
+
+
+def check_data(kinds: Collection[str], options: ApoOptions) -> list[Problem]:
+    """Some record needs a coefficient above 0, and the WGAN loss a record that it is for."""
+    coefficients = {"human": options.apo_kl_coeff, "apo": options.apo_coeff}
+    if not any(coefficients[kind] > 0 for kind in kinds):
+        text = f"all training records are {' and '.join(sorted(kinds))}, and the coefficient of these is 0"
+        return [Problem("dataset", 0, "kind", "FP223", text)]
+    if options.apo_loss == "wgan" and "apo" not in kinds:
+        text = f"{options.key('apo_loss', 'wgan')} is for records of kind apo, and there is none to train on"
+        return [Problem("dataset", 0, "kind", "FP224", text)]
+    return []
+
+
+def losses(batch: Ranked, options: ApoOptions) -> tuple[LossOut, dict[str, Tensor]]:
+    """The share of each record in the loss of the step, see `finepref.losses.apo_rm.apo_rm_loss`."""
+    from finepref.losses.apo_rm import apo_rm_loss
+
+    out = apo_rm_loss(
+        batch.rewards,
+        batch.scores,
+        batch.is_apo,
+        kl_coeff=options.apo_kl_coeff,
+        apo_coeff=options.apo_coeff,
+        samples=options.apo_sample_num,
+        kind=options.apo_loss,
+        normalization=options.apo_normalization,
+        mask=batch.present,
+        counts=batch.counts,
+    )
+    return out, {}
+
+
+STAGE = Stage(
+    name="apo_rm",
+    title="APO: adversarial preference optimization, the reward model's step on scored lists of responses",
+    paper="arXiv 2311.08045",
+    shape="ranked",
+    formats=("ranked", "pair"),
+    options=ApoOptions,
+    losses=losses,
+    check_data=check_data,
+    recipe="examples/apo_rm.yaml",
+    demo_dataset="apo_demo",
+    openrlhf_group="apo",
+)

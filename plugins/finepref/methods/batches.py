@@ -1,0 +1,84 @@
+"""What the functions of a method get and return, the same on every host. B records, T label positions, R responses.
+
+Label space throughout: position t is the token `input_ids[:, 1:][t]`, which the logits before it predict.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from finepref.losses.ops import LossOut
+
+
+class Weights(NamedTuple):
+    """What `weigh` returns: a weight per token of each response, prompt included (0 there).
+
+    `side` is 0 where the loss reads both responses, 1 for the chosen one alone, -1 for the rejected one.
+    """
+
+    chosen: list[float]
+    rejected: list[float]
+    side: int = 0
+
+
+class Response(NamedTuple):
+    """One response of each pair, all [B, T]; 0 where the weight is 0."""
+
+    logps: Tensor  # log pi_theta(y_t)
+    weight: Tensor
+    reference: Tensor | None = None  # log pi_ref(y_t), where the stage has a reference model
+    kl: Tensor | None = None  # KL(pi_ref || pi_theta) over the vocabulary, where the stage asks for it
+
+    @property
+    def trained(self) -> Tensor:
+        """Whether the response has a token of any weight: bool [B]."""
+        return (self.weight != 0).any(-1)
+
+
+class Pairs(NamedTuple):
+    """A batch of shape "pair"; side [B] as in `Weights`."""
+
+    chosen: Response
+    rejected: Response
+    side: Tensor
+
+    @property
+    def valid(self) -> Tensor:
+        """Whether both responses have a token of any weight: bool [B]."""
+        return self.chosen.trained & self.rejected.trained
+
+
+class Unpaired(NamedTuple):
+    """A batch of shape "unpaired": B responses, each with a mismatched response of another prompt for KTO's KL."""
+
+    log_ratio: Tensor  # [B] log pi_theta - log pi_ref, summed over the response
+    kl_log_ratio: Tensor  # [B] the same of the mismatched response, without a gradient
+    desirable: Tensor  # bool [B]
+
+
+class Ranked(NamedTuple):
+    """A batch of shape "ranked": lists of up to R scored responses."""
+
+    rewards: Tensor  # [B, R], 0 where there is no response
+    scores: Tensor  # [B, R], higher is better
+    present: Tensor  # bool [B, R]
+    is_apo: Tensor  # bool [B], records of kind "apo": a golden answer above samples
+    counts: tuple[float, float] | None = None  # human and apo records of the whole optimizer step, on all ranks
+
+
+def pair_loss(loss: Tensor, *, valid: Tensor, rewards: tuple[Tensor, Tensor]) -> LossOut:
+    """The loss of each pair as `losses` returns it: 0 without gradient where a pair is not valid.
+
+    Args:
+        loss: [B].
+        valid: bool [B], usually `Pairs.valid`.
+        rewards: of the chosen and of the rejected response, [B] each, for the log.
+    """
+    from torch import where
+
+    from finepref.losses.ops import LossOut
+
+    return LossOut(where(valid, loss, 0.0), valid, *(reward.detach() for reward in rewards))

@@ -1,0 +1,30 @@
+"""What is checked of every record of a stage, on any host."""
+
+from __future__ import annotations
+
+from finepref.formats import records
+from finepref.formats.problems import Problem
+from finepref.formats.record_places import record_mark
+from finepref.methods.options import Options
+from finepref.methods.pair_rows import SIDES, spans_of
+from finepref.methods.ranked_rows import margin_problems
+from finepref.methods.stage import Stage
+
+
+def record_problems(record: records.Record, stage: Stage, options: Options) -> list[Problem]:
+    """Why a record cannot be trained on, as far as its text tells; tokenising may find more."""
+    found = [] if stage.negative_weights else _negative_weights(record, stage)
+    if stage.shape == "ranked":
+        found += margin_problems(record)
+    return found + (stage.check_record(record, options) if stage.check_record else [])
+
+
+def _negative_weights(record: records.Record, stage: Stage) -> list[Problem]:
+    return [
+        Problem(
+            record_mark(record.id), 0, f"{side}_spans", "FP044", f"{span.weight:g}, and stage {stage.name} has none"
+        )
+        for side in SIDES
+        for span in spans_of(record, side)
+        if span.weight < 0
+    ]

@@ -1,0 +1,261 @@
+"""Options of a method: declared once, checked by one function, spelled as each host spells them.
+
+An option is a field of a dataclass derived from `Options`, made with `option` or `host_option`. On LLaMA-Factory each
+one is a flat YAML key; on OpenRLHF it is a flag of the stage's group. This file imports neither torch nor a host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from types import UnionType
+from typing import Any, ClassVar, Literal, NamedTuple, Self, Union, get_args, get_origin, get_type_hints
+
+HOSTS = ("llamafactory", "openrlhf")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    comma_list: bool = False,
+    only: str = "",
+    openrlhf: Mapping[str, Any] | None = None,
+) -> Any:
+    """A dataclass field that is a new key of LLaMA-Factory's YAML and a new flag on OpenRLHF.
+
+    Args:
+        default: its value when nothing is given; None means that the method decides.
+        help: one line for `--help`, the web UI and the documentation.
+        above, at_least, at_most: bounds of a number.
+        comma_list: a text of names with commas between; YAML may give a list.
+        only: the one host that has the option; elsewhere it keeps its default.
+        openrlhf: what differs on OpenRLHF: `default`, `choices`, `help`.
+    """
+    metadata = {
+        "help": help,
+        "above": above,
+        "at_least": at_least,
+        "at_most": at_most,
+        "comma_list": comma_list,
+        "only": only,
+        "openrlhf": dict(openrlhf or {}),
+        "host_keys": {},
+    }
+    return field(default=default, metadata=metadata)
+
+
+def host_option(default: Any, help: str, *, llamafactory: str = "", openrlhf: str = "", **rest: Any) -> Any:
+    """An option that a host has already, under the name given for it; on the other host it is a new one.
+
+    Args:
+        default, help: as in `option`; the host's own default applies where the host has the option.
+        llamafactory: a YAML key, which must be the field's name.
+        openrlhf: a flag without dashes, e.g. "model.beta".
+        rest: as in `option`.
+    """
+    made = option(default, help, **rest)
+    keys = {"llamafactory": llamafactory, "openrlhf": openrlhf}
+    made.metadata = {**made.metadata, "host_keys": {host: key for host, key in keys.items() if key}}
+    return made
+
+
+class Described(NamedTuple):
+    """One option as one host shows it."""
+
+    name: str
+    kind: Any  # bool, int, float, str, Literal[...] or one of these | None
+    default: Any
+    help: str
+    host_key: str  # the host's own key or flag for it, "" where it is ours
+
+
+@dataclass
+class Options:
+    """Base of every method's options."""
+
+    host: ClassVar[str] = "llamafactory"
+    spelling: ClassVar[Callable[[str, str], str]]
+
+    @classmethod
+    @cache
+    def described(cls, host: str) -> dict[str, Described]:
+        """The options by name as `host` has them."""
+        hints = get_type_hints(cls)
+        found = {}
+        for each in fields(cls):
+            if each.metadata["only"] not in ("", host):
+                continue
+            differing = each.metadata["openrlhf"] if host == "openrlhf" else {}
+            kind = Literal[differing["choices"]] if "choices" in differing else hints[each.name]
+            found[each.name] = Described(
+                each.name,
+                kind,
+                differing.get("default", each.default),
+                differing.get("help", each.metadata["help"]),
+                each.metadata["host_keys"].get(host, ""),
+            )
+        return found
+
+    @classmethod
+    def new_on(cls, host: str) -> dict[str, Described]:
+        """The options that `host` does not have by itself."""
+        return {name: each for name, each in cls.described(host).items() if not each.host_key}
+
+    @classmethod
+    def read(cls, host: str, values: Mapping[str, Any], spelling: Callable[[str, str], str]) -> Self:
+        """The options from a host's values, by option name; what is missing keeps the default. Checks them.
+
+        Args:
+            host: one of `HOSTS`.
+            values: option name -> value.
+            spelling: (name, value) -> the option as a user of the host writes it; value "" asks for the name alone.
+
+        Raises:
+            ValueError: one line that names the option as the host spells it.
+        """
+        described = cls.described(host)
+        given = {name: values.get(name, each.default) for name, each in described.items()}
+        made = cls(**given)
+        made.host, made.spelling = host, spelling
+        for each in fields(cls):
+            if each.name in described:
+                made._check_value(each, described[each.name].kind)
+        made.check_together()
+        return made
+
+    def check_together(self) -> None:
+        """Refuse values that do not fit each other. To be overridden; raises ValueError."""
+
+    def key(self, name: str, value: str = "") -> str:
+        """An option as the user writes it: "`tdpo_alpha`", "tdpo_masks: none", "--tdpo.alpha", "--tdpo.masks none"."""
+        return self.spelling(name, value)
+
+    def _check_value(self, owner: Any, kind: Any) -> None:
+        """Type, choice and bounds of one value. YAML gives any type, and no host checks that."""
+        name, value = owner.name, getattr(self, owner.name)
+        if get_origin(kind) in (Union, UnionType):
+            if value is None:
+                return
+            (kind,) = (each for each in get_args(kind) if each is not type(None))
+        if owner.metadata["comma_list"] and isinstance(value, list | tuple) and all(type(v) is str for v in value):
+            value = ",".join(value)
+            setattr(self, name, value)
+        if get_origin(kind) is Literal:
+            if value not in get_args(kind):
+                raise ValueError(f"{self.key(name)} is {' or '.join(get_args(kind))}, not {value!r}")
+        elif kind is bool:
+            if type(value) is not bool:
+                raise ValueError(f"{self.key(name)} is true or false, not {value!r}")
+        elif kind is int:
+            if type(value) is not int:
+                raise ValueError(f"{self.key(name)} must be a whole number, not {value!r}")
+        elif kind is float:
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(f"{self.key(name)} must be a number, not {value!r}")
+        elif type(value) is not str:
+            raise ValueError(f"{self.key(name)} must be a text, not {value!r}")
+        elif owner.metadata["comma_list"] and not all(part.strip() for part in value.split(",")):
+            raise ValueError(f"{self.key(name)} has an empty name: {value!r}")
+        if kind in (int, float):
+            self._check_bounds(name, value, owner.metadata)
+
+    def _check_bounds(self, name: str, value: float, bounds: Mapping[str, Any]) -> None:
+        above, least, most = (bounds[key] for key in ("above", "at_least", "at_most"))
+        low = above is None or value > above
+        if most is not None and not (low and value <= most):
+            raise ValueError(f"{self.key(name)} must be above {above} and at most {most}, not {value}")
+        if not low:
+            raise ValueError(f"{self.key(name)} must be above {above}, not {value}")
+        if least == 0 and value < 0:
+            raise ValueError(f"{self.key(name)} must not be negative, but is {value}")
+        if least is not None and value < least:
+            raise ValueError(f"{self.key(name)} must be at least {least}, not {value}")
+
+
+def in_yaml(name: str, value: str = "") -> str:
+    """The spelling of LLaMA-Factory."""
+    return f"{name}: {value}" if value else f"`{name}`"
+
+
+Options.spelling = staticmethod(in_yaml)
+
+
+@dataclass
+class PairOptions(Options):
+    """What stages on pairs of responses share."""
+
+    finepref_full_logits: bool = option(
+        False, "Plain path for comparison: every token reaches the output head, nothing is recomputed."
+    )
+
+    @property
+    def full_logits(self) -> bool:
+        """Whether the plain path is asked for."""
+        return self.finepref_full_logits
+
+
+@dataclass
+class UnpairedOptions(Options):
+    """What the hosts ask of the options of shape "unpaired"; a method overrides what it has an option for."""
+
+    @property
+    def error_types(self) -> tuple[str, ...] | None:
+        """The error types to draw negatives from, None for all."""
+        return None
+
+    @property
+    def resampled(self) -> bool:
+        """Whether every epoch draws anew; else all epochs draw as the first one."""
+        return True
+
+    @property
+    def beta(self) -> float:
+        """Factor from log-ratios to the rewards that are logged."""
+        return 1.0
+
+    @property
+    def ftx(self) -> float:
+        """Coefficient of the desirable responses' negative log-likelihood (LLaMA-Factory)."""
+        return 0.0
+
+    @property
+    def full_logits(self) -> bool:
+        """Whether every token reaches the output head (OpenRLHF)."""
+        return False
+
+    @property
+    def advice(self) -> str:
+        """A warning about values that are allowed, "" where there is none."""
+        return ""
+
+
+@dataclass
+class RankedOptions(Options):
+    """What the hosts ask of the options of shape "ranked"; a method overrides what it has an option for."""
+
+    @property
+    def pooling(self) -> tuple[str, str]:
+        """(name of the option, "last", "eos", "mean" or "max"): where a reward is read, see `losses.pooling`."""
+        return "", "last"
+
+    @property
+    def keeps_value_head(self) -> bool:
+        """Whether the value head of the checkpoint is used (OpenRLHF)."""
+        return False
+
+    @property
+    def over_step(self) -> bool:
+        """Whether the loss is a mean over the whole optimizer step, so that `batches.Ranked.counts` is needed."""
+        return False
+
+
+# Shape -> what the options of its stages derive from.
+BASES = {"pair": PairOptions, "unpaired": UnpairedOptions, "ranked": RankedOptions, "single": Options}
+
+BETA = "Scale of the log-ratio to the reference model (beta)."

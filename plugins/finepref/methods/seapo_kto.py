@@ -1,0 +1,169 @@
+"""SeaPO (arXiv 2509.24781): a prompt's answer and ONE of its injected errors per epoch, by KTO (arXiv 2402.01306).
+
+Which error an epoch has is drawn by `finepref.methods.draws`. Not SePO (`sepo`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from finepref.formats import records
+from finepref.formats.problems import Problem
+from finepref.formats.record_places import record_mark
+from finepref.methods.batches import Unpaired
+from finepref.methods.options import BETA, PairOptions, UnpairedOptions, host_option, option
+from finepref.methods.stage import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from finepref.losses.ops import LossOut
+
+
+@dataclass
+class SeapoOptions(UnpairedOptions):
+    """Options of the draws, and those of KTO."""
+
+    seapo_error_types: str = option(
+        "all",
+        "Comma list of the error types to draw negatives from, e.g. correctness,logic; or all.",
+        comma_list=True,
+    )
+    seapo_resample: Literal["epoch", "once"] = option(
+        "epoch", "Draw a new negative per prompt and epoch, or one for the whole run."
+    )
+    seapo_auto_weights: bool = option(
+        False, "Move kto_chosen_weight so that desirable:undesirable weight lies in [1, 4/3] (KTO paper)."
+    )
+    pref_beta: float = host_option(0.1, BETA, llamafactory="pref_beta", openrlhf="model.beta", above=0)
+    pref_ftx: float = host_option(
+        0.0,
+        "Coefficient of the desirable responses' negative log-likelihood.",
+        llamafactory="pref_ftx",
+        only="llamafactory",
+        at_least=0,
+    )
+    kto_chosen_weight: float = host_option(
+        1.0, "Weight of the desirable responses.", llamafactory="kto_chosen_weight", above=0
+    )
+    kto_rejected_weight: float = host_option(
+        1.0, "Weight of the undesirable responses.", llamafactory="kto_rejected_weight", above=0
+    )
+    finepref_full_logits: bool = option(
+        False, PairOptions.described("openrlhf")["finepref_full_logits"].help, only="openrlhf"
+    )
+
+    @property
+    def error_types(self) -> tuple[str, ...] | None:
+        if self.seapo_error_types.strip() == "all":
+            return None
+        return tuple(name.strip() for name in self.seapo_error_types.split(","))
+
+    @property
+    def resampled(self) -> bool:
+        return self.seapo_resample == "epoch"
+
+    @property
+    def full_logits(self) -> bool:
+        return self.finepref_full_logits
+
+    @property
+    def beta(self) -> float:
+        return self.pref_beta
+
+    @property
+    def ftx(self) -> float:
+        return self.pref_ftx
+
+    @property
+    def advice(self) -> str:
+        chosen, rejected = self.key("kto_chosen_weight"), self.key("kto_rejected_weight")
+        advised, _ = advised_weights(self)
+        if self.seapo_auto_weights or advised == self.kto_chosen_weight:
+            return ""
+        return (
+            f"{chosen} / {rejected} is outside [1, 4/3]; the KTO paper advises {advised:.4g} for the first "
+            f"({self.key('seapo_auto_weights', 'true')} sets it)"
+        )
+
+
+def advised_weights(options: SeapoOptions) -> tuple[float, float]:
+    """Weight of the desirable and of the undesirable responses, which are equally many, by the KTO paper's rule."""
+    from finepref.losses.kto import automatic_weights
+
+    return automatic_weights(
+        1, 1, desirable_weight=options.kto_chosen_weight, undesirable_weight=options.kto_rejected_weight
+    )
+
+
+def weights(options: SeapoOptions) -> tuple[float, float]:
+    """The same as asked for."""
+    given = options.kto_chosen_weight, options.kto_rejected_weight
+    return advised_weights(options) if options.seapo_auto_weights else given
+
+
+def settings(options: SeapoOptions) -> dict[str, Any]:
+    """The weights that were used, whether they were given or came from the paper's rule."""
+    chosen, rejected = weights(options)
+    return {"kto_chosen_weight": chosen, "kto_rejected_weight": rejected}
+
+
+def check_record(record: records.Negatives, options: SeapoOptions) -> list[Problem]:
+    """Every record needs a negative of the types asked for."""
+    wanted = options.error_types
+    if wanted is None or record.negatives.keys() & set(wanted):
+        return []
+    asked = options.key("seapo_error_types").replace("`", "")
+    text = f"has {', '.join(sorted(record.negatives))}, but {asked} is {', '.join(wanted)}"
+    return [Problem(record_mark(record.id), 0, "negatives", "FP204", text)]
+
+
+def check_data(found: Collection[str], options: SeapoOptions) -> list[Problem]:
+    """Every error type asked for must be in the data: a misspelled one would never be drawn."""
+    unknown = set(options.error_types or ()) - set(found)
+    if not unknown:
+        return []
+    key = options.key("seapo_error_types").replace("`", "")
+    text = f"no record has an error of type {', '.join(sorted(unknown))}; the data has {', '.join(sorted(found))}"
+    return [Problem(key, 0, "seapo_error_types", "FP204", text)]
+
+
+def losses(batch: Unpaired, options: SeapoOptions) -> tuple[LossOut, dict[str, Tensor]]:
+    """KTO of each response; the metric `kl` is the reference point z0, a scalar."""
+    from torch import zeros_like
+
+    from finepref.losses.kto import kto_loss, kto_reference_point
+
+    reference_point = kto_reference_point(batch.kl_log_ratio, zeros_like(batch.kl_log_ratio))
+    desirable_weight, undesirable_weight = weights(options)
+    out = kto_loss(
+        batch.log_ratio,
+        batch.desirable,
+        reference_point,
+        beta=options.pref_beta,
+        desirable_weight=desirable_weight,
+        undesirable_weight=undesirable_weight,
+    )
+    return out, {"kl": reference_point}
+
+
+STAGE = Stage(
+    name="seapo_kto",
+    title="SeaPO: strategic error amplification, one random negative per prompt and epoch, KTO",
+    paper="arXiv 2509.24781 (data), arXiv 2402.01306 (KTO loss)",
+    shape="unpaired",
+    formats=("negatives", "feedback"),
+    options=SeapoOptions,
+    losses=losses,
+    reference=True,
+    metrics=("kl",),
+    settings=settings,
+    check_record=check_record,
+    check_data=check_data,
+    recipe="examples/seapo_kto.yaml",
+    demo_dataset="seapo_demo",
+    openrlhf_command="train_kto",
+    openrlhf_group="kto",
+)

@@ -1,0 +1,111 @@
+"""The row of a stage: one training method as both hosts see it. Each file of this folder ends in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from finepref.methods.shapes import SHAPES, Shape
+
+Batch = Literal["pair", "unpaired", "ranked", "single"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training method.
+
+    The functions differ by shape; `finepref.methods.batches` has the types, and the files beside it are examples.
+
+    Attributes:
+        name: the value of `stage:` in a YAML, and of `python -m finepref.hosts.openrlhf.train`.
+        title: what people call the method.
+        paper: where its maths is published.
+        shape: what a batch holds: "pair" (two responses), "unpaired" (one, desirable or not), "ranked" (a scored
+            list), "single" (one to imitate). It decides which of the host's trainers is used, see `methods.shapes`.
+        formats: values of `formatting` in dataset_info.json whose rows the stage trains on.
+        options: a dataclass derived from the shape's base in `finepref.methods.options`.
+        losses: batch and options -> the loss of each record, and metrics. None for "single": the host's own loss.
+        weigh: pair: `PairRow`, options, seed -> `Weights`. single: the same -> a weight, 0 or 1, per token of the one
+            response. Default: spans where the data has them, else every response token.
+        reference: whether the loss reads a reference model, or a function of the options that says so.
+        kl: pair: options -> "" (the loss reads no KL), "metric" (it is only logged) or "loss" (it gets a gradient).
+        metrics: names of what `losses` returns beside the rewards, in any order.
+        settings: options -> what the options leave open, as resolved; the receipt has it beside the options.
+        check_record: record, options -> the problems of a record that the stage cannot train on.
+        check_data: what is known of the training data, options -> problems of the data as a whole; by shape:
+            the set of error types in the data (unpaired), of kinds (ranked), records with spans (single).
+        negative_weights: whether the loss is defined for spans of negative weight; else they are refused.
+        recipe: a YAML with the paper's settings, "" where there is none.
+        demo_dataset: a name in a dataset_info.json that the recipe also runs on, "" where there is none.
+        switch: a boolean YAML key that turns the host's stage of this shape into this stage.
+        openrlhf_command: a name under `openrlhf.cli` for the command line; default `train_NAME`.
+        openrlhf_group: the group of its flags on OpenRLHF; default the name.
+        cards: names of further patch cards that the stage needs on LLaMA-Factory. A package ships its own by an entry
+            point of the group `finepref.cards`, see `finepref.hosts.patching`.
+        codes: further problem codes -> short meaning; letters that are not FP, then three digits.
+        texts: option -> language -> {"label", "info"} for the web UI; English comes from the option itself.
+    """
+
+    name: str
+    title: str
+    paper: str
+    shape: Batch
+    formats: tuple[str, ...]
+    options: type
+    losses: Callable[..., Any] | None = None
+    weigh: Callable[..., Any] | None = None
+    reference: bool | Callable[[Any], bool] = False
+    kl: Callable[[Any], str] | None = None
+    metrics: tuple[str, ...] = ()
+    settings: Callable[[Any], Mapping[str, Any]] | None = None
+    check_record: Callable[..., list[Any]] | None = None
+    check_data: Callable[..., list[Any]] | None = None
+    negative_weights: bool = False
+    recipe: str = ""
+    demo_dataset: str = ""
+    switch: str = ""
+    openrlhf_command: str = ""
+    openrlhf_group: str = ""
+    cards: tuple[str, ...] = ()
+    codes: Mapping[str, str] | None = None
+    texts: Mapping[str, Mapping[str, Mapping[str, str]]] | None = None
+
+    @property
+    def of_shape(self) -> Shape:
+        """What the shape of its batches brings on each host."""
+        return SHAPES[self.shape]
+
+    @property
+    def host_stage(self) -> str:
+        """LLaMA-Factory's own stage whose argument checks, export and resume rules apply."""
+        return self.of_shape.llamafactory_stage
+
+    @property
+    def llamafactory_cards(self) -> tuple[str, ...]:
+        """Patch cards that must be in place on LLaMA-Factory; all others may drift."""
+        return (*self.of_shape.llamafactory_cards, *self.cards)
+
+    @property
+    def openrlhf_cards(self) -> tuple[str, ...]:
+        """The same on OpenRLHF; none where the stage does not run there."""
+        return self.of_shape.openrlhf_cards
+
+    @property
+    def command(self) -> str:
+        """Its name under `openrlhf.cli`, "" where it does not run on OpenRLHF."""
+        return (self.openrlhf_command or f"train_{self.name}") if self.of_shape.openrlhf_module else ""
+
+    @property
+    def group(self) -> str:
+        """The group of its flags on OpenRLHF."""
+        return self.openrlhf_group or self.name
+
+    def needs_reference(self, options: Any) -> bool:
+        """Whether a run with these options reads a reference model."""
+        return self.reference(options) if callable(self.reference) else self.reference
+
+    def settings_of(self, options: Any) -> dict[str, Any]:
+        """The options of a run as resolved, for the receipt and the model card."""
+        given = {name: getattr(options, name) for name in self.options.described(options.host)}
+        return given | dict(self.settings(options) if self.settings else {})

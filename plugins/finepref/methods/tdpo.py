@@ -1,0 +1,140 @@
+"""TDPO, token-level direct preference optimization (arXiv 2404.11999), and DPO, on spans or whole responses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from finepref.formats.problems import BadData
+from finepref.methods.batches import Pairs, Weights
+from finepref.methods.options import BETA, PairOptions, host_option, option
+from finepref.methods.pair_rows import PairRow
+from finepref.methods.stage import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from finepref.losses.ops import LossOut
+
+ALPHA = 0.5  # the paper's
+
+
+@dataclass
+class TdpoOptions(PairOptions):
+    """Of the hosts' own options it reads beta and the reference model's."""
+
+    tdpo_variant: Literal["tdpo1", "tdpo2", "dpo"] = option(
+        "tdpo2", "The paper's two losses, or DPO, over the same tokens."
+    )
+    tdpo_alpha: float | None = option(
+        None, "Weight of the sequential KL in tdpo2 (default 0.5, the paper's); the others have none.", at_least=0
+    )
+    tdpo_masks: Literal["annotated", "none"] = option(
+        "annotated", "Train on the tokens of the data's spans, or on every token of both responses."
+    )
+    tdpo_sides: Literal["one", "two"] = option(
+        "two",
+        "two: both responses count, one without spans as a whole. "
+        "one: only the response that has the spans counts (granular code).",
+    )
+    tdpo_normalize_spans: bool = option(
+        False, "Divide log-ratio and KL by the number of masked tokens, so that short spans learn as fast."
+    )
+    pref_beta: float = host_option(0.1, BETA, llamafactory="pref_beta", openrlhf="model.beta", above=0)
+
+    def check_together(self) -> None:
+        """Refuse options that would be ignored.
+
+        Raises:
+            ValueError: one line naming the option.
+        """
+        if self.tdpo_alpha is not None and self.tdpo_variant != "tdpo2":
+            raise ValueError(
+                f"{self.key('tdpo_alpha')} belongs to tdpo2; {self.tdpo_variant} has none, so leave it out"
+            )
+        if self.tdpo_masks == "none" and (self.tdpo_sides == "one" or self.tdpo_normalize_spans):
+            given = ("tdpo_sides", "one") if self.tdpo_sides == "one" else ("tdpo_normalize_spans",)
+            raise ValueError(f"{self.key(*given)} needs spans, but {self.key('tdpo_masks', 'none')} asks for no masks")
+
+
+def weigh(row: PairRow, options: TdpoOptions, seed: int) -> Weights:
+    """Token weights of a tokenised row, and which side the loss reads.
+
+    With masks, a response with spans counts by them; one without counts as a whole (`tdpo_sides: two`) or not at all
+    (`one`). Without masks, every response token counts, the end token included.
+
+    Raises:
+        BadData: masks are asked for and there are no spans, on two responses where one is asked for, or none is left.
+    """
+    if options.tdpo_masks == "none":
+        return row.whole()
+    annotated, one = row.annotated, options.tdpo_sides == "one"
+    if not annotated:
+        text = f"{options.key('tdpo_masks', 'annotated')} needs them"
+        raise BadData([row.problem("rejected_spans", "FP210", text)])
+    if one and len(annotated) == 2:
+        text = f"{options.key('tdpo_sides', 'one')} needs one response without spans"
+        raise BadData([row.problem("side", "FP215", text)])
+    problems = [row.nothing_left(side, options) for side, r in row.sides() if side in annotated and not any(r.weight)]
+    if problems:
+        raise BadData(problems)
+    chosen, rejected = row.chosen.weight, row.rejected.weight
+    if not one:
+        return Weights(chosen, rejected)
+    if annotated == ("chosen",):
+        return Weights(chosen, [0.0] * len(rejected), 1)
+    return Weights([0.0] * len(chosen), rejected, -1)
+
+
+def settings(options: TdpoOptions) -> dict[str, Any]:
+    """alpha as used: the paper's unless given, None where the variant has none."""
+    if options.tdpo_variant != "tdpo2":
+        return {"tdpo_alpha": None}
+    return {"tdpo_alpha": ALPHA if options.tdpo_alpha is None else options.tdpo_alpha}
+
+
+def kl(options: TdpoOptions) -> str:
+    """DPO's KL is only logged; TDPO's is part of the loss."""
+    return "metric" if options.tdpo_variant == "dpo" else "loss"
+
+
+def losses(pairs: Pairs, options: TdpoOptions) -> tuple[LossOut, dict[str, Tensor]]:
+    """TDPO1, TDPO2 or DPO of each pair; metrics are sums over the weighted tokens, normalised or not."""
+    from finepref.losses import tdpo
+    from finepref.losses.ops import weighted_sum
+
+    function = {
+        "tdpo1": tdpo.tdpo1_loss,
+        "tdpo2": partial(tdpo.tdpo2_loss, **{"alpha": settings(options)["tdpo_alpha"]}),
+        "dpo": tdpo.masked_dpo_loss,
+    }[options.tdpo_variant]
+    chosen, rejected = (
+        tdpo.TokenLogRatio(side.logps, side.reference, side.kl, side.weight) for side in (pairs.chosen, pairs.rejected)
+    )
+    out = function(
+        chosen, rejected, beta=options.pref_beta, sides=pairs.side, length_normalized=options.tdpo_normalize_spans
+    )
+    metrics = {}
+    for name, side in (("chosen", pairs.chosen), ("rejected", pairs.rejected)):
+        metrics[f"logps/{name}"] = weighted_sum(side.logps, side.weight)
+        metrics[f"kl/{name}"] = weighted_sum(side.kl, side.weight)
+    return out, metrics
+
+
+STAGE = Stage(
+    name="tdpo",
+    title="TDPO: token-level direct preference optimization, on spans or whole responses",
+    paper="arXiv 2404.11999",
+    shape="pair",
+    formats=("span_pair", "pair"),
+    options=TdpoOptions,
+    weigh=weigh,
+    losses=losses,
+    reference=True,
+    kl=kl,
+    metrics=("logps/chosen", "logps/rejected", "kl/chosen", "kl/rejected"),
+    settings=settings,
+    recipe="examples/tdpo_spans.yaml",
+    demo_dataset="tdpo_demo",
+)
