@@ -69,6 +69,27 @@ def layer(name):
     return parts[1] if parts[0] == "finepref" and len(parts) > 1 else None
 
 
+def test_no_module_imports_another_that_imports_it_back_not_even_for_types():
+    """Every import counts: at module level, in functions, under TYPE_CHECKING."""
+    direct = {}
+    for name, path in MODULES.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                members = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= members & MODULES.keys() or {node.module}
+        direct[name] = found & MODULES.keys() - {name, "finepref"}
+    reached = {name: set(found) for name, found in direct.items()}
+    for _ in MODULES:
+        wider = {name: found.union(*(reached[each] for each in found)) for name, found in reached.items()}
+        if wider == reached:
+            break
+        reached = wider
+    assert [name for name, found in reached.items() if name in found] == []
+
+
 def in_layer(wanted):
     return [pytest.param(path, id=name) for name, path in MODULES.items() if layer(name) == wanted]
 

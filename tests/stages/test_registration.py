@@ -141,10 +141,8 @@ def test_a_package_that_does_not_import_is_named(register):
 def test_a_row_brings_its_own_problem_codes(register):
     from finepref.formats.problems import Problem
 
-    rows, broken = register(
-        EXAMPLE.replace("    losses=losses,\n", '    losses=losses,\n    codes={"WS001": "odd"},\n')
-    )
-    assert broken == {}
+    row = '    losses=losses,\n    codes={"WS001": "odd"},\n'
+    assert register(EXAMPLE.replace("    losses=losses,\n", row))[1] == {}
     assert "WS001 a.jsonl:3 chosen: so" in str(Problem("a.jsonl", 3, "chosen", "WS001", "so"))
 
 
