@@ -194,7 +194,7 @@ class Converter:
                 self._leave_out(rejected=record.rejected is not None)
                 for name, text in record.negatives.items():
                     if not record.spans.get(name) and not self.diff:
-                        message = "the negative has no span; let the difference to chosen be marked (--diff)"
+                        message = "the negative has no span; mark the difference to chosen with --diff"
                         self.problems.append(Problem(file, line, f"spans.{name}", "FP047", message))
                         continue
                     spans = record.spans.get(name, ())
@@ -253,7 +253,7 @@ def interleave(rows: list[Feedback], problems: list[Problem]) -> Iterator[Feedba
         queue.rotate(-i % len(queue))
     largest = max(map(len, queues.values()), default=0)
     if largest > (len(rows) + 1) // 2:
-        message = f"{largest} of the {len(rows)} rows have one prompt, so two of them would be neighbours"
+        message = f"{largest} of the {len(rows)} rows have one prompt, so two of them would be adjacent"
         problems.append(Problem("the converted rows", 0, "prompt", "FP068", message))
         return
     waiting = [(-len(queue), i, queue) for i, queue in enumerate(queues.values())]

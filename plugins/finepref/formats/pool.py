@@ -53,7 +53,7 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], *, jobs: int) ->
         for item, future in running:
             yield item, future.result()
     except BrokenProcessPool:
-        message = "one of the processes was killed, perhaps because memory is full; one process needs least (--jobs 1)"
+        message = "a worker process was killed, perhaps because memory ran out; --jobs 1 needs least"
         raise WorkerDied(message) from None
     finally:
         pool.shutdown(cancel_futures=True)
