@@ -1,13 +1,13 @@
-"""Generation through our engines, with journal, against the same library's own batch call on the same prompts.
+"""Generation throughput of our engines, journal included, against the same library's own batch call.
 
     .venvs/vllm/bin/python benchmarks/engine_throughput.py MODEL [--engines hf,vllm,openai] [--prompts 32]
 
-MODEL is a folder, such as `finepref model smollm2` makes. The prompts are the questions of seapo_demo in the model's
-chat template, answered greedily. Bare is `model.generate` over the same batches of prompts of similar length, and
-`LLM.generate` of vLLM over all prompts; both share one loaded model with ours. For openai vLLM's server is started,
-and bare is the openai client with as many requests under way. Bare and ours take turns; the answers are compared. Time
-is CPU time of the process (wall time on an accelerator, and for openai), without loading and the first batch. A ratio
-of 1 means that nothing is lost.
+MODEL is a model folder, such as the output of `finepref model smollm2`. The prompts are the questions of seapo_demo in
+the model's chat template, answered greedily. The baseline ("bare") is `model.generate` over the same batches of
+prompts of similar length, or vLLM's `LLM.generate` over all prompts; both use the same loaded model as our engine. For
+openai, the script starts vLLM's server, and the baseline is the openai client with the same number of concurrent
+requests. Baseline and engine alternate; their answers are compared. Time is CPU time of the process (wall time on an
+accelerator and for openai), without loading and the first batch. A ratio of 1 means no overhead.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How the time of `finepref dedup --method minhash` grows, and what it finds against exact Jaccard.
+"""Scaling of `finepref dedup --method minhash`, and its recall and precision against exact Jaccard similarity.
 
     .venvs/core/bin/python benchmarks/minhash.py [--sizes 1000,10000,100000]
 
-Texts are seeded: 30 to 60 of 5,000 words at random (rank-weighted), and one in five is an earlier text with up to a
-third of its words changed. The exponent is log(time ratio) / log(size ratio); 2 is what comparing all pairs costs.
-The peer in the same run is exact Jaccard of all pairs of 2,000 texts: recall and precision count the pairs at or above
-the threshold, and the second peer is datasketch's index alone, whose candidates are taken as they are.
+The texts are random with a fixed seed: 30 to 60 of 5,000 words (weighted by rank); one in five is an earlier text with
+up to a third of its words changed. The exponent is log(time ratio) / log(size ratio); comparing all pairs would have
+2. The first peer is exact Jaccard similarity of all pairs of 2,000 texts: recall and precision count the pairs at or
+above the threshold. The second peer is datasketch's index alone, with its candidates taken unchecked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ THRESHOLD = 0.78
 
 
 def make_texts(count: int, seed: int = 0) -> list[str]:
-    """Seeded texts, a fifth of them near-repeats."""
+    """Random texts with a fixed seed, a fifth of them near duplicates."""
     chance = random.Random(seed)
     vocabulary = [f"word{i}" for i in range(5000)]
     weights = [1 / (rank + 20) for rank in range(5000)]

@@ -1,10 +1,10 @@
-"""The output head at the needed positions against OpenRLHF's own forward pass over all of them: time and memory.
+"""Time and memory of the output head at the needed positions, against OpenRLHF's own forward pass over all positions.
 
     OMP_NUM_THREADS=1 .venvs/openrlhf/bin/python benchmarks/selected_head.py [--vocabulary 32000] [--share 0.3]
 
-One micro-batch of SePO's loss, forward and backward, on a random 4-layer Llama (H 256, two pairs of 512 tokens, 128 of
-them prompt). Each measurement is a process of its own: CPU seconds (median of the rounds), and by how much the peak of
-its resident memory exceeds the model and its gradients. Padded, float32, sdpa.
+One micro-batch of SePO's loss, forward and backward, on a random 4-layer Llama (H 256; two pairs of 512 tokens, of
+which 128 are prompt). Each measurement is a separate process: CPU seconds (median of the rounds), and peak resident
+memory above the model and its gradients. Padded, float32, sdpa.
 """
 
 from __future__ import annotations

@@ -3,18 +3,18 @@
     .venvs/core/bin/python benchmarks/sepo_scoring.py [--pairs 12] [--shots 0] [--device cpu] [--dtypes float32]
     .venvs/vllm/bin/python benchmarks/sepo_scoring.py --engines hf,vllm --model FOLDER [...]
 
-The released algorithm (SteveKGYang/SePO, 82fab6c) is written anew below: both models in memory, batch 1, every
+The released algorithm (SteveKGYang/SePO, 82fab6c) is reimplemented below: both models in memory, batch 1, every
 response read with its prompt, float32, autograd on, log-softmax over the whole vocabulary at every position copied to
-the host, an argmax loop that picks 30 %. The reference is SmolLM2-135M-Instruct (or the model in `--model`), the
-oracle the same with every weight moved at random (seeded) or the model in `--oracle`; the weights of both are rounded
-to bfloat16, as those of published checkpoints are. A pair is a question of seapo_demo with its good answer and the
-next question's good answer (an injected error would share its beginning with the good answer, and flatter the shared
-tree); `--shots` puts so many solved questions before it, for longer prompts.
+the CPU, and an argmax loop that picks 30 %. The reference is SmolLM2-135M-Instruct (or `--model`). The oracle is the
+reference with every weight perturbed at random (fixed seed), or `--oracle`. The weights of both are rounded to
+bfloat16, as in published checkpoints. A pair is a question of seapo_demo with its good answer and the next question's
+good answer. (An injected error would share a prefix with the good answer and favour our shared prefix.) `--shots N`
+puts N solved questions before it, for longer prompts.
 
-Every variant runs in a process of its own. Time is CPU time without loading (wall time on an accelerator); memory is
-the peak of the process, or of the accelerator's allocations. The FLOP limit is what the device needs for the products
-of both forward passes (each distinct token through the layers, each response token through the output head) at the
-rate of one large matrix product measured in the same process.
+Every variant runs in its own process. Time is CPU time without loading (wall time on an accelerator); memory is the
+peak of the process, or of the accelerator's allocations. The FLOP limit is the time for the matrix products of both
+forward passes (each distinct token through the layers, each response token through the output head), at the rate of
+one large matrix product measured in the same process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SHARE = 0.3
 
 
 def make_models(folder: Path, given: Path | None, oracle: Path | None) -> None:
-    """The reference, and the oracle: the one given, or the reference's weights + 0.02 std of each matrix at random."""
+    """The reference, and the oracle: the given one, or the reference plus noise of 0.02 std of each matrix."""
     import torch
     from finepref.synth.smollm2 import convert
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,10 +1,10 @@
-"""What finepref's start-up hook costs a Python process that has nothing to do with it, in milliseconds.
+"""The cost of finepref's start-up hook for an unrelated Python process, in milliseconds.
 
     .venvs/core/bin/python benchmarks/startup.py
 
-Installs the wheel into a fresh environment and starts its Python in turns with the hook, with FINEPREF_DISABLE=1,
-and in an equal environment without finepref; prints medians and the difference. (An editable install costs some 20 ms
-more: setuptools' own finder for mapped packages, not ours.)
+Installs the wheel into a fresh environment and starts Python alternately with the hook, with FINEPREF_DISABLE=1, and
+in an identical environment without finepref; prints medians and the difference. (An editable install costs about 20 ms
+more, because of setuptools' own finder for mapped packages.)
 """
 
 from __future__ import annotations

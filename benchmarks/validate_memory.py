@@ -1,11 +1,10 @@
-"""Peak memory while a large file is checked, with one process and with one per core, small file and one of 2 GB.
+"""Peak memory of checking a small and a large file (2 GB), with one process and with one per core.
 
     python benchmarks/validate_memory.py [--gigabytes 2]
 
-Makes the file in a temporary folder, prints the peaks and the rate of `check_file` in fresh processes, and deletes the
-file. A peak is the largest sum, over all processes of the check and their fork server, of the proportional set size
-(shared pages count once), looked up four times a second. The row ids are all different, which is what memory could
-grow with.
+Writes the file to a temporary folder, prints the peaks and the rate of `check_file` in fresh processes, and deletes
+it. A peak is the largest sum of the proportional set sizes (shared pages count once) of all processes of the check and
+their fork server, sampled four times a second. All row ids are different, as memory could only grow with them.
 """
 
 from __future__ import annotations

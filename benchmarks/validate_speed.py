@@ -2,8 +2,8 @@
 
     python benchmarks/validate_speed.py [--rows 100000] [--runs 5]
 
-Prints one line per format: records/s and MB/s in one process, how many times slower that is than only decoding the
-JSON in one process, and records/s with a process per core. The three take turns, and the best run of each counts.
+Prints one line per format: records/s and MB/s in one process, how many times slower that is than decoding the JSON
+alone, and records/s with a process per core. The three alternate; the best run of each counts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SePO, step 2 of 4: the oracle, plain DPO on the reference model of step 1.
 #   examples/openrlhf/sepo_2_oracle_dpo.sh [more flags]
-# The paper's settings (arXiv 2408.13518). train_tdpo with variant dpo and no masks is DPO on checked rows.
+# The authors' settings (arXiv 2408.13518). Variant dpo without masks is plain DPO, on checked rows.
 set -euo pipefail
 
 deepspeed --module openrlhf.cli.train_tdpo \
@@ -13,11 +13,14 @@ deepspeed --module openrlhf.cli.train_tdpo \
     --data.apply_chat_template \
     --data.max_len 2048 \
     --ckpt.output_dir saves/openrlhf/sepo_oracle \
+    --ckpt.save_steps 275 \
     --train.batch_size 256 \
-    --train.micro_batch_size 4 \
+    --train.micro_batch_size 2 \
     --train.max_epochs 1 \
     --adam.lr 5e-7 \
     --lr_scheduler cosine \
-    --lr_warmup_ratio 0.03 `# not given in the paper for this step` \
-    --ds.zero_stage 2 \
+    --lr_warmup_ratio 0.03 `# not given for this step` \
+    --ds.zero_stage 2 `# released: 3; TinyLlama fits without it` \
+    --ds.param_dtype bf16 \
+    --model.gradient_checkpointing_enable \
     "$@"

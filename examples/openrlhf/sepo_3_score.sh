@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SePO, step 3 of 4: one score per response token, log pi_oracle - log pi_ref, once for every ratio of step 4.
 #   examples/openrlhf/sepo_3_score.sh [more flags]
-# Can be stopped and goes on; `torchrun --no-python --nproc-per-node 8 finepref sepo score ...` shares the work.
+# Resumes after a stop. `torchrun --no-python --nproc-per-node 8 finepref sepo score ...` runs it on 8 GPUs.
 set -euo pipefail
 
 finepref sepo score dataset_info/data/ultrafeedback_pairs.jsonl \

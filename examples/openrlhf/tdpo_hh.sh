@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # TDPO on whole responses (arXiv 2404.11999): the paper's run on Anthropic-HH.
 #   examples/openrlhf/tdpo_hh.sh [more flags]
-# The paper's settings, but for its optimizer, RMSprop, which OpenRLHF does not have.
+# The settings of the authors' command. What has no flag in OpenRLHF:
+#   optim: released: rmsprop; OpenRLHF has Adam and Muon
+#   warmup_steps: released: 150; OpenRLHF has a share only, lr_warmup_ratio
 set -euo pipefail
 
 deepspeed --module openrlhf.cli.train_tdpo \
@@ -16,8 +18,10 @@ deepspeed --module openrlhf.cli.train_tdpo \
     --ckpt.output_dir saves/openrlhf/tdpo_hh \
     --train.batch_size 64 \
     --train.micro_batch_size 8 \
-    --train.max_epochs 1 `# not given in the paper` \
+    --train.max_epochs 1 \
     --adam.lr 5e-6 \
     --lr_scheduler constant_with_warmup \
+    --max_norm 10.0 \
     --ds.zero_stage 2 \
+    --ds.param_dtype bf16 \
     "$@"

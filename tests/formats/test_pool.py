@@ -103,7 +103,7 @@ def test_few_items_or_one_job_stay_in_this_process(count, jobs):
 
 
 def test_a_killed_process_is_an_error_that_says_so():
-    with pytest.raises(WorkerDied, match="one of the processes was killed"):
+    with pytest.raises(WorkerDied, match="a worker process was killed"):
         list(ordered_map(die_at_30, range(100), jobs=2))
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# APO's reward model against the base reward model where the LLM's answers are near the golden ones:
+# APO's reward model against the base reward model when the LLM's answers are close to the golden ones:
 #   docs/reproduction/apo_near/run.sh runs/apo_near
-# SmolLM2-135M-Instruct first learns by SFT to answer in the manner of the golden answers (96 questions that occur nowhere
-# else); one round of `finepref apo run` then plays with that model. Reward models start from the untuned SmolLM2.
+# SmolLM2-135M-Instruct first learns by SFT to answer like the golden answers (96 questions that occur nowhere
+# else); one round of `finepref apo run` then uses that model. Reward models start from the untuned SmolLM2.
 set -euo pipefail
 here=$(dirname "$0") run=$1
 mkdir -p "$run/sft"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The paper's ablation without the KL term, on the first round of a demo run that is there already:
+# The paper's ablation without the KL term, on the first round of an existing demo run:
 #   docs/reproduction/apo_run/no_kl.sh runs/apo_demo runs/apo_demo_no_kl
-# The same reward model on the same data by the same steps, but for apo_kl_coeff: 0. (The whole game without the term is
-# `finepref apo run examples/pipelines/apo_demo.yaml --output DIR reward.apo_kl_coeff=0`.)
+# The same reward model on the same data by the same steps, but for apo_kl_coeff: 0. (All rounds without the term:
+# `finepref apo run examples/pipelines/apo_demo.yaml --output DIR reward.apo_kl_coeff=0`)
 set -euo pipefail
 run=$1 output=$2
 # The command of the round's reward model, as its step.json has it, with two keys more.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Golden above current samples where the base reward model errs, on the first round of a demo run that is there already:
+# Golden above current samples if the base reward model errs, on the first round of an existing demo run:
 #   docs/reproduction/apo_run/subtle.sh runs/apo_demo runs/apo_demo_subtle
 # The human preferences are now right above wrong calculations in the same worked answers, from which little can be
 # learned of what samples look like. Base and APO reward model are trained by the round's own commands.

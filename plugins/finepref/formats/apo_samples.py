@@ -1,10 +1,10 @@
-"""APO's queries, samples and golden answers (Linear95/APO, 4282775), which query_id joins.
+"""APO's queries, samples and golden answers (Linear95/APO, 4282775), joined by query_id.
 
     queries  {query_id, query}                            or ours: {id?, prompt or messages}
     golden   {query_id, query, golden}                    or ours: {id?, prompt or messages, chosen}
     samples  {query_id, query, sample_0, sample_1, ...}
 
-A dialogue of ours has as query its only turn's text, or what HH makes of it ("\\n\\nHuman: ...\\n\\nAssistant:").
+The query of our dialogue is the text of its only turn, or its HH transcript ("\\n\\nHuman: ...\\n\\nAssistant:").
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NEXT_TURN = re.compile(r"\nHuman(:|\Z)")
 
 
 class ApoItem(NamedTuple):
-    """A row of an APO file: `texts` are {"golden": text}, or the samples by name in their order."""
+    """A row of an APO file: `texts` is {"golden": text}, or {sample name: text} in order."""
 
     line: int
     query: str
@@ -39,11 +39,11 @@ class ApoItem(NamedTuple):
 
 
 def read_items(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, ApoItem], list[Problem]]:
-    """The rows of a file by query_id, and all that is wrong with it.
+    """The rows of a file by query_id, and all its problems.
 
     Args:
         path: the file.
-        kind: "query", "golden" or "sample"; only samples may be empty texts.
+        kind: "query", "golden" or "sample"; only samples may be empty.
     """
     items: dict[str, ApoItem] = {}
     problems: list[Problem] = []
@@ -60,7 +60,7 @@ def read_items(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, ApoIt
 
 
 def cut_at_next_turn(text: str) -> str:
-    """A response without what follows "\\nHuman:" (or ends in "\\nHuman"), where a model wrote the next turn too."""
+    """Cut a response at "\\nHuman:" (or a final "\\nHuman"), where the model continued with the next turn."""
     return _NEXT_TURN.split(text, maxsplit=1)[0]
 
 
@@ -72,7 +72,7 @@ def read_apo_samples(
     Args:
         samples: rows {query_id, query, sample_0, sample_1, ...}.
         golden: rows {query_id, query, golden}; held in memory.
-        cut: drop what follows "\\nHuman:" in a response, where a model went on to write the next turn.
+        cut: cut responses at "\\nHuman:", where the model continued with the next turn.
 
     Yields:
         Each row of `samples` with its records or problems (one bad sample rejects the row); then problems of `golden`.
@@ -120,7 +120,7 @@ def _apo_item(raw: RawRow, file: str, kind: str, *, empty: bool) -> tuple[str, A
 
 
 def _own_item(reader: RowReader, line: int, kind: str) -> tuple[str, ApoItem] | list[Problem]:
-    """A row {id?, prompt or messages} of ours, for golden answers with `chosen`."""
+    """A row {id?, prompt or messages} in our layout; golden answers also have `chosen`."""
     given, prompt = reader.id(), reader.prompt()
     texts = {"golden": reader.required_text("chosen")} if kind == "golden" else {}
     query = "" if reader.problems else transcript(prompt)
@@ -154,7 +154,7 @@ def _golden_above_samples(
 def golden_above_sample(
     key: str, sample: ApoItem, golden: ApoItem, name: str, *, file: str, cut: bool
 ) -> Ranked | list[Problem]:
-    """The record of one sample, such as "sample_0", or what is wrong with it."""
+    """The record of one sample, such as "sample_0", or its problems."""
     texts = [golden.texts["golden"], sample.texts[name]]
     prompt, responses = dialogue(sample.query, [cut_at_next_turn(text) if cut else text for text in texts])
     row = {"id": f"{key}:{name}", "messages": [turn._asdict() for turn in prompt], "kind": "apo"}

@@ -1,6 +1,6 @@
-"""The formats described for readers: an example row and dataset entry of each, its fields, and its error codes.
+"""Documentation of the formats: an example row and dataset entry of each, its fields, and its error codes.
 
-`markdown()` is dataset_info/README.md; a test checks that the file is current and that everything shown is true.
+`markdown()` is dataset_info/README.md; a test checks that the file is current and its examples are valid.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from finepref.formats.records import FIELDS
 
 
 class Format(NamedTuple):
-    """How a format is shown: what it is for, a row, a dataset entry, and the codes that its rows can have."""
+    """A format's documentation: purpose, a row, a dataset entry, and the error codes its rows can have."""
 
     purpose: str
     row: dict[str, object]
@@ -37,31 +37,31 @@ FIELD_TEXTS = {
     "chosen": "text: the better response",
     "rejected": "text: the worse response",
     "margin": "number, optional: how much better",
-    "chosen_spans": "spans in chosen, optional; none: all of it counts",
-    "rejected_spans": "spans in rejected, optional; none: all of it counts",
+    "chosen_spans": "spans in chosen, optional; without any, all of it counts",
+    "rejected_spans": "spans in rejected, optional; without any, all of it counts",
     "side": "1, -1 or 0, optional: use chosen only, rejected only, both",
-    "tokenizer": "text: the fingerprint of the tokenizer that made the tokens, see below",
+    "tokenizer": "text: the fingerprint of the tokenizer, see above",
     "chosen_scores": "a number per token of chosen, and optionally one for the end token",
     "rejected_scores": "the same for rejected",
-    "chosen_offsets": "[start, end] in chosen per score, optional: for use with other tokenizers",
+    "chosen_offsets": "[start, end] in chosen per score, optional: to map the scores to other tokenizers",
     "rejected_offsets": "the same for rejected",
     "responses": "two or more texts",
-    "scores": "a number per response, not all equal; a negative score is a score",
-    "kind": '"human" or "apo", optional: apo is a golden answer above a sample',
-    "response": "text; or leave it out and let messages end in it",
+    "scores": "a number per response, not all equal; may be negative",
+    "kind": '"human" or "apo", optional: apo is a golden answer above an LLM\'s sample',
+    "response": "text; or the last turn of messages",
     "label": "true (desirable) or false",
-    "error_type": "name, optional: what is wrong with an undesirable response",
+    "error_type": "name, optional: the error in an undesirable response",
     "negatives": "{error type: text}; or one column per error type, named in `columns`",
     "spans": "{error type: spans}, optional: the injected error in each negative",
 }
-"""What each field holds; `rejected` of negatives rows is the original rejected response, and optional."""
+"""What each field holds. In negatives rows, `rejected` is optional: the original rejected response."""
 
 _QUESTION = "Tom has 3 bags of 4 apples. How many apples has he?"
 _PARIS = "What is the capital of France?"
 
 FORMATS_SHOWN: dict[str, Format] = {
     "negatives": Format(
-        "A good response and, per error type, the same response with that error put in (SeaPO).",
+        "A good response and, per error type, the same response with that error injected (SeaPO).",
         {
             "id": "gsm-7",
             "prompt": _QUESTION,
@@ -95,7 +95,7 @@ FORMATS_SHOWN: dict[str, Format] = {
         (*_PROMPT_CODES, "FP007", "FP008", "FP034", "FP060"),
     ),
     "span_pair": Format(
-        "A pair with the characters that decide it (masked TDPO, masked DPO).",
+        "A pair with annotated character spans (masked TDPO, masked DPO).",
         {
             "prompt": _PARIS,
             "chosen": "It is Paris.",
@@ -107,7 +107,7 @@ FORMATS_SHOWN: dict[str, Format] = {
         (*_PROMPT_CODES, "FP008", "FP034", *_SPAN_CODES, "FP046", "FP060"),
     ),
     "scored_pair": Format(
-        "A pair with a score of every token, from which SePO selects any share.",
+        "A pair with a score per token, from which SePO selects any share.",
         {
             "prompt": _PARIS,
             "chosen": "It is Paris.",
@@ -146,7 +146,7 @@ RELEASED_SHOWN: dict[str, tuple[str, str]] = {
     "reversegen": ("pair", '{"prompt", "positive", "negative"}'),
     "train_detail": ("span_pair", '{"conversations", "chosen": {"from", "value", "train_detail"}, "rejected": {...}}'),
 }
-"""Layout of a released file -> the format it is read as, and what its rows look like."""
+"""Layout of a released file -> the format it is read as, and the shape of its rows."""
 
 
 def fields_of(formatting: str, row: dict[str, object]) -> list[tuple[str, str]]:
@@ -202,42 +202,41 @@ _INTRODUCTION = f"""\
 # Data formats
 
 A file holds one row per record: JSON Lines, or one JSON array. `finepref validate FILE --format NAME` or
-`finepref validate DATASET` reports every problem of every row, with its code, line and field; training starts only
-when there is none. Nothing is dropped, filled in or repaired.
+`finepref validate DATASET` reports every problem of every row, with its code, line and field. Training starts only
+if there is none. Nothing is dropped, filled in or repaired.
 
-In `dataset_info.json` (the host's; this folder is a `dataset_dir`), `formatting` names the format and `columns` says
-where your file calls a field something else: `{{"prompt": "question"}}`. `file_name` may be a folder of files; a
-relative one must stay inside the dataset folder. An entry has keys of the host's, and these of ours:
+In LLaMA-Factory's `dataset_info.json` (this folder is a `dataset_dir`), `formatting` names the format, and `columns`
+maps fields to the columns of your file: `{{"prompt": "question"}}`. `file_name` may be a folder of files; a relative
+path must stay inside the dataset folder. Besides LLaMA-Factory's own keys an entry may have
 `error_type` (the type of undesirable `feedback` rows that name none) and `make` (the command that makes the file).
 
 Rules for all formats:
 
-- UTF-8, with or without a byte order mark. Only `\\n` ends a line; a `\\r` before it is white space. Empty lines hold
-  no record. A line has {MAX_LINE // 2**20} MiB at most, an array {MAX_ARRAY // 2**30} GiB.
-- A text has a character that is not white space, and is taken as it is, with the white space around it. Two texts that
-  differ only in that white space count as equal.
-- A null is a value of the wrong type; leave the key out instead. (Rows that a host read through Arrow are an
-  exception: there an absent key is a null.)
-- Columns that a format does not know are not read, and the report counts them.
+- UTF-8, with or without a byte order mark. Only `\\n` ends a line; a `\\r` before it is white space. Empty lines are
+  skipped. A line has {MAX_LINE // 2**20} MiB at most, an array {MAX_ARRAY // 2**30} GiB.
+- A text must contain a character that is not white space. It is used unchanged, with the white space around it; two
+  texts that differ only in that count as equal.
+- A null is a value of the wrong type; omit the key instead. (Exception: in rows that a host read through Arrow, an
+  absent key is a null.)
+- Columns that a format does not know are ignored; the report counts them.
 - Ids are unique in a file. A row without one gets 16 hex digits of a hash: of the prompt for `negatives`, of prompt
   and response for `feedback`, of all content otherwise. The same content twice is therefore reported as FP060.
 - A span is `{{"start": 0, "end": 5}}`, or with `"weight": 0.5`, or `[0, 5]`, or `[0, 5, 0.5]`: characters (code
-  points, as Python counts) from start up to, not including, end. Spans of one text may touch, not overlap.
+  points, as in Python) from start up to, not including, end. Spans of one text may touch, but not overlap.
 - A tokenizer's fingerprint is 16 hex digits of its normaliser, pre-tokeniser and model
   (`finepref.formats.scores.fingerprint`). Token scores are refused for any other tokenizer; with offsets they can be
   mapped to it.
 - An error type is a letter, then up to 63 letters, digits, `_` or `-`. The paper's are {", ".join(ERROR_TYPES)};
-  any other name is as good, unless a stage or `--error-types` restricts them."""
+  any other name is allowed too, unless a stage or `--error-types` restricts them."""
 
 _RELEASED = """\
 ## Files of the papers' code
 
-`finepref convert --from LAYOUT --to FORMAT INPUT... OUTPUT` reads them, and `finepref validate --format LAYOUT` checks
-those that need one file only."""
+`finepref convert --from LAYOUT --to FORMAT INPUT... OUTPUT` reads them; `finepref validate --format LAYOUT` checks
+those that consist of one file."""
 
 _CODES = """\
 ## Error codes
 
-FP001 to FP009 can meet any file; FP016, FP017 and FP070 to FP076 concern `dataset_info.json`; FP062 to FP066
-feedback rows when they are joined by prompt; FP047, FP067 and FP068 conversions; FP080 to FP086 released files;
-FP2nn a stage."""
+FP001 to FP009: any file. FP016, FP017 and FP070 to FP076: `dataset_info.json`. FP062 to FP066: feedback rows joined
+by prompt. FP047, FP067 and FP068: conversions. FP080 to FP086: released files. FP2nn: a stage."""

@@ -1,4 +1,4 @@
-"""Checking of a data file: every row, then the set as a whole; all problems at once, in constant memory."""
+"""Check a data file: every row, then the file as a whole. Reports all problems, in constant memory."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ __all__ = [
 ]
 
 HOST_COLUMNS = frozenset({"query", "history", "tools", "images", "videos", "audios", "kto_tag", "response", "label"})
-"""Column keys of the host's own formats; none of them may be taken for an error type."""
+"""Column keys of the host's own formats; they are never read as error types."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """What was found in one file.
+    """The result of checking one file.
 
     Attributes:
         file, formatting: as given.
-        rows: how many were read; `rows - rejected` are good.
-        rejected: how many have a problem.
-        problems: those of the whole file first, then the first ones of rows, by line.
-        total_problems: how many there are in all.
-        sha256: hex digest of the file's bytes, "" when it cannot be read.
+        rows: number of rows read; `rows - rejected` are good.
+        rejected: number of rows with a problem.
+        problems: problems of the whole file, then the first problems of rows, by line.
+        total_problems: number of all problems.
+        sha256: hex digest of the file's bytes, "" if it cannot be read.
         ignored: column -> number of rows that have it, for columns that the format does not read.
     """
 
@@ -59,12 +59,12 @@ class FileReport:
     ignored: Mapping[str, int] = field(default_factory=dict)
 
     def passes(self, max_bad: float = 0.0) -> bool:
-        """Whether there is no problem of the whole file and at most the share `max_bad` of the rows is rejected."""
+        """Whether the file as a whole has no problem and at most a share `max_bad` of its rows is rejected."""
         return not any(p.line == 0 for p in self.problems) and self.rejected <= max_bad * self.rows
 
 
 class Checked(NamedTuple):
-    """A row as read, and its record (several in some released files) or what is wrong with it."""
+    """A row as read, with its record (several in some released files) or its problems."""
 
     raw: RawRow
     records: Sequence[Record]
@@ -72,7 +72,7 @@ class Checked(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What is in a chunk of lines: (line, id, label) of the good rows, the bad rows, the columns that are not read."""
+    """The content of a chunk of lines: (line, id, label) of good rows, bad rows, counts of unread columns."""
 
     good: list[tuple[int, str, bool | None]]
     bad: list[RawRow]
@@ -80,11 +80,11 @@ class Found(NamedTuple):
 
 
 ParseRow = Callable[..., Record | list[Problem]]
-"""`records.parse` or the reader of a released row, with its options bound: (value, line=) -> record or problems."""
+"""`records.parse` or a released row's reader with its options bound: (value, line=) -> record or problems."""
 
 
 def parse_rows(rows: Iterable[RawRow], parse_row: ParseRow) -> Iterator[Checked]:
-    """Rows with their records."""
+    """Parse each row."""
     for raw in rows:
         if raw.value is None:
             yield Checked(raw, (), raw.problems)
@@ -95,7 +95,7 @@ def parse_rows(rows: Iterable[RawRow], parse_row: ParseRow) -> Iterator[Checked]
 
 
 def parse_chunk(chunk: Chunk, *, parse_row: ParseRow, known: set[str] | None) -> Found:
-    """The same of a chunk of lines, less what only the caller of `parse_rows` needs."""
+    """Parse a chunk of lines, keeping only what the check needs."""
     good: list[tuple[int, str, bool | None]] = []
     bad: list[RawRow] = []
     ignored: Counter[str] = Counter()
@@ -126,20 +126,19 @@ def check_file(
     jobs: int = 1,
     chunk_size: int = CHUNK,
 ) -> FileReport:
-    """Check every row of a file and the set of them; never raises for bad data.
+    """Check every row of a file and the file as a whole; never raises for bad data.
 
     Args:
         path: JSON Lines or a JSON array.
         formatting, columns, error_type, error_types: as for `records.parse`.
-        limit: how many problems of rows the report keeps.
+        limit: number of row problems that the report keeps.
         rejected_path: where to write rejected rows: {file, line, problems: [{field, code, message}], and their text as
-            `row`, or as `row_base64` when it is not UTF-8}. Written even if there are none.
-        jobs: how many processes share a file of lines that is not small, see `pool.ordered_map`; what is found is the
-            same with any number.
+            `row`, or as `row_base64` if it is not UTF-8}. Written even if there are none.
+        jobs: number of processes for a large file of lines, see `pool.ordered_map`; the result does not depend on it.
         chunk_size: bytes of lines that a process takes at a time.
 
     Raises:
-        WorkerDied: one of several processes was killed.
+        WorkerDied: a worker process was killed.
     """
     name = os.fspath(path)
     wrong_columns = check_columns(formatting, columns or {}, file=name)
@@ -162,7 +161,7 @@ def read_records(path: str | os.PathLike[str], formatting: str) -> list[Record]:
     """All records of a file.
 
     Raises:
-        BadData: with the problems of the whole file.
+        BadData: all problems of the file.
     """
     report = check_file(path, formatting)
     if report.total_problems:
@@ -174,7 +173,7 @@ def read_records(path: str | os.PathLike[str], formatting: str) -> list[Record]:
 def check_columns(
     formatting: str, columns: Mapping[str, object], *, file: str, field: str = "columns"
 ) -> list[Problem]:
-    """What is wrong with a column mapping of our field name -> the name in the file."""
+    """The problems of a column mapping {our field: the column in the file}."""
     if formatting not in FIELDS:
         return [Problem(file, 0, "formatting", "FP016", f"{formatting[:80]!a} is not one of {', '.join(FIELDS)}")]
     problems = []
@@ -194,16 +193,16 @@ def check_columns(
 
 
 class FileCheck:
-    """One pass over the rows of a file, by one of the methods that hand rows on; `report` then sums up.
+    """One pass over the rows of a file, by one of the generator methods; `report` then returns the result.
 
     Args:
         file: its name, for the problems.
         formatting: the format of the records.
-        columns: our field name -> the name in the file; None for released files.
-        limit: how many problems of rows to keep.
+        columns: our field -> the column in the file; None for released files.
+        limit: number of row problems to keep.
 
     Attributes:
-        sha256: hex digest of the file's bytes; who walks over the rows of a file sets it.
+        sha256: hex digest of the file's bytes, set by the methods that read the file.
     """
 
     def __init__(
@@ -232,13 +231,13 @@ class FileCheck:
         chunk_size: int = CHUNK,
         progress: Callable[[int], object] = int,
     ) -> Iterator[dict[str, object]]:
-        """Check JSON Lines or a JSON array and hand on the bad rows, as `check_file` writes them.
+        """Check JSON Lines or a JSON array and yield the bad rows in the form that `check_file` writes.
 
         Args:
             path: the file.
             parse_row: reads a row.
             jobs, chunk_size: as for `check_file`.
-            progress: is told now and then how many rows more were checked.
+            progress: called with the number of rows checked since its last call.
         """
         digest = hashlib.sha256()
         chunks = read_chunks(path, size=chunk_size, tee=digest.update)
@@ -246,7 +245,7 @@ class FileCheck:
         if first.array:
             yield from self.rejected_rows(parse_rows(rows_of(first), parse_row))
             progress(self.rows)
-            deque(chunks, maxlen=0)  # nothing more to check, but the digest is of the whole file
+            deque(chunks, maxlen=0)  # nothing left to check, but the digest covers the whole file
         else:
             yield from self._rejected_in_chunks(chain((first,), chunks), parse_row, jobs, progress)
         if not any(problem.code == "FP001" for problem in self.of_file):
@@ -275,13 +274,13 @@ class FileCheck:
         self._note(0, self._set_problems())
 
     def rejected_rows(self, rows: Iterable[Checked]) -> Iterator[dict[str, object]]:
-        """Walk over all rows and hand on the bad ones, as `check_file` writes them."""
+        """Check all rows and yield the bad ones in the form that `check_file` writes."""
         for row in self.walk(rows):
             if row.problems and row.raw.line:
                 yield _rejected_row(self.file, row.raw._replace(problems=row.problems))
 
     def walk(self, rows: Iterable[Checked]) -> Iterator[Checked]:
-        """Check rows one by one and hand them on."""
+        """Check rows one by one and yield each."""
         with SeenIds() as seen:
             for row in rows:
                 line, _, value, _ = row.raw
@@ -325,7 +324,7 @@ class FileCheck:
                 self.of_rows.append(problem)
 
     def report(self) -> FileReport:
-        """The sum of what was seen."""
+        """The result so far."""
         problems = (*self.of_file, *self.of_rows)
         ignored = dict(sorted(self.ignored.items()))
         return FileReport(
@@ -334,7 +333,7 @@ class FileCheck:
 
 
 class SeenIds:
-    """Which line used an id first. Above 100,000 ids they move to a temporary file, so memory stays constant."""
+    """The first line that used each id. Above 100,000 ids, a temporary file keeps memory constant."""
 
     def __init__(self, in_memory: int = 100_000) -> None:
         self.in_memory = in_memory
@@ -349,7 +348,7 @@ class SeenIds:
             self.table.close()
 
     def line_of(self, record_id: str, line: int) -> int | None:
-        """The line that used the id before, else None, and `line` has it from now on."""
+        """The earlier line that used the id; None if there is none, and `line` is then recorded as the first."""
         if self.table is None:
             first = self.lines.setdefault(record_id, line)
             if len(self.lines) > self.in_memory:
@@ -372,7 +371,7 @@ class SeenIds:
 
 
 def digest(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file's bytes in hex, "" when it cannot be read (which `check_file` reports as FP001)."""
+    """The sha256 of a file's bytes in hex, "" if it cannot be read (which `check_file` reports as FP001)."""
     if not os.path.isfile(path):
         return ""
     try:

@@ -1,14 +1,14 @@
-"""Records of one format as records of another.
+"""Convert records of one format to another.
 
     from \\ to  | pair          | span_pair          | ranked     | feedback         | negatives
-    pair       | as it is      | no spans, or diff  | margin, 0  | two rows         | with an error type
-    span_pair  | without spans | as it is           | 1, 0       | two rows         | with an error type
+    pair       | unchanged     | no spans, or diff  | margin, 0  | two rows         | with an error type
+    span_pair  | without spans | unchanged          | 1, 0       | two rows         | with an error type
     scored_pair| without scores|                    |            |                  |
-    ranked     | by scores     |                    | as it is   |                  |
-    feedback   | joined by prompt to negatives, then like those  | kept apart       | joined by prompt
-    negatives  | one per type  | the injected spans | 1, then 0s | one row per text | as it is
+    ranked     | by scores     |                    | unchanged  |                  |
+    feedback   | joined by prompt to negatives, then as negatives | interleaved     | joined by prompt
+    negatives  | one per type  | the injected spans | 1, then 0s | one row per text | unchanged
 
-What the target cannot hold is counted, not lost unseen.
+Fields that the target cannot hold are counted in `Converter.left_out`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "feedback": ("feedback", "negatives", "pair", "span_pair", "ranked"),
     "negatives": ("negatives", "feedback", "pair", "span_pair", "ranked"),
 }
-"""Format -> what it can become; itself, to write any readable file canonically."""
+"""Format -> the formats it converts to; itself, to rewrite a file in canonical form."""
 
 
 class Converter:
@@ -56,13 +56,13 @@ class Converter:
 
     Args:
         target: a format.
-        types: of negatives, only these error types.
-        error_type: the type of undesirable responses that have none, where negatives are made.
-        diff: where there are no spans, mark what differs between the two responses, on both sides.
+        types: keep only negatives of these error types.
+        error_type: the type given to undesirable responses without one, when the target is `negatives`.
+        diff: if a pair has no spans, mark on both sides what differs between the two responses.
 
     Attributes:
-        left_out: field -> number of records whose field the target could not hold.
-        problems: what was wrong with records that could not become what was asked for.
+        left_out: field -> number of records whose field the target cannot hold.
+        problems: why records could not be converted.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class Converter:
         self.problems: list[Problem] = []
 
     def run(self, source: Iterable[Placed]) -> Iterator[Record]:
-        """The converted records. Those of `feedback` come with prompts interleaved, see `interleave`.
+        """The converted records. `feedback` rows come interleaved by prompt, see `interleave`.
 
         Raises:
-            BadData: after the last record, when there are `problems`.
+            BadData: after the last record, if there are `problems`.
         """
         source = iter(source)
         first = next(source, None)
@@ -106,7 +106,7 @@ class Converter:
             raise BadData(self.problems)
 
     def _joined(self, source: Iterable[Placed]) -> Iterator[Placed]:
-        """Feedback rows, or pairs taken for two of them, joined by prompt into negatives."""
+        """Join feedback rows (a pair counts as two) by prompt into negatives."""
         rows: list[tuple[str, int, Feedback]] = []
         places: dict[Prompt, tuple[str, int]] = {}
         for file, line, record in source:
@@ -194,7 +194,7 @@ class Converter:
                 self._leave_out(rejected=record.rejected is not None)
                 for name, text in record.negatives.items():
                     if not record.spans.get(name) and not self.diff:
-                        message = "the negative has no span; let the difference to chosen be marked (--diff)"
+                        message = "the negative has no span; mark the difference to chosen with --diff"
                         self.problems.append(Problem(file, line, f"spans.{name}", "FP047", message))
                         continue
                     spans = record.spans.get(name, ())
@@ -240,11 +240,11 @@ class Converter:
 
 
 def interleave(rows: list[Feedback], problems: list[Problem]) -> Iterator[Feedback]:
-    """Rows in an order in which no two of one prompt are adjacent, and desirable and undesirable ones are mixed.
+    """Order rows so that no two rows of one prompt are adjacent and the labels are mixed.
 
-    The hosts' KTO takes a neighbour's response for its mismatched pair; rows written positive, negative, negative of
-    one prompt would make "mismatched" pairs of the same prompt. Each step takes the prompt with most rows left, except
-    that of the row before; the first prompt among equals. That succeeds whenever any order does.
+    The hosts' KTO forms a mismatched pair with the neighbouring row's response; with rows in the order positive,
+    negative, negative of one prompt, both would be of the same prompt. Greedy: each step takes the prompt with most
+    rows left, except the previous row's prompt; ties go to the first. This finds an order whenever one exists.
     """
     queues: dict[Prompt, deque[Feedback]] = {}
     for row in rows:
@@ -253,7 +253,7 @@ def interleave(rows: list[Feedback], problems: list[Problem]) -> Iterator[Feedba
         queue.rotate(-i % len(queue))
     largest = max(map(len, queues.values()), default=0)
     if largest > (len(rows) + 1) // 2:
-        message = f"{largest} of the {len(rows)} rows have one prompt, so two of them would be neighbours"
+        message = f"{largest} of the {len(rows)} rows have one prompt, so two of them would be adjacent"
         problems.append(Problem("the converted rows", 0, "prompt", "FP068", message))
         return
     waiting = [(-len(queue), i, queue) for i, queue in enumerate(queues.values())]
@@ -268,6 +268,6 @@ def interleave(rows: list[Feedback], problems: list[Problem]) -> Iterator[Feedba
 
 
 def _derived(record_id: str, part: str) -> str:
-    """The id of a part of a record: "id:part", or 16 hex digits of its hash where that is longer than an id may be."""
+    """The id of a part of a record: "id:part", or 16 hex digits of its hash if that is too long for an id."""
     derived = f"{record_id}:{part}"
     return derived if len(derived) <= 256 else hashlib.blake2b(derived.encode(), digest_size=8).hexdigest()

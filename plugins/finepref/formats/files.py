@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Atomic writes: a file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of `path` at the end of the block, on the disk too.
+    """Open a file for writing that replaces `path` at the end of the block, flushed to disk.
 
-    After an error or a crash `path` is what it was before. Its folder is made if it is not there.
+    After an error or a crash `path` is unchanged. Its folder is created if it does not exist.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -32,17 +32,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:
-    """Write one JSON document in place of `path`.
+    """Write one JSON document to `path`, atomically.
 
     Raises:
-        ValueError: a number is NaN or infinite; the file is then left as it was.
+        ValueError: a number is NaN or infinite; the file is then unchanged.
     """
     with replacing(path) as file:
         file.write(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2).encode() + b"\n")
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's list of files to the disk."""
+    """Flush a folder's directory entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

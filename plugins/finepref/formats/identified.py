@@ -1,4 +1,4 @@
-"""Files of rows that have ids, of other shapes than the records': all problems of a file at once."""
+"""Read files of rows with unique ids that are not records; all problems of a file are reported at once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from finepref.formats.row import RowReader
 
 
 class Identified(Protocol):
-    """What is made of a row."""
+    """The parsed form of a row."""
 
     @property
     def id(self) -> str:
-        """Its id, which no other row of the file has."""
+        """Its id, unique in the file."""
         ...
 
 
@@ -26,15 +26,15 @@ T = TypeVar("T", bound=Identified)
 def read_identified(
     path: str | os.PathLike[str], read: Callable[[RowReader], T | None], *, empty: bool = False
 ) -> list[T]:
-    """What `read` makes of every row of JSON Lines or a JSON array.
+    """Parse every row of a JSON Lines file or JSON array with `read`.
 
     Args:
         path: the file.
-        read: takes a row by its reader; None, or anything, where it notes a problem with the reader.
-        empty: whether a file may have no row.
+        read: parses one row through its reader. If it notes a problem with the reader, its result is ignored.
+        empty: whether a file without rows is allowed.
 
     Raises:
-        BadData: with all problems of the file, such as an id that is there twice.
+        BadData: all problems of the file, duplicate ids included.
     """
     name = os.fspath(path)
     found: list[T] = []

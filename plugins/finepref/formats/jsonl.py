@@ -1,10 +1,10 @@
-"""Strict JSON Lines: what is read is exactly what was written, or it is a Problem.
+"""Strict JSON Lines: a row is read exactly as it was written, or reported as a Problem.
 
 UTF-8, with or without a byte order mark at the start. Only "\\n" ends a line; a "\\r" before it is JSON white space,
-so files with "\\r\\n" read the same, and a lone "\\r" or U+2028 ends nothing. Lines of white space hold no record and
-are passed over. A file whose first character is "[" is read as one JSON array of rows, whatever its name; the line
-of a row is the one where it starts. NaN, Infinity, numbers beyond a double, duplicate keys and lone surrogates are
-refused, as are lines over 16 MiB and arrays over 1 GiB (arrays are read whole, lines in chunks).
+so files with "\\r\\n" read the same; a lone "\\r" or U+2028 does not end a line. Lines of white space are skipped.
+A file whose first character is "[" is read as one JSON array of rows, whatever its name; the line of a row is the one
+where it starts. NaN, Infinity, numbers beyond a double, duplicate keys and lone surrogates are refused, as are lines
+over 16 MiB and arrays over 1 GiB (arrays are read whole, lines in chunks).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from finepref.formats.row import is_unicode, kind_of
 MAX_LINE = 16 * 2**20
 MAX_ARRAY = 2**30
 CHUNK = 2**20
-"""Bytes of lines that are read at once, and by which the checking of a file is shared out."""
+"""Bytes of lines that are read at once; also the unit in which a file is distributed to processes."""
 
 _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"
@@ -35,7 +35,7 @@ _NOT_SPACE = re.compile(r"[^ \t\r\n]")
 
 
 class RawRow(NamedTuple):
-    """One row as read: its decoded object, or None and what is wrong. `raw` is its bytes in the file."""
+    """One row as read: the decoded object, or None and its problems. `raw` is its bytes in the file."""
 
     line: int
     raw: bytes
@@ -44,7 +44,7 @@ class RawRow(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A part of a file: whole lines, of which `line` is the first; or a whole JSON array; or what is wrong with it."""
+    """A part of a file: whole lines, `line` being the number of the first; or a whole JSON array; or a problem."""
 
     file: str
     line: int
@@ -81,7 +81,7 @@ def _constant(name: str) -> float:
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)
 _QUICK = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
-"""Makes "inf" of a number beyond a double; four times as fast where there are many numbers."""
+"""Reads a number too large for a double as "inf"; four times as fast on rows with many numbers."""
 
 
 def read_jsonl(
@@ -91,10 +91,10 @@ def read_jsonl(
 
     Args:
         path: the file.
-        problems: takes what is wrong, and reading goes on with the next line.
+        problems: a list to which problems are appended; reading continues with the next line.
 
     Raises:
-        BadData: something is wrong and `problems` is None.
+        BadData: there is a problem and `problems` is None.
     """
     for row in read_rows(path):
         if row.value is not None:
@@ -114,12 +114,12 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[RawRow]:
 def read_chunks(
     path: str | os.PathLike[str], *, size: int = CHUNK, tee: Callable[[bytes], object] = len
 ) -> Iterator[Chunk]:
-    """A file in parts that can be read apart from each other, cut at line ends after `size` bytes or a little more.
+    """Split a file at line ends into parts of `size` bytes or a little more that can be parsed independently.
 
     Args:
         path: the file.
         size: in bytes.
-        tee: takes all bytes of the file as they are read, such as the `update` of a hash.
+        tee: called with all bytes of the file as they are read, such as the `update` of a hash.
     """
     name = os.fspath(path)
     try:
@@ -159,10 +159,10 @@ def dumps(row: Mapping[str, object]) -> str:
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, object]]) -> int:
-    """Write rows and return how many; the file appears complete or not at all, also after a crash.
+    """Write rows atomically and return their number.
 
     Raises:
-        ValueError: a row cannot be written as JSON or UTF-8; the file is then left as it was.
+        ValueError: a row cannot be written as JSON or UTF-8; the file is then unchanged.
     """
     count = 0
     with replacing(path) as file:
@@ -173,7 +173,7 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, object
 
 
 def write_aside(path: Path, rows: Collection[Mapping[str, object]]) -> None:
-    """Write the rows that a job leaves out of its output; where there are none, no file stays from an earlier run."""
+    """Write the rows that a job left out of its output; without any, remove the file of an earlier run."""
     if rows:
         write_jsonl(path, rows)
     else:
@@ -226,17 +226,17 @@ def _decode(raw: bytes, name: str, line: int) -> RawRow | None:
 
 
 def _loads(text: str) -> object:
-    """The JSON value that a text is.
+    """Decode one JSON value.
 
     Raises:
-        ValueError, RecursionError: it is not one.
+        ValueError, RecursionError: the text is not valid JSON.
     """
     try:
         value, end = _QUICK.raw_decode(text)
         if end == len(text) and type(value) is dict and _finite(value.values()):
             return value
     except (ValueError, RecursionError):
-        pass  # what is wrong, if anything is, the other decoder tells
+        pass  # the strict decoder below reports what is wrong
     value, end = _DECODER.raw_decode(text)
     if end != len(text):
         raise json.JSONDecodeError("Extra data", text, end)
@@ -244,7 +244,7 @@ def _loads(text: str) -> object:
 
 
 def _finite(members: Iterable[Any]) -> bool:
-    """Whether no number among values of decoded JSON, or inside them, is infinite."""
+    """Whether the decoded JSON values contain no infinite number, at any depth."""
     for member in members:
         kind = type(member)
         if kind is str:
@@ -335,7 +335,7 @@ def _bad(line: int, problem: Problem) -> RawRow:
 
 
 class Decoded(NamedTuple):
-    """A JSON value inside a longer text, the place after it (-1 when nothing after it can be read), what is wrong."""
+    """A JSON value inside a longer text, the position after it (-1 if reading cannot continue), and its problem."""
 
     value: object
     end: int
@@ -359,6 +359,6 @@ def decode_at(text: str, start: int, name: str, line: int) -> Decoded:
 
 
 def skip_space(text: str, position: int) -> int:
-    """The first place from `position` on that is not JSON white space."""
+    """The first position from `position` on that is not JSON white space."""
     found = _NOT_SPACE.search(text, position)
     return found.start() if found else len(text)

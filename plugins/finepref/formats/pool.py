@@ -17,11 +17,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 FEW = 16
-"""So many items are mapped sooner in this process than others are started."""
+"""Up to this many items, mapping in this process is faster than starting others."""
 
 
 class WorkerDied(RuntimeError):  # noqa: N818 (the name is public)
-    """A process of the map was killed from outside."""
+    """A worker process was killed."""
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], *, jobs: int) -> Iterator[tuple[T, R]]:
@@ -29,9 +29,9 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], *, jobs: int) ->
 
     Args:
         function: a function of a module or a `partial` of one, since it goes to other processes.
-        items: taken from as results are handed on.
-        jobs: how many processes; 1 is this one. They start from a fork server and import the main script, which
-            must do nothing when it is imported.
+        items: consumed lazily, as results are yielded.
+        jobs: number of processes; 1 = run in this process. They start from a fork server and import the main script,
+            which must do nothing when imported.
 
     Raises:
         WorkerDied: a process was killed, as the kernel does when memory is full.
@@ -53,7 +53,7 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], *, jobs: int) ->
         for item, future in running:
             yield item, future.result()
     except BrokenProcessPool:
-        message = "one of the processes was killed, perhaps because memory is full; one process needs least (--jobs 1)"
+        message = "a worker process was killed, perhaps because memory ran out; --jobs 1 needs least"
         raise WorkerDied(message) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -65,7 +65,7 @@ def _start() -> None:
 
 
 def _follow() -> None:
-    """End this process when the one that it works for is killed."""
+    """End this process when its parent is killed."""
     parent = parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""The six records, named by shape, and the one way from a raw row to a record and back."""
+"""The six record types, named by shape, with `parse` (raw row -> record) and `to_row` (record -> row)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Prompt = tuple[Message, ...]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A better and a worse response to one prompt; `margin` is how much better, in the unit of its source."""
+    """A better and a worse response to one prompt; `margin` is the difference, in the unit of its source."""
 
     id: str
     prompt: Prompt
@@ -43,9 +43,9 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class SpanPair:
-    """A pair with the characters that decide it. No spans on a side means that the whole response counts.
+    """A pair with annotated character spans. A response without spans counts as a whole.
 
-    `side` is the granular one-sided form: 1 uses the chosen response only, -1 the rejected only, 0 both.
+    `side` is the one-sided form of the granular fork: 1 uses only the chosen response, -1 only the rejected, 0 both.
     """
 
     id: str
@@ -59,11 +59,11 @@ class SpanPair:
 
 @dataclass(frozen=True, slots=True)
 class ScoredPair:
-    """A pair with a score of every token, of which a stage selects any share (SePO).
+    """A pair with a score per token, from which SePO selects any share.
 
-    `tokenizer` is the fingerprint of the tokenizer that made the tokens (see `finepref.formats.scores`). Scores are
-    those of the response's own tokens, and optionally of the end token after them. Offsets, where given, are the
-    characters of each scored token, so that other tokenizers can use the scores.
+    `tokenizer` is the fingerprint of the tokenizer (see `finepref.formats.scores`). There is one score per response
+    token, and optionally one for the end token. The optional offsets are the characters of each scored token, by which
+    scores are mapped to other tokenizers.
     """
 
     id: str
@@ -79,7 +79,7 @@ class ScoredPair:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """Two or more scored responses to one prompt; a negative score is a score. Kind "apo": golden above samples."""
+    """Two or more scored responses to one prompt; scores may be negative. Kind "apo": golden answer above samples."""
 
     id: str
     prompt: Prompt
@@ -101,10 +101,10 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class Negatives:
-    """A good response and, per error type, the same response with that error put in (SeaPO).
+    """A good response and, per error type, the same response with that error injected (SeaPO).
 
-    `spans` gives, per error type, the characters of the negative that carry the error; `rejected` is the
-    original rejected response of the source data.
+    `spans` holds, per error type, the characters of the negative that contain the error; `rejected` is the original
+    rejected response of the source data.
     """
 
     id: str
@@ -127,7 +127,7 @@ FORMATS: dict[str, type[Record]] = {
 }
 
 COMMON_FIELDS = ("id", "prompt", "system", "messages")
-"""Fields that a row of any format may have: `prompt` with an optional `system`, or `messages`."""
+"""Fields of every format: `prompt` with an optional `system`, or `messages`."""
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "pair": (*COMMON_FIELDS, "chosen", "rejected", "margin"),
@@ -146,7 +146,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "feedback": (*COMMON_FIELDS, "response", "label", "error_type"),
     "negatives": (*COMMON_FIELDS, "chosen", "negatives", "spans", "rejected"),
 }
-"""The fields of each format's rows, in the order in which `to_row` writes them."""
+"""The fields of each format, in the order of `to_row`."""
 
 _NEGATIVES = frozenset(FIELDS["negatives"])
 
@@ -161,11 +161,11 @@ SIGNATURES: dict[str, frozenset[str]] = {
     "apo_rm": frozenset({"text", "scores"}),
     "reversegen": frozenset({"positive", "negative"}),
 }
-"""Fields that tell a row's format, the most telling first; used only to say what a wrong row looks like."""
+"""Fields that identify a row's format, the most specific first; used only for hints in error messages."""
 
 
 def content_id(prompt: Prompt, *texts: object) -> str:
-    """16 hex digits that depend on the prompt (and further content) only, by blake2b over its canonical JSON."""
+    """16 hex digits: blake2b over the canonical JSON of the prompt and the texts."""
     canonical = json.dumps([[list(turn) for turn in prompt], *texts], ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
 
@@ -181,16 +181,16 @@ def parse(
     error_type: str | None = None,
     error_types: Collection[str] | None = None,
 ) -> Record | list[Problem]:
-    """One raw row as a record, or everything that is wrong with it. Never raises for bad data.
+    """Parse one raw row into a record, or return all its problems. Never raises for bad data.
 
     Args:
         row: the decoded JSON value.
         formatting: a key of FORMATS.
-        columns: our field name -> the name in the file; for `negatives` also error type -> the column of its text.
-        file, line: where the row came from, for the problems.
-        nulls_absent: the row came through Arrow, where an absent key is null and an integer may be a float.
+        columns: our field -> the column in the file; for `negatives` also error type -> the column of its text.
+        file, line: the place of the row, for the problems.
+        nulls_absent: the row was read through Arrow, where an absent key is null and an integer may be a float.
         error_type: the type of undesirable `feedback` rows that name none.
-        error_types: the error types that are allowed; None allows any name.
+        error_types: the allowed error types; None allows any name.
     """
     columns = columns or {}
     if formatting not in FORMATS:
@@ -267,7 +267,7 @@ def _scored_pair(reader: RowReader) -> ScoredPair | None:
 
 
 def _scores_of(reader: RowReader, side: str, text: str) -> tuple[tuple[float, ...], tuple[tuple[int, int], ...]]:
-    """Token scores of one response, and their offsets where the row has them."""
+    """Token scores of one response, and their offsets if the row has them."""
     name, place = f"{side}_scores", f"{side}_offsets"
     if name not in reader.values:
         reader.missing(name)
@@ -382,7 +382,7 @@ def _negatives(reader: RowReader, allowed: Collection[str] | None) -> Negatives 
 
 
 def _texts_by_type(reader: RowReader) -> tuple[Mapping[str, object], Callable[[str], str]]:
-    """The raw negatives of a row, from `negatives` or one column per type, and how to name the field of each."""
+    """The raw negatives of a row, from `negatives` or one column per type, and a function that names their fields."""
     field = reader.column("negatives")
     mapped = reader.columns.keys() - _NEGATIVES if reader.columns else ()
     by_column = {name: reader.values[name] for name in mapped if name in reader.values}
@@ -403,7 +403,7 @@ def _texts_by_type(reader: RowReader) -> tuple[Mapping[str, object], Callable[[s
 def _check_different(
     reader: RowReader, chosen: str, negatives: Mapping[str, str], places: Callable[[str], str]
 ) -> None:
-    """Note each negative that equals the chosen response or an earlier negative but for white space at its ends."""
+    """Report each negative that, stripped, equals the chosen response or an earlier negative."""
     owner = {chosen.strip(): ""} if chosen else {}
     for name, text in negatives.items():
         other = owner.setdefault(text.strip(), name) if text else name
@@ -434,7 +434,7 @@ def _spans_of(reader: RowReader, name: str, text: str) -> tuple[Span, ...]:
 
 
 def _of_another_format(reader: RowReader, formatting: str) -> list[Problem]:
-    """The problems, with one that says what the row looks like in place of those of missing fields; else nothing."""
+    """If the row looks like another format: its problems, with that hint instead of the missing fields; else []."""
     missing = next((problem for problem in reader.problems if problem.code == "FP010"), None)
     if missing is None or SIGNATURES[formatting] <= reader.row.keys():
         return []
@@ -447,9 +447,9 @@ def _of_another_format(reader: RowReader, formatting: str) -> list[Problem]:
 
 
 def to_row(record: Record) -> dict[str, object]:
-    """The record as a canonical JSON-ready row, such that `parse` of it gives the record back.
+    """The record as a canonical row for JSON; `parse` returns the same record.
 
-    A prompt of one user turn is written as `prompt`, any other as `messages`; defaults are left out.
+    A prompt of one user turn is written as `prompt`, any other as `messages`. Default values are omitted.
     """
     if len(record.prompt) == 1:
         row: dict[str, object] = {"id": record.id, "prompt": record.prompt[0].content}

@@ -1,4 +1,4 @@
-"""Readers for the files that the papers' code wrote: a row becomes a record of ours, or the list of its problems.
+"""Readers for the files of the papers' code: a row becomes a record, or a list of problems.
 
     layout        source                               a row                                             record
     granular      TDPO fork with span masks, e17d5cc   prompt, correct_response, incorrect_response,     span_pair
@@ -10,7 +10,7 @@
     train_detail  axolotl's spans in a preference row  conversations, chosen and rejected messages with  span_pair
                                                        train_detail [{begin_offset, end_offset, train}]
 
-Two released layouts need more than a row: `apo_samples.py` (two files) and `sepo_csv.py` (the tokenizer).
+Two released layouts need more than one row: `apo_samples.py` (two files) and `sepo_csv.py` (the tokenizer).
 """
 
 from __future__ import annotations
@@ -156,9 +156,9 @@ READERS: dict[str, tuple[str, Callable[..., Parsed]]] = {
 def dialogue(query: str, responses: Sequence[str]) -> tuple[tuple[Message, ...], list[str]]:
     """Prompt and responses of a query in the HH layout, "\\n\\nHuman: ...\\n\\nAssistant:".
 
-    If the query is such a transcript, with turns in order and none empty, its turns become messages, and turns and
-    responses lose the white space around them, which belongs to the layout. Any other query stays one user turn as
-    it is, and so do the responses.
+    If the query is such a transcript, with alternating, non-empty turns, its turns become messages. The turns
+    and responses are then stripped, since their white space belongs to the layout. Any other query becomes one user
+    turn; it and the responses stay unchanged.
     """
     parts = _TURN.split(query)
     turns = [part.strip() for part in parts[2:-1:2]]
@@ -172,7 +172,7 @@ def dialogue(query: str, responses: Sequence[str]) -> tuple[tuple[Message, ...],
 
 
 def transcript(prompt: Sequence[Message]) -> str | None:
-    """The query of which `dialogue` makes this prompt; None if there is none."""
+    """The query that `dialogue` turns into this prompt; None if there is none."""
     text = "".join(f"{_HUMAN if turn.role == 'user' else _ASSISTANT} {turn.content}" for turn in prompt)
     for query in (prompt[0].content, f"{text}{_ASSISTANT}"):
         if dialogue(query, [])[0] == tuple(prompt):
@@ -181,7 +181,7 @@ def transcript(prompt: Sequence[Message]) -> str | None:
 
 
 def query_id(value: object) -> object:
-    """APO's query_id as an id of ours: the released files have strings and integers."""
+    """APO's query_id as our id; the released files have strings and integers."""
     return str(value) if type(value) is int else value
 
 
@@ -192,7 +192,7 @@ def _reader(row: object, file: str, line: int) -> RowReader | list[Problem]:
 
 
 def with_problems(parsed: Parsed, problems: list[Problem]) -> Parsed:
-    """What `parse` gave, together with the problems that were found before it."""
+    """Add earlier problems to the result of `parse`."""
     if isinstance(parsed, list):
         return [*problems, *parsed]
     return problems or parsed

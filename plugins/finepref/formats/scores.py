@@ -1,4 +1,4 @@
-"""Token scores: which tokenizer they belong to, and what they are for the tokens of another one."""
+"""Token scores: the fingerprint of their tokenizer, and how to map them to another tokenizer's tokens."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 
 def fingerprint(tokenizer_json: str) -> str:
-    """16 hex digits that are equal where two tokenizers cut every plain text into the same tokens.
+    """16 hex digits, equal for tokenizers that split every plain text into the same tokens.
 
     Depends on the normaliser, the pre-tokeniser and the model of a tokenizer.json; not on chat templates, padding,
-    truncation, what is put around a text, or special tokens that a host adds.
+    truncation, post-processing, or special tokens that a host adds.
 
     Args:
         tokenizer_json: the text of a tokenizer.json, or `tokenizer.backend_tokenizer.to_str()`.
@@ -29,11 +29,11 @@ def fingerprint(tokenizer_json: str) -> str:
 def map_scores(
     scores: Sequence[float], offsets: Sequence[tuple[int, int]], targets: Sequence[tuple[int, int]]
 ) -> list[float]:
-    """Scores of the tokens of one tokenizer as scores of another one's tokens of the same text.
+    """Map the token scores of one tokenizer to another tokenizer's tokens of the same text.
 
-    Every character has the mean score of the tokens that it is part of (one, but for characters of several bytes),
-    and a token of the other tokenizer has the mean score of its characters. NaN stands for "no score": a token
-    without characters, or of characters that nothing was scored for.
+    A character gets the mean score of the tokens it is part of (several only for characters of several bytes). A token
+    of the other tokenizer gets the mean score of its characters. NaN means "no score": the token has no
+    characters, or none of them was scored.
 
     Args:
         scores: [S], one per scored token.
@@ -41,7 +41,7 @@ def map_scores(
         targets: [T] those of the other tokenizer's tokens.
 
     Raises:
-        ValueError: scores and offsets differ in number.
+        ValueError: the numbers of scores and offsets differ.
     """
     if len(scores) != len(offsets):
         raise ValueError(f"{len(scores)} scores for {len(offsets)} tokens")

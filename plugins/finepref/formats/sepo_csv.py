@@ -1,4 +1,4 @@
-"""SePO's top_K.csv (SteveKGYang/SePO, 82fab6c): read as spans of characters, written from token rewards."""
+"""SePO's top_K.csv (SteveKGYang/SePO, 82fab6c): read it as character spans, write it from token rewards."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def read_sepo_csv(
         tokenize: response text -> token ids and character offsets, by the tokenizer that the scoring used, without
             special tokens. Its ids must equal the stored ones from the second token on.
         eos: the text that the scoring appended to each response.
-        escape: the escape character that the file was written with; Python before 3.10 wrote backslashes as they are
-            (give None then).
+        escape: the escape character that the file was written with. Python before 3.10 did not escape backslashes:
+            pass None for its files.
     """
     name = os.fspath(path)
     limit = csv.field_size_limit(MAX_LINE)
@@ -85,7 +85,7 @@ def read_sepo_csv(
 def write_sepo_csv(
     path: str | os.PathLike[str], rows: Iterable[tuple[str, Sequence[ScoredText]]], *, share: float
 ) -> int:
-    """Write the released form and return the number of rows; the file appears complete or not at all.
+    """Write the released layout, atomically, and return the number of rows.
 
     Of each response the `share` of the tokens with the highest rewards is "selected", that with the lowest
     "unselected": int(share N) positions of the N scored tokens, at least one (the released code fails on none). The

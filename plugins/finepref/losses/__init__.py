@@ -1,1 +1,1 @@
-"""The papers' losses as free functions over tensors: torch only, one file per paper, nothing of a host."""
+"""The papers' losses as free functions on tensors. One file per paper; imports torch only."""

@@ -1,8 +1,9 @@
-"""Calibration of a preference model: is what it prefers with probability p preferred in a share p of the cases?
+"""Calibration of a preference model: of the pairs it prefers with probability p, is a share p right?
 
-Formula: over the bins b that hold records, gap_b = |accuracy_b - confidence_b|;
+Formula: over the non-empty bins b, gap_b = |accuracy_b - confidence_b|;
          ECE = sum_b (count_b / N) gap_b,  ACE = mean_b gap_b,  MCE = max_b gap_b
-Where:   B uniform bins [i/B, (i+1)/B), the last one closed; confidence_b = mean probability, accuracy_b = mean label.
+Where:   B bins of equal width, [i/B, (i+1)/B), the last one closed; confidence_b is the mean probability in bin b,
+         accuracy_b the mean label.
 Source:  APO (arXiv 2311.08045) reports ECE with 10 bins; p is sigmoid(r_i - r_j), the label is 1 if i is preferred.
 Not covered: bins of equal mass.
 """
@@ -32,7 +33,7 @@ class CalibrationError(NamedTuple):
 
 
 def reliability(probabilities: Tensor, labels: Tensor, *, bins: int = 10) -> Bins:
-    """Sorts the records [N] into uniform bins of probability.
+    """Sort the records [N] into bins of equal width.
 
     Raises:
         ValueError: no records, different lengths, or a probability or label outside [0, 1].
@@ -51,7 +52,7 @@ def reliability(probabilities: Tensor, labels: Tensor, *, bins: int = 10) -> Bin
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 10) -> CalibrationError:
-    """The three errors of the records [N]; raises as `reliability`."""
+    """ECE, ACE and MCE of the records [N]; raises like `reliability`."""
     count, confidence, accuracy = reliability(probabilities, labels, bins=bins)
     gap = (accuracy - confidence).abs()[count > 0]
     share = count[count > 0] / count.sum()

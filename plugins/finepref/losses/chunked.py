@@ -1,10 +1,10 @@
-"""Rule 6: only the tokens that a loss reads touch the vocabulary, and what they need there is recomputed in backward.
+"""Apply the LM head only where it is needed, and recompute its float32 intermediates in the backward pass.
 
-`head_at` lets a model's own forward apply its output head to N positions instead of all B (T+1). Nothing calls the
-head by hand, so LoRA, ZeRO-3, FSDP and tensor-parallel hooks act as ever. `logps_at` and `kl_at` then go through the
-[N, V] logits in chunks; backward computes a chunk's float32 [chunk, V] again instead of keeping it.
+`head_at` makes a model's own forward pass apply its output head to N positions instead of all B (T+1). The head is not
+called directly, so the hooks of LoRA, ZeRO-3 and FSDP still run. `logps_at` and `kl_at` then process the [N, V] logits
+in chunks; the backward pass recomputes a chunk's float32 [chunk, V] instead of storing it.
 
-The plain path over full logits is `ops.token_logps` and `ops.position_kl`; tests hold the two equal.
+`ops.token_logps` and `ops.position_kl` are the same over all logits; tests compare the two.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ CHUNK = 1024  # positions: at V = 128k one float32 chunk takes 0.5 GiB
 def needed_positions(mask: Tensor) -> Tensor:
     """Where to apply the head: bool [B, T] in label space -> flat indices [N] into hidden states [B, T+1, H].
 
-    Without any, index 0 stands in, so that the head stays in the graph on every rank; see `place`.
+    If the mask is all False, the result is [0], so that the head stays in the graph on every rank; see `place`.
     """
     return marked_positions(torch.nn.functional.pad(mask, (0, 1)))
 
 
 def marked_positions(mask: Tensor) -> Tensor:
-    """The same for a mask over the hidden states themselves, in any layout: bool [...] -> [N]."""
+    """As `needed_positions`, for a mask over the hidden states themselves, in any layout: bool [...] -> [N]."""
     flat = mask.flatten().nonzero().squeeze(-1)
     return flat if len(flat) else flat.new_zeros(1)
 
 
 @contextmanager
 def head_at(head: nn.Module, positions: Tensor) -> Iterator[None]:
-    """While open, `head` (`model.get_output_embeddings()`) sees [1, N, H], and the model's logits are [1, N, V].
+    """In the context, `head` (`model.get_output_embeddings()`) sees [1, N, H], and the model's logits are [1, N, V].
 
     Args:
         head: applied once per forward to hidden states [B, T+1, H] of any leading shape.
@@ -70,12 +70,12 @@ def kl_at(policy_logits: Tensor, reference_logits: Tensor, *, chunk: int = CHUNK
 
 
 def place(values: Tensor, mask: Tensor) -> Tensor:
-    """Values [N] of `needed_positions(mask)` back in label space, 0 elsewhere: bool [B, T] -> [B, T]."""
+    """Scatter values [N] at `needed_positions(mask)` back into label space, 0 elsewhere: bool [B, T] -> [B, T]."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
 
 
 def _recomputed(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, *, chunk: int) -> Tensor:
-    """`function` row by row over chunks of two tensors of N rows each, without its intermediates."""
+    """`function` over chunks of rows of two tensors [N, V]; its intermediates are recomputed in the backward pass."""
     if len(a) != len(b):
         raise ValueError(f"{len(a)} positions have logits, {len(b)} were asked for: the output head was not cut")
     parts = [

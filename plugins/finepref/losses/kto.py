@@ -1,9 +1,9 @@
-"""KTO, Kahneman-Tversky optimization (arXiv 2402.01306), on records that are desirable or undesirable by themselves.
+"""KTO, Kahneman-Tversky optimization (arXiv 2402.01306), on unpaired desirable and undesirable responses.
 
 Formula: L = w_D [1 - sigmoid(beta (r - z0))] for desirable, w_U [1 - sigmoid(beta (z0 - r))] for undesirable
 Where:   r = log pi_theta(y|x) - log pi_ref(y|x), summed over the response; z0 = max(0, mean r of mismatched (x, y'))
 Deltas from the paper: none; z0 is the mean over the ranks' batches.
-Not covered: forming the mismatched pairs. Their responses must come from OTHER prompts: that is the data side's duty.
+Not covered: forming the mismatched pairs. Their responses must come from OTHER prompts; the data pipeline ensures it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def kto_reference_point(
         valid: bool [B], the rows that have a mismatched response; default all.
 
     Returns:
-        A detached scalar, the same on every rank; 0 without any pair.
+        A detached scalar, the same on every rank; 0 if no rank has a pair.
     """
     log_ratio = upcast(policy_kl_logps) - upcast(reference_kl_logps)  # [B]
     rows = torch.ones_like(log_ratio, dtype=torch.bool) if valid is None else valid
@@ -75,7 +75,7 @@ def automatic_weights(
 ) -> tuple[float, float]:
     """(w_D, w_U) such that (w_D n_D) / (w_U n_U) lies in [1, 4/3], the range that the paper advises.
 
-    Weights inside the range stay as they are; otherwise w_D moves to the nearer end.
+    Weights inside the range are returned unchanged; otherwise w_D moves to the nearer end of it.
 
     Raises:
         ValueError: a count or a weight is not positive.

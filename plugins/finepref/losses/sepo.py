@@ -3,8 +3,9 @@
 Formula: L = -log sigmoid(u_w - u_l - lambda),  u = gamma * mean over the selected tokens of log pi_theta(y_t)
 Where:   tokens are selected by their reward s_t = log pi_oracle(y_t) - log pi_ref(y_t): the share k_w of the chosen
          ones with the HIGHEST s, the share k_l of the rejected ones with the LOWEST; `gamma`, lambda = `margin`.
-Deltas from the paper: none with `paper`. The authors' code (`released`): gamma 1, no margin; its --beta does nothing.
-Not covered: scoring (write s_t once, pick k at train time); selection over more than one response.
+Deltas from the paper: lambda is unverified, so preset `paper` has margin 0, which disables it; its gamma is 2.5, the
+         paper's 2.1 to 2.5. Preset `released`, the authors' code: gamma 1, no margin; its --beta is not used.
+Not covered: scoring (s_t is computed once, k is chosen at training time); selection over several responses.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from finepref.losses.ops import LossOut, TokenLogps, upcast, weighted_mean
 
-# The paper's gamma is 2.1 to 2.5 depending on the model. Its lambda has not been read: 0 leaves it out.
+# The paper's gamma is 2.1 to 2.5, depending on the model. Its lambda is unverified; margin 0 disables it.
 PRESETS = {
     "paper": {"gamma": 2.5, "margin": 0.0},
     "released": {"gamma": 1.0, "margin": 0.0},
