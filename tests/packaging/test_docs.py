@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from finepref.cli import app
-from finepref.stages import BUILT_IN
+from finepref.methods import BUILT_IN
 from typer.main import get_command
 
 ROOT = Path(__file__).parents[2]
