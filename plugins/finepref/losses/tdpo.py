@@ -40,7 +40,11 @@ def tdpo1_loss(
     sides: Tensor | None = None,
     length_normalized: bool = False,
 ) -> LossOut:
-    """TDPO1. `sides`: [B] in {-1, 0, +1}, default 0. A pair is valid if each response it reads has weight."""
+    """TDPO1. A pair is valid if each response that it reads has a token of any weight.
+
+    Args:
+        beta, length_normalized: see above. sides: [B] in {-1, 0, +1}, default 0.
+    """
     m_w, d_w, valid_w = _totals(chosen, sides, 1, length_normalized)  # [B] each
     m_l, d_l, valid_l = _totals(rejected, sides, -1, length_normalized)
     logit = beta * ((m_w - m_l) - (d_l - d_w))
@@ -86,8 +90,7 @@ def _totals(
     weight = response.weight if sides is None else torch.where((sides != -side)[:, None], response.weight, 0.0)
     total = weighted_mean if length_normalized else weighted_sum
     log_ratio = upcast(response.policy) - upcast(response.reference)
-    trained = (weight != 0).any(-1)
-    valid = trained if sides is None else trained | (sides == -side)
+    valid = (weight != 0).any(-1) if sides is None else (weight != 0).any(-1) | (sides == -side)
     return total(log_ratio, weight), total(response.kl, weight), valid
 
 

@@ -53,6 +53,15 @@ def draw_digest(epoch: int, record_id: str, name: str) -> int:
 def draw_index(
     names: Sequence[str], record_id: str, *, seed: int, epoch: int, types: Collection[str] | None = None
 ) -> int:
-    """Which of a row's alternatives an epoch trains on: `names` has their error types, or is ["chosen"]."""
+    """Which of a row's alternatives an epoch trains on.
+
+    Args:
+        names: their error types, or ["chosen"].
+        record_id, seed, epoch: what the draw depends on.
+        types: the error types to draw from, all by default; "chosen" is always among them.
+
+    Returns:
+        An index into `names`.
+    """
     allowed = [i for i, name in enumerate(names) if name == "chosen" or not types or name in types]
     return allowed[negatives.pick(len(allowed), seed=seed, epoch=epoch, record_id=record_id)]

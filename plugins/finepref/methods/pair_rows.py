@@ -145,8 +145,12 @@ def weights_and_scores(
     selects it.
 
     Args:
+        record, side: the response.
+        count: its tokens, with what the template puts around the text.
         start: where in the response's tokens those of its text begin; negative where they are in no one piece.
         offsets: the characters of each token of the text.
+        tokenizer: the model's.
+        problems: what is wrong goes here.
     """
     weight, score = [1.0] * count, [math.nan] * count
     annotated = spans_of(record, side)
@@ -170,7 +174,14 @@ def _scores(
     tokenizer: Any,
     problems: list[Problem],
 ) -> list[float]:
-    """The scores of the tokens with these offsets; one more where the end token has a score."""
+    """The scores of a response's tokens; one more where the end token has a score.
+
+    Args:
+        record, side: whose scores.
+        offsets: the characters of each token of the text.
+        tokenizer: the model's.
+        problems: what is wrong goes here.
+    """
     given, places = scores_of(record, side)
     own = fingerprint(tokenizer)
     if record.tokenizer == own:

@@ -251,7 +251,7 @@ class PairAdapter(Adapter):
             model=parts.model,
             pad_to_multiple_of=8,
             label_pad_token_id=IGNORE_INDEX,
-            weigh=partial(self.weigh, options=parts.run.options, seed=parts.training_args.seed),
+            weigh=partial(self.weigh, options=parts.run.options, seed=parts.args.training.seed),
             **parts.tokenizer_module,
         )
         return PairTrainer(

@@ -184,7 +184,7 @@ class RankedAdapter(Adapter):
             raise BadData(problems)
 
     def build_trainer(self, parts: Any, **common: Any) -> RankedTrainer:
-        training_args = parts.training_args
+        training_args = parts.args.training
         value_head.settle(parts.model)
         if training_args.ddp_find_unused_parameters is None:
             # `settle` left none unused. Searching for them breaks reentrant gradient checkpointing, the default.

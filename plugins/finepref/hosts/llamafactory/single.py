@@ -131,7 +131,7 @@ class SingleAdapter(Adapter):
             attn_implementation=getattr(parts.model.config, "_attn_implementation", None),
             **parts.tokenizer_module,
         )
-        if parts.finetuning_args.compute_accuracy:
+        if parts.args.finetuning.compute_accuracy:
             common["compute_metrics"] = ComputeAccuracy()
             common["preprocess_logits_for_metrics"] = eval_logit_processor
         return SingleTrainer(

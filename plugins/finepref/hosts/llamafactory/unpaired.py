@@ -319,11 +319,11 @@ class UnpairedAdapter(Adapter):
             refuse(self.stage.check_data({name for record in found for name in record.negatives}, options))
 
     def build_trainer(self, parts: Any, **common: Any) -> UnpairedTrainer:
-        options, training_args = parts.run.options, parts.training_args
+        options, training_args = parts.run.options, parts.args.training
         type_names = options.error_types or self._types_of_run(common, parts)
         ignore = (
             IGNORE_INDEX
-            if parts.data_args.ignore_pad_token_for_loss
+            if parts.args.data.ignore_pad_token_for_loss
             else parts.tokenizer_module["tokenizer"].pad_token_id
         )
         shared = dict(
@@ -354,7 +354,7 @@ class UnpairedAdapter(Adapter):
     def _types_of_run(datasets: dict[str, Any], parts: Any) -> tuple[str, ...]:
         """All error types in the data, sorted; a stream's come from its files."""
         found: set[str] = set()
-        if parts.data_args.streaming:
+        if parts.args.data.streaming:
             for _, _, record in parts.run.source_records():
                 found |= set(record.negatives)
         else:

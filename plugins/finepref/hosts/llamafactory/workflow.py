@@ -12,8 +12,19 @@ from transformers import TrainerCallback
 from finepref import stages
 from finepref.hosts import patching, receipt
 from finepref.hosts.llamafactory import arguments, data
+from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.missing_model import missing_model_hint
 from finepref.hosts.run import Run
+
+
+@dataclass(frozen=True)
+class HostArguments:
+    """The host's arguments of a run."""
+
+    model: Any
+    data: Any
+    training: Any
+    finetuning: Any
 
 
 @dataclass
@@ -24,9 +35,7 @@ class Parts:
     ref_model: Any
     template: Any
     tokenizer_module: dict[str, Any]
-    data_args: Any
-    training_args: Any
-    finetuning_args: Any
+    args: HostArguments
     run: Run
 
     def trainer_arguments(self) -> dict[str, Any]:
@@ -34,8 +43,8 @@ class Parts:
         return {
             "run": self.run,
             "model": self.model,
-            "args": self.training_args,
-            "finetuning_args": self.finetuning_args,
+            "args": self.args.training,
+            "finetuning_args": self.args.finetuning,
             **self.tokenizer_module,
         }
 
@@ -49,12 +58,12 @@ def dispatch(original):
         if row is None:
             return original(model_args, data_args, training_args, finetuning_args, *rest, **named)
         callbacks = named.get("callbacks", rest[-1] if rest else None)
-        return run(row, model_args, data_args, training_args, finetuning_args, callbacks)
+        return run(row, HostArguments(model_args, data_args, training_args, finetuning_args), callbacks)
 
     return run_carrier
 
 
-def run(row, model_args, data_args, training_args, finetuning_args, callbacks=None) -> None:
+def run(row: stages.Stage, args: HostArguments, callbacks: Any = None) -> None:
     """Train and evaluate one stage.
 
     Raises:
@@ -64,72 +73,72 @@ def run(row, model_args, data_args, training_args, finetuning_args, callbacks=No
         UnprovenRun: the receipt does not add up.
     """
     patching.require(row.llamafactory_cards, needed_by=f"stage {row.name}")
-    if data_args.packing:
+    if args.data.packing:
         raise ValueError(f"`packing` is not for stage {row.name}: its responses are compared one by one")
-    for path in filter(None, (model_args.model_name_or_path, finetuning_args.ref_model)):
+    for path in filter(None, (args.model.model_name_or_path, args.finetuning.ref_model)):
         if hint := missing_model_hint(path):
             raise FileNotFoundError(hint)
     adapter = data.adapter_of(row)
-    if training_args.do_predict and not adapter.predicts:
+    if args.training.do_predict and not adapter.predicts:
         raise ValueError(f"`do_predict` is not for stage {row.name}: it has no scores to write")
-    options = arguments.options_of(row, finetuning_args)
-    more = {"finetuning_type": finetuning_args.finetuning_type}
+    options = arguments.options_of(row, args.finetuning)
+    more = {"finetuning_type": args.finetuning.finetuning_type}
     with Run(row, options, row.llamafactory_cards, settings=more).active() as started:
-        _train(adapter, started, model_args, data_args, training_args, finetuning_args, callbacks)
+        _train(adapter, started, args, callbacks)
 
 
-def _train(adapter, run, model_args, data_args, training_args, finetuning_args, callbacks) -> None:
+def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> None:
     """The run itself, in the order of the host's own `run_*`."""
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
     from llamafactory.model import load_model, load_tokenizer
     from llamafactory.train.trainer_utils import create_ref_model
 
     row, options = run.stage, run.options
-    tokenizer_module = load_tokenizer(model_args)
+    tokenizer_module = load_tokenizer(args.model)
     tokenizer = tokenizer_module["tokenizer"]
-    template = get_template_and_fix_tokenizer(tokenizer, data_args)
-    dataset_module = get_dataset(template, model_args, data_args, training_args, stage=row.name, **tokenizer_module)
+    template = get_template_and_fix_tokenizer(tokenizer, args.data)
+    dataset_module = get_dataset(template, args.model, args.data, args.training, stage=row.name, **tokenizer_module)
     for split in ("train_dataset", "eval_dataset"):
-        if dataset_module.get(split) is not None and not data_args.streaming:
+        if dataset_module.get(split) is not None and not args.data.streaming:
             for part in _parts(dataset_module[split]):
                 adapter.check_tokenized(part, options)
-                if split == "train_dataset" and training_args.do_train:
+                if split == "train_dataset" and args.training.do_train:
                     adapter.check_training(part, options)
-    _count_rows(run, dataset_module, data_args.streaming)
+    _count_rows(run, dataset_module, args.data.streaming)
 
-    training = training_args.do_train
-    model = load_model(tokenizer, model_args, finetuning_args, training, add_valuehead=adapter.adds_value_head)
-    if not adapter.needs_reference(options, finetuning_args):
+    training = args.training.do_train
+    model = load_model(tokenizer, args.model, args.finetuning, training, add_valuehead=adapter.adds_value_head)
+    if not adapter.needs_reference(options, args.finetuning):
         ref_model = None
-    elif finetuning_args.ref_model is None and not training_args.do_train:
+    elif args.finetuning.ref_model is None and not args.training.do_train:
         ref_model = model
     else:
-        ref_model = create_ref_model(model_args, finetuning_args)
+        ref_model = create_ref_model(args.model, args.finetuning)
 
-    parts = Parts(model, ref_model, template, tokenizer_module, data_args, training_args, finetuning_args, run)
+    parts = Parts(model, ref_model, template, tokenizer_module, args, run)
     trainer = adapter.build_trainer(parts, callbacks=callbacks, **dataset_module)
-    trainer.add_callback(ReceiptCallback(run, trainer, data_args))
+    trainer.add_callback(ReceiptCallback(run, trainer, args.data))
 
-    if training_args.do_train:
-        result = trainer.train(resume_from_checkpoint=arguments.resume_point(training_args, finetuning_args))
+    if args.training.do_train:
+        result = trainer.train(resume_from_checkpoint=arguments.resume_point(args.training, args.finetuning))
         trainer.save_model()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
-        if trainer.is_world_process_zero() and finetuning_args.plot_loss:
+        if trainer.is_world_process_zero() and args.finetuning.plot_loss:
             _plot(trainer, adapter.plot_keys(options))
 
-    if training_args.do_eval:
+    if args.training.do_eval:
         metrics = trainer.evaluate(metric_key_prefix="eval")
         if model is ref_model:  # a model's reward against itself is 0 by definition
             metrics = {key: value for key, value in metrics.items() if "rewards" not in key}
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
 
-    if training_args.do_predict:
+    if args.training.do_predict:
         trainer.write_scores(dataset_module["eval_dataset"])
 
-    _model_card(run, trainer, model_args, data_args, training_args, finetuning_args)
+    _model_card(run, trainer, args)
 
 
 def _parts(split: Any) -> list[Any]:
@@ -209,13 +218,13 @@ def _plot(trainer: Any, keys: list[str]) -> None:
     plot_loss(trainer.args.output_dir, keys=[key for key in dict.fromkeys(wanted) if key in logged])
 
 
-def _model_card(run, trainer, model_args, data_args, training_args, finetuning_args) -> None:
+def _model_card(run: Run, trainer: Any, args: HostArguments) -> None:
     """The host's model card, with a section that says what was really trained."""
     from llamafactory.train.trainer_utils import create_modelcard_and_push
 
-    create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
-    card = Path(training_args.output_dir, "README.md")
-    if training_args.do_train and training_args.should_save and card.is_file():
+    create_modelcard_and_push(trainer, args.model, args.data, args.training, args.finetuning)
+    card = Path(args.training.output_dir, "README.md")
+    if args.training.do_train and args.training.should_save and card.is_file():
         options = "\n".join(f"- `{key}`: {value}" for key, value in run.settings.items())
         row = run.stage
         section = f"\n## Stage `{row.name}`\n\n{row.title} ({row.paper}), trained with finepref.\n\n{options}\n"

@@ -99,8 +99,13 @@ def _sides(responses: dict[str, list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 class UnpairedDataset(pairs.PairDataset):
-    """Draws by the epoch that the sampler tells; the evaluation's sampler tells none, so its draws are always those of
-    epoch 0.
+    """Draws by the epoch that the sampler tells. Evaluation's sampler tells none, so it always draws as in epoch 0.
+
+    Args:
+        rows: the data.
+        tokenizer, max_length, strategy: as the host hands them over.
+        types: the error types to draw from, None for all.
+        resampled: draw anew in each epoch.
     """
 
     def __init__(

@@ -156,6 +156,11 @@ def by_tokens(
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """The record as the stage's processor tokenises it, and for each side the text of each token.
 
+    Args:
+        row: the stage.
+        record: what to tokenise.
+        tokenizer_module, template, data_args: the host's.
+
     Raises:
         BadData: the record and the tokenizer do not fit together.
     """
