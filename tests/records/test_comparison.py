@@ -91,6 +91,14 @@ def test_floats_are_written_without_loss():
     assert script.as_float("2404.11999") is None
 
 
+def test_scalars_that_a_step_logs_become_one_entry_and_those_of_the_next_step_another():
+    logged = [("train/loss", 1, 0.5), ("train/acc", 1, 1.0), ("train/loss", 2, 0.4), ("eval/loss", 2, 0.3)]
+    assert script.by_step(logged) == [
+        {"step": 1, "train/loss": 0.5, "train/acc": 1.0},
+        {"step": 2, "train/loss": 0.4, "eval/loss": 0.3},
+    ]
+
+
 def test_a_weight_that_moves_to_the_next_token_changes_the_digest_of_the_call_and_of_all_calls():
     entries = []
     for weight in ([[0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]]):
