@@ -146,6 +146,53 @@ def test_a_row_brings_its_own_problem_codes(register):
     assert "WS001 a.jsonl:3 chosen: so" in str(Problem("a.jsonl", 3, "chosen", "WS001", "so"))
 
 
+CARD = """\
+versions = ">=0.9.5"
+module = "{module}"
+attribute = "run_exp"
+signature = "(args=, callbacks=)"
+{replacement}
+why = "a stage of its own relies on it"
+without_it = "the stage cannot start"
+upstream = "none"
+drop_when = "never"
+
+[tested]
+"0.9.5" = "0000000000000000"
+"""
+
+
+@pytest.fixture
+def cards(tmp_path, monkeypatch):
+    """Install a package with one card; returns all cards."""
+    from finepref.hosts import patching
+
+    def install(**parts):
+        package, info = tmp_path / "wsimpo_cards", tmp_path / "finepref_wsimpo-0.1.0.dist-info"
+        (package / "llamafactory").mkdir(parents=True)
+        (package / "__init__.py").write_text("")
+        (package / "llamafactory/wsimpo-run.toml").write_text(CARD.format(**parts))
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: finepref-wsimpo\nVersion: 0.1.0\n")
+        (info / "entry_points.txt").write_text("[finepref.cards]\nwsimpo = wsimpo_cards\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        patching.load_cards.cache_clear()
+        return patching.load_cards()
+
+    yield install
+    patching.load_cards.cache_clear()
+
+
+def test_a_package_brings_its_own_patch_cards(cards):
+    card = cards(module="llamafactory.train.tuner", replacement="")["wsimpo-run"]
+    assert (card.host, card.target) == ("llamafactory", "llamafactory.train.tuner.run_exp")
+
+
+def test_a_card_that_rebinds_in_a_module_that_nobody_watches_is_refused_by_package_and_name(cards):
+    with pytest.raises(ValueError, match=r"wsimpo_cards: patch card llamafactory/wsimpo-run: .* watches"):
+        cards(module="llamafactory.chat", replacement='replacement = "wsimpo_cards:replace"')
+
+
 @pytest.mark.parametrize("row", methods.BUILT_IN, ids=lambda row: row.name)
 def test_our_own_rows_pass_the_same_checks(row):
     assert stages.problems_of(row) == []
