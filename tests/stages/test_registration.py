@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def register(tmp_path, monkeypatch):
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: finepref-wsimpo\nVersion: 0.1.0\n")
         (info / "entry_points.txt").write_text(f"[finepref.stages]\nwsimpo = {value or f'{module}:STAGE'}\n")
         monkeypatch.syspath_prepend(str(folder))
-        monkeypatch.delitem(__import__("sys").modules, module, raising=False)
+        monkeypatch.delitem(sys.modules, module, raising=False)
         stages.registry.cache_clear()
         return stages.registry()
 
@@ -176,6 +177,7 @@ def cards(tmp_path, monkeypatch):
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: finepref-wsimpo\nVersion: 0.1.0\n")
         (info / "entry_points.txt").write_text("[finepref.cards]\nwsimpo = wsimpo_cards\n")
         monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, "wsimpo_cards", raising=False)
         patching.load_cards.cache_clear()
         return patching.load_cards()
 
