@@ -7,17 +7,11 @@ import math
 
 import pytest
 import torch
-from conftest import losses, scored_rows, span_rows, weights, write_rows
+from conftest import losses, weights
 from plain_pairs import Plain, sepo_loss, tdpo_loss
-from tiny_llama import save_perturbed
+from sample_rows import scored_rows, span_rows, write_rows
 
 ONE_BATCH = {"per_device_train_batch_size": 12, "gradient_accumulation_steps": 1, "max_steps": 1}
-
-
-@pytest.fixture(scope="session")
-def other_model(tiny_model, tmp_path_factory):
-    """A reference model that differs from the policy."""
-    return save_perturbed(tiny_model, tmp_path_factory.mktemp("other"))
 
 
 def mean(values: list[float]) -> float:
@@ -302,12 +296,12 @@ def test_weights_follow_the_labels_when_the_tokenizer_pads_on_the_left(tiny_mode
 
 
 @pytest.mark.parametrize("name", ["sepo", "tdpo_spans"])
-def test_two_ranks_of_six_pairs_have_the_loss_of_one_process_with_twelve(command, run, tmp_path, other_model, name):
+def test_two_ranks_of_six_pairs_have_the_loss_of_one_process_with_twelve(forked, run, tmp_path, other_model, name):
     common = {"name": name, "finetuning_type": "full", "gradient_accumulation_steps": 1, "max_steps": 1}
     common |= {"ref_model": str(other_model)} if name == "tdpo_spans" else {}
     alone = run(output_dir=str(tmp_path / "one"), per_device_train_batch_size=12, **common)
-    both = command(
-        environment={"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"},
+    both = forked(
+        processes=2,
         output_dir=str(tmp_path / "two"),
         per_device_train_batch_size=6,
         **common,

@@ -9,8 +9,9 @@ from typing import get_args, get_type_hints
 
 import pytest
 import webui_form
-from conftest import DATASETS, rows, write_rows
+from conftest import DATASETS
 from finepref import stages
+from sample_rows import rows, write_rows
 
 STAGES = sorted(stages.all_stages())
 LANGUAGES = ("en", "ru", "zh", "ko", "ja")

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ranked_rows, tensors
 from finepref.formats import records
 from finepref.formats.jsonl import write_jsonl
 from finepref.synth.reward import RewardModel, score
+from openrlhf_runs import tensors
+from sample_rows import ranked_rows
 
 
 def rewards_by_host(folder: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> list[float]:

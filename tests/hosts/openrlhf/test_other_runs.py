@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, ranked_rows, rows, span_rows, tensors, write_rows
-
-sys.path.append(str(ROOT / "tests/hosts/llamafactory"))
+from openrlhf_runs import tensors
 from plain_pairs import Plain, tdpo_loss
+from sample_rows import ranked_rows, rows, span_rows, write_rows
 
 ONE_BATCH = {"train__batch_size": 12, "train__micro_batch_size": 12}
 LONGER = {"train__max_epochs": 4}
