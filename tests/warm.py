@@ -29,6 +29,9 @@ from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import IO, Any
 
+LENGTH = 8
+"""Bytes before a request that say how many it has."""
+
 
 class Warm:
     """A warm process; a context manager.
@@ -91,24 +94,24 @@ class Warm:
                 variables = os.environ | {name: str(value) for name, value in own.items()} | dict(environment or {})
                 child = self.popen(words, stdout=file, stderr=subprocess.STDOUT, env=variables, cwd=folder)
                 children.append(child)
-            _finish(children, timeout)
+            code = _finish(children, timeout)
             for file in files:
                 file.seek(0)
             output = "".join(file.read().decode(errors="replace") for file in files)
-        return SimpleNamespace(
-            code=next((child.returncode for child in children if child.returncode), 0), output=output
-        )
+        return SimpleNamespace(code=code, output=output)
 
 
-def _finish(children: list[Child], timeout: float) -> None:
-    """Wait for all, as long as none has failed and it is not too late."""
+def _finish(children: list[Child], timeout: float) -> int:
+    """Wait for all, as long as none has failed and it is not too late; 0, or what the first to fail ended with."""
     deadline, waiting = time.monotonic() + timeout, list(children)
     while waiting and time.monotonic() < deadline and not any(child.returncode for child in children):
         waiting = [child for child in waiting if child.poll() is None]
         time.sleep(0.01)
+    failed = [child.returncode for child in children if child.returncode]
     for child in waiting:
         child.kill()
-        child.wait()
+        failed.append(child.wait())
+    return failed[0] if failed else 0
 
 
 def free_port() -> str:
@@ -160,9 +163,9 @@ def popen(
     }
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
-    socket.send_fds(connection, [b"{"], [out, err, *pass_fds])
-    connection.sendall(json.dumps(request).encode()[1:])
-    connection.shutdown(socket.SHUT_WR)
+    text = json.dumps(request).encode()
+    socket.send_fds(connection, [len(text).to_bytes(LENGTH)], [out, err, *pass_fds])
+    connection.sendall(text)
     for each in closing:
         os.close(each)
     return Child(connection, **pipes)
@@ -221,7 +224,8 @@ def main() -> None:
     listening.bind(address)
     listening.listen(16)
     os.write(1, b"ready\n")
-    children: dict[int, tuple[int, socket.socket]] = {}  # pidfd -> process id, who waits for it
+    ends: dict[int, tuple[int, socket.socket]] = {}  # pidfd -> process id, who waits for it
+    waiting: dict[socket.socket, int] = {}  # the same the other way round
     selector = selectors.DefaultSelector()
     selector.register(listening, selectors.EVENT_READ)
     selector.register(0, selectors.EVENT_READ)
@@ -229,36 +233,53 @@ def main() -> None:
         for key, _ in selector.select():
             if key.fileobj is listening:
                 connection, _ = listening.accept()
-                request, descriptors = received(connection)
-                child = os.fork()
-                if child == 0:
-                    for each in (listening, connection, *(other for _, other in children.values())):
-                        each.close()
-                    selector.close()
-                    become(request, descriptors)
-                for each in descriptors:
-                    os.close(each)
-                ended = os.pidfd_open(child)
-                children[ended] = child, connection
-                selector.register(ended, selectors.EVENT_READ)
-                tell(connection, child)
-            elif key.fd in children:
-                child, connection = children.pop(key.fd)
+                with contextlib.suppress(OSError):  # of a caller that was killed meanwhile
+                    request, descriptors = received(connection)
+                    child = os.fork()
+                    if child == 0:
+                        for each in (listening, connection, *waiting):
+                            each.close()
+                        selector.close()
+                        become(request, descriptors)
+                    for each in descriptors:
+                        os.close(each)
+                    end = os.pidfd_open(child)
+                    ends[end], waiting[connection] = (child, connection), child
+                    selector.register(end, selectors.EVENT_READ)
+                    selector.register(connection, selectors.EVENT_READ)
+                    tell(connection, child)
+            elif key.fd in ends:
+                child, connection = ends.pop(key.fd)
                 selector.unregister(key.fd)
                 os.close(key.fd)
+                if waiting.pop(connection, None):
+                    selector.unregister(connection)
                 tell(connection, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
                 connection.close()
-            else:
-                for child, _ in children.values():
+            elif key.fileobj in waiting:  # the caller is gone, so there is nobody who could stop the child
+                selector.unregister(key.fileobj)
+                os.kill(waiting.pop(key.fileobj), signal.SIGKILL)
+            elif key.fd == 0:
+                for child, _ in ends.values():
                     os.kill(child, signal.SIGKILL)
                 os._exit(0)
 
 
 def received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """A request and the descriptors that came with it: standard output, standard error, and what is to stay open."""
-    text, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 16)
-    while piece := connection.recv(1 << 16):
+    """A request and the descriptors that came with it: standard output, standard error, and what is to stay open.
+
+    Raises:
+        OSError: the caller ended in the middle of it.
+    """
+    head, descriptors, _, _ = socket.recv_fds(connection, LENGTH, 16)
+    size, text = int.from_bytes(head), b""
+    while len(text) < size:
+        piece = connection.recv(size - len(text))
+        if not piece:
+            raise OSError("the caller has gone")
         text += piece
+    if not text:
+        raise OSError("the caller has gone")
     return json.loads(text), descriptors
 
 
