@@ -45,14 +45,18 @@ class Warm:
         self._folder = tempfile.TemporaryDirectory(prefix="warm-")  # the path of a socket has to be short
         self.address = f"{self._folder.name}/socket"
         words = [sys.executable, __file__, self.address, *modules]
-        self._process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | dict(environment or {})
-        )
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, env=os.environ | dict(environment or {}))
 
     def __enter__(self) -> Warm:
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"ready\n", "the warm process ended; see above"
-        return self
+        while True:
+            with (
+                contextlib.suppress(FileNotFoundError, ConnectionRefusedError),
+                socket.socket(socket.AF_UNIX) as ready,
+            ):
+                ready.connect(self.address)
+                return self
+            assert self._process.poll() is None, "the warm process ended; see what it printed"
+            time.sleep(0.02)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -223,7 +227,6 @@ def main() -> None:
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(address)
     listening.listen(16)
-    os.write(1, b"ready\n")
     ends: dict[int, tuple[int, socket.socket]] = {}  # pidfd -> process id, who waits for it
     waiting: dict[socket.socket, int] = {}  # the same the other way round
     selector = selectors.DefaultSelector()
