@@ -1,6 +1,6 @@
 # make demo   install, then train and measure SeaPO on a real small model; ends in demo/report.md
-# make test   install, then run every test
-.PHONY: demo test test-core test-chaos test-llamafactory test-pipelines test-openrlhf test-cross test-vllm lint format docs clean
+# make test   install, then run every test; make test-fast, in under four minutes, what needs no host
+.PHONY: demo test test-fast test-core test-chaos test-llamafactory test-pipelines test-openrlhf test-cross test-vllm lint format docs clean
 
 CORE := .venvs/core/bin
 LLAMAFACTORY := .venvs/llamafactory/bin
@@ -14,11 +14,15 @@ export OMP_NUM_THREADS ?= 1
 demo: env-llamafactory
 	OMP_NUM_THREADS=$(shell nproc) OMP_WAIT_POLICY=passive $(LLAMAFACTORY)/python examples/demo.py --output demo
 
-# Two at a time, as most tests keep one core busy, the longest first, and all of them whatever fails.
-# Each prints in one piece at its end.
+# Two at a time, as most tests keep one core busy, the longest first, so that both cores are busy to the end, and all
+# of them whatever fails. Each prints in one piece at its end.
 test: lint
 	$(MAKE) --jobs=2 --keep-going --output-sync=target \
-		test-llamafactory test-openrlhf test-pipelines test-core test-vllm test-cross
+		test-llamafactory test-openrlhf test-pipelines test-vllm test-core test-cross
+
+# For daily work: no host, nothing slow.
+test-fast: env-core
+	$(CORE)/python -m pytest tests --ignore=tests/hosts --ignore=tests/engines -m "not slow and not chaos"
 
 test-core: env-core
 	$(CORE)/python -m pytest tests --ignore=tests/hosts --ignore=tests/engines
@@ -33,7 +37,7 @@ test-llamafactory: env-llamafactory
 	@scripts/make_browser.sh
 	$(LLAMAFACTORY)/python -m pytest tests/hosts/llamafactory $(addprefix --ignore=, $(PIPELINES))
 
-# Whole games of APO and ReverseGen on LLaMA-Factory, killed in each step.
+# Whole games of APO and ReverseGen on LLaMA-Factory, killed in each kind of step.
 test-pipelines: env-llamafactory
 	$(LLAMAFACTORY)/python -m pytest $(PIPELINES)
 

@@ -1,4 +1,7 @@
-"""A game of `finepref apo run` on a tiny model, for the tests of both hosts: its files, its steps, and playing it."""
+"""A game of `finepref apo run` on a tiny model, for the tests of both hosts: its files, its steps, and playing it.
+
+As a program it is `finepref` with its steps in forks of a warm process: python apo_game.py ADDRESS WORD...
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
 from finepref.formats.jsonl import write_jsonl
+from warm import Child, Warm, popen
 
 STEPS = [
     *("data/human", "data/test_human", "data/testing_human", "base/reward", "testing/reward", "base/scored"),
@@ -42,14 +48,35 @@ def save_game(folder: Path, model: Path, ranked_rows: Callable[..., list[dict]],
     return folder / "game.yaml"
 
 
-def play(game: Path, output: Path) -> subprocess.Popen:
-    """Start the command in a session of its own."""
-    words = [Path(sys.executable).with_name("finepref"), "apo", "run", game, "--output", output]
+def play(game: Path, output: Path, warm: Warm | None = None) -> subprocess.Popen | Child:
+    """Start the command in a session of its own, or with all of its steps in a process group of a warm process."""
+    words = ["apo", "run", game, "--output", output]
+    start, program = (subprocess.Popen, [Path(sys.executable).with_name("finepref")])
+    if warm is not None:
+        start, program = warm.popen, ["python", __file__, warm.address]
     root, variables = Path(__file__).parents[1], dict(os.environ)
     with open(output.with_suffix(".log"), "ab") as log:
-        return subprocess.Popen(words, stdout=log, stderr=log, cwd=root, start_new_session=True, env=variables)
+        return start([*program, *words], stdout=log, stderr=log, cwd=root, start_new_session=True, env=variables)
 
 
-def finish(game: Path, output: Path) -> None:
+def finish(game: Path, output: Path, warm: Warm | None = None) -> None:
     """Play to the end."""
-    assert play(game, output).wait(timeout=900) == 0, output.with_suffix(".log").read_text()[-4000:]
+    assert play(game, output, warm).wait(timeout=900) == 0, output.with_suffix(".log").read_text()[-4000:]
+
+
+def steps_in(warm_address: str) -> SimpleNamespace:
+    """The module subprocess, for `finepref.pipelines.steps`, with a Popen that forks the warm process."""
+    return SimpleNamespace(**vars(subprocess) | {"Popen": partial(popen, warm_address)})
+
+
+def main() -> None:
+    from finepref import cli
+    from finepref.pipelines import steps
+
+    steps.subprocess = steps_in(sys.argv.pop(1))
+    sys.argv[0] = "finepref"
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,11 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 
 def byte_tokenizer() -> Any:
     """A token per byte, </s> as the end token 0, and a chat template."""
@@ -22,6 +27,28 @@ def byte_tokenizer() -> Any:
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(["</s>"])
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", pad_token="</s>", chat_template=TEMPLATE)
+
+
+def save_chatml_llama(folder: Path) -> Path:
+    """Save one with an untied head and a tokenizer of 600 tokens that is trained on sums, with the chatml template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    torch.set_num_threads(1)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(["the answer is a number and so on", "What is 12 + 13?"] * 20, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>")
+    fast.chat_template = CHATML
+    return save_tiny_llama(
+        folder, fast, max_position_embeddings=512, tie_word_embeddings=False, pad_token_id=fast.pad_token_id
+    )
 
 
 def save_tiny_llama(folder: Path, tokenizer: Any, **config: Any) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, tensors
+from openrlhf_runs import ROOT, tensors
 from safetensors.torch import save_file
 
 # name -> (flags on OpenRLHF, LLaMA-Factory's stage, data and keys)

@@ -6,147 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tiny_llama import save_tiny_llama
+from sample_rows import write_rows
+from warm import Warm
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_DISABLED="true", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
 ROOT = Path(__file__).parents[3]
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama with an untied head and a byte-level tokenizer trained on the demo rows."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    torch.set_num_threads(1)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator(["the answer is a number and so on", "What is 12 + 13?"] * 20, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>")
-    fast.chat_template = CHATML
-    return save_tiny_llama(
-        tmp_path_factory.mktemp("tiny"),
-        fast,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        pad_token_id=fast.pad_token_id,
-    )
-
-
-def rows(count: int = 12) -> list[dict]:
-    """Negatives records of sums, each with the paper's three error types."""
-    return [
-        {
-            "id": f"sum-{i}",
-            "prompt": f"What is {i} + {i + 1}?",
-            "chosen": f"{i} + {i + 1} = {2 * i + 1}. The answer is {2 * i + 1}.",
-            "negatives": {
-                "correctness": f"{i} + {i + 1} = {2 * i + 4}. The answer is {2 * i + 4}.",
-                "logic": f"{i} + {i + 1} = {2 * i + 1}. So the answer is {i}.",
-                "hallucination": f"As Gauss wrote, {i} + {i + 1} = {2 * i + 1}. The answer is {2 * i + 1}.",
-            },
-        }
-        for i in range(count)
-    ]
-
-
-def span_rows(count: int = 12) -> list[dict]:
-    """Pairs of right and wrong sums with two spans, on the wrong results, or on the right ones in every third pair."""
-    pairs = []
-    for i in range(count):
-        right, wrong = f"{2 * i + 1}", f"{2 * i + 4}"
-        chosen = f"{i} + {i + 1} = {right}. The answer is {right}."
-        rejected = f"{i} + {i + 1} = {wrong}. The answer is {wrong}."
-        row = {"id": f"span-{i}", "prompt": f"What is {i} + {i + 1}?", "chosen": chosen, "rejected": rejected}
-        side, text, number = ("chosen", chosen, right) if i % 3 == 0 else ("rejected", rejected, wrong)
-        row[f"{side}_spans"] = results(text, number)
-        pairs.append(row)
-    return pairs
-
-
-def granular_rows(count: int = 12) -> list[dict]:
-    """The same pairs with both results marked in the right answer."""
-    return [
-        {key: row[key] for key in ("id", "prompt", "chosen", "rejected")}
-        | {"chosen_spans": results(row["chosen"], f"{2 * i + 1}")}
-        for i, row in enumerate(span_rows(count))
-    ]
-
-
-def results(text: str, number: str) -> list[dict]:
-    """Spans of the two places that state a result."""
-    starts = (text.index("= ") + 2, text.index("is ") + 3)
-    return [{"start": start, "end": start + len(number)} for start in starts]
-
-
-def scored_rows(model: Path, count: int = 12) -> list[dict]:
-    """The same pairs with a score for each token of the model's tokenizer and for the end token."""
-    from finepref.formats.scores import fingerprint
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    pairs = []
-    for row in span_rows(count):
-        scored = {key: row[key] for key in ("id", "prompt", "chosen", "rejected")}
-        scored["tokenizer"] = fingerprint(tokenizer.backend_tokenizer.to_str())
-        for side in ("chosen", "rejected"):
-            encoded = tokenizer(scored[side], add_special_tokens=False, return_offsets_mapping=True)
-            places = [*encoded["offset_mapping"], (len(scored[side]),) * 2]
-            scored[f"{side}_scores"] = [((7 * k + len(row["id"])) % 11 - 5) / 4 for k in range(len(places))]
-            scored[f"{side}_offsets"] = [list(place) for place in places]
-        pairs.append(scored)
-    return pairs
-
-
-def ranked_rows(count: int = 12, start: int = 0) -> list[dict]:
-    """Sums with two to four scored responses; every third record is of kind apo and has two."""
-    lists = []
-    for i in range(start, start + count):
-        total = 2 * i + 1
-        texts = [f"{i} + {i + 1} = {total}.", f"{i} + {i + 1} = {total + 3}!", f"As Gauss wrote, {total}.", "No idea."]
-        size = 2 if i % 3 == 2 else 2 + i % 3 + i % 2
-        row = {"id": f"list-{i}", "prompt": f"What is {i} + {i + 1}?", "responses": texts[:size]}
-        lists.append(row | {"scores": [1.0, 0.5, -1.0, -2.0][:size]} | ({"kind": "apo"} if i % 3 == 2 else {}))
-    return lists
-
-
-def write_rows(folder: Path, records: list[dict], name: str = "sums", **entry: object) -> Path:
-    """A dataset_dir with one data set."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row) + "\n" for row in records)
-    (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    info = folder / "dataset_info.json"
-    table = json.loads(info.read_text()) if info.exists() else {}
-    table[name] = {"file_name": f"{name}.jsonl", "formatting": "negatives", **entry}
-    info.write_text(json.dumps(table), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def sums(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset_dir with a data set of 12 records for each stage."""
-    folder = write_rows(tmp_path_factory.mktemp("data"), rows())
-    write_rows(folder, span_rows(), "spans", formatting="span_pair")
-    write_rows(folder, granular_rows(), "granular", formatting="span_pair")
-    write_rows(folder, scored_rows(tiny_model), "scores", formatting="scored_pair")
-    return write_rows(folder, ranked_rows(), "lists", formatting="ranked")
-
-
+HOST = ("llamafactory.train.tuner", "finepref.cli", "matplotlib.pyplot")  # what a training imports
 DATASETS = {"seapo_kto": "sums", "sepo": "scores", "tdpo": "spans", "apo_rm": "lists", "granular_sft": "granular"}
 RECIPES = {
     "seapo_kto": "seapo_kto",
@@ -207,17 +78,28 @@ def run(recipe):
 
 
 @pytest.fixture
-def command(recipe, tmp_path: Path):
-    """Train by `llamafactory-cli train FILE`; returns the finished process and the output folder."""
+def recipe_file(recipe, tmp_path: Path):
+    """Write a recipe without the keys that begin so; returns the file and the output folder."""
 
-    def call(
-        *, environment: dict[str, str] | None = None, drop: tuple[str, ...] = (), **overrides: object
-    ) -> SimpleNamespace:
+    def write(drop: tuple[str, ...] = (), **overrides: object) -> tuple[Path, Path]:
         import yaml
 
         settings = {key: value for key, value in recipe(**overrides).items() if not (drop and key.startswith(drop))}
         file = tmp_path / "recipe.yaml"
         file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        return file, Path(settings["output_dir"])
+
+    return write
+
+
+@pytest.fixture
+def command(recipe_file):
+    """Train by `llamafactory-cli train FILE` in new processes; returns how it ended and the output folder."""
+
+    def call(
+        *, environment: dict[str, str] | None = None, drop: tuple[str, ...] = (), **overrides: object
+    ) -> SimpleNamespace:
+        file, folder = recipe_file(drop, **overrides)
         bin_folder = str(Path(sys.executable).parent)
         process = subprocess.run(
             [f"{bin_folder}/llamafactory-cli", "train", str(file)],
@@ -227,16 +109,37 @@ def command(recipe, tmp_path: Path):
             timeout=300,
             cwd=ROOT,
         )
-        folder = Path(settings["output_dir"])
-        receipt = folder / "finepref_receipt.json"
-        return SimpleNamespace(
-            code=process.returncode,
-            output=process.stdout + process.stderr,
-            folder=folder,
-            receipt=json.loads(receipt.read_text()) if receipt.exists() else None,
-        )
+        return ended(process.returncode, process.stdout + process.stderr, folder)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """A process that has imported the host, which forks one for each command."""
+    with Warm(HOST) as process:
+        yield process
+
+
+@pytest.fixture
+def forked(warm, recipe_file):
+    """As `command`, in forks of the warm process, or of another one; on `processes` ranks as torchrun has them."""
+
+    def call(
+        *, processes: int = 1, process: Warm = warm, drop: tuple[str, ...] = (), **overrides: object
+    ) -> SimpleNamespace:
+        file, folder = recipe_file(drop, **overrides)
+        done = process.run(["llamafactory-cli", "train", file], processes=processes, folder=ROOT)
+        return ended(done.code, done.output, folder)
+
+    return call
+
+
+def ended(code: int, output: str, folder: Path) -> SimpleNamespace:
+    """What a training in a process of its own has left."""
+    receipt = folder / "finepref_receipt.json"
+    found = json.loads(receipt.read_text()) if receipt.exists() else None
+    return SimpleNamespace(code=code, output=output, folder=folder, receipt=found)
 
 
 @pytest.fixture
@@ -255,6 +158,16 @@ def refused(recipe, tmp_path, monkeypatch):
         return str(caught.value)
 
     return attempt
+
+
+def host_keys() -> set[str]:
+    """Every key that a recipe may have, finepref's among them."""
+    from dataclasses import fields
+
+    from llamafactory import hparams
+
+    names = ("Model", "Data", "Training", "Finetuning", "Generating")
+    return {field.name for name in names for field in fields(getattr(hparams, f"{name}Arguments"))}
 
 
 def losses(done: SimpleNamespace) -> list[float]:

@@ -8,6 +8,7 @@ the host only the module without which trl does not import, so that a child cost
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib
 import json
 import os
@@ -84,27 +85,36 @@ def start(recipe: str, card: str, mutation: str) -> tuple[int, int]:
     return child, reading
 
 
+HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate", "llamafactory.extras.packages")
+HEAVY += ("trl.trainer.kto_trainer", "trl.trainer.dpo_trainer", "torchaudio", "av", "omegaconf", "matplotlib.pyplot")
+
+
 def main() -> None:
-    heavy = ("torch", "transformers", "peft", "datasets", "accelerate")
-    for name in (*heavy, "llamafactory.extras.packages", "trl.trainer.kto_trainer", "trl.trainer.dpo_trainer"):
+    for name in HEAVY:
         importlib.import_module(name)
     from finepref import stages
+    from finepref.hosts import patching
 
+    gc.freeze()  # or every child would copy most of the memory
     results = {}
     sys.stdout.flush()
-    needing = {card: name for name, row in reversed(stages.all_stages().items()) for card in row.cards}
-    probes = [
-        (f"{card}/{mutation}", f"{sys.argv[1]}/{stage}.yaml", card, mutation)
-        for card, stage in needing.items()
-        for mutation in MUTATIONS
-    ]
-    together = os.cpu_count() or 1
-    for k in range(0, len(probes), together):
-        started = [(name, *start(*probe)) for name, *probe in probes[k : k + together]]
-        for name, child, reading in started:
-            with os.fdopen(reading) as pipe:
-                results[name] = json.loads(pipe.read())
-            os.waitpid(child, 0)
+    needing = {card: name for name, row in reversed(stages.all_stages().items()) for card in row.llamafactory_cards}
+    rebinding = {card for card in needing if patching.load_cards()[card].replacement}
+    for cards in (rebinding, needing.keys() - rebinding):
+        probes = [
+            (f"{card}/{mutation}", f"{sys.argv[1]}/{needing[card]}.yaml", card, mutation)
+            for card in sorted(cards)
+            for mutation in MUTATIONS
+        ]
+        together = os.cpu_count() or 1
+        for k in range(0, len(probes), together):
+            started = [(name, *start(*probe)) for name, *probe in probes[k : k + together]]
+            for name, child, reading in started:
+                with os.fdopen(reading) as pipe:
+                    results[name] = json.loads(pipe.read())
+                os.waitpid(child, 0)
+        importlib.import_module("llamafactory.train.tuner")
+        gc.freeze()
     print(json.dumps(results))
 
 

@@ -1,4 +1,4 @@
-"""One torchrun rank: what `llamafactory-cli train` starts, without compiling DeepSpeed's operators for CPUs.
+"""One rank: what `llamafactory-cli train` starts, without compiling DeepSpeed's operators for CPUs.
 
 They take minutes of a C++ compiler, and DeepSpeed does without them.
 """

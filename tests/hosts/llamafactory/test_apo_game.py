@@ -1,4 +1,8 @@
-"""`finepref apo run` on a tiny model with the real host: a round, killed in each step in turn, ends the same."""
+"""`finepref apo run` on a tiny model with the real host: a round, killed in each kind of step, ends the same.
+
+That a step can be killed and started again is the mechanism of all steps, proven in tests/pipelines/test_steps.py;
+what is proven here is that the commands of each kind take up again what they were at.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ from pathlib import Path
 
 import pytest
 from apo_game import STEPS, finish, play, save_game
-from conftest import ranked_rows
+from sample_rows import ranked_rows
+from warm import Warm
 
 TINY = {
     "finetuning_type": "lora",
@@ -43,30 +48,35 @@ def game(tiny_model, tmp_path_factory) -> Path:
     )
 
 
-def kill_in(step: str, game: Path, output: Path) -> None:
-    """Play until the step's command has begun to write, or has run for a second, and kill all processes.
+# The first step of each command, -> the file in its folder that shows that it is in the middle of its work; without
+# one it is killed when it has been started.
+KILLED = {
+    "data/human": None,
+    "base/reward": "model/checkpoint-1/trainer_state.json",
+    "base/scored": "*.work/*.jsonl",
+    "round_0/answers": "*.work/*.jsonl",
+    "round_0/eval": None,
+    "round_1/pairs": None,
+    "round_1/selected": None,
+    "round_1/policy": "model/checkpoint-1/trainer_state.json",
+    "round_1/merged": None,
+}
 
-    Two trainings, one of each kind, are killed after their first checkpoint instead.
-    """
-    process = play(game, output)
-    log = output / step / "log.txt"
-    while not log.exists():
+
+def kill_in(step: str, mark: str | None, game: Path, output: Path, warm: Warm) -> None:
+    """Play until the step is at its mark, and kill all processes."""
+    process = play(game, output, warm)
+    folder = output / step
+    while not ((folder / "log.txt").exists() and (mark is None or list(folder.glob(mark)))):
         assert process.poll() is None, output.with_suffix(".log").read_text()[-4000:]
-        time.sleep(0.02)
-    if step in ("base/reward", "round_1/policy"):
-        while not list(log.parent.glob("model/checkpoint-*/trainer_state.json")):
-            assert process.poll() is None, output.with_suffix(".log").read_text()[-4000:]
-            time.sleep(0.02)
-    begun = time.monotonic()
-    while time.monotonic() < begun + 1 and not list(log.parent.rglob("*.jsonl")):
-        time.sleep(0.02)
+        time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 @pytest.fixture(scope="module")
 def whole(game, tmp_path_factory) -> Path:
-    """The folder of a game that nothing disturbed."""
+    """The folder of a game that nothing disturbed, every step of it in a new process as users have it."""
     output = tmp_path_factory.mktemp("whole") / "run"
     finish(game, output)
     return output
@@ -93,12 +103,20 @@ def test_the_reward_model_of_a_round_starts_from_the_base_model_and_sees_both_ki
     assert not [word for word in words if word.startswith("adapter_name_or_path")]
 
 
-def test_a_game_killed_in_each_step_in_turn_ends_with_the_same_report(game, whole, tmp_path):
+def commands(folder: Path) -> dict[str, str]:
+    """Step -> its command without what it works on: `finepref apo score`, `llamafactory-cli train FILE`."""
+    found = {step: json.loads((folder / step / "step.json").read_text())["command"] for step in STEPS}
+    return {step: " ".join(words[: 2 if words[1] in ("convert", "export") else 3]) for step, words in found.items()}
+
+
+def test_a_game_killed_in_each_kind_of_step_ends_with_the_same_report(game, whole, tmp_path, warm):
+    told = commands(whole)
+    assert len({told[step] for step in KILLED}) == len(KILLED), "each kind once"
+    assert {told[step] for step in KILLED} == {*told.values()}, "and all of them"
     output = tmp_path / "run"
-    for step in STEPS:
-        kill_in(step, game, output)
-        record = json.loads((output / step / "step.json").read_text())
-        print(step, "finished" if "outputs" in record else "killed")
-    finish(game, output)
+    for step, mark in KILLED.items():
+        kill_in(step, mark, game, output, warm)
+        assert "outputs" not in json.loads((output / step / "step.json").read_text()), f"{step} was finished"
+    finish(game, output, warm)
     for name in ("report.md", "rounds.png"):
         assert (output / name).read_bytes() == (whole / name).read_bytes()

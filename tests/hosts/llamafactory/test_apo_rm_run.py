@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ranked_rows as ranked
-from conftest import weights, write_rows
+from conftest import weights
 from finepref.losses.apo_rm import apo_rm_loss
 from finepref.losses.ops import reduce
+from sample_rows import ranked_rows as ranked
+from sample_rows import write_rows
 
 OPTIONS = {"kl_coeff": 1.0, "apo_coeff": 0.1, "samples": 4}
 
@@ -28,11 +29,17 @@ def apo(run, tmp_path):
     return train
 
 
-@pytest.fixture
-def start(apo, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def start(warm, tiny_model, sums, tmp_path_factory) -> Path:
     """A reward model as saved, its random head included: a full run with learning rate 0."""
-    done = apo(finetuning_type="full", max_steps=1, learning_rate=0.0, output_dir=str(tmp_path / "start"))
-    return done.folder
+    folder = tmp_path_factory.mktemp("start")
+    keys = {"stage": "apo_rm", "do_train": True, "model_name_or_path": str(tiny_model), "template": "chatml"}
+    keys |= {"dataset_dir": str(sums), "dataset": "lists", "finetuning_type": "full", "max_steps": 1}
+    keys |= {"learning_rate": 0.0, "output_dir": str(folder), "cache_dir": str(folder / "cache"), "report_to": "none"}
+    (folder / "recipe.yaml").write_text(json.dumps(keys))
+    done = warm.run(["llamafactory-cli", "train", folder / "recipe.yaml"])
+    assert done.code == 0, done.output[-3000:]
+    return folder
 
 
 def text_of(prompt: str, response: str, pooling: str = "last") -> str:
@@ -134,14 +141,14 @@ def test_the_released_normalisation_goes_by_micro_batch(apo, start, tmp_path):
     assert abs(losses[0] - losses[1]) > 1e-4
 
 
-def test_two_ranks_take_the_steps_of_one_even_with_reentrant_checkpointing(apo, command, start, tmp_path):
+def test_two_ranks_take_the_steps_of_one_even_with_reentrant_checkpointing(apo, forked, start, tmp_path):
     """The host's own RM cannot do this with full weights: DDP searches for unused parameters and finds some twice."""
     common = {"model_name_or_path": str(start), "finetuning_type": "full", "apo_coeff": 2.0, "max_steps": 2}
     common |= {"name": "apo_rm", "dataset": "lists", "dataset_dir": str(tmp_path / "ranked"), "warmup_steps": 0}
     common |= {"eval_dataset": "lists", "do_eval": True, "do_predict": True, "per_device_eval_batch_size": 5}
     alone = apo(**common, per_device_train_batch_size=4, output_dir=str(tmp_path / "one"))
-    both = command(
-        environment={"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"},
+    both = forked(
+        processes=2,
         per_device_train_batch_size=2,
         output_dir=str(tmp_path / "two"),
         **common,
@@ -289,7 +296,7 @@ def test_pairs_and_lists_of_both_kinds_mix_from_several_data_sets(apo, tmp_path)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 12])
-def test_rewards_stay_with_their_record_whatever_is_beside_it_in_the_batch(apo, start, tmp_path, batch):
+def test_rewards_stay_with_their_record_whatever_is_beside_it_in_the_batch(start, sums, tmp_path, batch):
     """Lists of two to four responses, some pairs without a margin: no shift, no broadcast."""
     records = ranked()
     expected = rewards_by_transformers(start, records)
@@ -302,7 +309,7 @@ def test_rewards_stay_with_their_record_whatever_is_beside_it_in_the_batch(apo, 
             "finetuning_type": "full",
             "model_name_or_path": str(start),
             "template": "chatml",
-            "dataset_dir": str(tmp_path / "ranked"),
+            "dataset_dir": str(sums),
             "eval_dataset": "lists",
             "per_device_eval_batch_size": batch,
             "output_dir": str(tmp_path / "scored"),
@@ -372,13 +379,13 @@ def test_sequences_are_cut_from_the_left_and_counted(apo, start, tmp_path):
     done = apo(records, cutoff_len=64, max_steps=1)
     assert done.receipt["responses_cut"] == len(records[1]["responses"])
     from finepref.formats.records import parse
-    from finepref.hosts.llamafactory.apo_rm_data import ApoProcessor
+    from finepref.hosts.llamafactory.ranked_data import RankedProcessor
     from llamafactory.data import TEMPLATES
 
     tokenizer = AutoTokenizer.from_pretrained(start)
     data_args = SimpleNamespace(cutoff_len=64, streaming=False)
-    processor = ApoProcessor(template=TEMPLATES["chatml"], tokenizer=tokenizer, processor=None, data_args=data_args)
-    row = processor._row(parse(records[1], "ranked"))
+    processor = RankedProcessor(template=TEMPLATES["chatml"], tokenizer=tokenizer, processor=None, data_args=data_args)
+    row = processor.row(parse(records[1], "ranked"))
     for response, ids, last, end in zip(
         records[1]["responses"], row["sequences"], row["last"], row["end"], strict=True
     ):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import ranked_rows, write_rows
 from finepref.cli import app
+from sample_rows import ranked_rows, write_rows
 from typer.testing import CliRunner
 
 

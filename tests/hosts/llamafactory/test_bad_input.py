@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import rows, write_rows
+from sample_rows import rows, write_rows
 
 
 def changed(index: int, **fields: object) -> list[dict]:

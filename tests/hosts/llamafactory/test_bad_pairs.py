@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import results, scored_rows, span_rows
+from sample_rows import results, scored_rows, span_rows
 
 SPANS = {"name": "spans", "formatting": "span_pair"}
 SCORES = {"name": "scores", "formatting": "scored_pair"}
@@ -94,8 +94,8 @@ def test_a_template_that_changes_the_response_is_an_error_not_a_shifted_mask(ref
 
 
 def test_a_stream_stops_at_a_record_without_spans(recipe, tmp_path):
-    from conftest import write_rows
     from llamafactory.train.tuner import run_exp
+    from sample_rows import write_rows
 
     folder = write_rows(
         tmp_path / "bad", changed(span_rows(), 1, rejected_spans=None), "spans", formatting="span_pair"

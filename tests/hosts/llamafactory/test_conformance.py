@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import RECIPES, ROOT, losses, weights
+import yaml
+from conftest import DATASETS, RECIPES, ROOT, host_keys, losses, weights
 from finepref import stages
 from finepref.formats.check import check_file
 
-STAGES = list(stages.BUILT_IN)
-TWO_RANKS = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+STAGES = list(stages.all_stages().values())
 
 by_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda row: row.name)
 
@@ -25,7 +24,7 @@ def recipe_of(stage: stages.Stage) -> str:
 @by_stage
 def test_the_row_names_a_recipe_of_one_screen_and_a_demo_set_that_is_good_and_small(stage):
     recipe = (ROOT / stage.recipe).read_text(encoding="utf-8")
-    asked = f"\nstage: {stage.carrier}\n{stage.switch}: true" if stage.switch else f"\nstage: {stage.name}\n"
+    asked = f"\nstage: {stage.host_stage}\n{stage.switch}: true" if stage.switch else f"\nstage: {stage.name}\n"
     assert asked in recipe
     assert len(recipe.splitlines()) <= 75
     entry = json.loads((ROOT / "dataset_info" / "dataset_info.json").read_text())[stage.demo_dataset]
@@ -63,14 +62,14 @@ def test_a_run_leaves_a_receipt_whose_loss_calls_and_rows_add_up(run, stage):
         saved = json.loads((done.folder / f"checkpoint-{step}" / "finepref_receipt.json").read_text())
         assert saved["ranks"][0]["loss_calls"] == 2 * step
     evaluated = json.loads((done.folder / "eval_results.json").read_text())
-    assert {"eval_loss", *([] if stage.carrier == "sft" else ["eval_rewards/margins"])} <= evaluated.keys()
+    assert {"eval_loss", *([] if stage.host_stage == "sft" else ["eval_rewards/margins"])} <= evaluated.keys()
 
 
 @by_stage
 def test_the_plots_and_the_model_card_name_the_method(run, stage):
     done = run(name=recipe_of(stage), plot_loss=True)
     assert (done.folder / "training_loss.png").stat().st_size > 1000
-    assert (done.folder / "training_rewards_chosen.png").exists() == (stage.carrier != "sft")
+    assert (done.folder / "training_rewards_chosen.png").exists() == (stage.host_stage != "sft")
     card = (done.folder / "README.md").read_text()
     assert f"Stage `{stage.name}`" in card
     assert stage.paper in card
@@ -86,8 +85,8 @@ def test_eight_steps_equal_four_and_a_resumed_four(run, tmp_path, stage, finetun
     if finetuning_type == "freeze":
         common["freeze_trainable_layers"] = 1
     whole = run(output_dir=str(tmp_path / "whole"), **common)
-    half = run(output_dir=str(tmp_path / "half"), **common)
-    again = run(output_dir=str(tmp_path / "again"), resume_from_checkpoint=str(half.folder / "checkpoint-4"), **common)
+    checkpoint = str(whole.folder / "checkpoint-4")
+    again = run(output_dir=str(tmp_path / "again"), resume_from_checkpoint=checkpoint, **common)
     for name, tensor in weights(whole.folder).items():
         assert torch.equal(tensor, weights(again.folder)[name]), name
     assert losses(whole)[4:] == losses(again)[-4:]
@@ -96,13 +95,14 @@ def test_eight_steps_equal_four_and_a_resumed_four(run, tmp_path, stage, finetun
 
 
 @by_stage
-def test_two_torchrun_ranks_leave_one_receipt_that_lists_both(command, stage):
-    both = command(name=recipe_of(stage), environment=TWO_RANKS)
+def test_two_ranks_leave_one_receipt_that_lists_both(forked, stage):
+    """Under torchrun itself: test_launchers.py."""
+    both = forked(name=recipe_of(stage), processes=2)
     assert both.code == 0, both.output[-3000:]
     ranks = both.receipt["ranks"]
     assert [rank["rank"] for rank in ranks] == [0, 1]
     assert [rank["loss_calls"] for rank in ranks] == [both.receipt["expected_loss_calls"]] * 2
-    assert [card["card"] for card in ranks[1]["cards"]] == [*stage.cards]
+    assert [card["card"] for card in ranks[1]["cards"]] == [*stage.llamafactory_cards]
     assert {card["outcome"] for rank in ranks for card in rank["cards"]} == {"applied", "verified"}
 
 
@@ -128,6 +128,8 @@ def test_a_tokenised_folder_trains_as_the_files_do(run, tmp_path, stage):
     second = run(output_dir=str(tmp_path / "second"), **common)
     assert losses(second) == losses(first)
     assert second.receipt["datasets"] == first.receipt["datasets"]
+    assert second.receipt.get("draws") == first.receipt.get("draws")
+    assert ("draws" in first.receipt) == (stage.name == "seapo_kto")
 
 
 @by_stage
@@ -137,12 +139,12 @@ def test_a_stream_trains(run, stage):
     )
     assert done.receipt["ranks"][0]["loss_calls"] == 6
     assert len(losses(done)) == 3
+    if stage.name == "seapo_kto":
+        assert sum(done.receipt["draws"]["counts"].values()) > 0
 
 
 @by_stage
 def test_several_evaluation_sets_are_each_checked_and_logged(run, sums, stage):
-    from conftest import DATASETS
-
     name = DATASETS[stage.name]
     done = run(
         name=recipe_of(stage),
@@ -166,14 +168,19 @@ def test_packing_is_refused(run, stage):
 @by_stage
 def test_the_stage_and_its_keys_are_in_the_help(stage):
     from dataclasses import fields
-    from pkgutil import resolve_name
 
     import llamafactory.hparams.finetuning_args as host
 
     known = {field.name for field in fields(host.FinetuningArguments)}
-    assert {field.name for field in fields(resolve_name(stage.arguments))} <= known
+    assert {*stage.options.described("llamafactory")} <= known
 
 
 def test_every_recipe_of_the_table_is_used_by_the_tests():
-    assert {Path(row.recipe).stem for row in STAGES} == set(RECIPES.values())
-    assert os.path.isdir(ROOT / "examples")
+    assert {row.name: recipe_of(row) for row in STAGES} == RECIPES
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_host_knows_every_key_of_a_shipped_recipe(file):
+    keys = yaml.safe_load(file.read_text(encoding="utf-8")).keys()
+    assert {"model_name_or_path", "template"} <= keys
+    assert keys <= host_keys()

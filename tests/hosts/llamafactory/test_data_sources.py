@@ -1,12 +1,15 @@
-"""Where seapo_kto's records may come from: shipped and own tables, own columns, release files, streams, folders."""
+"""Where seapo_kto's records may come from: shipped and own tables, own columns, release files, streams.
+
+Tokenised folders and streams of all stages: test_conformance.py.
+"""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from conftest import rows, write_rows
 from finepref.formats.check import BadData
+from sample_rows import rows, write_rows
 
 
 def test_the_shipped_demo_set_is_found_by_name_beside_a_users_own(run, sums):
@@ -57,21 +60,6 @@ def test_max_samples_counts_what_it_leaves_out_even_inside_a_prompt(run, tmp_pat
     assert done.receipt["rows"]["skipped_by_max_samples"] == 48 - 12
 
 
-def test_a_tokenised_folder_trains_as_the_files_do(run, tmp_path):
-    folder = str(tmp_path / "tokens")
-    first = run(output_dir=str(tmp_path / "first"), tokenized_path=folder)
-    second = run(output_dir=str(tmp_path / "second"), tokenized_path=folder)
-    assert second.log[0]["loss"] == first.log[0]["loss"]
-    assert second.receipt["draws"] == first.receipt["draws"]
-    assert second.receipt["datasets"] == first.receipt["datasets"]
-
-
-def test_a_stream_trains(run):
-    done = run(streaming=True, dataloader_num_workers=1, max_steps=3, preprocessing_batch_size=4)
-    assert done.receipt["ranks"][0]["loss_calls"] == 6
-    assert sum(done.receipt["draws"]["counts"].values()) > 0
-
-
 def test_a_stream_stops_at_a_prompt_beyond_cutoff_len(run, tmp_path):
     records = rows()
     records[5]["prompt"] = "Why? " * 80
@@ -103,7 +91,7 @@ def test_records_with_system_and_several_turns_keep_them(run, tmp_path):
 def test_kl_partners_never_share_the_prompt_even_when_rows_of_one_prompt_sit_side_by_side(tmp_path):
     import random
 
-    from finepref.hosts.llamafactory.seapo_kto import partners
+    from finepref.methods.draws import partners
 
     drawn = random.Random(0)
     for _ in range(200):

@@ -6,7 +6,9 @@ import json
 
 import pytest
 import torch
-from conftest import rows, weights
+from conftest import weights
+from sample_rows import rows
+from warm import Warm
 
 OWN_KEYS = ("seapo_", "pref_ftx")
 
@@ -35,14 +37,23 @@ def host_data(folder) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def without_finepref():
+    """A process that has imported the host as it is without finepref."""
+    with Warm(("llamafactory.train.tuner",), {"FINEPREF_DISABLE": "1"}) as process:
+        yield process
+
+
 @pytest.mark.parametrize("stage", ["sft", "dpo", "rm", "kto"])
-def test_the_hosts_own_stage_trains_to_the_same_weights_with_and_without_finepref(command, tmp_path, stage):
+def test_the_hosts_own_stage_trains_to_the_same_weights_with_and_without_finepref(
+    forked, warm, without_finepref, tmp_path, stage
+):
     overrides = {"stage": stage, "dataset": stage, "dataset_dir": host_data(tmp_path)}
     overrides |= {"seapo_error_types": "all", "seapo_resample": "epoch"}
     results = []
-    for name, environment in (("with", {}), ("without", {"FINEPREF_DISABLE": "1"})):
+    for name, process in (("with", warm), ("without", without_finepref)):
         settings = dict(overrides, output_dir=str(tmp_path / name))
-        done = command(environment=environment, drop=OWN_KEYS, **settings)
+        done = forked(process=process, drop=OWN_KEYS, **settings)
         assert done.code == 0, done.output[-3000:]
         state = json.loads((done.folder / "trainer_state.json").read_text())
         logged = [
@@ -87,15 +98,15 @@ def test_our_kto_loss_equals_the_hosts_on_equal_input():
         torch.testing.assert_close(ours.rejected_reward[chosen:], rejected_rewards)
 
 
-def test_the_stages_first_loss_equals_the_hosts_kto_on_the_same_rows(run, command, tmp_path):
+def test_the_stages_first_loss_equals_the_hosts_kto_on_the_same_rows(run, forked, tmp_path):
     """With one negative per prompt nothing is left to draw: the first loss must be the host's on the same 24 rows."""
-    from conftest import write_rows
+    from sample_rows import write_rows
 
     records = [{**row, "negatives": {"logic": row["negatives"]["logic"]}} for row in rows()]
     folder = write_rows(tmp_path / "one", records)
     common = {"per_device_train_batch_size": 24, "gradient_accumulation_steps": 1, "max_steps": 1, "pref_ftx": 0.5}
     ours = run(dataset_dir=str(folder), output_dir=str(tmp_path / "ours"), **common)
-    theirs = command(
+    theirs = forked(
         stage="kto",
         dataset="kto",
         dataset_dir=host_data(tmp_path),

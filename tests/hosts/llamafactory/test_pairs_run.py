@@ -7,17 +7,11 @@ import math
 
 import pytest
 import torch
-from conftest import losses, scored_rows, span_rows, weights, write_rows
+from conftest import losses, weights
 from plain_pairs import Plain, sepo_loss, tdpo_loss
-from tiny_llama import save_perturbed
+from sample_rows import scored_rows, span_rows, write_rows
 
 ONE_BATCH = {"per_device_train_batch_size": 12, "gradient_accumulation_steps": 1, "max_steps": 1}
-
-
-@pytest.fixture(scope="session")
-def other_model(tiny_model, tmp_path_factory):
-    """A reference model that differs from the policy."""
-    return save_perturbed(tiny_model, tmp_path_factory.mktemp("other"))
 
 
 def mean(values: list[float]) -> float:
@@ -274,6 +268,7 @@ def test_a_batch_without_token_weights_stops_the_run(run, monkeypatch):
 def test_weights_follow_the_labels_when_the_tokenizer_pads_on_the_left(tiny_model, recipe):
     """The same two rows, padded on either side: weights sit on the same tokens."""
     from finepref.hosts.llamafactory.pairs import PairCollator
+    from finepref.methods.batches import Weights
     from llamafactory.data import get_template_and_fix_tokenizer
     from llamafactory.hparams import DataArguments
     from transformers import AutoTokenizer
@@ -281,7 +276,9 @@ def test_weights_follow_the_labels_when_the_tokenizer_pads_on_the_left(tiny_mode
     def row(length):
         ids = list(range(10, 10 + length))
         one = {"input_ids": ids, "attention_mask": [1] * length, "labels": [-100, *ids[1:]]}
-        return {f"{side}_{key}": value for side in ("chosen", "rejected") for key, value in one.items()}
+        one |= {"weight": [0.0] * length, "score": [0.0] * length, "annotated": False, "scored": False}
+        sides = {f"{side}_{key}": value for side in ("chosen", "rejected") for key, value in one.items()}
+        return sides | {"example_id": "a", "mapped": False}
 
     for padding in ("left", "right"):
         tokenizer = AutoTokenizer.from_pretrained(tiny_model, padding_side=padding)
@@ -291,23 +288,21 @@ def test_weights_follow_the_labels_when_the_tokenizer_pads_on_the_left(tiny_mode
             template=template,
             pad_to_multiple_of=8,
             label_pad_token_id=-100,
-            weigh=lambda row: (
-                *([float(i % 2) for i in row[f"{side}_input_ids"]] for side in ("chosen", "rejected")),
-                0,
-            ),
+            weigh=lambda row: Weights(*([float(i % 2) for i in side.labels] for side in (row.chosen, row.rejected))),
         )
         batch = collate([row(5), row(12)])
-        assert batch["weight"].shape == batch["labels"].shape == (4, 16)
-        assert torch.equal(batch["weight"] > 0, (batch["input_ids"] % 2 == 1) & (batch["attention_mask"] == 1))
+        assert batch["labels"].shape == (4, 16)
+        odd = (batch["input_ids"] % 2 == 1) & (batch["attention_mask"] == 1)
+        assert torch.equal(batch["weight"] != 0, odd[:, 1:])
 
 
 @pytest.mark.parametrize("name", ["sepo", "tdpo_spans"])
-def test_two_ranks_of_six_pairs_have_the_loss_of_one_process_with_twelve(command, run, tmp_path, other_model, name):
+def test_two_ranks_of_six_pairs_have_the_loss_of_one_process_with_twelve(forked, run, tmp_path, other_model, name):
     common = {"name": name, "finetuning_type": "full", "gradient_accumulation_steps": 1, "max_steps": 1}
     common |= {"ref_model": str(other_model)} if name == "tdpo_spans" else {}
     alone = run(output_dir=str(tmp_path / "one"), per_device_train_batch_size=12, **common)
-    both = command(
-        environment={"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"},
+    both = forked(
+        processes=2,
         output_dir=str(tmp_path / "two"),
         per_device_train_batch_size=6,
         **common,

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from apo_game import steps_in
+from conftest import ROOT, host_keys
 from finepref.formats.records import Message
 from finepref.pipelines.reversegen import reversegen
 from finepref.pipelines.settings import call, load
 from finepref.pipelines.steps import Pipeline, StepFailed
 from finepref.synth.sampling import read_dicts
+from warm import Child, Warm
 
 PIPELINES = ROOT / "examples" / "pipelines"
 TEMPLATE = "More like these:\n{examples}"
@@ -88,7 +88,7 @@ def overrides(model: Path) -> list[str]:
 
 
 def loop(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
-    """The command's own work in this process, in `folder`; the steps are real processes."""
+    """The command's own work in this process, in `folder`; the steps are processes of their own."""
     folder.mkdir(exist_ok=True)
     monkeypatch.chdir(folder)
     settings = load(PIPELINES / "reversegen_math_demo.yaml", [*overrides(model), *more])
@@ -97,13 +97,14 @@ def loop(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, *more: str)
 
 
 class Killer:
-    """Starts the steps' commands, and kills the first of each kind once it has begun to write."""
+    """Starts the steps' commands in forks of a warm process, and kills the first of each kind when it has begun."""
 
-    def __init__(self) -> None:
+    def __init__(self, warm: Warm) -> None:
+        self.warm = warm
         self.killed: list[str] = []
 
-    def __call__(self, words: list[str], **more: object) -> subprocess.Popen:
-        process = subprocess.Popen(words, **more)
+    def __call__(self, words: list[str], **more: object) -> Child:
+        process = self.warm.popen(words, **more)
         kind = next(word for word in words[1:] if word not in {"reversegen", "data"})
         if kind not in self.killed:
             self.killed.append(kind)
@@ -111,7 +112,7 @@ class Killer:
         return process
 
     @staticmethod
-    def kill(process: subprocess.Popen, kind: str, words: list[str]) -> None:
+    def kill(process: Child, kind: str, words: list[str]) -> None:
         """Steps that last are killed between two of their records, the others when they have hardly begun."""
         saved = next((Path(word.removeprefix("output_dir=")) for word in words if "output_dir=" in word), Path("none"))
         marks = {
@@ -125,18 +126,19 @@ class Killer:
             and mark is not None
             and not (mark.exists() and (mark.is_dir() or mark.stat().st_size))
         ):
-            time.sleep(0.005)
+            time.sleep(0.002)
         process.kill()
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_each_kind_of_step_ends_with_the_same_files(sum_writer, tmp_path, monkeypatch, capfd):
+def test_a_run_killed_in_each_kind_of_step_ends_with_the_same_files(sum_writer, warm, tmp_path, monkeypatch, capfd):
     """The killed run is a private one too: what it found is in its data and nowhere else."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
+    processes = steps_in(warm.address)
+    monkeypatch.setattr("finepref.pipelines.steps.subprocess", processes)
     loop(whole, sum_writer, monkeypatch)
     capfd.readouterr()
-    killer = Killer()
-    monkeypatch.setattr("finepref.pipelines.steps.subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": killer}))
+    killer = processes.Popen = Killer(warm)
     failures: list[str] = []
     while True:
         try:
@@ -223,7 +225,7 @@ def test_the_keys_of_each_shipped_pipeline_are_those_of_the_loop(name, tmp_path,
 
 
 def raise_if_bad(words: list[str]) -> None:
-    """Have the command line of ours parse the words of a step, without running it."""
+    """Have our command line parse the words of a step, without running it, and know all keys of the host's."""
     from finepref.cli import app
     from typer.main import get_command
 
@@ -234,11 +236,10 @@ def raise_if_bad(words: list[str]) -> None:
             context, rest = context.commands[rest[0]], rest[1:]
         context.make_context(words[1], rest)
     else:
-        recipe = load(Path(words[2]))
         keys = {word.partition("=")[0] for word in words[3:]}
         assert words[1] in {"train", "export"}
-        assert recipe
-        assert keys
+        assert {"model_name_or_path"} <= keys
+        assert {*load(Path(words[2])), *keys} <= host_keys()
 
 
 def test_settings_that_do_not_go_together_are_refused(tmp_path):

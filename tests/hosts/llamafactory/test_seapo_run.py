@@ -7,7 +7,8 @@ import random
 
 import pytest
 import torch
-from conftest import rows, weights, write_rows
+from conftest import weights
+from sample_rows import rows, write_rows
 
 
 def test_every_error_type_has_its_reward_margin_and_count_in_the_log(run):
@@ -59,9 +60,9 @@ def test_a_resumed_run_draws_what_the_whole_run_draws(run, tmp_path):
     """An epoch is 6 steps, so the resume at 4 is in mid-epoch and crosses an epoch."""
     common = {"save_steps": 4, "max_steps": 8}
     whole = run(output_dir=str(tmp_path / "whole"), **common)
-    half = run(output_dir=str(tmp_path / "half"), **common)
-    again = run(output_dir=str(tmp_path / "again"), resume_from_checkpoint=str(half.folder / "checkpoint-4"), **common)
-    first = json.loads((half.folder / "checkpoint-4" / "finepref_receipt.json").read_text())["draws"]["digest"]
+    checkpoint = whole.folder / "checkpoint-4"
+    again = run(output_dir=str(tmp_path / "again"), resume_from_checkpoint=str(checkpoint), **common)
+    first = json.loads((checkpoint / "finepref_receipt.json").read_text())["draws"]["digest"]
     parts = (int(first, 16) + int(again.receipt["draws"]["digest"], 16)) % (1 << 62)
     assert f"{parts:016x}" == whole.receipt["draws"]["digest"]
 

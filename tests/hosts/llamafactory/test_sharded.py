@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from conftest import RECIPES, losses, weights
+from conftest import HOST, RECIPES, losses, weights
 from finepref import stages
+from warm import Warm
 
 ONE_STEP_OF_FOUR = {"max_steps": 1, "gradient_accumulation_steps": 1, "optim": "sgd", "learning_rate": 0.1}
 
@@ -25,29 +21,25 @@ def zero(stage: int) -> dict:
     return dict.fromkeys(sizes, "auto") | {"zero_allow_untested_optimizer": True, "zero_optimization": sharding}
 
 
+@pytest.fixture(scope="module")
+def deepspeed():
+    """A process that has imported the host and DeepSpeed, which forks the ranks."""
+    with Warm((*HOST, "deepspeed"), {"DS_ACCELERATOR": "cpu"}) as process:
+        yield process
+
+
 @pytest.fixture
-def two_ranks(recipe, tmp_path):
+def two_ranks(deepspeed, recipe_file, tmp_path):
     """Train on two ranks under DeepSpeed; returns the output folder."""
 
     def train(zero_stage: int, **overrides: object) -> Path:
-        config, file = tmp_path / "zero.json", tmp_path / "recipe.yaml"
+        config = tmp_path / "zero.json"
         config.write_text(json.dumps(zero(zero_stage)))
-        settings = recipe(deepspeed=str(config), output_dir=str(tmp_path / "sharded"), **overrides)
-        file.write_text(yaml.safe_dump(settings))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        launch = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-        worker = str(Path(__file__).with_name("sharded_worker.py"))
-        done = subprocess.run(
-            [sys.executable, "-m", *launch, worker, str(file)],
-            env={**os.environ, "DS_ACCELERATOR": "cpu"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-        return Path(settings["output_dir"])
+        file, folder = recipe_file(deepspeed=str(config), output_dir=str(tmp_path / "sharded"), **overrides)
+        worker = Path(__file__).with_name("sharded_worker.py")
+        done = deepspeed.run(["python", worker, file], processes=2, environment={"DS_ACCELERATOR": "cpu"})
+        assert done.code == 0, done.output[-3000:]
+        return folder
 
     return train
 

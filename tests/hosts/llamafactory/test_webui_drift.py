@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from finepref import stages
+from finepref.methods.shapes import WEBUI_CARDS
 from webui_drift_probe import MUTATIONS
 
 HERE = Path(__file__).parent
@@ -30,14 +30,14 @@ def outcomes(tmp_path_factory):
 
 
 def test_on_a_host_as_the_cards_say_all_stages_are_offered_and_nothing_is_told(outcomes):
-    found = outcomes[f"{stages.WEBUI_CARDS[0]}/none"]
+    found = outcomes[f"{WEBUI_CARDS[0]}/none"]
     assert not found["ended"]
     assert set(found["stages"]) > STAGES
     assert "HostDrift" not in found["told"]
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-@pytest.mark.parametrize("card", stages.WEBUI_CARDS)
+@pytest.mark.parametrize("card", WEBUI_CARDS)
 def test_any_change_to_what_a_card_names_leaves_the_hosts_own_web_ui_and_tells_host_drift(outcomes, card, mutation):
     found = outcomes[f"{card}/{mutation}"]
     assert not found["ended"], found

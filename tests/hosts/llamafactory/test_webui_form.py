@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from pkgutil import resolve_name
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import pytest
 import webui_form
-from conftest import DATASETS, rows, write_rows
+from conftest import DATASETS
 from finepref import stages
+from sample_rows import rows, write_rows
 
 STAGES = sorted(stages.all_stages())
 LANGUAGES = ("en", "ru", "zh", "ko", "ja")
@@ -40,13 +39,16 @@ def args(ui, tiny_model, sums):
 
 
 def own_keys(stage):
-    return [field.name for field in dataclasses.fields(resolve_name(stages.find(stage).arguments))]
+    return [*options_of(stage)]
+
+
+def options_of(stage):
+    return stages.find(stage).options.new_on("llamafactory")
 
 
 def another_value(stage, key):
     """A value that the form can send and that is not the key's default."""
-    owner = resolve_name(stages.find(stage).arguments)
-    default, kind = owner.__dataclass_fields__[key].default, get_type_hints(owner)[key]
+    _, kind, default, *_ = options_of(stage)[key]
     if kind is bool:
         return not default
     if kind is str:
@@ -87,8 +89,8 @@ def test_the_view_of_tokens_has_its_words_in_every_language(ui, language):
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_english_help_is_the_one_of_the_command_line(ui, stage):
     words = ui.engine.change_lang("en")
-    for field in dataclasses.fields(resolve_name(stages.find(stage).arguments)):
-        assert words[ui.manager.get_elem_by_id(f"train.{stage}.{field.name}")].info == field.metadata["help"]
+    for name, option in options_of(stage).items():
+        assert words[ui.manager.get_elem_by_id(f"train.{stage}.{name}")].info == option.help
 
 
 @pytest.mark.parametrize(("stage", "key"), [(stage, key) for stage in STAGES for key in own_keys(stage)])
@@ -119,9 +121,8 @@ def test_extra_arguments_win_over_the_form(args):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_switch_is_on_by_default_because_the_host_leaves_false_out_of_the_command(stage):
-    owner = resolve_name(stages.find(stage).arguments)
-    switches = [field for field in dataclasses.fields(owner) if get_type_hints(owner)[field.name] is bool]
-    assert not [field.name for field in switches if field.default is not False]
+    switches = [option for option in options_of(stage).values() if option.kind is bool]
+    assert not [option.name for option in switches if option.default is not False]
 
 
 @pytest.mark.parametrize("stage", STAGES)

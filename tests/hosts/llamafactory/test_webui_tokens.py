@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import webui_form
-from conftest import DATASETS, span_rows, write_rows
+from conftest import DATASETS
 from finepref import stages
+from sample_rows import span_rows, write_rows
 
 
 @pytest.fixture(scope="module")

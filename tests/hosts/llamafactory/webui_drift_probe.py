@@ -60,11 +60,11 @@ def outcome(card_name: str, mutation: str) -> dict:
 def main() -> None:
     for name in ("gradio", "llamafactory.train.tuner", "llamafactory.chat", "llamafactory.eval.evaluator"):
         importlib.import_module(name)
-    from finepref import stages
+    from finepref.methods.shapes import WEBUI_CARDS
 
     gc.freeze()  # or every child would copy most of the memory
     results = {}
-    for card, mutation in [(stages.WEBUI_CARDS[0], "none"), *product(stages.WEBUI_CARDS, MUTATIONS)]:
+    for card, mutation in [(WEBUI_CARDS[0], "none"), *product(WEBUI_CARDS, MUTATIONS)]:
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:

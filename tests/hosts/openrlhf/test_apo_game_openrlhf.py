@@ -14,11 +14,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from apo_game import STEPS, finish, play, save_game
-from conftest import ranked_rows, run_forked, tensors
 from finepref.formats.jsonl import write_jsonl
 from finepref.formats.records import Message
 from finepref.pipelines import openrlhf
 from finepref.synth.engine_hf import prompt_ids
+from openrlhf_runs import run_forked, tensors
+from sample_rows import ranked_rows
 
 TRAINING = {
     "train": {"batch_size": 2, "micro_batch_size": 2, "max_epochs": 2},
@@ -42,10 +43,10 @@ def game(tiny_model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(game, tmp_path_factory) -> Path:
+def whole(game, warm, tmp_path_factory) -> Path:
     """The folder of a game that nothing disturbed."""
     output = tmp_path_factory.mktemp("whole") / "run"
-    finish(game, output)
+    finish(game, output, warm)
     return output
 
 
@@ -66,19 +67,19 @@ def test_a_round_has_these_steps_and_ends_in_a_report(whole, tiny_model):
     assert not [*whole.rglob("checkpoints")]
 
 
-def test_a_training_that_is_killed_and_gone_on_with_changes_nothing_that_comes_after(game, whole):
+def test_a_training_that_is_killed_and_gone_on_with_changes_nothing_that_comes_after(game, warm, whole):
     """All steps behind the scores stay: they would be refused if a reward differed in a single bit."""
     before = (whole / "report.md").read_bytes()
     shutil.rmtree(whole / "round_1/reward")
     shutil.rmtree(whole / "round_1/scored")
-    process = play(game, whole)
+    process = play(game, whole, warm)
     while not (whole / "round_1/reward/checkpoints/latest").exists():
         assert process.poll() is None, whole.with_suffix(".log").read_text()[-4000:]
-        time.sleep(0.02)
+        time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert "outputs" not in json.loads((whole / "round_1/reward/step.json").read_text())
-    finish(game, whole)
+    finish(game, whole, warm)
     receipt = json.loads((whole / "round_1/reward/model/finepref_receipt.json").read_text())
     assert receipt["first_step"] > 0
     assert (whole / "report.md").read_bytes() == before

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ranked_rows, tensors
 from finepref.formats import records
 from finepref.formats.jsonl import write_jsonl
 from finepref.synth.reward import RewardModel, score
+from openrlhf_runs import tensors
+from sample_rows import ranked_rows
 
 
 def rewards_by_host(folder: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -49,9 +50,12 @@ def test_scores_are_those_of_the_hosts_reward_model(train, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("pooling", ["last", "eos"])
 def test_the_scorer_reads_the_tokens_that_were_trained_on_also_where_they_were_cut(train, pooling):
-    from finepref.hosts.openrlhf import apo_rm, data
+    from finepref.hosts.openrlhf import data, ranked
+    from finepref.methods.apo_rm import STAGE as APO_RM
+    from finepref.methods.options import in_yaml
 
     model = RewardModel(train("apo_rm").folder, pooling=pooling)
+    options = APO_RM.options.read("openrlhf", {"apo_pooling": pooling}, in_yaml)
     rows = [row | {"scores": [*range(len(row["scores"]), 0, -1)]} for row in ranked_rows()]
     found = [data.Sourced("", i, records.parse(row, "ranked", file="", line=i)) for i, row in enumerate(rows)]
     texts = [(source.record.prompt, text) for source in found for text in source.record.responses]
@@ -59,7 +63,7 @@ def test_the_scorer_reads_the_tokens_that_were_trained_on_also_where_they_were_c
     for limit in (longest - 1, longest - 3):
         settings = {"apply_chat_template": True, "tokenizer_chat_template": None, "max_len": limit}
         encoder = data.Encoder(model.tokenizer, SimpleNamespace(input_template=None, **settings))
-        trained, problems = apo_rm.tokenise(found, encoder, "rows", pooling=pooling)
+        trained, problems = ranked.tokenise(found, encoder, "rows", options=options)
         assert not problems
         model.cutoff_len = limit
         read = [model.sequence(*each) for each in texts]

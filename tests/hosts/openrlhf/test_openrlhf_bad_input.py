@@ -8,7 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import ranked_rows, rows, scored_rows, span_rows, write_rows
+from sample_rows import ranked_rows, rows, scored_rows, span_rows, write_rows
 
 
 @pytest.fixture

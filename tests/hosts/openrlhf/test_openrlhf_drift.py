@@ -8,12 +8,12 @@ from dataclasses import replace
 from importlib import import_module
 
 import pytest
-from conftest import BIN
 from finepref import stages
 from finepref.hosts import patching
+from openrlhf_runs import BIN
 
 CARDS = sorted(name for name, card in patching.load_cards().items() if card.host == "openrlhf")
-STAGES = [row for row in stages.all_stages().values() if row.openrlhf]
+STAGES = [row for row in stages.all_stages().values() if row.command]
 
 
 @pytest.fixture

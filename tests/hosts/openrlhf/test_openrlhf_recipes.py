@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import subprocess
+from functools import cache
 
 import pytest
 import yaml
-from conftest import BIN, ROOT
+from finepref.cli import app
 from finepref.pipelines import openrlhf
+from openrlhf_runs import BIN, ROOT
+from typer.main import get_command
 
 SCRIPTS = sorted((ROOT / "examples/openrlhf").glob("*.sh"))
 
@@ -18,14 +21,25 @@ def test_every_flag_of_a_script_is_one_of_its_program(script):
     subprocess.run(["bash", "-n", script], check=True)
     text = "\n".join(line for line in script.read_text().splitlines() if not line.startswith("#"))
     text = re.sub(r"`#.*?`", "", text)
-    if "finepref sepo score" in text:
-        return  # that command has its own tests
-    (module,) = re.findall(r"deepspeed --module (\S+)", text)
-    used = set(re.findall(r"--([\w.]+)", text)) - {"module"}
+    used = set(re.findall(r"--([\w.-]+)", text)) - {"module"}
     assert used
-    assert used <= flags_of(module)
+    if commands := re.findall(r"^finepref (\w+) (\w+)", text, re.MULTILINE):
+        (words,) = commands
+        assert used <= options_of(*words)
+    else:
+        (module,) = re.findall(r"deepspeed --module (\S+)", text)
+        assert used <= flags_of(module)
 
 
+def options_of(*words: str) -> set[str]:
+    """All options of a command of `finepref`."""
+    command = get_command(app)
+    for word in words:
+        command = command.commands[word]
+    return {flag.removeprefix("--") for parameter in command.params for flag in parameter.opts}
+
+
+@cache
 def flags_of(module: str) -> set[str]:
     """All flags of a command line."""
     if module.endswith("train_sft"):  # the host's own, which needs flash-attn even for its help

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, ranked_rows, rows, span_rows, tensors, write_rows
-
-sys.path.append(str(ROOT / "tests/hosts/llamafactory"))
+from openrlhf_runs import tensors
 from plain_pairs import Plain, tdpo_loss
+from sample_rows import ranked_rows, rows, span_rows, write_rows
 
 ONE_BATCH = {"train__batch_size": 12, "train__micro_batch_size": 12}
 LONGER = {"train__max_epochs": 4}
@@ -58,7 +56,7 @@ def kto_loss(plain: Plain, *, seed: int, beta: float, weights: tuple[float, floa
     """KTO over all records at epoch 0, from the draws' definition, with the KL of the next prompt's responses."""
     from finepref.formats.negatives import pick
     from finepref.formats.records import parse
-    from finepref.hosts.seapo import prompt_key
+    from finepref.methods.draws import prompt_key
 
     table = rows()
     keyed = sorted((prompt_key(parse(row, "negatives")), i) for i, row in enumerate(table))

@@ -11,7 +11,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import tensors
+from openrlhf_runs import tensors
 
 UNEVEN = {"train__batch_size": 5, "train__micro_batch_size": 5, "train__max_epochs": 4, "ckpt__save_steps": 3}
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, scored_rows, tensors
-
-sys.path.append(str(ROOT / "tests/hosts/llamafactory"))
+from openrlhf_runs import tensors
 from plain_pairs import Plain, sepo_loss
+from sample_rows import scored_rows
 
 ONE_BATCH = {"train__batch_size": 12, "train__micro_batch_size": 12}
 LONGER = {"train__max_epochs": 4}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import DATA
+from openrlhf_runs import DATA
 
 WAYS = [
     (1, {"ds__zero_stage": 3}),

@@ -1,4 +1,4 @@
-"""The first step of sepo and tdpo without any host: own templating, own masks, sums in float64 over Python lists."""
+"""Losses of both hosts' stages without any host: own templating, own masks, sums in float64 over Python lists."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 class Token(NamedTuple):
-    """A response token: its characters (None for the end tokens), log pi of policy and reference, and their KL."""
+    """A response token.
+
+    Attributes:
+        place: its characters; None for the end tokens.
+        policy, reference: their log-probabilities of it.
+        kl: of the reference to the policy at its place, over the vocabulary.
+        likeliest: whether the policy finds no token likelier.
+    """
 
     place: tuple[int, int] | None
     policy: float
     reference: float
     kl: float
+    likeliest: bool
 
 
 class Plain:
@@ -41,7 +49,8 @@ class Plain:
         for k, place in enumerate(places):
             at, label = len(before) + k - 1, ids[len(before) + k]
             kl = (reference[at].exp() * (reference[at] - policy[at])).sum().item()
-            found.append(Token(place, policy[at, label].item(), reference[at, label].item(), kl))
+            likeliest = policy[at].argmax().item() == label
+            found.append(Token(place, policy[at, label].item(), reference[at, label].item(), kl, likeliest))
         return found
 
 
