@@ -71,24 +71,32 @@ def test_a_watched_module_that_does_not_exist_stays_a_module_not_found_error(wat
 
 
 @pytest.fixture
-def other_names(tmp_path, monkeypatch):
-    """A package `hosted` in which attach serves the name `hosted.ours`."""
-    (tmp_path / "hosted").mkdir()
-    (tmp_path / "hosted/__init__.py").write_text("")
+def hosts_commands(tmp_path, monkeypatch):
+    """A package `openrlhf.cli` without any command of its own."""
+    (tmp_path / "openrlhf/cli").mkdir(parents=True)
+    for folder in ("openrlhf", "openrlhf/cli"):
+        (tmp_path / folder / "__init__.py").write_text("")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "openrlhf"]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    monkeypatch.setitem(attach.ALIASES, "hosted.ours", "train_selective.py")
     attach.install()
-    yield tmp_path / "hosted"
-    sys.modules.pop("hosted", None)
+    yield tmp_path / "openrlhf/cli"
+    for name in ("openrlhf", "openrlhf.cli"):
+        sys.modules.pop(name, None)
 
 
-def test_a_name_of_ours_in_the_hosts_package_is_our_file(other_names):
-    spec = importlib.util.find_spec("hosted.ours")
-    assert spec.origin.endswith("finepref/hosts/openrlhf/train_selective.py")
-    assert "openrlhf.cli.train_selective" in attach.ALIASES
+@pytest.mark.parametrize("name", ["train_selective", "train_tdpo", "train_kto", "train_apo_rm"])
+def test_every_stage_has_a_command_in_the_hosts_package(hosts_commands, name):
+    spec = importlib.util.find_spec(f"openrlhf.cli.{name}")
+    assert spec.origin.endswith("finepref/hosts/openrlhf/train.py")
 
 
-def test_the_hosts_own_file_of_that_name_goes_first(other_names):
-    (other_names / "ours.py").write_text("")
-    assert importlib.util.find_spec("hosted.ours").origin == str(other_names / "ours.py")
+def test_a_command_that_is_no_stages_stays_unknown(hosts_commands):
+    assert importlib.util.find_spec("openrlhf.cli.train_nothing") is None
+
+
+def test_the_hosts_own_file_of_that_name_goes_first(hosts_commands):
+    (hosts_commands / "train_selective.py").write_text("")
+    found = importlib.util.find_spec("openrlhf.cli.train_selective").origin
+    assert found == str(hosts_commands / "train_selective.py")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from finepref import stages
 from finepref.methods.shapes import WEBUI_CARDS
 from webui_drift_probe import MUTATIONS
 

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 import torch
+from finepref import stages
 from openrlhf_runs import BIN, DATA, MODULE, ROOT, tensors
 from sample_rows import write_rows
 from warm import free_port
@@ -30,13 +31,18 @@ def test_a_command_line_trains_on_one_process_and_on_two(command, train, name, p
 
 @pytest.mark.parametrize(
     "program",
-    [("python", "-m", MODULE), ("python", "-m", "openrlhf.cli.train_{}"), ("openrlhf-train-{}",)],
+    [
+        ("python", "-m", "finepref.hosts.openrlhf.train", "{stage}"),
+        ("python", "-m", "openrlhf.cli.train_{}"),
+        ("openrlhf-train-{}",),
+    ],
     ids=["our module", "the host's name", "console script"],
 )
 @pytest.mark.parametrize("name", sorted(DATA))
 def test_three_names_give_one_command_line_with_the_hosts_flags_and_ours(program, name):
     group = {"apo_rm": "apo"}.get(name, name)
-    words = [part.format(name if "." in part else name.replace("_", "-")) for part in program]
+    stage = stages.of_command(f"train_{name}").name
+    words = [part.format(name if "." in part else name.replace("_", "-"), stage=stage) for part in program]
     done = subprocess.run([BIN / words[0], *words[1:], "--help"], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert f"finepref {group}:" in done.stdout
@@ -47,7 +53,7 @@ def test_three_names_give_one_command_line_with_the_hosts_flags_and_ours(program
 def test_the_help_imports_no_model_library():
     program = (
         "import sys; sys.argv = ['train', '--help']\n"
-        "from finepref.hosts.openrlhf import train_selective\n"
+        "from openrlhf.cli import train_selective\n"
         "try:\n    train_selective.main()\n"
         "except SystemExit:\n    print('loaded:', sorted({'torch', 'transformers', 'deepspeed'} & set(sys.modules)))\n"
     )
