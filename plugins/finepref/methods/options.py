@@ -133,7 +133,7 @@ class Options:
         """Refuse values that do not fit each other. To be overridden; raises ValueError."""
 
     def key(self, name: str, value: str = "") -> str:
-        """An option as the user writes it: "`tdpo_alpha`", "tdpo_masks: none", "--tdpo.alpha", "--tdpo.masks none"."""
+        """An option as the user writes it: "`tdpo_alpha`", "`tdpo_masks: none`", "--tdpo.alpha", "--tdpo.masks none"."""
         return self.spelling(name, value)
 
     def _check_value(self, owner: Any, kind: Any) -> None:
@@ -180,7 +180,7 @@ class Options:
 
 def in_yaml(name: str, value: str = "") -> str:
     """The spelling of LLaMA-Factory."""
-    return f"{name}: {value}" if value else f"`{name}`"
+    return f"`{name}: {value}`" if value else f"`{name}`"
 
 
 Options.spelling = staticmethod(in_yaml)

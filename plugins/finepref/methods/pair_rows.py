@@ -92,7 +92,7 @@ class PairRow(NamedTuple):
         """The problem of a response that has no token to train on."""
         field = f"{side}_spans" if side in self.annotated else side
         text = f"{options.key('cutoff_len')} cuts off every selected token, or all weights are 0"
-        return self.problem(field, "FP214", text.replace("`", ""))
+        return self.problem(field, "FP214", text)
 
 
 def weigh_all(row: PairRow, options: Options, seed: int) -> Weights:

@@ -115,7 +115,7 @@ def check_record(record: records.Negatives, options: SeapoOptions) -> list[Probl
     wanted = options.error_types
     if wanted is None or record.negatives.keys() & set(wanted):
         return []
-    asked = options.key("seapo_error_types").replace("`", "")
+    asked = options.key("seapo_error_types")
     text = f"has {', '.join(sorted(record.negatives))}, but {asked} is {', '.join(wanted)}"
     return [Problem(record_mark(record.id), 0, "negatives", "FP204", text)]
 
@@ -125,9 +125,12 @@ def check_data(found: Collection[str], options: SeapoOptions) -> list[Problem]:
     unknown = set(options.error_types or ()) - set(found)
     if not unknown:
         return []
-    key = options.key("seapo_error_types").replace("`", "")
-    text = f"no record has an error of type {', '.join(sorted(unknown))}; the data has {', '.join(sorted(found))}"
-    return [Problem(key, 0, "seapo_error_types", "FP204", text)]
+    asked = options.key("seapo_error_types")
+    text = (
+        f"no record has an error of type {', '.join(sorted(unknown))}, which {asked} names; "
+        f"there are {', '.join(sorted(found))}"
+    )
+    return [Problem("the data", 0, "negatives", "FP204", text)]
 
 
 def losses(batch: Unpaired, options: SeapoOptions) -> tuple[LossOut, dict[str, Tensor]]:

@@ -71,7 +71,7 @@ def weigh(row: PairRow, options: SepoOptions, seed: int) -> Weights:
         text = f"{options.key('sepo_selection', 'oracle')} needs them"
         raise BadData([row.problem("chosen_scores", "FP210", text)])
     if oracle and row.mapped and not options.sepo_map_scores:
-        text = f"set {options.key('sepo_map_scores')} to carry them over by their character offsets".replace("`", "")
+        text = f"set {options.key('sepo_map_scores')} to carry them over by their character offsets"
         raise BadData([row.problem("tokenizer", "FP212", text)])
     weights, problems = [], []
     for side, response in row.sides():

@@ -55,7 +55,7 @@ class TdpoOptions(PairOptions):
             )
         if self.tdpo_masks == "none" and (self.tdpo_sides == "one" or self.tdpo_normalize_spans):
             given = ("tdpo_sides", "one") if self.tdpo_sides == "one" else ("tdpo_normalize_spans",)
-            raise ValueError(f"{self.key(*given)} needs spans, but {self.key('tdpo_masks', 'none')} asks for no masks")
+            raise ValueError(f"{self.key(*given)} needs spans, but {self.key('tdpo_masks', 'none')} reads none")
 
 
 def weigh(row: PairRow, options: TdpoOptions, seed: int) -> Weights:

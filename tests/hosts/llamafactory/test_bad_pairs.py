@@ -18,14 +18,14 @@ def changed(records: list[dict], index: int, **fields: object) -> list[dict]:
 def test_a_record_without_spans_is_named_when_masks_are_asked_for(refused):
     message = refused(changed(span_rows(), 4, rejected_spans=None), SPANS, name="tdpo_spans")
     assert "FP210 " in message
-    assert "spans.jsonl:5 rejected_spans: tdpo_masks: annotated needs them" in message
+    assert "spans.jsonl:5 rejected_spans: `tdpo_masks: annotated` needs them" in message
 
 
 def test_plain_pairs_have_nothing_to_select_by(refused):
     records = [{key: row[key] for key in ("id", "prompt", "chosen", "rejected")} for row in span_rows()]
     entry = {"name": "plain", "formatting": "pair"}
     message = refused(records, entry, name="sepo", dataset="plain")
-    assert "plain.jsonl:12 chosen_scores: sepo_selection: oracle needs them" in message
+    assert "plain.jsonl:12 chosen_scores: `sepo_selection: oracle` needs them" in message
     assert message.endswith("12 problems")
     assert "FP210" in refused(records, entry, name="tdpo_spans", dataset="plain")
 
@@ -35,14 +35,14 @@ def test_spans_on_both_responses_cannot_be_one_sided(refused):
     records[4]["chosen_spans"] = results(records[4]["chosen"], "9")
     message = refused(records, SPANS, name="tdpo_spans")
     assert "FP215 " in message
-    assert "spans.jsonl:5 side: tdpo_sides: one needs one response without spans" in message
+    assert "spans.jsonl:5 side: `tdpo_sides: one` needs one response without spans" in message
 
 
 def test_scores_of_another_tokenizer_are_refused_by_its_fingerprint(refused, tiny_model):
     records = changed(scored_rows(tiny_model), 4, tokenizer="0" * 16)
     message = refused(records, SCORES, name="sepo")
     assert "FP212 " in message
-    assert "scores.jsonl:5 tokenizer: set sepo_map_scores" in message
+    assert "scores.jsonl:5 tokenizer: set `sepo_map_scores`" in message
     records = changed(records, 4, rejected_offsets=None)
     message = refused(records, SCORES, name="sepo", sepo_map_scores=True)
     assert "scores.jsonl:5 tokenizer: '0000000000000000', the model's is " in message
@@ -137,10 +137,10 @@ def test_bad_options_of_sepo_give_one_clear_line(refused, overrides, message):
         ({"tdpo_variant": "dpo"}, "`tdpo_alpha` belongs to tdpo2; dpo has none, so leave it out"),
         ({"tdpo_variant": "tdpo3"}, "`tdpo_variant` is tdpo1 or tdpo2 or dpo, not 'tdpo3'"),
         ({"tdpo_alpha": -1.0}, "`tdpo_alpha` must not be negative, but is -1.0"),
-        ({"tdpo_masks": "none"}, "`tdpo_sides: one` needs spans, but `tdpo_masks` is none"),
+        ({"tdpo_masks": "none"}, "`tdpo_sides: one` needs spans, but `tdpo_masks: none` reads none"),
         (
             {"tdpo_masks": "none", "tdpo_sides": "two", "tdpo_normalize_spans": True},
-            "`tdpo_normalize_spans` needs spans, but `tdpo_masks` is none",
+            "`tdpo_normalize_spans` needs spans, but `tdpo_masks: none` reads none",
         ),
         ({"tdpo_sides": "both"}, "`tdpo_sides` is one or two, not 'both'"),
         ({"pref_ftx": 0.1}, "`pref_ftx` does nothing in stage tdpo, so leave it out"),

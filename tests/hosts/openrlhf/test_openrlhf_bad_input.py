@@ -39,7 +39,7 @@ def refused(attempt, tmp_path):
         ("selective", {"ref__offload": True}, "--ref.offload does nothing here"),
         ("selective", {"data__dataset_probs": "1.0"}, "--data.dataset_probs does nothing here"),
         ("tdpo", {"tdpo__variant": "dpo", "tdpo__alpha": 0.1}, "--tdpo.alpha belongs to tdpo2"),
-        ("tdpo", {"tdpo__masks": "none", "tdpo__sides": "one"}, "--tdpo.sides: one needs spans"),
+        ("tdpo", {"tdpo__masks": "none", "tdpo__sides": "one"}, "--tdpo.sides one needs spans"),
         ("tdpo", {"model__beta": 0.0}, "--model.beta must be above 0, not 0.0"),
         ("kto", {"kto__error_types": "logic,"}, "--kto.error_types has an empty name"),
         ("kto", {"kto__rejected_weight": 0.0}, "--kto.rejected_weight must be above 0"),
@@ -66,7 +66,7 @@ def without(records: list[dict], index: int, field: str) -> list[dict]:
 def test_a_record_without_spans_is_named_when_masks_are_asked_for(refused):
     message = refused("tdpo", without(span_rows(), 4, "rejected_spans"), "span_pair")
     assert "FP210 " in message
-    assert "bad.jsonl:5 rejected_spans: --tdpo.masks: annotated needs them" in message
+    assert "bad.jsonl:5 rejected_spans: --tdpo.masks annotated needs them" in message
 
 
 def test_scores_of_another_tokenizer_are_refused(refused, tiny_model):
