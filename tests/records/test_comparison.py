@@ -138,3 +138,12 @@ def test_a_record_has_every_stage_of_its_host_and_the_loss_was_called_in_each_ru
         else:
             calls = [entry["calls"] for name, entry in run["calls"].items() if name.endswith("_loss")]
         assert min(calls) >= run["receipt"]["ranks"][0]["loss_calls"] > 0
+
+
+def test_a_change_made_on_purpose_is_let_through_and_nothing_beside_it():
+    intended = script.intended
+    assert intended("receipt.settings.pref_beta: not in the record, now '0x1.0p+0'")
+    assert not intended("receipt.settings.sepo_gamma: recorded 1.0, now 2.0")
+    assert intended("log[3].train/logps/chosen: recorded -926.561767578125, now -926.5617370605469")
+    assert not intended("log[3].train/logps/chosen: recorded -926.56, now -926.57")
+    assert not intended("log[3].train/loss: recorded 0.5, now 0.50000001")
