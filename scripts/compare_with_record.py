@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 HOSTS = ("llamafactory", "openrlhf")
 RECORDED = "a4503dc"  # the commit whose records tests/records has
 TOLERANCES = {"seapo_kto": 2e-3, "tdpo": 5e-4, "": 5e-5}  # by the start of a run's name, on another CPU
-# What a commit since then has changed on purpose: places below a run -> (how far a float may be off, None for anything,
+# What a commit since then has changed on purpose: place below a run -> (how far a float may be off, None for anything;
 # why). Everything else must be as recorded.
 INTENDED = {
     r"receipt\.settings\.(finepref_full_logits|seapo_auto_weights)": (

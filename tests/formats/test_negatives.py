@@ -1,17 +1,14 @@
-"""The draw of one negative per prompt and epoch, and the joining of feedback rows."""
+"""The number behind every draw, and the joining of feedback rows."""
 
 from __future__ import annotations
 
 from collections import Counter
 from hashlib import blake2b
-from itertools import permutations
 
-import pytest
-from finepref.formats.negatives import draw, group_feedback, pick
+from finepref.formats.negatives import group_feedback, pick
 from finepref.formats.records import Feedback, Message, Negatives, content_id
 
 USER = (Message("user", "q"),)
-THREE = {"correctness": "c", "hallucination": "h", "logic": "l"}
 
 
 def feedback(response, label, error_type=None, prompt=USER):
@@ -42,25 +39,6 @@ def test_picks_are_even_over_ids_and_change_with_seed_and_epoch():
     for seed, epoch in ((1, 1), (2, 0)):
         same = sum(a == pick(3, seed=seed, epoch=epoch, record_id=name) for a, name in zip(first, ids, strict=True))
         assert abs(same - 10_000) < 327
-
-
-def test_a_draw_does_not_depend_on_the_order_of_the_types():
-    drawn = set()
-    for order in permutations(THREE):
-        record = Negatives("a", USER, "good", {name: THREE[name] for name in order})
-        drawn.add(tuple(draw(record, seed=0, epoch=epoch) for epoch in range(20)))
-    assert len(drawn) == 1
-
-
-def test_a_draw_over_some_types_never_leaves_them():
-    record = Negatives("a", USER, "good", THREE)
-    drawn = {draw(record, seed=0, epoch=epoch, types=["logic", "correctness", "unused"]) for epoch in range(50)}
-    assert drawn == {"correctness", "logic"}
-
-
-def test_a_draw_over_types_that_a_record_lacks_is_an_error():
-    with pytest.raises(ValueError, match="record a has no negative of type logic"):
-        draw(Negatives("a", USER, "good", {"hallucination": "h"}), seed=0, epoch=0, types=["logic"])
 
 
 def test_one_file_per_error_type_becomes_one_record_per_prompt():

@@ -61,7 +61,12 @@ def draw_index(
         types: the error types to draw from, all by default; "chosen" is always among them.
 
     Returns:
-        An index into `names`.
+        An index into `names`; which type it is does not depend on their order.
+
+    Raises:
+        ValueError: none of the types asked for is there.
     """
-    allowed = [i for i, name in enumerate(names) if name == "chosen" or not types or name in types]
-    return allowed[negatives.pick(len(allowed), seed=seed, epoch=epoch, record_id=record_id)]
+    allowed = sorted(name for name in names if name == "chosen" or not types or name in types)
+    if not allowed:
+        raise ValueError(f"record {record_id} has no negative of type {', '.join(sorted(types or ()))}")
+    return names.index(allowed[negatives.pick(len(allowed), seed=seed, epoch=epoch, record_id=record_id)])

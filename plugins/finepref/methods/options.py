@@ -133,7 +133,7 @@ class Options:
         """Refuse values that do not fit each other. To be overridden; raises ValueError."""
 
     def key(self, name: str, value: str = "") -> str:
-        """An option as the user writes it: "`tdpo_alpha`", "`tdpo_masks: none`", "--tdpo.alpha", "--tdpo.masks none"."""
+        """An option as users write it: "`tdpo_alpha`", "`tdpo_masks: none`", "--tdpo.alpha", "--tdpo.masks none"."""
         return self.spelling(name, value)
 
     def _check_value(self, owner: Any, kind: Any) -> None:
