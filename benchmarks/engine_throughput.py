@@ -31,10 +31,10 @@ from typing import Any
 from urllib.request import urlopen
 
 from finepref.formats.check import read_records
-from finepref.synth.engine_hf import HfEngine, left_padded, prompt_ids
-from finepref.synth.engine_openai import OpenAIEngine
-from finepref.synth.engine_vllm import VllmEngine
-from finepref.synth.engines import Engine, Request, ask
+from finepref.synth.engines.hf import HfEngine, left_padded, prompt_ids
+from finepref.synth.engines.openai import OpenAIEngine
+from finepref.synth.engines.protocol import Engine, Request, ask
+from finepref.synth.engines.vllm import VllmEngine
 from finepref.synth.journal import Journal
 
 SAMPLES = Path(__file__).parents[1] / "dataset_info" / "samples" / "seapo_demo.jsonl"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from finepref.commands import apo, dedup, doctor, judge, records, reversegen, seapo, sepo, sources
+from finepref.commands import apo, data, dedup, doctor, judge, reversegen, seapo, sepo, validate
 
 app = typer.Typer(name="finepref", no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
-for group in (doctor, records, sources, seapo, sepo, apo, reversegen, dedup, judge):
+for group in (doctor, validate, data, seapo, sepo, apo, reversegen, dedup, judge):
     group.register(app)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from finepref.formats.records import Message
-from finepref.synth.engine_hf import HfEngine, folder_digest, prompt_ids
-from finepref.synth.engine_vllm import VllmEngine
-from finepref.synth.engines import Completion, Request, ask
+from finepref.synth.engines.hf import HfEngine, folder_digest, prompt_ids
+from finepref.synth.engines.protocol import Completion, Request, ask
+from finepref.synth.engines.vllm import VllmEngine
 from finepref.synth.journal import Journal
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from finepref.formats.records import Message
 from finepref.synth import smollm2
-from finepref.synth.engine_hf import HfEngine
-from finepref.synth.engines import Request
+from finepref.synth.engines.hf import HfEngine
+from finepref.synth.engines.protocol import Request
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 

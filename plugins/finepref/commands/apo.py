@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from finepref.commands.engines import EngineName, EngineOptions, engine_of, with_engine_options
+from finepref.commands.engine_options import EngineName, EngineOptions, engine_of, with_engine_options
 from finepref.commands.errors import told_errors
 from finepref.commands.sepo import Dtype
 
@@ -76,7 +76,7 @@ def sample(
 
     Exit code 1: bad input, or queries that the engine failed on; the same command asks those again.
     """
-    from finepref.synth import apo as run
+    from finepref.synth.apo import sample as run
 
     given = {
         "temperature": temperature,
@@ -111,7 +111,7 @@ def pair(
     seed: Annotated[int, typer.Option(help="Of --take one.")] = 0,
 ) -> None:
     """Golden answers above samples: `ranked` records of kind apo. A report beside them names all that gave none."""
-    from finepref.synth import apo as run
+    from finepref.synth.apo import sample as run
 
     with told_errors(NEEDS):
         outcome = run.pair(samples, golden, output, take=take.value, cut=cut, allow_missing=allow_missing, seed=seed)
@@ -139,8 +139,8 @@ def score(
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with told_errors(NEEDS):
-        from finepref.synth.reward import RewardModel
-        from finepref.synth.reward import score as run
+        from finepref.synth.apo.reward_model import RewardModel
+        from finepref.synth.apo.reward_model import score as run
 
         encoder = None
         if template:
@@ -176,7 +176,7 @@ def select(
     target: Annotated[Target, typer.Option("--to", help="The best; best and worst; or all in order.")] = Target.sft,
 ) -> None:
     """Best of n: the response with the highest reward. A report beside the output names the rows that gave none."""
-    from finepref.synth import apo as run
+    from finepref.synth.apo import sample as run
 
     with told_errors(NEEDS):
         outcome = run.select(source, output, target=target.value)
@@ -196,7 +196,7 @@ def evaluate(
     """Rewards against scores: accuracy, ECE, ACE, MCE. Of samples, which have no scores: mean reward and win rate."""
     from finepref.formats.files import write_json
     from finepref.hosts import reward_metrics
-    from finepref.synth.apo import read_scored, win_rate
+    from finepref.synth.apo.sample import read_scored, win_rate
 
     found: dict[str, dict[str, float]] = {}
     with told_errors(NEEDS):

@@ -16,7 +16,7 @@ def told_errors(needs: str = "") -> Iterator[None]:
         needs: which extras of finepref the command needs, for the last of these.
     """
     from finepref.pipelines.steps import PipelineBusy, StepFailed
-    from finepref.synth.hub import HubUnreachable
+    from finepref.synth.data_sources.hub import HubUnreachable
     from finepref.synth.journal import JournalBusy
     from finepref.synth.smollm2 import ModelUnavailable
 

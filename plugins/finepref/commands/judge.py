@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finepref.commands.engines import EngineName, EngineOptions, engine_of, with_engine_options
+from finepref.commands.engine_options import EngineName, EngineOptions, engine_of, with_engine_options
 from finepref.commands.errors import told_errors
 
 if TYPE_CHECKING:
-    from finepref.synth.judges import Asked, Rule
+    from finepref.synth.judges.by_rule import Asked, Rule
 
 NEEDS = 'judges need "finepref[synth]", models "finepref[model]", vllm or ray its own extra'
 
@@ -43,8 +43,8 @@ def judge(
 
     Exit code 1: bad input, or rows without a verdict because the engine failed; the same command asks those again.
     """
-    from finepref.synth.judges import Asked
-    from finepref.synth.judging import judge as run
+    from finepref.synth.judges.by_rule import Asked
+    from finepref.synth.judges.label_rows import judge as run
 
     with told_errors(NEEDS):
         chosen = _judge(name, pattern=pattern, absent=absent, same=same, threshold=threshold, rubric=rubric)
@@ -73,7 +73,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _judge(name: str, *, pattern: str, absent: bool, same: str, threshold: float, rubric: str) -> Rule | Asked:
-    from finepref.synth import judges
+    from finepref.synth.judges import by_rule as judges
 
     match name:
         case "math":
@@ -89,7 +89,7 @@ def _judge(name: str, *, pattern: str, absent: bool, same: str, threshold: float
                 raise ValueError(f"--same is text or math, not {same}")
             return judges.entropy(judges.as_text if same == "text" else judges.as_math, threshold=threshold)
         case "gym":
-            from finepref.synth.judge_gym import gym
+            from finepref.synth.judges.reasoning_gym import gym
 
             return gym
         case "guard":

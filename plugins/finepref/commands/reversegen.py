@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finepref.commands.engines import EngineName, EngineOptions, engine_of, with_engine_options
+from finepref.commands.engine_options import EngineName, EngineOptions, engine_of, with_engine_options
 from finepref.commands.errors import told_errors
 
 if TYPE_CHECKING:
-    from finepref.synth.engines import Engine
-    from finepref.synth.sampling import Outcome
+    from finepref.synth.ask import Outcome
+    from finepref.synth.engines.protocol import Engine
 
 NEEDS = 'a local model needs "finepref[model]", vllm and ray their own extras'
 
@@ -53,8 +53,8 @@ def warmup(
     seed: Seed = 0,
 ) -> None:
     """Records {prompt, response} for the proposer's warm-up: a few-shot prompt, and one more seed as the response."""
-    from finepref.synth import proposing
-    from finepref.synth.reversegen import TEMPLATE
+    from finepref.synth.reversegen import propose as proposing
+    from finepref.synth.reversegen.few_shots import TEMPLATE
 
     with told_errors(NEEDS):
         given = _text(template) or TEMPLATE
@@ -86,8 +86,8 @@ def propose(
 
     Empty and cut texts and copies of an example go to `<stem>.left_out.jsonl`.
     """
-    from finepref.synth import proposing
-    from finepref.synth.reversegen import TEMPLATE
+    from finepref.synth.reversegen import propose as proposing
+    from finepref.synth.reversegen.few_shots import TEMPLATE
 
     with told_errors(NEEDS):
         outcome = proposing.propose(
@@ -134,7 +134,8 @@ def validate(
 
     The others go to `<stem>.left_out.jsonl`: invalid, or unjudged where the judge says nothing that can be read.
     """
-    from finepref.synth import answering, judges
+    from finepref.synth.judges import by_rule as judges
+    from finepref.synth.reversegen import answer as answering
 
     with told_errors(NEEDS):
         if by is By.arithmetic:
@@ -182,7 +183,7 @@ def answer(
 
     Rows without an answer go to `<stem>.left_out.jsonl`; the same command asks again those that the engine failed on.
     """
-    from finepref.synth import answering
+    from finepref.synth.reversegen import answer as answering
 
     with told_errors(NEEDS):
         outcome = answering.answer(
@@ -209,7 +210,7 @@ def pair(
     seed: Seed = 0,
 ) -> None:
     """Pairs for the proposer: of one few-shot prompt, an instruction the target failed at above one it solved."""
-    from finepref.synth import improving
+    from finepref.synth.reversegen import improve as improving
 
     with told_errors(NEEDS):
         made = improving.pair(source, output, proposed=proposed, per_prompt=per_prompt, seed=seed)
@@ -233,7 +234,7 @@ def improve(
     A good answer is one of --answers that passed its judge, else the row's own `chosen`. The report beside the output
     counts what gives no record, by reason.
     """
-    from finepref.synth import improving
+    from finepref.synth.reversegen import improve as improving
 
     with told_errors(NEEDS):
         made = improving.improve(
@@ -259,7 +260,7 @@ def evaluate(
 ) -> None:
     """Failure rate, accuracy, self-BLEU and entropy, and what became of every row: each ends in exactly one class."""
     from finepref.formats.files import write_json
-    from finepref.synth.tally import measure
+    from finepref.synth.reversegen.evaluate import measure
 
     with told_errors(NEEDS):
         found = measure(files, sample=sample, seed=seed)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from finepref.commands.engines import EngineName, EngineOptions, engine_of, with_engine_options
+from finepref.commands.engine_options import EngineName, EngineOptions, engine_of, with_engine_options
 from finepref.commands.errors import told_errors
 
 NEEDS = 'a local model needs "finepref[model]", vllm and ray their own extras, an adapter peft'
@@ -41,7 +41,7 @@ def inject(
     The API key of an endpoint is read from OPENAI_API_KEY. Exit code 1: bad input, or requests that failed at the
     engine; the same command asks those again.
     """
-    from finepref.synth.inject import inject as run
+    from finepref.synth.seapo.inject import inject as run
 
     with told_errors(NEEDS):
         outcome = run(
@@ -78,7 +78,7 @@ def margins(
     adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model.")] = None,
 ) -> None:
     """How much likelier the good answer is than each answer with an error: mean log-probability per token, by type."""
-    from finepref.synth.margins import margins as run
+    from finepref.synth.seapo.margins import margins as run
 
     with told_errors(NEEDS):
         result = run(data, output, model=model, adapter=adapter)

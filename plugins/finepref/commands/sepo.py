@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finepref.commands.engines import (
+from finepref.commands.engine_options import (
     VllmOptions,
     WorkerCount,
     WorkerCpus,
@@ -23,7 +23,7 @@ from finepref.commands.engines import (
 from finepref.commands.errors import told_errors
 
 if TYPE_CHECKING:
-    from finepref.synth.scoring import LocalScorer, Scorer
+    from finepref.synth.scorers.hf import LocalScorer, Scorer
 
 
 class ScoringEngine(StrEnum):
@@ -70,8 +70,8 @@ def score(
     with told_errors('scoring needs "finepref[model]", an adapter peft, vllm its own extra'):
         if not oracle and not oracle_adapter:
             raise ValueError("name the oracle: --oracle, --oracle-adapter or both")
-        from finepref.synth.sepo import Limits
-        from finepref.synth.sepo import score as run
+        from finepref.synth.sepo.score import Limits
+        from finepref.synth.sepo.score import score as run
 
         kind = _kind(engine, vllm_options)
         shared = workers_of(workers, worker_cpus, worker_gpus) if workers else None
@@ -79,7 +79,7 @@ def score(
         def scorer(model: str, adapter: str | None = None) -> Scorer:
             if shared is None:
                 return kind(model, adapter=adapter, dtype=dtype.value, batch_tokens=batch_tokens)
-            from finepref.synth.engine_ray import RayScorer
+            from finepref.synth.engines.ray import RayScorer
 
             adapter = adapter and for_workers(adapter)
             own = kind(for_workers(model), adapter=adapter, dtype=dtype.value, batch_tokens=batch_tokens)
@@ -112,7 +112,7 @@ def _kind(engine: ScoringEngine, vllm_options: str) -> Callable[..., LocalScorer
     if engine is ScoringEngine.hf:
         if vllm_options:
             raise ValueError("--vllm-options are for --engine vllm")
-        from finepref.synth.scoring import HfScorer
+        from finepref.synth.scorers.hf import HfScorer
 
         return HfScorer
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
@@ -120,7 +120,7 @@ def _kind(engine: ScoringEngine, vllm_options: str) -> Callable[..., LocalScorer
             "--engine vllm under torchrun: use --vllm-options {tensor_parallel_size: N}, or start each rank by itself "
             "with its RANK, WORLD_SIZE and CUDA_VISIBLE_DEVICES"
         )
-    from finepref.synth.scoring_vllm import VllmScorer
+    from finepref.synth.scorers.vllm import VllmScorer
 
     return partial(VllmScorer, options=vllm_settings(vllm_options))
 

@@ -26,7 +26,7 @@ from finepref.hosts.openrlhf import data, pairs, training
 from finepref.hosts.openrlhf.command_line import Asked
 from finepref.losses.apo_rm import apo_rm_loss
 from finepref.losses.ops import reduce, sum_over_ranks
-from finepref.synth.reward import head_of
+from finepref.synth.apo.reward_model import head_of
 
 
 class RankedRow(NamedTuple):
