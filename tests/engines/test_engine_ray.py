@@ -16,10 +16,13 @@ from finepref.formats.records import Message
 from finepref.synth.engines import vllm as engine_vllm
 from finepref.synth.engines.hf import HfEngine
 from finepref.synth.engines.protocol import Request
-from finepref.synth.engines.ray import RayEngine, RayScorer, Workers
+from finepref.synth.engines.ray import RayEngine
 from finepref.synth.engines.vllm import VllmEngine
+from finepref.synth.ray_workers import Workers
 from finepref.synth.scorers import vllm as scoring_vllm
-from finepref.synth.scorers.hf import HfScorer, Item
+from finepref.synth.scorers.hf import HfScorer
+from finepref.synth.scorers.protocol import Item
+from finepref.synth.scorers.ray import RayScorer
 from tiny_llama import save_perturbed
 from typer.testing import CliRunner
 
@@ -57,7 +60,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def run(*command) -> None:
     result = CliRunner().invoke(app, inject(*command))
     assert result.exit_code == 1, result.output
-    assert "3 requests failed at the engine" in result.output
+    assert "failed requests: 3;" in result.output
 
 
 def test_two_workers_write_the_files_of_one_process(source, tiny_model, tmp_path):

@@ -11,7 +11,8 @@ import torch
 from finepref.cli import app
 from finepref.formats.jsonl import read_jsonl, write_jsonl
 from finepref.synth.scorers import vllm as scoring_vllm
-from finepref.synth.scorers.hf import HfScorer, Item
+from finepref.synth.scorers.hf import HfScorer
+from finepref.synth.scorers.protocol import Item
 from finepref.synth.scorers.vllm import VllmScorer
 from finepref.synth.sepo import score as sepo
 from safetensors.torch import save_file

@@ -142,9 +142,9 @@ with Journal({str(tmp_path)!r}, **{JOB!r}) as journal:
 def test_an_id_is_journalled_once(tmp_path):
     with Journal(tmp_path, **JOB) as journal:
         journal.append(BATCHES[0])
-        with pytest.raises(ValueError, match="already journalled"):
+        with pytest.raises(ValueError, match="already in the journal"):
             journal.append([{"id": "z"}, {"id": "a"}])
-        with pytest.raises(ValueError, match="already journalled"):
+        with pytest.raises(ValueError, match="already in the journal"):
             journal.append([{"id": "z"}, {"id": "z"}])
         assert list(journal.done) == ["a", "b"]
 

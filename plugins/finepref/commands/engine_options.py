@@ -1,4 +1,4 @@
-"""What the commands that ask a model share: options, the names of the engines, and an engine from the options."""
+"""Engines on the command line: their names and options, and the engine for given options."""
 
 from __future__ import annotations
 
@@ -14,23 +14,21 @@ import typer
 
 if TYPE_CHECKING:
     from finepref.synth.engines.protocol import Engine
-    from finepref.synth.engines.ray import Workers
+    from finepref.synth.ray_workers import Workers
 
 
 VllmOptions = Annotated[
-    str, typer.Option(metavar="MAPPING", help='For vllm: its own options, such as "{tensor_parallel_size: 2}".')
+    str, typer.Option(metavar="MAPPING", help='vllm: options of vLLM, such as "{tensor_parallel_size: 2}".')
 ]
 
 
-WorkerCount = Annotated[
-    int, typer.Option(min=0, help="For hf, vllm: processes of Ray that share the work; 0: this one.")
-]
-WorkerCpus = Annotated[float, typer.Option(min=0.0, help="CPUs of each worker.")]
-WorkerGpus = Annotated[float | None, typer.Option(min=0.0, help="GPUs of each worker; default: 1 where there are.")]
+WorkerCount = Annotated[int, typer.Option(min=0, help="hf, vllm: Ray processes; 0 = run in this process.")]
+WorkerCpus = Annotated[float, typer.Option(min=0.0, help="CPUs per worker.")]
+WorkerGpus = Annotated[float | None, typer.Option(min=0.0, help="GPUs per worker; default: 1 if a GPU is present.")]
 
 
 class EngineName(StrEnum):
-    """What answers."""
+    """The engines."""
 
     hf = "hf"
     vllm = "vllm"
@@ -40,11 +38,11 @@ class EngineName(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """What every command that asks a model can be told of its engine; the annotations are its options."""
+    """The engine options of every command that asks a model; the annotations define them."""
 
     base_url: Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", help="Address of the endpoint.")] = ""
-    batch_size: Annotated[int, typer.Option(min=1, help="For hf: requests per batch.")] = 8
-    concurrency: Annotated[int, typer.Option(min=1, help="For openai: requests under way at a time.")] = 16
+    batch_size: Annotated[int, typer.Option(min=1, help="hf: requests per batch.")] = 8
+    concurrency: Annotated[int, typer.Option(min=1, help="openai: requests at a time.")] = 16
     vllm_options: VllmOptions = ""
     workers: WorkerCount = 0
     worker_cpus: WorkerCpus = 1.0
@@ -52,7 +50,7 @@ class EngineOptions:
 
 
 def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for each field of `EngineOptions` in place of its parameter `engine_options`."""
+    """The command with one option per field of `EngineOptions` instead of its parameter `engine_options`."""
     fields = signature(EngineOptions, eval_str=True).parameters
     parameters: list[Parameter] = []
     for parameter in signature(command, eval_str=True).parameters.values():
@@ -70,10 +68,10 @@ def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | None:
-    """The engine that the options name, not started yet; None for rules.
+    """The engine for the options, not started yet; None for rules.
 
     Raises:
-        ValueError: the remote engine has no address, or none that is one; or options that the engine does not have.
+        ValueError: the remote engine has no address or an invalid one, or the engine has no such option.
     """
     if options.vllm_options and name is not EngineName.vllm:
         raise ValueError("--vllm-options are for --engine vllm")
@@ -106,13 +104,13 @@ def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | 
 
 
 def for_workers(model: str) -> str:
-    """A model's name for processes with another working directory, such as a cluster's."""
+    """A model's name for processes with another working directory, such as those of a cluster."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def workers_of(count: int, cpus: float, gpus: float | None) -> Workers:
-    """What --workers, --worker-cpus and --worker-gpus say."""
-    from finepref.synth.engines.ray import Workers
+    """The workers for --workers, --worker-cpus and --worker-gpus."""
+    from finepref.synth.ray_workers import Workers
 
     if gpus is None:
         import torch
@@ -122,10 +120,10 @@ def workers_of(count: int, cpus: float, gpus: float | None) -> Workers:
 
 
 def vllm_settings(text: str) -> dict[str, object]:
-    """What --vllm-options say: a YAML or JSON mapping, with or without braces around it.
+    """The mapping in --vllm-options: YAML or JSON, with or without braces around it.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a mapping.
     """
     import yaml
 
@@ -136,3 +134,22 @@ def vllm_settings(text: str) -> dict[str, object]:
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ValueError(f"--vllm-options {text!r} is not a mapping such as {{tensor_parallel_size: 2}}")
     return found
+
+
+def engine_for(name: EngineName, model: str, options: EngineOptions) -> Engine:
+    """The same for commands that have no rules.
+
+    Raises:
+        ValueError: the engine is rules, or see `engine_of`.
+    """
+    made = engine_of(name, model, options)
+    if made is None:
+        raise ValueError("--engine rules cannot answer: use hf, vllm or openai")
+    return made
+
+
+def exit_if_unanswered(count: int, *, keep_going: bool = False) -> None:
+    """Exit with code 1 if the engine failed on requests, unless the user wants to keep going."""
+    if count and not keep_going:
+        typer.echo(f"failed requests: {count}; run the same command again to repeat them", err=True)
+        raise typer.Exit(1)

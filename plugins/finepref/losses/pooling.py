@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,3 +25,17 @@ def pool(hidden: Tensor, attended: Tensor, position: Tensor, how: str) -> Tensor
     if how == "mean":
         return torch.where(mask, hidden, 0.0).float().sum(1).div(mask.sum(1)).to(hidden.dtype)
     raise ValueError(f"unknown pooling {how!r}")
+
+
+def tokens_read(response: Sequence[int], eos: int, how: str) -> int | None:
+    """How many tokens of a response are read: the reward stands at the last of them, and what follows is not read.
+
+    `response` is the response's token ids with all that the template writes after its text. With `eos` the reward
+    stands at the last end token, otherwise at the token before that, or at the last token if there is no end token.
+    0 means that the response has no text: the reward stands at the last token of the prompt. None means that `how` is
+    `eos` and the response has no end token.
+    """
+    if eos not in response:
+        return None if how == "eos" else len(response)
+    closing = len(response) - 1 - response[::-1].index(eos)
+    return closing + 1 if how == "eos" else closing

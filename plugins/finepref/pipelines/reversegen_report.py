@@ -10,7 +10,7 @@ from typing import Any
 from finepref.formats.files import write_json
 from finepref.pipelines.report import commands, table
 from finepref.pipelines.steps import Pipeline
-from finepref.synth.ask import read_dicts
+from finepref.synth.reversegen.instructions import read_dicts
 
 EXAMPLES = 4
 

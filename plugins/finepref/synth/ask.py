@@ -1,139 +1,113 @@
-"""Rows with prompts in, n journalled answers to each out; what a step leaves out is told beside its output."""
+"""Ask an engine with a journal: a job that was killed resumes, and no answer is asked for twice."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+
+from tqdm import tqdm
 
 from finepref.formats.check import digest
-from finepref.formats.identified import read_identified
-from finepref.formats.jsonl import read_jsonl, write_aside, write_jsonl
-from finepref.formats.records import Prompt, content_id
-from finepref.formats.row import RowReader
-from finepref.synth.engines.protocol import UNANSWERED, Completion, Engine, Request, ask_all, request_seed
+from finepref.formats.records import Prompt
+from finepref.synth.engines.protocol import Completion, Engine, Request, Sampling, request_seed
 from finepref.synth.journal import Journal
 
 
-class Asked(NamedTuple):
-    """A row, its id (of its content, where the row has none) and its prompt."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One job that asks an engine.
 
-    id: str
-    prompt: Prompt
-    row: dict[str, object]
+    Attributes:
+        name: of the step, such as "seapo inject"; shown in the progress bar.
+        source: the input file; the answers are valid only for its present contents.
+        folder: where the journal is.
+        prompt_version: changes when the text of the prompts changes.
+        settings: all other settings that the answers depend on, JSON-ready.
+        seed: seed of everything random in the job.
+    """
+
+    name: str
+    source: Path
+    folder: Path
+    prompt_version: str
+    settings: Mapping[str, object]
+    seed: int = 0
+
+    def journal(self, model: str) -> Journal:
+        """The journal for a model, not opened yet."""
+        return Journal(
+            self.folder,
+            job=self.name,
+            model=model,
+            prompt_version=self.prompt_version,
+            sampling=self.settings,
+            seed=self.seed,
+            input_digest=digest(self.source),
+        )
 
 
-class Left(NamedTuple):
-    """A row that a step does not hand on: its kind (invalid, unjudged or unproposed) and why."""
-
-    row: Mapping[str, object]
-    kind: str
-    reason: str
+def work_folder(output: Path, given: Path | None) -> Path:
+    """Where a job keeps its journal: the folder that the user names, or `<stem>.work` beside the output."""
+    return given or output.with_suffix(".work")
 
 
-class Outcome(NamedTuple):
-    """How many rows a step hands on, and how many it left out by kind and reason."""
+def ask(requests: Sequence[Request], *, engine: Engine, job: Job) -> dict[str, Completion]:
+    """Every request's completion by id, with a progress bar; answers found in the job's journal are not asked again.
 
-    written: int
-    left_out: Counter[tuple[str, str]]
-
-    @property
-    def unanswered(self) -> int:
-        """Rows that the engine failed on; the same command asks those again."""
-        return sum(count for (_, reason), count in self.left_out.items() if reason.startswith(UNANSWERED))
-
-
-def sample(
-    prompts: Mapping[str, Prompt],
-    n: int,
-    /,
-    *,
-    engine: Engine,
-    folder: Path,
-    job: str,
-    prompt_version: str,
-    source: Path,
-    seed: int,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    **more: object,
-) -> dict[str, list[Completion]]:
-    """n answers to each prompt, by id; those in the journal of `folder` are not asked for again.
-
-    Args:
-        prompts: id -> what is asked.
-        n: answers to each; above 1 they need a temperature above 0.
-        engine: what answers.
-        folder, job, prompt_version, seed: of the journal.
-        source: the file that the prompts come from.
-        max_new_tokens, temperature, top_p: of every request.
-        more: further settings on which the prompts depend.
+    Requests that failed give completions with `error` and are not journalled, so the next run asks them again.
 
     Raises:
-        ValueError: several answers at temperature 0.
         JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
     """
-    if n > 1 and temperature == 0:
+    with job.journal(engine.model) as journal:
+        found = ask_stream(requests, engine=engine, journal=journal)
+        shown = tqdm(found, total=len(requests), desc=job.name, unit="answer", disable=None, smoothing=0.05)
+        return {each.id: each for each in shown}
+
+
+def ask_each(
+    prompts: Mapping[str, Prompt], names: Sequence[str], *, engine: Engine, sampling: Sampling, job: Job
+) -> dict[str, dict[str, Completion]]:
+    """Several answers to each prompt: prompt id -> name of the answer -> completion.
+
+    Each answer is drawn with a seed of its own, which depends on the job's seed, the prompt's id and the name only.
+
+    Args:
+        prompts: prompt id -> dialogue.
+        names: of the answers to each prompt, such as sample_0 and sample_1.
+        engine: the model that answers.
+        sampling: used for every answer.
+        job: see `Job`.
+
+    Raises:
+        ValueError: several answers to one prompt at temperature 0.
+        JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
+    """
+    if len(names) > 1 and sampling.temperature == 0:
         raise ValueError("several answers to one prompt need a temperature above 0, or they are all the same")
-    requests = [
-        Request(
-            request_id := f"{row_id}/{number}",
-            prompt,
-            max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=request_seed(seed, request_id),
-        )
-        for row_id, prompt in prompts.items()
-        for number in range(n)
-    ]
-    sampling = {"n": n, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, **more}
-    with Journal(
-        folder,
-        job=job,
-        model=engine.model,
-        prompt_version=prompt_version,
-        sampling=sampling,
-        seed=seed,
-        input_digest=digest(source),
-    ) as journal:
-        found = ask_all(requests, engine=engine, journal=journal)
-    return {row_id: [found[f"{row_id}/{number}"] for number in range(n)] for row_id in prompts}
+    requests = []
+    for key, prompt in prompts.items():
+        for name in names:
+            request_id = f"{key}/{name}"
+            seed = request_seed(job.seed, request_id)
+            requests.append(Request(request_id, prompt, seed=seed, **asdict(sampling)))
+    found = ask(requests, engine=engine, job=job)
+    return {key: {name: found[f"{key}/{name}"] for name in names} for key in prompts}
 
 
-def read_asked(path: Path) -> list[Asked]:
-    """The rows of a file {id?, prompt or messages, ...}.
+def ask_stream(requests: Iterable[Request], *, engine: Engine, journal: Journal) -> Iterator[Completion]:
+    """Every request's completion as soon as it is known: first those in the journal, then the engine's answers.
 
-    Raises:
-        BadData: with all problems of the file, such as an id that is there twice.
+    An answer is on the disk before it is yielded. Failures are not journalled, so the next run asks them again.
     """
-    return read_identified(path, _asked, empty=True)
-
-
-def _asked(reader: RowReader) -> Asked:
-    given, prompt = reader.id(), reader.prompt()
-    return Asked(given or content_id(prompt), prompt, {**reader.row})
-
-
-def write(output: Path, rows: Sequence[Mapping[str, object]], left: Sequence[Left]) -> Outcome:
-    """Write the rows that go on, and the others to `left_out_of(output)` with `left_out` {kind, reason}."""
-    told = [{**each.row, "left_out": {"kind": each.kind, "reason": each.reason}} for each in left]
-    write_aside(left_out_of(output), told)
-    write_jsonl(output, rows)
-    return Outcome(len(rows), Counter((each.kind, each.reason) for each in left))
-
-
-def left_out_of(output: Path) -> Path:
-    """Where a step tells what it did not hand on."""
-    return output.with_suffix(".left_out.jsonl")
-
-
-def read_dicts(path: Path) -> list[dict[str, object]]:
-    """The rows of a file that one of our steps wrote.
-
-    Raises:
-        BadData: see `read_jsonl`.
-    """
-    return [row for _, row in read_jsonl(path, problems=None)]
+    missing: list[Request] = []
+    for request in requests:
+        if request.id in journal.done:
+            yield Completion(**journal.done[request.id])  # type: ignore[arg-type]
+        else:
+            missing.append(request)
+    if missing:
+        for together in engine.generate(missing):
+            journal.append(asdict(completion) for completion in together if completion.error is None)
+            yield from together

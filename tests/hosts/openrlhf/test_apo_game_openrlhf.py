@@ -18,7 +18,7 @@ from conftest import ranked_rows, run_forked, tensors
 from finepref.formats.jsonl import write_jsonl
 from finepref.formats.records import Message
 from finepref.pipelines import openrlhf
-from finepref.synth.engines.hf import prompt_ids
+from finepref.synth.engines.checkpoint import prompt_ids
 
 TRAINING = {
     "train": {"batch_size": 2, "micro_batch_size": 2, "max_epochs": 2},

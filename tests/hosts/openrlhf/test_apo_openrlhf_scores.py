@@ -11,7 +11,8 @@ import torch
 from conftest import ranked_rows, tensors
 from finepref.formats import records
 from finepref.formats.jsonl import write_jsonl
-from finepref.synth.apo.reward_model import RewardModel, score
+from finepref.synth.apo.reward_model import RewardModel
+from finepref.synth.apo.score import score
 
 
 def rewards_by_host(folder: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> list[float]:

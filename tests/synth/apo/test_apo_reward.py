@@ -10,7 +10,8 @@ import torch
 from finepref.cli import app
 from finepref.formats.jsonl import read_jsonl, write_jsonl
 from finepref.formats.problems import BadData
-from finepref.synth.apo import reward_model as reward
+from finepref.synth.apo.reward_model import RewardModel
+from finepref.synth.apo.score import read_scorable, score
 from finepref.synth.journal import JournalChanged
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -64,7 +65,7 @@ def rows_of(path):
 
 
 def scored(source, output, folder, **options):
-    reward.score(source, output, model=reward.RewardModel(folder, **options))
+    score(source, output, model=RewardModel(folder, **options))
     return rows_of(output)
 
 
@@ -115,15 +116,15 @@ def test_the_reward_is_read_where_the_model_was_trained_to(samples, llamafactory
 
 
 def test_a_long_text_loses_its_beginning_and_a_longer_response_is_an_error(samples, llamafactory, tmp_path):
-    model = reward.RewardModel(llamafactory, cutoff_len=60)
-    outcome = reward.score(samples, tmp_path / "scored.jsonl", model=model)
+    model = RewardModel(llamafactory, cutoff_len=60)
+    outcome = score(samples, tmp_path / "scored.jsonl", model=model)
     assert outcome == (2, 5, 1, 2)
     value = rows_of(tmp_path / "scored.jsonl")[1]["rewards"][1]
     tokenizer = AutoTokenizer.from_pretrained(llamafactory)
     kept = tokenizer.decode(tokenizer(TEXTS["two"][1] + "</s>")["input_ids"][-60:-1])
     assert value == pytest.approx(alone(llamafactory, kept), abs=1e-5)
     with pytest.raises(ValueError, match="43 tokens leaves no room for the prompt in 40"):
-        reward.score(samples, tmp_path / "s.jsonl", model=reward.RewardModel(llamafactory, cutoff_len=40))
+        score(samples, tmp_path / "s.jsonl", model=RewardModel(llamafactory, cutoff_len=40))
 
 
 def test_scores_of_records_are_kept_and_lists_of_any_length_are_read(llamafactory, tmp_path):
@@ -163,14 +164,14 @@ def test_scores_of_records_are_kept_and_lists_of_any_length_are_read(llamafactor
 def test_a_row_that_cannot_be_scored_is_named(tmp_path, row, code, field):
     write_jsonl(tmp_path / "rows.jsonl", [{"id": "good", "prompt": "q", "responses": ["a"]}, row])
     with pytest.raises(BadData) as caught:
-        reward.read_scorable(tmp_path / "rows.jsonl")
+        read_scorable(tmp_path / "rows.jsonl")
     assert (code, 2, field) in [(p.code, p.line, p.field) for p in caught.value.problems]
 
 
 def test_a_run_that_was_cut_off_goes_on_with_the_batches_it_lacks(samples, llamafactory, tmp_path, monkeypatch):
     output, options = tmp_path / "scored.jsonl", {"batch_tokens": 30}
     whole = scored(samples, tmp_path / "whole.jsonl", llamafactory, **options)
-    plain, calls = reward.RewardModel._pooled, []
+    plain, calls = RewardModel._pooled, []
 
     def dies(self, network, rows):
         calls.append(len(rows))
@@ -178,13 +179,15 @@ def test_a_run_that_was_cut_off_goes_on_with_the_batches_it_lacks(samples, llama
             raise KeyboardInterrupt
         return plain(self, network, rows)
 
-    monkeypatch.setattr(reward.RewardModel, "_pooled", dies)
+    monkeypatch.setattr(RewardModel, "_pooled", dies)
     with pytest.raises(KeyboardInterrupt):
         scored(samples, output, llamafactory, **options)
     assert not output.exists()
     assert scored(samples, output, llamafactory, **options) == whole
     assert sum(calls) == 5, "4 responses, one of them twice: that of the batch which was cut off"
-    monkeypatch.setattr(reward, "load_network", lambda *args, **kwargs: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr(
+        "finepref.synth.apo.reward_model.load_network", lambda *args, **kwargs: pytest.fail("nothing is left to do")
+    )
     assert scored(samples, output, llamafactory, **options) == whole
     with pytest.raises(JournalChanged, match="pooling"):
         scored(samples, output, llamafactory, pooling="mean", **options)
@@ -219,4 +222,4 @@ def test_several_files_are_scored_by_one_load_into_a_folder(samples, llamafactor
     )
     outcome = CliRunner().invoke(app, [*words[:3], str(samples), *words[4:]])
     assert outcome.exit_code == 1
-    assert "two inputs have one name" in outcome.output
+    assert "two inputs have the same name" in outcome.output

@@ -11,7 +11,9 @@ from finepref.formats.check import check_file, read_records
 from finepref.formats.jsonl import read_jsonl, write_jsonl
 from finepref.formats.problems import BadData
 from finepref.formats.records import Message
-from finepref.synth.apo import sample as apo
+from finepref.synth.apo.pair import pair
+from finepref.synth.apo.sample import PRESETS, sample
+from finepref.synth.apo.scored import read_scored
 from finepref.synth.engines.protocol import Completion, request_seed
 from typer.testing import CliRunner
 
@@ -68,7 +70,7 @@ def file(tmp_path):
 def test_queries_of_both_layouts_are_asked_as_dialogues_and_samples_come_in_the_released_layout(file, tmp_path):
     engine = Told({key: ["one", "two"] for key in ("7", "b", "c", "d")})
     output = tmp_path / "samples.jsonl"
-    outcome = apo.sample(file("q.jsonl", QUERIES), output, engine=engine, sampling=apo.PRESETS["paper"], n=2, seed=3)
+    outcome = sample(file("q.jsonl", QUERIES), output, engine=engine, sampling=PRESETS["paper"], n=2, seed=3)
     assert outcome == (4, 0)
     assert [request.messages for request in engine.asked[::2]] == [
         (Message("user", "What is 2 + 2?"),),
@@ -85,20 +87,20 @@ def test_queries_of_both_layouts_are_asked_as_dialogues_and_samples_come_in_the_
 
 
 def test_the_papers_answers_to_test_are_drawn_as_it_says():
-    preset = apo.PRESETS["paper_test"]
+    preset = PRESETS["paper_test"]
     assert (preset.temperature, preset.top_k, preset.top_p) == (0.3, 5, 0.85)
     assert (preset.repetition_penalty, preset.max_new_tokens) == (1.05, 512)
 
 
 def test_a_query_that_failed_is_set_aside_and_asked_again_with_nothing_else(file, tmp_path):
     path, output = file("q.jsonl", QUERIES[:2]), tmp_path / "samples.jsonl"
-    common = {"sampling": apo.PRESETS["paper"], "n": 2}
-    outcome = apo.sample(path, output, engine=Told({"7": ["a", "b"], "b": ["c", None]}), **common)
+    common = {"sampling": PRESETS["paper"], "n": 2}
+    outcome = sample(path, output, engine=Told({"7": ["a", "b"], "b": ["c", None]}), **common)
     assert outcome == (1, 1)
     failed = rows_of(output.with_suffix(".failed.jsonl"))
     assert failed == [{"query_id": "b", "query": "How many?", "errors": {"sample_1": "no"}}]
     engine = Told({"b": ["never", "d"]})
-    assert apo.sample(path, output, engine=engine, **common) == (2, 0)
+    assert sample(path, output, engine=engine, **common) == (2, 0)
     assert [request.id for request in engine.asked] == ["b/sample_1"]
     assert rows_of(output)[1] == {"query_id": "b", "query": "How many?", "sample_0": "c", "sample_1": "d"}
     assert not output.with_suffix(".failed.jsonl").exists()
@@ -106,10 +108,10 @@ def test_a_query_that_failed_is_set_aside_and_asked_again_with_nothing_else(file
 
 def test_answers_of_a_better_model_can_be_the_golden_ones(file, tmp_path):
     path, output = file("q.jsonl", QUERIES[2:]), tmp_path / "golden.jsonl"
-    common = {"engine": Told({"c": ["6"], "d": ["So."]}), "sampling": apo.PRESETS["paper_test"]}
+    common = {"engine": Told({"c": ["6"], "d": ["So."]}), "sampling": PRESETS["paper_test"]}
     with pytest.raises(ValueError, match="one golden answer"):
-        apo.sample(path, output, golden=True, n=4, **common)
-    apo.sample(path, output, golden=True, n=1, **common)
+        sample(path, output, golden=True, n=4, **common)
+    sample(path, output, golden=True, n=1, **common)
     assert [(row["query_id"], row["golden"]) for row in rows_of(output)] == [("c", "6"), ("d", "So.")]
 
 
@@ -135,7 +137,7 @@ def test_four_samples_without_a_temperature_are_refused(file, tmp_path):
 def test_a_query_that_cannot_be_asked_is_named(file, tmp_path, row, code, field):
     path = file("q.jsonl", [QUERIES[2], row])
     with pytest.raises(BadData) as caught:
-        apo.sample(path, tmp_path / "s.jsonl", engine=Told({}), sampling=apo.PRESETS["paper"])
+        sample(path, tmp_path / "s.jsonl", engine=Told({}), sampling=PRESETS["paper"])
     assert [(p.code, p.line, p.field) for p in caught.value.problems] == [(code, 2, field)]
 
 
@@ -192,7 +194,7 @@ def test_one_sample_of_each_query_is_drawn_by_the_seed_and_the_query_alone(file,
     for seed in range(12):
         found = []
         for rows in (SAMPLES, SAMPLES[::-1]):
-            apo.pair(file("s.jsonl", rows), golden, output, take="one", seed=seed)
+            pair(file("s.jsonl", rows), golden, output, take="one", seed=seed)
             found.append({record.id for record in read_records(output, "ranked")})
         assert found[0] == found[1]
         assert sorted(name.partition(":")[0] for name in found[0]) == ["1", "2"]
@@ -218,7 +220,7 @@ def test_ids_in_one_file_only_are_errors_unless_they_are_allowed_and_then_named(
 def test_a_query_that_differs_between_the_files_is_an_error_even_so(file, tmp_path):
     golden = file("g.jsonl", [GOLDEN[0] | {"query": "other"}, GOLDEN[1]])
     with pytest.raises(BadData, match=r"FP067 .*s\.jsonl:2 query"):
-        apo.pair(file("s.jsonl", SAMPLES), golden, tmp_path / "apo.jsonl", allow_missing=True)
+        pair(file("s.jsonl", SAMPLES), golden, tmp_path / "apo.jsonl", allow_missing=True)
 
 
 def test_released_files_pair_as_convert_reads_them(file, tmp_path):
@@ -230,7 +232,7 @@ def test_released_files_pair_as_convert_reads_them(file, tmp_path):
     for name, rows in (("s.json", samples), ("g.json", golden)):
         paths.append(tmp_path / name)
         paths[-1].write_text(json.dumps(rows, indent=1))
-    apo.pair(*paths, tmp_path / "apo.jsonl")
+    pair(*paths, tmp_path / "apo.jsonl")
     converted = [record for row in read_apo_samples(*paths) for record in row.records]
     assert read_records(tmp_path / "apo.jsonl", "ranked") == converted
     assert converted[1].responses == ("Because.", "No.")
@@ -305,7 +307,7 @@ def test_a_ranking_has_all_responses_best_first(file, tmp_path):
 )
 def test_a_row_without_usable_rewards_is_named(file, row, code, field):
     with pytest.raises(BadData) as caught:
-        apo.read_scored(file("scored.jsonl", [SCORED[0], row]))
+        read_scored(file("scored.jsonl", [SCORED[0], row]))
     assert [(p.code, p.line, p.field) for p in caught.value.problems] == [(code, 2, field)]
 
 

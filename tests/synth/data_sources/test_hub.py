@@ -106,7 +106,7 @@ def test_a_hub_that_does_not_answer_is_one_clear_line_and_writes_nothing(tmp_pat
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("HuggingFaceH4/ultrafeedback_binarized (split train_prefs) cannot be read: Couldn't reach")
-    assert line.endswith("give it with --from-file")
+    assert line.endswith("download a file elsewhere and pass it with --from-file")
     assert not output.exists()
 
 

@@ -161,7 +161,7 @@ def test_every_prompt_ends_answered_or_failed_with_a_reason_after_five_tries_at_
     "url", [f"ftp://u:{CANARY}@host/v1", f"http://u:{CANARY}@[::1/v1", f"http://?{CANARY}", CANARY]
 )
 def test_an_address_that_is_none_is_refused_and_not_repeated(url):
-    with pytest.raises(ValueError, match="no http or https address") as refused:
+    with pytest.raises(ValueError, match="not an http or https address") as refused:
         OpenAIEngine("m", base_url=url)
     assert CANARY not in str(refused.value)
 

@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 import torch
 from finepref.formats.records import Message
-from finepref.synth.engines.hf import HfEngine, folder_digest, prompt_ids
+from finepref.synth.engines.checkpoint import folder_digest, prompt_ids
+from finepref.synth.engines.hf import HfEngine
 from finepref.synth.engines.protocol import Completion, Request
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -9,8 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from finepref.formats.records import Message
+from finepref.synth.ask import ask_stream
 from finepref.synth.engines.openai import GIVE_UP_AFTER, MAX_TRIES, OpenAIEngine
-from finepref.synth.engines.protocol import Completion, Request, ask
+from finepref.synth.engines.protocol import Completion, Request
 from finepref.synth.journal import Journal
 
 KEY = "sk-a-very-secret-key"
@@ -254,12 +255,12 @@ def test_ask_journals_answers_and_not_failures_and_asks_only_what_is_left(endpoi
     job = {"job": "t", "model": "m", "prompt_version": "1", "sampling": {}, "seed": 0, "input_digest": ""}
     engine = OpenAIEngine("m", base_url=endpoint.url)
     with Journal(tmp_path, **job) as journal:
-        found = {each.id: each for each in ask(requests("a", "400", "b"), engine=engine, journal=journal)}
+        found = {each.id: each for each in ask_stream(requests("a", "400", "b"), engine=engine, journal=journal)}
         assert {*found} == {"a", "400", "b"}
         assert {*journal.done} == {"a", "b"}
     endpoint.requests.clear()
     with Journal(tmp_path, **job) as journal:
-        again = {each.id: each for each in ask(requests("a", "400", "b", "c"), engine=engine, journal=journal)}
+        again = {each.id: each for each in ask_stream(requests("a", "400", "b", "c"), engine=engine, journal=journal)}
     assert {request["messages"][0]["content"] for request in endpoint.requests} == {"400", "c"}
     assert again["a"] == found["a"]
     assert KEY not in "".join(path.read_text() for path in tmp_path.iterdir())

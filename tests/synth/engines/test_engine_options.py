@@ -7,8 +7,8 @@ import json
 import pytest
 from finepref.cli import app
 from finepref.commands.engine_options import EngineName, EngineOptions, engine_of
-from finepref.synth.engines.ray import Workers
 from finepref.synth.engines.vllm import VllmEngine
+from finepref.synth.ray_workers import Workers
 from typer.testing import CliRunner
 
 

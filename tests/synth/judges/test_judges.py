@@ -13,9 +13,9 @@ from finepref.formats.jsonl import read_jsonl, write_jsonl
 from finepref.formats.problems import BadData
 from finepref.formats.records import Message
 from finepref.synth.engines.protocol import Completion
-from finepref.synth.judges import by_rule as judges
-from finepref.synth.judges.by_rule import Verdict
-from finepref.synth.judges.label_rows import Outcome, judge
+from finepref.synth.judges import by_model, by_rule, verdict
+from finepref.synth.judges.label_rows import Labelled, judge
+from finepref.synth.judges.verdict import Verdict
 from typer.testing import CliRunner
 
 
@@ -31,7 +31,7 @@ from typer.testing import CliRunner
     ],
 )
 def test_math_compares_values_and_not_texts(answer, response, passed):
-    assert judges.math_answer({"answer": answer, "response": response}).passed is passed
+    assert by_rule.math_answer({"answer": answer, "response": response}).passed is passed
 
 
 @pytest.mark.parametrize(
@@ -45,28 +45,30 @@ def test_math_compares_values_and_not_texts(answer, response, passed):
     ],
 )
 def test_contains_looks_for_a_text_or_an_expression(options, response, passed):
-    assert judges.contains(**options)({"response": response}).passed is passed
+    assert by_rule.contains(**options)({"response": response}).passed is passed
 
 
 def test_an_expression_that_is_none_is_refused():
     with pytest.raises(ValueError, match="regular expression"):
-        judges.contains("(", regex=True)
+        by_rule.contains("(", regex=True)
 
 
 def test_entropy_is_that_of_the_shares_of_equal_answers():
     """5, 3 and 2 of 10: -(.5 ln .5 + .3 ln .3 + .2 ln .2) = 1.0297; ten different ones: ln 10 = 2.3026."""
     answers = ["Paris."] * 3 + ["paris"] * 2 + ["Lyon"] * 3 + ["Nice"] * 2
-    verdict = judges.entropy(judges.as_text)({"responses": answers})
+    verdict = by_rule.entropy(by_rule.as_text)({"responses": answers})
     assert (verdict.passed, verdict.reason) == (True, "3 different answers of 10")
     assert verdict.score == pytest.approx(1.0297, abs=1e-4)
-    spread = judges.entropy(judges.as_text)({"responses": list("abcdefghij")})
+    spread = by_rule.entropy(by_rule.as_text)({"responses": list("abcdefghij")})
     assert (spread.passed, spread.score) == (False, pytest.approx(math.log(10)))
-    assert judges.entropy(judges.as_text)({"responses": ["one"]}).passed is None
+    assert by_rule.entropy(by_rule.as_text)({"responses": ["one"]}).passed is None
 
 
 def test_entropy_can_compare_answers_as_mathematics():
     """1/2 and 0.5 are one answer, two texts without a number another: shares 1/2 and 1/2, ln 2."""
-    found = judges.entropy(judges.as_math)({"responses": ["It is $\\frac{1}{2}$", "So 0.5", "Who knows?", "No idea"]})
+    found = by_rule.entropy(by_rule.as_math)(
+        {"responses": ["It is $\\frac{1}{2}$", "So 0.5", "Who knows?", "No idea"]}
+    )
     assert (found.passed, found.score) == (True, pytest.approx(math.log(2)))
 
 
@@ -80,7 +82,7 @@ def test_entropy_can_compare_answers_as_mathematics():
     ],
 )
 def test_a_guard_says_safe_or_unsafe_or_nothing(text, verdict):
-    assert judges.guard().read(text) == verdict
+    assert by_model.guard().read(text) == verdict
 
 
 @pytest.mark.parametrize(
@@ -97,16 +99,16 @@ def test_a_guard_says_safe_or_unsafe_or_nothing(text, verdict):
     ],
 )
 def test_only_one_json_object_with_a_boolean_is_a_verdict_of_a_model(text, passed):
-    assert judges.llm("Be right.").read(text).passed is passed
+    assert by_model.llm("Be right.").read(text).passed is passed
 
 
 def test_a_model_is_shown_rubric_question_and_answer():
-    asked = judges.llm("Be {brief}.")
+    asked = by_model.llm("Be {brief}.")
     (message,) = asked.ask((Message("system", "S"), Message("user", "Why {x}?")), "So {y}.")
     for part in ("Be {brief}.", "System: S", "User: Why {x}?", "So {y}.", '{"pass": true or false'):
         assert part in message.content
-    assert asked.version != judges.llm("Be long.").version
-    assert judges.guard().ask((Message("user", "Q"),), "A") == (Message("user", "Q"), Message("assistant", "A"))
+    assert asked.version != by_model.llm("Be long.").version
+    assert by_model.guard().ask((Message("user", "Q"),), "A") == (Message("user", "Q"), Message("assistant", "A"))
 
 
 class Scripted:
@@ -135,8 +137,8 @@ def test_what_is_no_verdict_goes_to_a_file_of_its_own_and_failures_are_asked_aga
     write_jsonl(source, rows)
     replies = {"good": '{"pass": true, "reason": "right"}', "bad": '{"pass": false}', "odd": "Well.", "lost": None}
     engine = Scripted(replies)
-    asked = {"judge": judges.llm("Be right."), "name": "llm", "engine": engine}
-    assert judge(source, output, **asked) == Outcome(1, 1, 2, 1)
+    asked = {"judge": by_model.llm("Be right."), "name": "llm", "engine": engine}
+    assert judge(source, output, **asked) == Labelled(1, 1, 2, 1)
     assert rows_of(output) == [
         {**rows[0], "label": True, "verdict": {"judge": "llm", "reason": "right"}},
         {**rows[1], "label": False, "verdict": {"judge": "llm"}},
@@ -148,7 +150,7 @@ def test_what_is_no_verdict_goes_to_a_file_of_its_own_and_failures_are_asked_aga
     ]
     engine.asked.clear()
     replies["lost"] = '{"pass": true}'
-    assert judge(source, output, **asked) == Outcome(2, 1, 1, 0)
+    assert judge(source, output, **asked) == Labelled(2, 1, 1, 0)
     assert engine.asked == ["lost"]
 
 
@@ -156,7 +158,7 @@ def test_rows_with_a_label_are_refused_by_line(tmp_path):
     source = tmp_path / "in.jsonl"
     write_jsonl(source, [{"response": "a"}, {"response": "a", "label": True}])
     with pytest.raises(BadData, match=r"in\.jsonl:2.*FP013|FP013.*in\.jsonl:2"):
-        judge(source, tmp_path / "out.jsonl", judge=judges.contains("a"), name="contains")
+        judge(source, tmp_path / "out.jsonl", judge=by_rule.contains("a"), name="contains")
 
 
 def run(*arguments):
@@ -194,8 +196,8 @@ def long_enough(row):
 
 
 def test_a_plugin_is_found_by_its_entry_point(tmp_path, monkeypatch):
-    point = EntryPoint("length", f"{__name__}:long_enough", judges.GROUP)
-    monkeypatch.setattr(judges, "entry_points", lambda *, group, name="length": [point] if name == "length" else [])
+    point = EntryPoint("length", f"{__name__}:long_enough", verdict.GROUP)
+    monkeypatch.setattr(verdict, "entry_points", lambda *, group, name="length": [point] if name == "length" else [])
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     write_jsonl(source, [{"response": "abcd"}, {"response": "abc"}])
     assert run(source, "--output", output, "--judge", "length").exit_code == 0
@@ -208,5 +210,5 @@ def test_the_commands_unanswered_rows_give_exit_code_1(tmp_path, monkeypatch):
     write_jsonl(source, [{"prompt": "Q", "response": "A"}])
     result = run(source, "--output", output, "--judge", "guard", "--model", "m")
     assert result.exit_code == 1
-    assert "run again to ask them again" in result.stderr
+    assert "failed requests: 1; run the same command again" in result.stderr
     assert json.loads(output.with_suffix(".unjudged.jsonl").read_text())["reason_unjudged"] == "engine: down"

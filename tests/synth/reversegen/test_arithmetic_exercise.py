@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from finepref.synth.judges import by_rule as judges
+from finepref.synth.judges import by_model, by_rule
 from finepref.synth.reversegen.arithmetic_exercise import Exercise, exercise
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,20 +77,20 @@ def test_the_value_is_that_of_python(a, first, b, second, c):
     ],
 )
 def test_the_last_number_is_the_answer(answer, response, passed):
-    assert judges.number_answer({"answer": answer, "response": response}).passed is passed
+    assert by_rule.number_answer({"answer": answer, "response": response}).passed is passed
 
 
 def test_a_question_that_is_repeated_is_no_answer_though_it_has_the_right_value():
     row = {"answer": "911", "response": "The result of 689 + 222 is"}
-    assert judges.math_answer(row).passed is True
-    assert judges.number_answer(row).passed is False
+    assert by_rule.math_answer(row).passed is True
+    assert by_rule.number_answer(row).passed is False
 
 
 @pytest.mark.parametrize("text", ["safe\nS1", "safe, or unsafe", "unsafe\nsafe", "unsafe: not safe"])
 def test_a_guard_that_contradicts_itself_says_nothing(text):
-    assert judges.guard().read(text).passed is None
+    assert by_model.guard().read(text).passed is None
 
 
 def test_a_verdict_with_two_values_of_pass_is_none():
-    verdict = judges.read_verdict('{"pass": true, "pass": false}')
+    verdict = by_model.read_verdict('{"pass": true, "pass": false}')
     assert (verdict.passed, verdict.reason) == (None, "the answer has a key twice")

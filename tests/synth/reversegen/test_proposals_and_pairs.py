@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from finepref.synth.dedup import normalised
 from finepref.synth.engines.protocol import Completion
-from finepref.synth.reversegen.few_shots import (
-    FewShot,
-    Seed,
-    check_template,
-    few_shots,
-    improvements,
-    key,
-    majority,
-    pairs,
-    proposal,
-    warmup_row,
-)
+from finepref.synth.reversegen.few_shots import FewShot, Seed, few_shots
+from finepref.synth.reversegen.improve import improvements, majority
+from finepref.synth.reversegen.pair import pairs
+from finepref.synth.reversegen.propose import proposal
+from finepref.synth.reversegen.templates import check_template
+from finepref.synth.reversegen.warmup import warmup_row
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,7 +38,7 @@ def test_both_instructions_of_a_pair_are_proposals_for_its_own_few_shot_prompt(r
         }
         assert pair.chosen in own[False], "the better of the two made the target fail"
         assert pair.rejected in own[True], "the target solved the other"
-        assert key(pair.chosen) not in map(key, own[True])
+        assert normalised(pair.chosen) not in map(normalised, own[True])
     assert len({pair.id for pair in made.pairs}) == len(made.pairs)
 
 

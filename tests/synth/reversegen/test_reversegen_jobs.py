@@ -44,8 +44,8 @@ def run(monkeypatch):
     """A sub-command with a scripted engine; its exit code and what it says."""
 
     def call(*words, engine=None):
-        for place in ("reversegen", "judge"):
-            monkeypatch.setattr(f"finepref.commands.{place}.engine_of", lambda *args, **kwargs: engine)
+        for place in ("reversegen.engine_for", "judge.engine_of"):
+            monkeypatch.setattr(f"finepref.commands.{place}", lambda *args, **kwargs: engine)
         result = CliRunner().invoke(app, [*map(str, words)])
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
@@ -196,16 +196,16 @@ def test_a_row_that_is_lost_or_came_from_nowhere_is_an_error(tmp_path):
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     write_jsonl(first, [{"id": "1"}, {"id": "2"}])
     write_jsonl(second, [{"id": "1", "label": True}])
-    with pytest.raises(ValueError, match=r"b\.jsonl: 2 is lost"):
+    with pytest.raises(ValueError, match=r"b\.jsonl: 2 is missing"):
         fates([first, second])
     write_jsonl(second, [{"id": name, "label": True} for name in "123"])
-    with pytest.raises(ValueError, match=r"b\.jsonl: 3 came from nowhere"):
+    with pytest.raises(ValueError, match=r"b\.jsonl: 3 is in no earlier file"):
         fates([first, second])
     write_jsonl(second, [{"id": "1", "label": True}, {"id": "2"}])
     with pytest.raises(ValueError, match="2 has no label"):
         fates([first, second])
     write_jsonl(second, [{"id": "1"}, {"id": "1"}])
-    with pytest.raises(ValueError, match="every row needs an id of its own"):
+    with pytest.raises(ValueError, match="every row needs its own id"):
         fates([second])
 
 

@@ -9,7 +9,9 @@ from copy import deepcopy
 import pytest
 import torch
 from finepref.synth.scorers import hf as scoring
-from finepref.synth.scorers.hf import MOST_PADDING, HfScorer, Item, Reader, batches, padding, tree
+from finepref.synth.scorers.hf import HfScorer, Reader
+from finepref.synth.scorers.protocol import Item
+from finepref.synth.scorers.token_tree import MOST_PADDING, batches, padding, tree
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,

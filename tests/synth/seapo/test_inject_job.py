@@ -73,7 +73,7 @@ def test_output_keeps_the_order_the_ids_and_every_other_field_of_the_input(sourc
     assert (rows[0]["rejected"], rows[0]["tag"], rows[1]["tag"]) == ("Nowhere.", 1, {"x": [None]})
     assert rows[2]["messages"][0] == {"role": "system", "content": "Be kind."}
     assert rows[0]["negatives"] == {name: f"In the old town hall of Bern {name}." for name in ERRORS}
-    assert (outcome.written, outcome.failed, outcome.unanswered) == (3, 0, 0)
+    assert (outcome.written, outcome.failed, outcome.rejected.unanswered) == (3, 0, 0)
     assert check_file(output, "negatives").total_problems == 0
     assert not (tmp_path / "out.failed.jsonl").exists()
 
@@ -106,16 +106,16 @@ def test_a_record_is_written_with_the_types_it_has_and_one_without_any_goes_to_t
 def test_the_same_text_for_two_types_counts_for_the_first_alone(source, tmp_path):
     engine = Scripted(lambda request_id: changed(source, request_id.replace("logic", "correctness")))
     outcome = inject(source, tmp_path / "out.jsonl", engine=engine)
-    assert {(each.type, each.reason) for each in outcome.rejected} == {("logic", "same_as_another")}
+    assert {(each.kind, each.reason) for each in outcome.rejected.entries} == {("logic", "same_as_another")}
 
 
 def test_failed_requests_are_asked_again_by_the_next_run_and_answered_ones_are_not(source, tmp_path):
     output = tmp_path / "out.jsonl"
     engine = Scripted(lambda i: None if i.startswith("c/") else changed(source, i))
-    assert inject(source, output, engine=engine).unanswered == 3
+    assert inject(source, output, engine=engine).rejected.unanswered == 3
     assert json.loads((tmp_path / "out.report.json").read_text())["rejected"]["logic"] == {"engine": 1}
     again = Scripted(lambda i: changed(source, i))
-    assert inject(source, output, engine=again).unanswered == 0
+    assert inject(source, output, engine=again).rejected.unanswered == 0
     assert again.asked == [f"c/{name}" for name in ERRORS]
     assert not (tmp_path / "out.failed.jsonl").exists()
     whole = tmp_path / "whole.jsonl"
@@ -129,7 +129,7 @@ def test_more_types_and_other_bounds_use_the_answers_that_are_there(source, tmp_
     engine = Scripted(lambda i: changed(source, i))
     outcome = inject(source, output, engine=engine, types=["correctness", "logic"], max_length_ratio=1.0)
     assert [request_id.rpartition("/")[2] for request_id in engine.asked] == ["correctness"] * 3
-    assert {each.reason for each in outcome.rejected} == {"long"}
+    assert {*outcome.rejected.counts} == {"long"}
 
 
 def test_another_input_or_temperature_in_the_same_place_is_refused_by_name(source, tmp_path):
@@ -189,7 +189,7 @@ def test_the_rules_say_which_answers_have_no_arithmetic(source, tmp_path):
     write(source, [*read(source), {"id": "d", "prompt": "How many?", "chosen": "It is 2 + 2 = 4."}])
     outcome = inject(source, tmp_path / "out.jsonl", engine=None)
     assert (outcome.written, outcome.failed) == (1, 3)
-    assert {each.reason for each in outcome.rejected} == {"no_equation"}
+    assert {*outcome.rejected.counts} == {"no_equation"}
     assert read(tmp_path / "out.failed.jsonl") == read(source)[:3]
 
 
@@ -272,13 +272,13 @@ def test_a_check_keeps_only_the_errors_that_the_model_confirms(source, tmp_path)
     answer = lambda i: "" if i == "c/correctness" else changed(source, i)  # noqa: E731
     outcome = inject(source, output, engine=Checking(answer, verdicts), check=True)
     assert list(read(output)[0]["negatives"]) == ["correctness"]
-    assert {(each.id, each.type, each.reason) for each in outcome.rejected} == {
+    assert {(each.row["id"], each.kind, each.reason) for each in outcome.rejected.entries} == {
         ("a", "logic", "no_error"),
         ("a", "hallucination", "check_unread"),
         ("c", "logic", "engine"),
         ("c", "correctness", "empty"),
     }
-    assert outcome.unanswered == 1
+    assert outcome.rejected.unanswered == 1
     again = Checking(answer, {})
     inject(source, output, engine=again, check=True)
     assert (again.asked, again.checked) == ([], ["c/logic"])
@@ -305,5 +305,5 @@ def test_the_same_negatives_are_written_for_kto_dpo_and_masked_tdpo(source, tmp_
 def test_settings_that_do_not_go_together_are_refused(source, tmp_path):
     with pytest.raises(ValueError, match="further formats are feedback, pair, span_pair; got 'ranked'"):
         inject(source, tmp_path / "out.jsonl", engine=None, also=["ranked"])
-    with pytest.raises(ValueError, match="only a model's errors are checked"):
+    with pytest.raises(ValueError, match="a check is for a model's errors"):
         inject(source, tmp_path / "out.jsonl", engine=None, check=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from finepref.formats.records import Message, Span
 from finepref.synth.engines.protocol import Completion
-from finepref.synth.seapo.prompts import ERRORS, PROMPT_VERSION, Source, by_model, by_rule, fault, request
+from finepref.synth.seapo.attempts import by_model, by_rule
+from finepref.synth.seapo.gates import fault
+from finepref.synth.seapo.prompts import ERRORS, PROMPT_VERSION, Source, request
 
 CHOSEN = "The Nile flows north through Egypt and ends in the Mediterranean Sea, near Alexandria."
 CHANGED = CHOSEN.replace("north", "south")

@@ -244,7 +244,7 @@ def test_the_command_scores_shares_work_by_rank_and_says_what_it_did(pairs, orac
 
 def test_the_command_asks_for_an_oracle(pairs, tiny_model, tmp_path):
     result = CliRunner().invoke(app, ["sepo", "score", str(pairs), "--output", "o", "--reference", str(tiny_model)])
-    assert (result.exit_code, result.stderr) == (1, "name the oracle: --oracle, --oracle-adapter or both\n")
+    assert (result.exit_code, result.stderr) == (1, "the oracle is missing: give --oracle, --oracle-adapter or both\n")
 
 
 @pytest.mark.parametrize(
@@ -255,9 +255,13 @@ def test_the_command_asks_for_an_oracle(pairs, tiny_model, tmp_path):
         (
             "1",
             ["--engine", "vllm", "--vllm-options", "dtype: float32"],
-            "vLLM's dtype cannot be chosen by its options",
+            "vLLM's dtype cannot be set by options",
         ),
-        ("2", ["--engine", "vllm"], "--engine vllm under torchrun: use --vllm-options {tensor_parallel_size: N}"),
+        (
+            "2",
+            ["--engine", "vllm"],
+            "--engine vllm does not work under torchrun: use --vllm-options {tensor_parallel_size: N}",
+        ),
         ("1", ["--engine", "vllm"], "No module named 'vllm'"),
     ],
 )

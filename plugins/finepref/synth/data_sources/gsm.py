@@ -1,8 +1,8 @@
 """Grade-school arithmetic questions with worked answers, made by reasoning-gym's `gsm_symbolic` (Apache-2.0).
 
-The generator is not taken at its word: a question is left out when a step of its worked answer is not exactly right
-(integer divisions and rounded shares give wrong ones), when its last step is not its answer, or when its text is not
-clean (rounding noise, two currencies, a template with words missing).
+Every question is checked. It is left out if a step of its worked answer is wrong (integer divisions and rounded shares
+cause this), if its last step is not its answer, or if its text is not clean (rounding noise, two currencies, missing
+words).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNCLEAN_TEMPLATES = {
     85: "a factor of (1 meters / 1 meters)",
     93: "'slew 2 as many'",
 }
-"""Templates of gsm_symbolic (by number) that are left out, and what their text says."""
+"""Templates of gsm_symbolic that are left out: number -> the fault in their text."""
 
 _SUFFIX = " Give the result as your final answer. Do not include units."
 _WHOLE = re.compile(r"(?<![\d.,])(\d+)\.0(?![\d.])")
@@ -33,14 +33,14 @@ _NOISE = re.compile(r"\d\.\d{4}")
 
 
 class Questions(NamedTuple):
-    """Rows {id, prompt, chosen, answer}, and why how many generated questions were left out."""
+    """Rows {id, prompt, chosen, answer}, and the number of generated questions left out, by reason."""
 
     rows: list[dict[str, str]]
     left_out: Counter[str]
 
 
 def questions(n: int, *, seed: int, skip: int = 0) -> Questions:
-    """`n` different questions of a seed's endless list, after its first `skip`; so two slices never share one.
+    """`n` different questions from a seed's endless list, after its first `skip`; two slices share no question.
 
     Raises:
         ModuleNotFoundError: reasoning-gym is not installed.
@@ -64,7 +64,7 @@ def questions(n: int, *, seed: int, skip: int = 0) -> Questions:
 
 
 def _row(item: dict, template: int) -> tuple[dict[str, str] | None, str]:
-    """One generated item as a row, or why not."""
+    """A generated item as a row, or the reason to leave it out."""
     if template in UNCLEAN_TEMPLATES:
         return None, "unclean template"
     question = _WHOLE.sub(r"\1", item["question"].removesuffix(_SUFFIX))

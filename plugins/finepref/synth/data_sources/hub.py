@@ -1,16 +1,15 @@
-"""Data sets of a hub, or files of theirs, as rows of ours.
+"""Data sets from a hub, or from their files, in our formats.
 
-    hub             any data set by name, its rows as they are
+    hub             any data set by name, rows unchanged
     ultrafeedback   HuggingFaceH4/ultrafeedback_binarized   {prompt_id, chosen: messages, rejected, score_*}   pair
     hh              Anthropic/hh-rlhf                       {chosen: "\\n\\nHuman: ...", rejected}               pair
 
-A row that is no good pair (equal responses, an empty text, transcripts with different prompts) is left out, listed
+A row that is not a valid pair (equal responses, an empty text, transcripts with different prompts) is left out, listed
 with its problems, and counted.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -18,37 +17,30 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from finepref.formats.check import SeenIds
-from finepref.formats.jsonl import RawRow, dumps, write_aside, write_jsonl
+from finepref.formats.jsonl import RawRow, dumps, write_jsonl
 from finepref.formats.problems import Problem
 from finepref.formats.records import parse, to_row
 from finepref.formats.released import dialogue
+from finepref.synth.left_out import PROBLEMS, Ledger, Written
 
 
 class HubUnreachable(RuntimeError):  # noqa: N818
-    """The data set is not there, or no hub answers."""
+    """The data set does not exist, or the hub cannot be reached."""
 
 
 class Source(NamedTuple):
-    """A public data set of pairs: where it is, and what makes a row of the format `pair` of its rows, or says why
-    one is none."""
+    """A public data set of pairs: its name and split, and what converts its rows to `pair`, or returns why not."""
 
     name: str
     split: str
     convert: Callable[[Mapping[str, object]], dict[str, object] | str]
 
 
-class Outcome(NamedTuple):
-    """rows = written + left out, and the latter by code of their first problem."""
-
-    written: int
-    left_out: Counter[str]
-
-
 def hub_rows(name: str, *, split: str, config: str | None = None) -> Iterator[RawRow]:
     """The rows of a data set on the hub, or in a local folder, one at a time. No code of the data set is run.
 
     Raises:
-        HubUnreachable: see there.
+        HubUnreachable: the data set does not exist, or the hub cannot be reached.
     """
     import datasets
 
@@ -58,12 +50,12 @@ def hub_rows(name: str, *, split: str, config: str | None = None) -> Iterator[Ra
             yield RawRow(number, dumps(row).encode(), row, [])
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:300]
-        advice = "if the hub cannot be reached from here, fetch a file elsewhere and give it with --from-file"
+        advice = "if the hub cannot be reached from here, download a file elsewhere and pass it with --from-file"
         raise HubUnreachable(f"{name} (split {split}) cannot be read: {reason}; {advice}") from error
 
 
 def ultrafeedback(row: Mapping[str, object]) -> dict[str, object] | str:
-    """A row of UltraFeedback binarized: both dialogues end in the response; the margin is that of the scores."""
+    """A row of UltraFeedback binarized: both dialogues end with the response; the margin is that of the scores."""
     dialogues = [row.get(side) for side in ("chosen", "rejected")]
     whole = [each for each in dialogues if isinstance(each, list) and each and isinstance(each[-1], Mapping)]
     if len(whole) < 2:
@@ -99,17 +91,18 @@ SOURCES = {
 }
 
 
-def write_pairs(rows: Iterable[RawRow], output: Path, source: Source, *, name: str) -> Outcome:
-    """Write the good pairs, and `<stem>.left_out.jsonl` with the rest, each with its problems.
+def write_pairs(rows: Iterable[RawRow], output: Path, source: Source, *, name: str) -> Written:
+    """Write the valid pairs, and `<stem>.left_out.jsonl` with the other rows and their problems.
+
+    The reason of a row is the code of its first problem.
 
     Args:
         rows: of the public data set.
         output: the JSON Lines file of pairs.
-        source: says how a row becomes a pair.
+        source: converts a row to a pair.
         name: of the file or data set, for the problems.
     """
-    left_out: list[dict[str, object]] = []
-    reasons: Counter[str] = Counter()
+    left_out = Ledger()
 
     def pairs() -> Iterator[dict[str, object]]:
         with SeenIds() as seen:
@@ -126,9 +119,8 @@ def write_pairs(rows: Iterable[RawRow], output: Path, source: Source, *, name: s
                 else:
                     yield to_row(parsed)
                     continue
-                reasons[found[0].code] += 1
-                left_out.append({"row": raw.line, "problems": [str(each) for each in found]})
+                left_out.add({"row": raw.line, "problems": [str(each) for each in found]}, found[0].code)
 
     written = write_jsonl(output, pairs())
-    write_aside(output.with_suffix(".left_out.jsonl"), left_out)
-    return Outcome(written, reasons)
+    left_out.write(output, PROBLEMS)
+    return Written(written, left_out)

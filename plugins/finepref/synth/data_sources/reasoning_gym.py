@@ -1,4 +1,4 @@
-"""Questions of reasoning-gym's data sets (Apache-2.0), which are made by rule; `judge_gym` asks their verifiers."""
+"""Questions from reasoning-gym's data sets (Apache-2.0), made by rule; the judge `gym` uses their verifiers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from finepref.formats.records import Message, content_id
 def questions(
     name: str, n: int, *, seed: int, skip: int = 0, options: Mapping[str, object] | None = None
 ) -> list[dict[str, Any]]:
-    """`n` different questions of a seed's endless list, after its first `skip`; so two slices never share one.
+    """`n` different questions from a seed's endless list, after its first `skip`; two slices share no question.
 
     Args:
         name: of the data set, such as basic_arithmetic.
-        n: how many.
+        n: the number of questions.
         seed: of the list.
-        skip: how many to leave out.
+        skip: questions to leave out at the beginning.
         options: of the data set.
 
     Returns:
-        Rows {id, prompt, chosen, answer, metadata}; the last is for the judge `gym`.
+        Rows {id, prompt, chosen, answer, metadata}; the judge `gym` needs the metadata.
 
     Raises:
         ModuleNotFoundError: reasoning-gym is not installed.
@@ -42,7 +42,9 @@ def questions(
         try:
             json.dumps(item["metadata"], allow_nan=False)
         except (TypeError, ValueError):
-            raise ValueError(f"reasoning-gym's {name}: what its verifier needs cannot be written as JSON") from None
+            raise ValueError(
+                f"reasoning-gym's {name}: the metadata for its verifier cannot be written as JSON"
+            ) from None
         answer = str(item["answer"])
         told = {"chosen": answer, "answer": answer, "metadata": item["metadata"]}
         rows.setdefault(row_id, {"id": row_id, "prompt": item["question"], **told})
@@ -52,12 +54,12 @@ def questions(
 
 
 def list_seed(name: str, seed: int) -> int:
-    """Where a seed's list begins: item i is made of seed + i, so lists of neighbouring seeds would share items."""
+    """The start of a seed's list. Item i is made from start + i, so starts must be far apart."""
     return int.from_bytes(hashlib.blake2b(f"{name}:{seed}".encode(), digest_size=6).digest(), "big")
 
 
 def factory() -> Any:
-    """The module that makes reasoning-gym's data sets.
+    """reasoning-gym's module that creates data sets.
 
     Raises:
         ModuleNotFoundError: it is not installed.

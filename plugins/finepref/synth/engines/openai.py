@@ -1,4 +1,4 @@
-"""The remote engine: any endpoint that speaks the OpenAI chat completions API, for example `vllm serve`."""
+"""The remote engine: any endpoint with the OpenAI chat completions API, for example `vllm serve`."""
 
 from __future__ import annotations
 
@@ -17,29 +17,28 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 MAX_TRIES = 5
-"""How often a request is sent before it counts as failed."""
+"""Most tries of a request before it counts as failed."""
 GIVE_UP_AFTER = 20
-"""After so many failures in a row the endpoint counts as down, and what is left is not sent."""
+"""After this many failures in a row the endpoint counts as down, and the other requests are not sent."""
 MAX_BODY = 64 * 2**20
-"""The longest reply that is read, in bytes."""
+"""The longest reply that is accepted, in bytes."""
 
 
 class OpenAIEngine:
     """A model behind an endpoint.
 
-    A request is sent at most 5 times: 408, 409, 429, 5xx and lost connections are tried again, after the server's
-    Retry-After where that is at most two minutes. Redirects are not followed, so that neither key nor data reach
-    another host. The key comes from OPENAI_API_KEY only; it, and what is secret in the address, is taken out of every
-    error text.
+    A request is sent at most 5 times: it is retried after 408, 409, 429, 5xx and lost connections, after the server's
+    Retry-After if that is at most two minutes. Redirects are not followed, so that neither key nor data reach another
+    host. The key comes from OPENAI_API_KEY only; the key and secrets in the address are removed from all error texts.
 
     Args:
         model: the model's name at the endpoint.
         base_url: such as http://localhost:8000/v1.
-        concurrency: requests under way at a time.
-        timeout: seconds for one try, also when the reply comes in drips.
+        concurrency: requests at a time.
+        timeout: seconds for one try, also if the reply arrives slowly, piece by piece.
 
     Raises:
-        ValueError: `base_url` is no address (it is not repeated, as it may hold a secret).
+        ValueError: `base_url` is not an address (the error does not repeat it, as it may contain a secret).
     """
 
     def __init__(self, model: str, *, base_url: str, concurrency: int = 16, timeout: float = 600.0) -> None:
@@ -52,7 +51,7 @@ class OpenAIEngine:
         self._secrets = [self._key, *_secrets(base_url)]
 
     def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
-        """Keep `concurrency` requests under way and yield answers as they come."""
+        """Send `concurrency` requests at a time and yield answers as they arrive."""
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         todo, under_way, failures = iter(requests), set[asyncio.Task[Completion]](), 0
@@ -101,13 +100,13 @@ class OpenAIEngine:
             )
         except APIStatusError as error:
             return self._failed(request, f"HTTP {error.status_code}: {error.message}")
-        except (OpenAIError, ValueError, RecursionError) as error:  # the last two: the body is no JSON
+        except (OpenAIError, ValueError, RecursionError) as error:  # the last two: the body is not JSON
             cause = f" ({type(error.__cause__).__name__}: {error.__cause__})" if error.__cause__ else ""
             return self._failed(request, f"{type(error).__name__}: {error}{cause}")
         return _completion(request.id, reply)
 
     async def _bound(self, response: Any) -> None:
-        """Bound the body of a reply that has begun, in size and in time."""
+        """Limit the body of a reply, in size and in time."""
         response.stream = _bounded(response.stream, seconds=self.timeout)
 
     def _failed(self, request: Request, reason: str) -> Completion:
@@ -117,22 +116,22 @@ class OpenAIEngine:
 
 
 def _secrets(base_url: str) -> list[str]:
-    """What is secret in an address: the password and the values of its query, as written and decoded."""
+    """The secrets in an address: the password and the values of its query, as written and decoded."""
     try:
         parts = urlsplit(base_url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or (parts.port or 1) < 1:
             raise ValueError
     except ValueError:
-        raise ValueError("the address of the endpoint is no http or https address with a host") from None
+        raise ValueError("the address of the endpoint is not an http or https address with a host") from None
     password = parts.password or ""
     return [password, unquote(password), parts.query, *(value for _, value in parse_qsl(parts.query))]
 
 
 def _bounded(stream: Any, *, seconds: float) -> Any:
-    """A body's stream that ends with an error after MAX_BODY bytes or so many seconds."""
+    """The stream of a body that raises an error after MAX_BODY bytes or `seconds`."""
     from openai import OpenAIError
 
-    http = importlib.import_module(type(stream).__module__.partition(".")[0])  # httpx or httpx2, as openai has it
+    http = importlib.import_module(type(stream).__module__.partition(".")[0])  # httpx or httpx2, whichever openai uses
     until = time.monotonic() + seconds
 
     class Bounded(http.AsyncByteStream):  # type: ignore[name-defined, misc]
@@ -160,14 +159,14 @@ async def _close(client: AsyncOpenAI, tasks: Iterable[asyncio.Task[Completion]])
 
 
 def _extensions(request: Request) -> dict[str, float]:
-    """What vLLM and SGLang take beside OpenAI's own fields; sent only where it is asked for."""
+    """Fields of vLLM and SGLang beyond OpenAI's, sent only if they are set."""
     top_k = {"top_k": request.top_k} if request.top_k else {}
     penalty = {"repetition_penalty": request.repetition_penalty} if request.repetition_penalty != 1 else {}
     return top_k | penalty
 
 
 def _completion(request_id: str, reply: object) -> Completion:
-    """A completion from what the client made of a reply, whose shape the client does not check."""
+    """A completion from a reply; its structure is checked here, because the client does not."""
     from openai.types.chat import ChatCompletion
     from openai.types.chat.chat_completion import Choice
 

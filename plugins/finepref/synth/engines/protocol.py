@@ -1,33 +1,39 @@
-"""What asks and what answers: requests, completions, and the protocol behind which every engine stands.
+"""Requests, completions, and the protocol that every engine follows.
 
-An engine has a `model` (a name for what its answers depend on, for the journal's manifest) and one method, `generate`,
-which takes requests and yields lists of completions: those that finished together. A batch is one list, so that the
-journal holds it whole or not at all. A request that fails gives a Completion with `error`; no answer is lost by it.
+An engine has a `model`, a name for everything that its answers depend on (for the journal's manifest), and one method,
+`generate`, which takes requests and yields lists of completions: those that finished together. A batch is one list, so
+that the journal holds all of it or nothing. A request that fails gives a Completion with `error`; no other answer is
+lost by it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
-from tqdm import tqdm
-
 from finepref.formats.records import Message
-from finepref.synth.journal import Journal
 
-UNANSWERED = "engine: "
-"""How the reason begins why there is nothing of a row that the engine failed on."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How tokens are drawn. `top_p` and `top_k` (0: all tokens) have an effect only if `temperature` is not 0.
+
+    `repetition_penalty` divides the positive logits and multiplies the negative logits of all tokens that already
+    occur, also in the prompt (arXiv 1909.05858, section 4.1). Not every endpoint supports it and `top_k`.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One thing to ask. `seed`, `top_p` and `top_k` (0: all tokens) act only when `temperature` is not 0.
-
-    `repetition_penalty` divides the positive and multiplies the negative logits of tokens that are there already,
-    in the prompt too (arXiv 1909.05858, section 4.1). Of endpoints only some know it and `top_k`.
-    """
+    """One question to a model; see `Sampling`. `seed` has an effect only if `temperature` is not 0."""
 
     id: str
     messages: tuple[Message, ...]
@@ -41,7 +47,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The answer to one request. `stop_reason`: "stop" (it ended), "length" (it was cut) or the endpoint's own."""
+    """The answer to one request. `stop_reason`: "stop" (finished), "length" (cut off) or the endpoint's own."""
 
     id: str
     text: str = ""
@@ -62,39 +68,14 @@ class Engine(Protocol):
 
 
 class Divisible(Engine, Protocol):
-    """An engine whose work can be shared out: what it answers to a group of requests depends on the group alone."""
+    """An engine whose work can be divided: its answers to a group of requests depend on that group only."""
 
     def groups(self, requests: Iterable[Request]) -> list[list[Request]]:
-        """Every request in one group, in groups as `generate` answers them together."""
+        """Every request in exactly one group; `generate` answers the requests of a group together."""
         ...
 
 
-def ask(requests: Iterable[Request], *, engine: Engine, journal: Journal) -> Iterator[Completion]:
-    """Every request's completion as it gets known: first those that the journal holds, then the engine's answers.
-
-    An answer is on the disk before it is yielded. Failures are not journalled, so the next run asks them again.
-    """
-    left: list[Request] = []
-    for request in requests:
-        if request.id in journal.done:
-            yield Completion(**journal.done[request.id])  # type: ignore[arg-type]
-        else:
-            left.append(request)
-    if left:
-        for together in engine.generate(left):
-            journal.append(asdict(completion) for completion in together if completion.error is None)
-            yield from together
-
-
-def ask_all(requests: Sequence[Request], *, engine: Engine, journal: Journal) -> dict[str, Completion]:
-    """Every request's completion by id, see `ask`, with a progress bar named after the journal's job."""
-    answers = ask(requests, engine=engine, journal=journal)
-    name = str(journal.manifest["job"])
-    shown = tqdm(answers, total=len(requests), desc=name, unit="answer", disable=None, smoothing=0.05)
-    return {each.id: each for each in shown}
-
-
 def request_seed(seed: int, request_id: str) -> int:
-    """The seed of one request: 31 bits of blake2b of "seed:id", whatever the order or the batch."""
+    """The seed of one request: 31 bits of blake2b of "seed:id", independent of order and batch."""
     digest = hashlib.blake2b(f"{seed}:{request_id}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -1,8 +1,8 @@
 """The engine for many requests at a time: vLLM in this process.
 
-Requests enter the engine in their order as others leave it, and each is yielded in the step that finishes it, so that
-a kill loses no more than what is under way. What is computed beside a request changes its floating-point sums in the
-last bits: where two tokens are as good as equally probable, another run may take the other one.
+Requests enter the engine in order as others finish, and each is yielded in the step that finishes it, so that a kill
+loses only the requests in progress. The other requests of a step change a request's floating-point sums in the last
+bits: if two tokens are almost equally probable, another run may choose the other one.
 """
 
 from __future__ import annotations
@@ -12,44 +12,36 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finepref.synth.engines.hf import (
-    Planned,
-    completion,
-    end_tokens,
-    folder_digest,
-    load_tokenizer,
-    plan,
-    too_long,
-)
+from finepref.synth.engines.checkpoint import identity, load_tokenizer
 from finepref.synth.engines.protocol import Completion, Request
+from finepref.synth.engines.token_requests import Planned, completion, end_tokens, plan, too_long
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from vllm import EngineArgs
 
 GROUP = 256
-"""Requests that a worker is given at a time where several share the work (`groups`)."""
+"""Requests that a worker receives at a time if several workers divide the work (`groups`)."""
 
 
 class VllmEngine:
     """A causal language model with its own chat template, in vLLM.
 
-    Prompts are the token ids that the engine `hf` has, answers end at the same end tokens, and the generation defaults
-    in the model's folder are not used. The number format is the checkpoint's, also where that is float32.
+    Prompts have the same token ids as in the engine `hf`, answers end at the same end tokens, and the generation
+    defaults in the model's folder are not used. The number format is the checkpoint's, also if that is float32.
 
     Args:
         model: folder or hub name.
-        options: vLLM's own (`EngineArgs`), such as tensor_parallel_size, max_model_len, or enforce_eager, which saves
-            the minutes that compiling takes on a CPU.
+        options: options of vLLM (`EngineArgs`), such as tensor_parallel_size, max_model_len, or enforce_eager, which
+            avoids minutes of compilation on a CPU.
     """
 
     def __init__(self, model: str, **options: Any) -> None:
         self.name, self.options = model, options
         told = f":{json.dumps(options, sort_keys=True)}" if options else ""
-        self.model = f"vllm:{folder_digest(Path(model)) if Path(model).is_dir() else model}{told}"
+        self.model = f"vllm:{identity(model)}{told}"
 
     def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
         """Load the model (once), then answer.
@@ -83,7 +75,7 @@ class VllmEngine:
             engine.abort_request([names[request_id] for request_id in under_way], internal=True)
 
     def groups(self, requests: Iterable[Request]) -> list[list[Request]]:
-        """Requests in their order, so many that an engine is kept busy with each group."""
+        """Requests in order, in groups that are large enough to keep an engine busy."""
         ordered = [*requests]
         return [ordered[start : start + GROUP] for start in range(0, len(ordered), GROUP)]
 
@@ -103,12 +95,12 @@ class VllmEngine:
 
 
 def engine_args(model: str, **options: Any) -> EngineArgs:
-    """vLLM's settings for a model in this process, in the checkpoint's number format if no other is given.
+    """vLLM's settings for a model in this process, in the checkpoint's number format unless another is given.
 
     Raises:
         ValueError: vLLM has no such option.
     """
-    # In this process: no child is left behind at a kill, and the schedule depends on the requests alone.
+    # In this process: no child survives a kill, and the schedule depends on the requests only.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")

@@ -1,56 +1,58 @@
-"""The job behind `finepref judge`: rows with responses in, the same rows with a label out."""
+"""`finepref judge`: rows with responses in, the same rows with a label out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from finepref.formats.check import digest
-from finepref.formats.jsonl import RawRow, read_rows, write_aside, write_jsonl
+from finepref.formats.jsonl import RawRow, read_rows, write_jsonl
 from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import content_id
 from finepref.formats.row import RowReader
-from finepref.synth.engines.protocol import UNANSWERED, Engine, Request, ask_all, request_seed
-from finepref.synth.journal import Journal
-from finepref.synth.judges.by_rule import Asked, Rule, Verdict
+from finepref.synth.ask import Job, ask, work_folder
+from finepref.synth.engines.protocol import Completion, Engine, Request, request_seed
+from finepref.synth.judges.verdict import ModelJudge, Rule, Verdict
+from finepref.synth.left_out import UNJUDGED, Ledger, unanswered
 
 
-class Outcome(NamedTuple):
-    """rows = passed + failed + unjudged; the last are in `<stem>.unjudged.jsonl` and in no other file."""
+class Labelled(NamedTuple):
+    """Number of rows = passed + failed + unjudged; the last are in `<stem>.unjudged.jsonl` and in no other file."""
 
     passed: int
     failed: int
     unjudged: int
     unanswered: int
-    """How many of the last the engine failed on; the same command asks those again."""
+    """The number of unjudged rows that the engine failed on; the same command asks for those again."""
 
 
 def judge(
     path: Path,
     output: Path,
     *,
-    judge: Rule | Asked,
+    judge: Rule | ModelJudge,
     name: str,
     engine: Engine | None = None,
     work_dir: Path | None = None,
     max_new_tokens: int = 256,
     seed: int = 0,
-) -> Outcome:
+) -> Labelled:
     """Write every row that got a verdict, with `label` (passed) and `verdict` {judge, reason, score}.
 
-    The rows of the format `feedback` stay so: what passes is desirable. Rows without a verdict go to
-    `<stem>.unjudged.jsonl` with the reason; they never become data.
+    Rows of the format `feedback` keep that format: a response that passes is desirable. Rows without a verdict go to
+    `<stem>.unjudged.jsonl` with the reason and are never used as data.
 
     Args:
-        path: rows with `response` (entropy: `responses`), and for a model with prompt or messages.
+        path: rows with `response` (entropy: `responses`); a judge by a model also needs prompt or messages.
         output: the JSON Lines file to write.
-        judge: by rule, or by a model with `engine`.
+        judge: a rule, or a judge by a model together with `engine`.
         name: of the judge, for the rows and the journal.
-        engine: answers what a judge by a model asks, greedily.
-        work_dir: where the journal is; by default `<stem>.work` beside the output.
-        max_new_tokens, seed: for the engine.
+        engine: answers the questions of a judge by a model, greedily.
+        work_dir: folder of the journal; by default `<stem>.work` beside the output.
+        max_new_tokens: longest answer of the model.
+        seed: of the requests, for the journal.
 
     Raises:
         BadData: the input has problems, such as a row that has `label` or `verdict` already.
@@ -58,27 +60,34 @@ def judge(
     """
     raws = _rows(path)
     rows = [raw.value for raw in raws if raw.value is not None]
-    if isinstance(judge, Asked):
+    if isinstance(judge, ModelJudge):
         assert engine is not None
-        verdicts = _asked(
-            path, raws, judge, name, engine, work_dir or output.with_suffix(".work"), max_new_tokens, seed
+        requests = _requests(path, raws, judge, max_new_tokens, seed)
+        job = Job(
+            name=f"judge {name}",
+            source=path,
+            folder=work_folder(output, work_dir),
+            prompt_version=judge.version,
+            settings={"max_new_tokens": max_new_tokens, "temperature": 0.0},
+            seed=seed,
         )
+        found = ask(requests, engine=engine, job=job)
+        verdicts = [_verdict(judge, found[request.id]) for request in requests]
     else:
         verdicts = [judge(row) for row in tqdm(rows, desc=f"judge {name}", unit="row", disable=None)]
-    judged, unjudged = [], []
+    judged, left_out = [], Ledger()
     for row, verdict in zip(rows, verdicts, strict=True):
         if verdict.passed is None:
-            unjudged.append({**row, "reason_unjudged": verdict.reason})
+            left_out.add(row, verdict.reason, kind="unjudged")
         else:
             told = {"judge": name, "reason": verdict.reason, "score": verdict.score}
             judged.append(
                 {**row, "label": verdict.passed, "verdict": {k: v for k, v in told.items() if v not in ("", None)}}
             )
-    write_aside(output.with_suffix(".unjudged.jsonl"), unjudged)
+    left_out.write(output, UNJUDGED)
     write_jsonl(output, judged)
     passed = sum(bool(row["label"]) for row in judged)
-    unanswered = sum(verdict.reason.startswith(UNANSWERED) for verdict in verdicts if verdict.passed is None)
-    return Outcome(passed, len(judged) - passed, len(unjudged), unanswered)
+    return Labelled(passed, len(judged) - passed, len(left_out), left_out.unanswered)
 
 
 def _rows(path: Path) -> list[RawRow]:
@@ -98,16 +107,16 @@ def _rows(path: Path) -> list[RawRow]:
     return rows
 
 
-def _asked(
-    path: Path,
-    rows: list[RawRow],
-    judge: Asked,
-    name: str,
-    engine: Engine,
-    work_dir: Path,
-    max_new_tokens: int,
-    seed: int,
-) -> list[Verdict]:
+def _requests(path: Path, rows: Sequence[RawRow], judge: ModelJudge, max_new_tokens: int, seed: int) -> list[Request]:
+    """One request per row.
+
+    Args:
+        path: of the input, for the problems.
+        rows: of the input.
+        judge: says what to ask.
+        max_new_tokens: longest answer.
+        seed: see `request_seed`.
+    """
     requests: list[Request] = []
     problems: list[Problem] = []
     for number, raw in enumerate(rows):
@@ -120,18 +129,8 @@ def _asked(
             requests.append(Request(key, messages, max_new_tokens, seed=request_seed(seed, key)))
     if problems:
         raise BadData(problems)
-    with Journal(
-        work_dir,
-        job=f"judge {name}",
-        model=engine.model,
-        prompt_version=judge.version,
-        sampling={"max_new_tokens": max_new_tokens, "temperature": 0.0},
-        seed=seed,
-        input_digest=digest(path),
-    ) as journal:
-        found = ask_all(requests, engine=engine, journal=journal)
-    return [_verdict(judge, found[request.id].error, found[request.id].text) for request in requests]
+    return requests
 
 
-def _verdict(judge: Asked, error: str | None, text: str) -> Verdict:
-    return judge.read(text) if error is None else Verdict(None, f"{UNANSWERED}{error}")
+def _verdict(judge: ModelJudge, answer: Completion) -> Verdict:
+    return judge.read(answer.text) if answer.error is None else Verdict(None, unanswered(answer.error))

@@ -1,8 +1,8 @@
 """The judge `gym`: reasoning-gym's own verifier of the task that a row comes from.
 
 A row is a reasoning-gym item with a response: {prompt or question, answer, metadata: {source_dataset, ...}, response}.
-The response's answer is what its last <answer> element holds, else what follows its last "answer is" or "####", else
-the whole response.
+The answer is the text of the response's last <answer> element, or else what follows its last "answer is" or "####",
+or else the whole response.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from finepref.formats.row import is_text
-from finepref.synth.judges.by_rule import Row, Verdict
+from finepref.synth.judges.verdict import Row, Verdict
 
 EVALUATES_THE_ANSWER = {
     "binary_matrix",
@@ -24,7 +24,7 @@ EVALUATES_THE_ANSWER = {
     "spiral_matrix",
     "string_insertion",
 }
-"""Verifiers of reasoning-gym 0.1.25 that evaluate the answers of response and row as Python: they get numbers only."""
+"""Verifiers of reasoning-gym 0.1.25 that run the answers of response and row as Python: used for numbers only."""
 EVALUATES_THE_ROW = {
     "bitwise_arithmetic",
     "codeio",
@@ -32,16 +32,16 @@ EVALUATES_THE_ROW = {
     "polynomial_multiplication",
     "simple_integration",
 }
-"""Verifiers that evaluate other texts of a row too: they get nothing."""
+"""Verifiers that run other texts of a row too: they are not used."""
 
-# Arithmetic without powers, or lists of numbers, quoted or not: neither names anything nor takes all the memory.
+# Arithmetic without powers, or lists of numbers, quoted or not: this uses no names and not much memory.
 _HARMLESS = re.compile(r"(?!.*\*\s*\*)[\d\s.+*/()-]*|[\d\s.,'\"\[\]-]*", re.DOTALL)
 _ELEMENT = re.compile(r"<answer>\s*((?:(?!<answer>).)*?)\s*</answer>", re.DOTALL)
 _ANSWER_IS = re.compile(r"(?:\banswer is:?|####)\s*(.+?)\.?\s*$", re.IGNORECASE)
 
 
 def gym(row: Row) -> Verdict:
-    """Whether the task's verifier gives the response full marks; its marks are the score."""
+    """Whether the task's verifier gives the response full marks; the marks are the score."""
     response, answer, metadata = row.get("response"), row.get("answer"), row.get("metadata")
     task = metadata.get("source_dataset") if isinstance(metadata, Mapping) else None
     if not is_text(response) or not isinstance(answer, str) or not isinstance(task, str):
@@ -60,7 +60,7 @@ def gym(row: Row) -> Verdict:
 
 
 def answer_in(response: str) -> str:
-    """The answer that a response gives, see the module's docstring."""
+    """The answer in a response, see the module's docstring."""
     if elements := _ELEMENT.findall(response):
         return str(elements[-1])
     told = [match[1] for line in response.splitlines() if (match := _ANSWER_IS.search(line))]

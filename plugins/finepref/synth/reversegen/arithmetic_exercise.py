@@ -1,8 +1,8 @@
-"""Arithmetic exercises written in words and signs, read exactly: the right answer needs no model.
+"""Arithmetic exercises in words and signs, parsed exactly, so that the right answer needs no model.
 
     What is 17 + 25?     Compute 3 * (4 - 1).     Calculate 12 minus 5 plus 8     17 + 25 =
 
-What does not fit, all of it, is no exercise: units, a story, a second sentence, a division by nothing.
+A text that does not match as a whole is not an exercise: units, a story, a second sentence, a division by zero.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WORDS = {
 
 
 class Exercise(NamedTuple):
-    """A computation as it is written, with signs for words, and its value."""
+    """A computation with signs in place of words, and its value."""
 
     expression: str
     value: Fraction
@@ -41,12 +41,12 @@ class Exercise(NamedTuple):
 
 
 def exercise(text: str, *, max_numbers: int = 3, max_digits: int = 4) -> Exercise | str:
-    """The exercise that a text is, or why it is none.
+    """The exercise in a text, or why it is none.
 
     Args:
-        text: of one line.
-        max_numbers: in it.
-        max_digits: of each number, decimals included.
+        text: one line.
+        max_numbers: most numbers in it.
+        max_digits: most digits of a number, decimals included.
     """
     body = text[_LEAD.match(text).end() :]  # type: ignore[union-attr]
     body = body[: _END.search(body).start()]  # type: ignore[union-attr]

@@ -1,57 +1,57 @@
-"""What became of every proposed instruction of a round: each ends in exactly one class.
+"""`finepref reversegen eval`: the figures of a round. Every proposed instruction ends in exactly one class.
 
-failing      the target failed at it          duplicate   near-equal to one that was kept
-solved       the target did not               invalid     no instruction to go on with, with the reason
-unjudged     no verdict, with the reason      unproposed  the engine failed before there was an instruction
+failing      the target failed it             duplicate   near-equal to one that was kept
+solved       the target solved it             invalid     not a usable instruction, with the reason
+unjudged     no verdict, with the reason      unproposed  the engine failed, so there is no instruction
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from finepref.synth.ask import left_out_of, read_dicts
+from finepref.synth.dedup import normalised
 from finepref.synth.diversity import self_bleu
 from finepref.synth.judges.by_rule import as_text
-from finepref.synth.reversegen.few_shots import Row, key, majority
+from finepref.synth.left_out import read_all
+from finepref.synth.reversegen.improve import majority
+from finepref.synth.reversegen.instructions import Row, read_dicts
 
 CLASSES = ("failing", "solved", "duplicate", "invalid", "unjudged", "unproposed")
 
 
 class Fate(NamedTuple):
-    """The class of one proposal, and the reason where the class has several."""
+    """The class of a proposal, and the reason if the class has several."""
 
     kind: str
     reason: str = ""
 
 
 def fates(files: Sequence[Path]) -> dict[str, Fate]:
-    """The fate of every row of the first file (and of what its step left out), by id.
+    """The class of every row of the first file (and of the rows that its step left out), by id.
 
     Args:
-        files: the outputs of the steps in their order, the first with the proposals, the last with labels. Between two
-            of them a row may go only where the step says so: `.left_out.jsonl`, `.unjudged.jsonl`, or the groups in
-            the `.report.json` of dedup.
+        files: the outputs of the steps in their order, the first with the proposals, the last with labels. Every row
+            of a file must be in the next file, or among the rows that the next step left out (`left_out.read_all`).
 
     Raises:
         BadData: a file is not JSON Lines.
-        ValueError: a row got lost, came from nowhere, or is in two places.
+        ValueError: a row is missing, has no origin, or is in two places.
     """
     found: dict[str, Fate] = {}
     before: set[str] | None = None
     for path in files:
         rows = _ids(path, read_dicts(path))
-        told = _left_out(path)
+        told = {str(each.row["id"]): Fate(each.kind, each.reason) for each in read_all(path)}
         if both := {*rows} & told.keys():
-            raise ValueError(f"{path}: {min(both)} is handed on and left out")
+            raise ValueError(f"{path}: {min(both)} is both passed on and left out")
         now = {*rows, *told}
         if before is not None and now != before:
             lost, more = sorted(before - now), sorted(now - before)
-            raise ValueError(f"{path}: " + (f"{lost[0]} is lost" if lost else f"{more[0]} came from nowhere"))
+            raise ValueError(f"{path}: " + (f"{lost[0]} is missing" if lost else f"{more[0]} is in no earlier file"))
         found |= told
         before = {*rows}
     for row in read_dicts(files[-1]):
@@ -64,15 +64,15 @@ def fates(files: Sequence[Path]) -> dict[str, Fate]:
 def measure(files: Sequence[Path], *, sample: int = 0, seed: int = 0) -> dict[str, object]:
     """The figures of a round, or of a held-out file.
 
-    `classes` and `reasons` count all rows; `failure_rate` is failing over all rows, `failure_rate_judged` over those
-    with a verdict, `accuracy` its complement; `self_bleu` (ReverseGen's mean of BLEU-2 to 5) and `distinct` are of the
-    texts in the first file. `entropy` is the mean of the judge's, in nats, and `average_precision` that of the
-    majority answer being right (it begins with the row's `answer`), the rows with least entropy first; both where the
-    judge was `entropy`.
+    `classes` and `reasons` count all rows; `failure_rate` is the share of failing rows, `failure_rate_judged` that
+    among rows with a verdict, and `accuracy` its complement; `self_bleu` (ReverseGen's mean of BLEU-2 to BLEU-5) and
+    `distinct` are those of the texts in the first file. If the judge was `entropy`, `entropy` is the mean entropy in
+    nats, and `average_precision` is that of the ranking by entropy, lowest first, where a majority answer is right if
+    it begins with the row's `answer`.
 
     Args:
         files: see `fates`.
-        sample, seed: of `self_bleu`; sets of different size compare at one sample size only.
+        sample, seed: of `self_bleu`; compare sets of different sizes at the same sample size only.
     """
     found = fates(files)
     classes = Counter(fate.kind for fate in found.values())
@@ -90,7 +90,7 @@ def measure(files: Sequence[Path], *, sample: int = 0, seed: int = 0) -> dict[st
         "failure_rate_judged": _share(classes["failing"], judged),
         "accuracy": _share(classes["solved"], judged),
         "texts": len(texts),
-        "distinct": _share(len({*map(key, texts)}), len(texts)),
+        "distinct": _share(len({*map(normalised, texts)}), len(texts)),
         "self_bleu": self_bleu(texts, sample=sample, seed=seed)["mean"] if len(texts) > 1 else None,
         "self_bleu_sample": sample,
         **_uncertainty(measured),
@@ -100,24 +100,8 @@ def measure(files: Sequence[Path], *, sample: int = 0, seed: int = 0) -> dict[st
 def _ids(path: Path, rows: Sequence[Row]) -> dict[str, Row]:
     by_id = {str(row.get("id")): row for row in rows}
     if len(by_id) < len(rows) or any("id" not in row for row in rows):
-        raise ValueError(f"{path}: every row needs an id of its own")
+        raise ValueError(f"{path}: every row needs its own id")
     return by_id
-
-
-def _left_out(path: Path) -> dict[str, Fate]:
-    told: dict[str, Fate] = {}
-    if (aside := left_out_of(path)).exists():
-        for row in read_dicts(aside):
-            why = row["left_out"]
-            assert isinstance(why, dict)
-            told[str(row["id"])] = Fate(why["kind"], why["reason"])
-    if (aside := path.with_suffix(".unjudged.jsonl")).exists():
-        told |= {str(row["id"]): Fate("unjudged", str(row["reason_unjudged"])) for row in read_dicts(aside)}
-    if (aside := path.with_suffix(".report.json")).exists():
-        report = json.loads(aside.read_bytes())
-        if report.get("job") == "dedup":
-            told |= {row["id"]: Fate("duplicate") for group in report["groups"] for row in group["left_out"]}
-    return told
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -1,57 +1,17 @@
-"""The jobs of ReverseGen after the judge: pairs for the proposer, records for the target."""
+"""`finepref reversegen improve`: training records for the target, from the instructions that it failed."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from finepref.formats.files import write_json
 from finepref.formats.jsonl import write_jsonl
-from finepref.formats.records import to_row
-from finepref.synth.ask import left_out_of, read_asked, read_dicts
-from finepref.synth.reversegen.few_shots import Pairs, check_template, improvements, pairs
-
-
-class Improved(NamedTuple):
-    """Judged rows = written + left out, and the latter by reason."""
-
-    written: int
-    left_out: Counter[str]
-
-
-def pair(path: Path, output: Path, *, proposed: Path, per_prompt: int, seed: int) -> Pairs:
-    """Write pairs of judged proposals, and beside them `<stem>.report.json` with the statistics of few-shot prompts.
-
-    Raises:
-        BadData: a file is not JSON Lines.
-        ValueError: a row is no judged proposal.
-    """
-    judged = read_dicts(path)
-    for row in judged:
-        if type(row.get("label")) is not bool or not {"prompt", "few_shot", "few_shot_prompt"} <= row.keys():
-            raise ValueError(f"{path}: {row.get('id')} has no label, or is no proposal (few_shot, few_shot_prompt)")
-    aside = left_out_of(proposed)
-    rows = read_dicts(proposed) + (read_dicts(aside) if aside.exists() else [])
-    known = dict.fromkeys(str(row["few_shot"]) for row in rows)
-    if strange := {str(row["few_shot"]) for row in judged} - known.keys():
-        raise ValueError(f"{path}: the few-shot prompt {min(strange)} is not in {proposed}")
-    made = pairs(known, judged, per_prompt=per_prompt, seed=seed)
-    write_json(
-        output.with_suffix(".report.json"),
-        {
-            "job": "reversegen pair",
-            "per_prompt": per_prompt,
-            "seed": seed,
-            "judged": len(judged),
-            "few_shot_prompts": dict(made.prompts),
-            "contradictory": made.contradictory,
-            "pairs": len(made.pairs),
-        },
-    )
-    write_jsonl(output, map(to_row, made.pairs))
-    return made
+from finepref.synth.dedup import normalised
+from finepref.synth.left_out import Ledger, Written
+from finepref.synth.reversegen.instructions import Row, read_dicts, read_instructions
+from finepref.synth.reversegen.templates import check_template, filled
 
 
 def improve(
@@ -63,34 +23,89 @@ def improve(
     ask: str = "{prompt}",
     template: str = "{answer}",
     solved_template: str = "",
-) -> Improved:
-    """Write the target's training records {id, prompt, response}, and a report that counts what gives none.
+) -> Written:
+    """Write training records {id, prompt, response} for the target, and a report with the rows left out, by reason.
 
     Args:
-        paths: judged proposals, a file per round.
+        paths: judged proposals, one file per round.
         output: the JSON Lines file to write; the report is `<stem>.report.json`.
-        answers: judged rows of a better model; a row's response is a good answer where its label is true.
-        exclude: rows whose prompts must not be trained on.
+        answers: judged rows of a better model; a response is a good answer if its label is true.
+        exclude: rows whose prompts must not be in the training data.
         ask, template, solved_template: see `improvements`.
 
     Raises:
         BadData: a file is not JSON Lines.
-        ValueError: a template has unknown fields, or an id is there twice.
+        ValueError: a template has unknown fields, or an id occurs twice.
     """
     check_template(ask, "prompt")
     for text in filter(None, (template, solved_template)):
         check_template(text, optional=("answer", "majority"))
     judged = [row for path in paths for row in read_dicts(path)]
     if len({row["id"] for row in judged}) < len(judged):
-        raise ValueError("an id is there twice: each round needs its own seed")
+        raise ValueError("an id occurs twice: each round needs its own seed")
     good = {
         str(row["id"]): str(row["response"]) for path in answers for row in read_dicts(path) if row["label"] is True
     }
-    barred = [each.prompt[-1].content for each in read_asked(exclude)] if exclude is not None else []
+    barred = [each.prompt[-1].content for each in read_instructions(exclude)] if exclude is not None else []
     made = [*improvements(judged, good, exclude=barred, ask=ask, template=template, solved_template=solved_template)]
-    left_out = Counter(reason for reason, _ in made if reason)
+    left_out = Ledger()
+    for reason, row in made:
+        if reason:
+            left_out.add(row, reason)
     write_json(
         output.with_suffix(".report.json"),
-        {"job": "reversegen improve", "judged": len(judged), "left_out": dict(left_out)},
+        {"job": "reversegen improve", "judged": len(judged), "left_out": dict(left_out.counts)},
     )
-    return Improved(write_jsonl(output, (row for reason, row in made if not reason)), left_out)
+    return Written(write_jsonl(output, (row for reason, row in made if not reason)), left_out)
+
+
+def improvements(
+    judged: Iterable[Row],
+    answers: Mapping[str, str],
+    *,
+    exclude: Iterable[str] = (),
+    ask: str = "{prompt}",
+    template: str = "{answer}",
+    solved_template: str = "",
+) -> Iterator[tuple[str, dict[str, object]]]:
+    """For each judged proposal, "" and its training record for the target, or a reason and the row that is left out.
+
+    Args:
+        judged: proposals with `label`; those that the target solved are left out without a `solved_template`.
+        answers: good answers by id; otherwise a row's own `chosen` is used.
+        exclude: instructions that must not be in the training data, such as those of the evaluation.
+        ask: the prompt for the target, with {prompt}.
+        template: of the response, with {answer} (the good one) or {majority} (the most frequent of the responses).
+        solved_template: the same for instructions that the target solved.
+    """
+    known, barred = set[str](), {normalised(text) for text in exclude}
+    for row in judged:
+        wanted = solved_template if row["label"] else template
+        prompt, row_id = str(row["prompt"]), str(row["id"])
+        if not wanted:
+            yield "solved", dict(row)
+            continue
+        fields = {"answer": answers.get(row_id, row.get("chosen")), "majority": majority(row.get("responses"))}
+        if normalised(prompt) in barred:
+            yield "excluded", dict(row)
+        elif any(value is None and f"{{{name}}}" in wanted for name, value in fields.items()):
+            yield "without a good answer", dict(row)
+        elif normalised(prompt) in known:
+            yield "proposed before", dict(row)
+        else:
+            known.add(normalised(prompt))
+            yield (
+                "",
+                {"id": row_id, "prompt": filled(ask, prompt=prompt), "response": filled(wanted, **fields)},
+            )
+
+
+def majority(responses: object) -> str | None:
+    """The most frequent of several responses, the first one on a tie; None without responses."""
+    if not isinstance(responses, list) or not responses:
+        return None
+    first: dict[str, str] = {}
+    counts = Counter(normalised(each) for each in responses)
+    for each in responses:
+        first.setdefault(normalised(each), each)
+    return first[counts.most_common(1)[0][0]]

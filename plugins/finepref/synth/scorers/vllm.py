@@ -1,10 +1,10 @@
 """Log-probabilities of given responses from vLLM in this process.
 
-Each response is a request of its own, whose prompt is the item's prompt and the response but for its last token. vLLM
-tells the log-probability of each token of a prompt; the last token's is that at the one position where it generates,
-so that a response that fills the context has room. Requests enter in groups of items, and the engine is empty when the
-next group enters: what is computed beside a request changes its floating-point sums in the last bits, so a group that
-was cut off is read again whole, and a job that goes on ends with the numbers of one that was not stopped.
+Each response is one request, whose prompt is the item's prompt and the response without its last token. vLLM returns
+the log-probability of each token of a prompt; that of the last token comes from the one position where it generates,
+so that a response may fill the context. Requests enter in groups of items, and the engine is empty when the next group
+enters, because the other requests of a step change a request's floating-point sums in the last bits. A group that was
+interrupted is read again as a whole, so that a resumed job has the same numbers as one that was not stopped.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from finepref.synth.engines.checkpoint import identity
 from finepref.synth.engines.vllm import engine_args
-from finepref.synth.scorers.hf import Item, LocalScorer, Logps, Read, weights
+from finepref.synth.scorers.protocol import Item, LocalScorer, Logps, Read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,22 +36,22 @@ OWN = {
     "max_num_batched_tokens",
     "model",
 }
-"""Options of vLLM's that have an argument here, or that change what a log-probability is."""
+"""Options of vLLM that have an argument here, or that change the meaning of a log-probability."""
 
 
 class VllmScorer(LocalScorer):
-    """A `Scorer` that is a model in vLLM.
+    """A `Scorer` with a model in vLLM.
 
     Args:
         model: folder or hub name.
         adapter: folder or hub name of a LoRA adapter.
-        dtype: of the weights, such as float32; "auto" is the checkpoint's, also where that is float32.
-        batch_tokens: most tokens in a step of the engine (its max_num_batched_tokens). Beside its other memory it has
-            the logits of up to so many tokens, [batch_tokens, V] in float32, more than once.
-        options: vLLM's own (`EngineArgs`), such as tensor_parallel_size, max_model_len or enforce_eager.
+        dtype: of the weights, such as float32; "auto" is the checkpoint's, also if that is float32.
+        batch_tokens: most tokens in a step of the engine (its max_num_batched_tokens). The engine holds their logits,
+            [batch_tokens, V] in float32, more than once.
+        options: options of vLLM (`EngineArgs`), such as tensor_parallel_size, max_model_len or enforce_eager.
 
     Raises:
-        ValueError: the options have one of `OWN`.
+        ValueError: the options contain one of `OWN`.
     """
 
     def __init__(
@@ -65,12 +66,12 @@ class VllmScorer(LocalScorer):
         self.name, self.adapter, self.dtype, self.batch_tokens = model, adapter, dtype, batch_tokens
         self.options = dict(options or {})
         if own := sorted(OWN & self.options.keys()):
-            raise ValueError(f"vLLM's {', '.join(own)} cannot be chosen by its options: scoring has its own settings")
+            raise ValueError(f"vLLM's {', '.join(own)} cannot be set by options: scoring has its own settings")
         told = f":{json.dumps(self.options, sort_keys=True)}" if self.options else ""
-        self.model = f"vllm:{weights(model, adapter)}:{dtype}{told}"
+        self.model = f"vllm:{identity(model, adapter)}:{dtype}{told}"
 
     def groups(self, items: Iterable[Item]) -> list[list[Item]]:
-        """Items in their order, so many that the engine is kept busy with each group."""
+        """Items in order, in groups that are large enough to keep the engine busy."""
         ordered = [*items]
         return [ordered[start : start + GROUP] for start in range(0, len(ordered), GROUP)]
 
@@ -83,10 +84,10 @@ class VllmScorer(LocalScorer):
         finally:
             engine.engine_core.shutdown()
             del engine
-            gc.collect()  # it refers to itself, and the next model needs its memory
+            gc.collect()  # it has reference cycles, and the next model needs its memory
 
     def load(self, items: Iterable[Item]) -> LLMEngine:
-        """The model with room for the items.
+        """Load the model, with room for the items.
 
         Raises:
             ValueError: an item is longer than max_model_len, or vLLM refuses an option.
@@ -95,13 +96,13 @@ class VllmScorer(LocalScorer):
             "logprobs_mode": "raw_logprobs",
             "max_num_batched_tokens": self.batch_tokens,
             "max_num_seqs": min(2 * GROUP, self.batch_tokens),
-            "enable_prefix_caching": False,  # what is read from a cache has no log-probabilities
+            "enable_prefix_caching": False,  # tokens read from a cache have no log-probabilities
         }
         if self.dtype != "auto":
             settings["dtype"] = self.dtype
         args = engine_args(self.name, **settings | self.options)
         if self.adapter is not None:
-            args.enable_lora = True  # of the adapter's modules alone: a head that vLLM wraps reads no prompt
+            args.enable_lora = True  # for the adapter's modules only: a head that vLLM wraps reads no prompt
             args.max_lora_rank, args.lora_target_modules = _shape(self.adapter)
         config = args.create_engine_config()
         room = config.model_config.max_model_len
@@ -153,10 +154,10 @@ def read(engine: LLMEngine, group: Sequence[Item], *, adapter: str | None = None
 
 
 def _shape(adapter: str) -> tuple[int, list[str]]:
-    """Room for an adapter: the smallest of vLLM's ranks that it fits in, and the names of its modules.
+    """Settings for an adapter: the smallest of vLLM's ranks that is enough, and the names of its modules.
 
     Raises:
-        ValueError: it changes the output head, through which vLLM can put one token of each request only.
+        ValueError: it changes the output head, which vLLM then applies to one token of each request only.
     """
     from safetensors import safe_open
     from vllm.config.lora import MaxLoRARanks
@@ -173,10 +174,10 @@ def _shape(adapter: str) -> tuple[int, list[str]]:
 
 
 def _logps(output: Any, start: int, response: Sequence[int]) -> Tensor:
-    """float32 [R] from the finished request of a response that starts there.
+    """float32 [R] from the finished request of a response that starts at `start`.
 
     Raises:
-        ChildProcessError: vLLM ended the request otherwise than by its one token.
+        ChildProcessError: vLLM ended the request without its one token.
     """
     import torch
 

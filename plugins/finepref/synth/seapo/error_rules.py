@@ -1,10 +1,10 @@
-"""Errors put into worked arithmetic by rule: no model is asked, and every error can be checked.
+"""Errors inserted into worked arithmetic by rule: no model is needed, and every error can be checked.
 
-    correctness    one step's result becomes another number, so that the step is exactly wrong
-    logic          every step stays right; the conclusion becomes a number that they do not lead to
-    hallucination  a sentence is put in that gives a number which neither question nor answer has
+    correctness    one step's result becomes another number, so that the step is wrong
+    logic          every step stays right; the conclusion becomes a number that does not follow from them
+    hallucination  a sentence is inserted with a number that is neither in the question nor in the answer
 
-Which step, number and sentence depends on (seed, record id) alone. The span is exactly what was changed or put in.
+The choice of step, number and sentence depends on (seed, record id) only. The span is exactly the changed text.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ T = TypeVar("T")
 
 
 class Injected(NamedTuple):
-    """A changed answer and the characters of it that carry the error."""
+    """A changed answer, and the span of its characters that contains the error."""
 
     text: str
     span: Span
 
 
 class _Choice(NamedTuple):
-    """A source of choices that depend on its fields alone."""
+    """Choices that depend on the seed and the record only."""
 
     seed: int
     record_id: str
@@ -53,7 +53,14 @@ class _Choice(NamedTuple):
 
 
 def inject(error_type: str, *, prompt: Prompt, chosen: str, seed: int, record_id: str) -> Injected | None:
-    """The answer with one error of the given type; None when it has no exactly right equation to build on.
+    """The answer with one error of the given type; None if it has no correct equation to start from.
+
+    Args:
+        error_type: one of `RULES`.
+        prompt: the question.
+        chosen: the good answer.
+        seed: of the choices.
+        record_id: choices differ between records.
 
     Raises:
         ValueError: there is no rule for the error type.
@@ -110,7 +117,7 @@ def _value(digits: str) -> Fraction:
 
 
 def _other_number(digits: str, choice: _Choice) -> str:
-    """A near number, written like this one: the same decimals, with thousands commas if it had them."""
+    """A similar number in the same notation: as many decimals, and thousands commas if the number has them."""
     whole, _, decimals = digits.replace(",", "").partition(".")
     value = int(whole + decimals)
     swapped = int(f"{value // 100}{value % 10}{value // 10 % 10}")

@@ -1,8 +1,8 @@
-"""Held-out margins: how much likelier a model finds the good answer than the same answer with an error in it.
+"""Held-out margins: how much more probable a good answer is to a model than the same answer with an error.
 
 The margin of a negative is the mean log-probability per token of the chosen answer minus that of the negative, each
-after the chat-templated prompt. An answer's tokens are those of its text and the end-of-sequence token. A negative
-repeats the chosen answer up to its error, so the model reads that only once (`scoring`).
+after the prompt in the chat template. The tokens of an answer include the end-of-sequence token. A negative repeats
+the chosen answer up to its error, so the model reads that part only once (`scorers.hf`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def margins(data: Path, output: Path, *, model: str, adapter: str | None = None)
     and negative), `overall` (the same over all negatives) and `records` (id -> error type -> margin).
 
     Args:
-        data: records in the format `negatives`, which the model was not trained on.
+        data: records in the format `negatives` that the model was not trained on.
         output: the JSON file to write.
         model: folder or hub name.
         adapter: folder or hub name of a peft adapter to put on the model.
@@ -34,8 +34,9 @@ def margins(data: Path, output: Path, *, model: str, adapter: str | None = None)
     """
     from tqdm import tqdm
 
-    from finepref.synth.engines.hf import load_model, prompt_ids
-    from finepref.synth.scorers.hf import Item, Reader
+    from finepref.synth.engines.checkpoint import load_model, prompt_ids
+    from finepref.synth.scorers.hf import Reader
+    from finepref.synth.scorers.protocol import Item
 
     records = read_records(data, "negatives")
     network, tokenizer = load_model(model, adapter=adapter)
@@ -68,8 +69,10 @@ def margins(data: Path, output: Path, *, model: str, adapter: str | None = None)
 
 
 def summarise(measured: Mapping[str, tuple[float, Mapping[str, float]]]) -> dict[str, Any]:
-    """Margins of each record, and their summary per error type and overall, from id -> means of chosen and each
-    negative."""
+    """The margins of each record, and summaries per error type and overall.
+
+    `measured`: record id -> mean log-probability of the chosen answer, and of each negative by name.
+    """
     by_type: dict[str, list[tuple[float, float]]] = {}
     for good, means in measured.values():
         for name, bad in means.items():

@@ -1,8 +1,8 @@
-"""The job behind `finepref sepo score`: the reward of every response token, once; shares are picked at train time.
+"""`finepref sepo score`: the reward of every response token, computed once; shares are selected when training.
 
-The oracle reads all pairs, then the reference, so that one model is in memory at a time. What a model said is in the
-journal as base64 of little-endian float32, exactly. Under torchrun each rank scores every world-th record and writes
-a part; whichever rank finds all parts there puts them together.
+The oracle reads all pairs, then the reference does, so that only one model is in memory at a time. The journal holds
+their exact log-probabilities, as base64 of little-endian float32. Under torchrun each rank scores every world-th
+record and writes a part; the rank that finds all parts complete joins them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ import json
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from tqdm import tqdm
 
 from finepref.formats.check import digest, read_records
 from finepref.formats.files import replacing, write_json
@@ -28,9 +26,10 @@ from finepref.formats.jsonl import read_jsonl, write_jsonl
 from finepref.formats.records import Pair, ScoredPair, to_row
 from finepref.formats.scores import fingerprint
 from finepref.formats.sepo_csv import ScoredText, write_sepo_csv
-from finepref.synth.engines.hf import context_of, load_tokenizer, prompt_ids
-from finepref.synth.journal import Journal
-from finepref.synth.scorers.hf import Item, Scorer
+from finepref.synth.ask import Job, work_folder
+from finepref.synth.engines.checkpoint import context_of, load_tokenizer, prompt_ids
+from finepref.synth.left_out import Ledger
+from finepref.synth.scorers.protocol import Item, Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,14 +37,14 @@ if TYPE_CHECKING:
 SIDES = ("chosen", "rejected")
 ROLES = ("oracle", "reference")
 DIGITS = 6
-"""Of the scores in JSON; the parquet file has the log-probabilities as they are."""
+"""Decimals of the scores in JSON; the parquet file has the exact log-probabilities."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Longer prompts and totals and shorter responses, in tokens with the end token, are left out; 0 is no limit.
+    """Limits in tokens, end token included, beyond which a record is left out; 0 = no limit.
 
-    The paper's are 1900, 8 and 2048. What is longer than the models' context is always left out.
+    The paper's limits are 1900, 8 and 2048. Records longer than the models' context are always left out.
     """
 
     max_prompt: int = 0
@@ -53,7 +52,7 @@ class Limits:
     max_total: int = 0
 
     def reason(self, prompt: int, responses: Sequence[int], *, context: int) -> str | None:
-        """Why a record is left out, None if it is not."""
+        """The reason to leave out a record, None if there is none."""
         total = prompt + max(responses)
         if self.max_prompt and prompt > self.max_prompt:
             return "long_prompt"
@@ -65,8 +64,11 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of the job. `scored` is None on a rank that others still owe their parts to."""
+class ScoredPairs:
+    """The number of scored pairs, and of pairs left out by reason.
+
+    `scored` is None on a rank that is done while other ranks are not; `dropped` then counts that rank's pairs only.
+    """
 
     scored: int | None
     dropped: Mapping[str, int]
@@ -83,20 +85,20 @@ def score(
     work_dir: Path | None = None,
     rank: int = 0,
     world: int = 1,
-) -> Outcome:
+) -> ScoredPairs:
     """Score every pair of a file {prompt or messages, chosen, rejected, ...}.
 
     Writes `output` (format `scored_pair`, scores rounded to 6 digits), `<stem>.parquet` (both models'
-    log-probabilities of every token, exactly), `<stem>.report.json` (counts, and every record left out with its
-    reason) and, with a `csv_share`, `<stem>.csv` (the released form with that share of tokens).
+    exact log-probabilities of every token), `<stem>.report.json` (counts, and every record left out with its reason)
+    and, with a `csv_share`, `<stem>.csv` (the released form with that share of tokens).
 
     Args:
-        path: JSON Lines or a JSON array of pairs; fields that pairs do not have are not read.
+        path: JSON Lines or a JSON array of pairs; other fields are ignored.
         output: the JSON Lines file to write.
-        oracle, reference: the models; the reference's tokenizer and chat template are used for both.
+        oracle, reference: the models; both use the reference's tokenizer and chat template.
         limits: which records to leave out.
-        csv_share: share of tokens in the released form, 0 for no such file.
-        work_dir: where journals and parts are; by default `<stem>.work` beside the output.
+        csv_share: share of tokens in the released form; 0 = do not write it.
+        work_dir: folder of journals and parts; by default `<stem>.work` beside the output.
         rank, world: which part of the records is scored here.
 
     Raises:
@@ -105,7 +107,7 @@ def score(
             log-probability that is NaN or infinite.
         JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
     """
-    import pyarrow as _  # noqa: F401 (a missing package is told before the work, not after it)
+    import pyarrow as _  # noqa: F401 (so that a missing package is reported before the work, not after it)
 
     pairs = [pair for pair in read_records(path, "pair") if isinstance(pair, Pair)]
     tokenizer = load_tokenizer(reference.name)
@@ -119,22 +121,26 @@ def score(
         lengths = [len(whole.prompt), *map(len, whole.tokens.values())]
         rows[i] = whole._replace(reason=limits.reason(lengths[0], lengths[1:], context=context))
     items = [Item(pairs[i].id, row.prompt, row.tokens) for i, row in rows.items() if row.reason is None]
-    settings = {
-        "input_digest": digest(path),
-        "prompt_version": f"{mark}-{hashlib.blake2b(tokenizer.chat_template.encode(), digest_size=4).hexdigest()}",
-        "sampling": {**asdict(limits), "context": context},
-    }
-    folder = work_dir or output.with_suffix(".work")
-    logps = {
-        role: _read(scorer, items, folder / f"{role}-{rank}-of-{world}", job=f"sepo score, {role}", **settings)
-        for role, scorer in zip(ROLES, (oracle, reference), strict=True)
-    }
+    version = f"{mark}-{hashlib.blake2b(tokenizer.chat_template.encode(), digest_size=4).hexdigest()}"
+    sampling = {**asdict(limits), "context": context}
+    folder = work_folder(output, work_dir)
+    logps = {}
+    for role, scorer in zip(ROLES, (oracle, reference), strict=True):
+        reading = Job(
+            name=f"sepo score, {role}",
+            source=path,
+            folder=folder / f"{role}-{rank}-of-{world}",
+            prompt_version=version,
+            settings=sampling,
+        )
+        logps[role] = _read(scorer, items, reading)
+    settings = {"input_digest": digest(path), "prompt_version": version, "sampling": sampling}
     job = {"tokenizer": mark, "oracle": oracle.model, "reference": reference.model, "settings": settings}
     key = hashlib.blake2b(json.dumps(job).encode(), digest_size=8).hexdigest()
     parts = [folder / f"part-{key}-{number}-of-{world}.jsonl" for number in range(world)]
     write_jsonl(parts[rank], (_part(i, pairs[i].id, row, logps) for i, row in rows.items()))
     if not all(part.exists() for part in parts):
-        return Outcome(None, Counter(row.reason for row in rows.values() if row.reason))
+        return ScoredPairs(None, Counter(row.reason for row in rows.values() if row.reason))
     return _join(parts, pairs, output, job, csv_share, tokenizer.eos_token)
 
 
@@ -142,10 +148,10 @@ class Row(NamedTuple):
     """A pair as token ids.
 
     Attributes:
-        prompt: of the dialogue in the chat template.
-        tokens: per side those of the response and the end token.
-        offsets: per side the half-open characters of each.
-        reason: why it is left out.
+        prompt: tokens of the dialogue in the chat template.
+        tokens: for each side, those of the response and the end token.
+        offsets: for each side, the half-open range of characters of each token.
+        reason: why the pair is left out, None if it is not.
     """
 
     prompt: list[int]
@@ -155,7 +161,7 @@ class Row(NamedTuple):
 
 
 def tokenise(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Row:
-    """The prompt in the chat template; responses by themselves, and the end token after them."""
+    """The prompt in the chat template, and each response on its own, followed by the end token."""
     tokens: dict[str, list[int]] = {}
     offsets: dict[str, list[list[int]]] = {}
     for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
@@ -165,24 +171,21 @@ def tokenise(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Row:
     return Row(prompt_ids(tokenizer, pair.prompt), tokens, offsets)
 
 
-def _read(scorer: Scorer, items: list[Item], directory: Path, **job: Any) -> Mapping[str, Mapping[str, object]]:
-    """What a model says of the items: id -> {side: packed log-probabilities}."""
-    job |= {"sampling": job["sampling"] | {"batch_tokens": scorer.batch_tokens}}
-    with Journal(directory, model=scorer.model, seed=0, **job) as journal:
-        if any(item.id not in journal.done for item in items):
-            with tqdm(total=len(items), initial=len(journal.done), desc=job["job"], unit="pair", disable=None) as bar:
-                for batch in scorer.logps(items, done=journal.done.keys()):
-                    for name, sides in batch:
-                        if not all(values.isfinite().all() for values in sides.values()):
-                            raise ValueError(
-                                f"{scorer.name} gives no number for record {name}: nothing can be selected by it"
-                            )
-                    journal.append(
-                        {"id": name} | {side: pack(values.tolist()) for side, values in sides.items()}
-                        for name, sides in batch
-                    )
-                    bar.update(len(batch))
-        return journal.done
+def _read(scorer: Scorer, items: Sequence[Item], job: Job) -> Mapping[str, Mapping[str, object]]:
+    """A model's log-probabilities of the items, by id: {side: packed log-probabilities}."""
+
+    def logps(done: Collection[str]) -> Iterator[list[dict[str, object]]]:
+        for batch in scorer.logps(items, done=done):
+            for name, sides in batch:
+                if not all(values.isfinite().all() for values in sides.values()):
+                    raise ValueError(f"{scorer.name} gives no number for record {name}: nothing can be selected by it")
+            yield [
+                {"id": name} | {side: pack(values.tolist()) for side, values in sides.items()} for name, sides in batch
+            ]
+
+    whole = replace(job, settings={**job.settings, "batch_tokens": scorer.batch_tokens})
+    with whole.journal(scorer.model) as journal:
+        return journal.complete([item.id for item in items], logps, unit="pair")
 
 
 def pack(values: Iterable[float]) -> str:
@@ -194,7 +197,7 @@ def pack(values: Iterable[float]) -> str:
 
 
 def unpack(text: str) -> array[float]:
-    """The numbers in what `pack` gave."""
+    """The numbers in a text from `pack`."""
     values = array("f", base64.b64decode(text))
     if sys.byteorder == "big":
         values.byteswap()
@@ -215,15 +218,26 @@ def _part(number: int, name: str, row: Row, logps: Mapping[str, Mapping[str, Any
 
 def _join(
     parts: Sequence[Path], pairs: Sequence[Pair], output: Path, job: dict[str, Any], share: float, eos: str
-) -> Outcome:
-    """Write all results from the parts, in the order of the input, one record in memory at a time."""
+) -> ScoredPairs:
+    """Write all results from the parts, in the order of the input, one record in memory at a time.
+
+    Args:
+        parts: files of all ranks.
+        pairs: the input.
+        output: the JSON Lines file; the others are beside it.
+        job: for the report and the parquet file.
+        share: of tokens in the released form, 0 to not write it.
+        eos: text of the end token.
+    """
 
     def rows() -> Iterator[dict[str, Any]]:
         each = [(row for _, row in read_jsonl(part, problems=None)) for part in parts]
         return heapq.merge(*each, key=lambda row: row["row"])
 
-    dropped = [row for row in rows() if "reason" in row]
-    counts = Counter(row["reason"] for row in dropped)
+    left_out = Ledger()
+    for row in rows():
+        if "reason" in row:
+            left_out.add({name: row[name] for name in ("id", "reason", "tokens")}, row["reason"])
     _write_parquet(output.with_suffix(".parquet"), (row for row in rows() if "reason" not in row), job)
     if share:
         texts = ((pairs[row["row"]], row) for row in rows() if "reason" not in row)
@@ -232,17 +246,17 @@ def _join(
         "job": "sepo score",
         **job,
         "records": len(pairs),
-        "scored": len(pairs) - len(dropped),
-        "dropped": dict(counts),
-        "dropped_records": [{name: row[name] for name in ("id", "reason", "tokens")} for row in dropped],
+        "scored": len(pairs) - len(left_out),
+        "dropped": dict(left_out.counts),
+        "dropped_records": left_out.rows,
     }
     write_json(output.with_suffix(".report.json"), report)
     records = (_record(pairs[row["row"]], row, job["tokenizer"]) for row in rows() if "reason" not in row)
-    return Outcome(write_jsonl(output, map(to_row, records)), counts)
+    return ScoredPairs(write_jsonl(output, map(to_row, records)), left_out.counts)
 
 
 def _rewards(side: Mapping[str, str]) -> list[float]:
-    """s_t = log pi_oracle - log pi_ref of a response's tokens, as `losses.sepo.token_reward`."""
+    """s_t = log pi_oracle - log pi_ref of each token of a response, as in `losses.sepo.token_reward`."""
     oracle, reference = (unpack(side[role]) for role in ROLES)
     return [round(a - b, DIGITS) for a, b in zip(oracle, reference, strict=True)]
 
