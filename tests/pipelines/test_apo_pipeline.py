@@ -330,10 +330,10 @@ def test_a_launcher_is_the_words_before_the_module(played, on_openrlhf):
         ("template=default", "template is LLaMA-Factory's"),
         ("policy.recipe=examples/apo_sft.yaml", "policy.recipe is LLaMA-Factory's"),
         ("policy.adam.lr=1e-5", "learning_rates, one per round"),
-        ("reward.model.model_name_or_path=x", "reward.model.model_name_or_path: the game sets that itself"),
-        ("reward.apo.keep_value_head=true", "reward.apo.keep_value_head: the game sets that itself"),
-        ("policy.ckpt.path=x", "policy.ckpt.path: the game sets that itself"),
-        ("policy.data.tokenizer_chat_template=x", "policy.data.tokenizer_chat_template: the game sets that itself"),
+        ("reward.model.model_name_or_path=x", "reward.model.model_name_or_path: the run sets this itself"),
+        ("reward.apo.keep_value_head=true", "reward.apo.keep_value_head: the run sets this itself"),
+        ("policy.ckpt.path=x", "policy.ckpt.path: the run sets this itself"),
+        ("policy.data.tokenizer_chat_template=x", "policy.data.tokenizer_chat_template: the run sets this itself"),
     ],
 )
 def test_what_cannot_be_on_openrlhf_is_refused_before_anything_runs(played, on_openrlhf, tmp_path, override, told):

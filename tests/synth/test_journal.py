@@ -171,3 +171,25 @@ def test_any_text_comes_back_as_it_was(tmp_path_factory, batches):
     write(folder, entries)
     with Journal(folder, **JOB) as journal:
         assert list(journal.done.values()) == [entry for batch in entries for entry in batch]
+
+
+def test_only_entries_that_are_not_done_are_computed_and_each_batch_is_journalled_at_once(tmp_path):
+    def compute(dies, seen):
+        def batches(done):
+            seen.append([*done])
+            for batch in (["a", "b"], ["c"]):
+                if not {*batch} <= {*done}:
+                    if dies and batch == ["c"]:
+                        raise KeyboardInterrupt
+                    yield [{"id": each, "value": each.upper()} for each in batch]
+
+        return batches
+
+    calls = []
+    with pytest.raises(KeyboardInterrupt), Journal(tmp_path, **JOB) as journal:
+        journal.complete(["a", "b", "c"], compute(True, calls), unit="entry")
+    with Journal(tmp_path, **JOB) as journal:
+        found = journal.complete(["a", "b", "c"], compute(False, calls), unit="entry")
+        assert {key: each["value"] for key, each in found.items()} == {"a": "A", "b": "B", "c": "C"}
+        journal.complete(["c", "a"], compute(False, calls), unit="entry")
+    assert calls == [[], ["a", "b"]], "nothing is computed where everything is done"
