@@ -20,7 +20,9 @@ from finepref.commands import (
     validate,
 )
 
-app = typer.Typer(name="finepref", no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+HELP = "Preference learning on LLaMA-Factory and OpenRLHF: check, make and score data, and run whole methods."
+
+app = typer.Typer(name="finepref", no_args_is_help=True, help=HELP, pretty_exceptions_enable=False)
 for command in (
     *(doctor, validate, convert, formats, data, model),
     *(seapo, sepo, apo, reversegen, dedup, diversity, judge),

@@ -202,6 +202,15 @@ def _golden(run: Pipeline, name: str, asked: Path, given: str | Mapping[str, obj
 
 
 def _sample(run: Pipeline, step: str, queries: Path, model: str, section: Mapping[str, object]) -> Path:
+    """Sample a model's answers to queries.
+
+    Args:
+        run: the pipeline.
+        step: name of the step.
+        queries: file of queries.
+        model: folder or name of the LLM.
+        section: options of `finepref apo sample`.
+    """
     target = run.path(step, "samples.jsonl")
     words = [
         "finepref",
@@ -216,6 +225,15 @@ def _sample(run: Pipeline, step: str, queries: Path, model: str, section: Mappin
 
 
 def _pair(run: Pipeline, step: str, samples: Path, golden: Path, section: Mapping[str, object]) -> Path:
+    """Rank golden answers above samples.
+
+    Args:
+        run: the pipeline.
+        step: name of the step.
+        samples: file of samples.
+        golden: file of golden answers.
+        section: options of `finepref apo pair`.
+    """
     target = run.path(step, f"{step.rpartition('/')[2]}.jsonl")
     words = ["finepref", "apo", "pair", samples, *settings.options({"golden": golden, **section, "output": target})]
     run.run(step, words, inputs=[samples, golden], outputs=[target])

@@ -109,6 +109,18 @@ def _run(
     output: Path,
     private: bool,
 ) -> None:
+    """Run a command of the host.
+
+    Args:
+        run: the pipeline.
+        step: name of the step.
+        word: the command, train or export.
+        section: the recipe, and keys on top of it.
+        keys: further keys on top.
+        inputs: files and folders that it reads, besides the recipe.
+        output: the folder that it writes.
+        private: see `Pipeline.run`.
+    """
     recipe, own = _split(section)
     words = ["llamafactory-cli", word, str(recipe), *spelled(own | keys)]
     run.run(step, words, inputs=[recipe, *inputs], outputs=[output], private=private)

@@ -238,7 +238,12 @@ class _Run:
 
 
 class _Solver:
-    """The steps that apply a target to instructions: answer, judge and evaluate."""
+    """The steps that apply a target to instructions: answer, judge and evaluate.
+
+    Args:
+        run: the run.
+        dedup, validate, answer, judge, evaluate: options of these commands; None = no validation, or no options.
+    """
 
     def __init__(
         self,

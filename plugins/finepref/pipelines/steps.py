@@ -133,6 +133,19 @@ class Pipeline:
         made: Sequence[Path],
         private: bool,
     ) -> dict[str, object]:
+        """Run the command of a step; returns its outputs and time.
+
+        Args:
+            step: its name.
+            words: the command.
+            wanted: what `step.json` holds from the start on.
+            environment: further variables.
+            made: files and folders that it must write.
+            private: see `run`.
+
+        Raises:
+            StepFailed: see there.
+        """
         write_json(self.path(step, RECORD), wanted)
         shown = shlex.join([*(f"{name}={value}" for name, value in environment.items()), *words])
         print(f"\n{step}\n$ {shown}", flush=True)
