@@ -41,7 +41,7 @@ def test_what_was_appended_is_there_when_the_journal_is_opened_again(tmp_path):
         assert journal.torn_bytes == 0
 
 
-def test_a_tail_torn_at_any_byte_loses_the_last_record_only_and_the_journal_goes_on(tmp_path):
+def test_a_tail_torn_at_any_byte_loses_the_last_record_only_and_the_journal_can_be_used(tmp_path):
     """The last line is `[{"id": "d", ...}, {"id": "e", ...}]` and a line end. Cut before its closing bracket it is no
     record and goes; with the bracket and without the line end it is one and stays."""
     whole = write(tmp_path, BATCHES)

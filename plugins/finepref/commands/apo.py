@@ -21,7 +21,7 @@ from finepref.commands.engine_options import (
 from finepref.commands.errors import user_errors
 from finepref.commands.sepo import Dtype
 
-NEEDS = 'this needs "finepref[model]", vllm and ray their own extras, a template of LLaMA-Factory the host'
+NEEDS = 'a model needs "finepref[model]"; vllm and ray are extras of their own; --template needs LLaMA-Factory'
 
 
 class Preset(StrEnum):

@@ -19,7 +19,7 @@ from finepref.commands.errors import user_errors
 if TYPE_CHECKING:
     from finepref.synth.judges.verdict import ModelJudge, Rule
 
-NEEDS = 'judges need "finepref[synth]", models "finepref[model]", vllm or ray its own extra'
+NEEDS = 'judges need "finepref[synth]", and models "finepref[model]"; vllm and ray are extras of their own'
 
 
 @with_engine_options

@@ -21,7 +21,7 @@ from finepref.commands.errors import user_errors
 if TYPE_CHECKING:
     from finepref.synth.left_out import Written
 
-NEEDS = 'a local model needs "finepref[model]", vllm and ray their own extras'
+NEEDS = 'a local model needs "finepref[model]"; vllm and ray are extras of their own'
 
 Seeds = Annotated[Path, typer.Argument(metavar="SEEDS", help="Instructions to start from: rows {prompt, ...}.")]
 Rows = Annotated[Path, typer.Argument(metavar="INPUT", help="Rows {id, prompt, ...}, such as proposals.")]

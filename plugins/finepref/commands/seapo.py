@@ -16,7 +16,7 @@ from finepref.commands.engine_options import (
 )
 from finepref.commands.errors import user_errors
 
-NEEDS = 'a local model needs "finepref[model]", vllm and ray their own extras, an adapter peft'
+NEEDS = 'a local model needs "finepref[model]"; vllm and ray are extras of their own; an adapter needs peft'
 
 
 @with_engine_options

@@ -67,7 +67,7 @@ def score(
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    with user_errors('scoring needs "finepref[model]", an adapter peft, vllm its own extra'):
+    with user_errors('scoring needs "finepref[model]"; vllm and ray are extras of their own; an adapter needs peft'):
         if not oracle and not oracle_adapter:
             raise ValueError("the oracle is missing: give --oracle, --oracle-adapter or both")
         from finepref.synth.sepo.score import Limits

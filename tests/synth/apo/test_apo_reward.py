@@ -168,7 +168,7 @@ def test_a_row_that_cannot_be_scored_is_named(tmp_path, row, code, field):
     assert (code, 2, field) in [(p.code, p.line, p.field) for p in caught.value.problems]
 
 
-def test_a_run_that_was_cut_off_goes_on_with_the_batches_it_lacks(samples, llamafactory, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_with_the_batches_it_lacks(samples, llamafactory, tmp_path, monkeypatch):
     output, options = tmp_path / "scored.jsonl", {"batch_tokens": 30}
     whole = scored(samples, tmp_path / "whole.jsonl", llamafactory, **options)
     plain, calls = RewardModel._pooled, []

@@ -62,4 +62,4 @@ def test_a_package_that_is_not_there_is_named_with_its_extra(tiny_model, tmp_pat
     result = CliRunner().invoke(app, ["seapo", "inject", str(source), "--model", str(tiny_model), *output, *more])
     assert result.exit_code == 1
     assert f"No module named '{missing}'" in result.output
-    assert "vllm and ray their own extras" in result.output
+    assert "vllm and ray are extras of their own" in result.output

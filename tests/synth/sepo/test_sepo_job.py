@@ -162,7 +162,7 @@ class StopsAfterABatch(HfScorer):
         raise KeyboardInterrupt
 
 
-def test_a_run_that_was_cut_off_goes_on_with_what_is_left(pairs, oracle, tiny_model, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_with_what_is_left(pairs, oracle, tiny_model, tmp_path, monkeypatch):
     scored(pairs, tmp_path / "calm.jsonl", oracle, tiny_model)
     output = tmp_path / "cut.jsonl"
     with pytest.raises(KeyboardInterrupt):
