@@ -85,18 +85,8 @@ def find_inputs(
 def _inputs_of_entry(dataset_dir: Path, entry: Mapping[str, object]) -> Iterator[Input]:
     formatting = str(entry.get("formatting", "alpaca"))
     if formatting not in FORMATS:
-        file = str(dataset_dir / dataset_info.FILE_NAME)
-        raise BadData(
-            [
-                Problem(
-                    file,
-                    0,
-                    "formatting",
-                    "FP016",
-                    f"{formatting} is a format of the host; ours are {', '.join(FORMATS)}",
-                )
-            ]
-        )
+        file, text = str(dataset_dir / dataset_info.FILE_NAME), f"{formatting} is a format of the host"
+        raise BadData([Problem(file, 0, "formatting", "FP016", f"{text}; ours are {', '.join(FORMATS)}")])
     columns, error_type = entry.get("columns"), entry.get("error_type")
     assert isinstance(columns, dict | None)
     for path in dataset_info.resolve(dataset_dir, entry):

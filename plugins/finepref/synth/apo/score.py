@@ -60,7 +60,7 @@ def score(
         "batch_tokens": model.batch_tokens,
     }
 
-    def rewards(done: Collection[str]) -> Iterator[list[dict[str, object]]]:
+    def compute(done: Collection[str]) -> Iterator[list[dict[str, object]]]:
         for found in model.rewards(items, done=done):
             if not all(map(math.isfinite, found.values())):
                 raise ValueError(f"{model.folder} gives no number for one of {', '.join(found)}")
@@ -74,7 +74,7 @@ def score(
         settings=settings,
     )
     with job.journal(model.model) as journal:
-        done = journal.complete(items, rewards, unit="response")
+        done = journal.complete(items, compute, unit="response")
     rows = []
     for record in records:
         names = [f"{record.id}/{i}" for i in range(len(record.responses))]

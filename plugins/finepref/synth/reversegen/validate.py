@@ -150,7 +150,7 @@ def validate_agreement(
             left_out.add(each.row, reason, kind="unjudged")
             continue
         texts = filter(None, (found.text.strip() for found in answers[each.id]))
-        group = max(groups_of_equals(texts, same), key=len, default=[])
+        group: list[str] = max(groups_of_equals(texts, same), key=len, default=[])
         if len(group) < share * n:
             left_out.add(each.row, f"{len(group)} of {n} answers of the teacher agree", kind="invalid")
         else:
