@@ -103,6 +103,18 @@ def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | 
     return RayEngine(engine, workers_of(options.workers, options.worker_cpus, options.worker_gpus))
 
 
+def engine_for(name: EngineName, model: str, options: EngineOptions) -> Engine:
+    """The engine for commands that always ask a model.
+
+    Raises:
+        ValueError: the engine is rules, or see `engine_of`.
+    """
+    made = engine_of(name, model, options)
+    if made is None:
+        raise ValueError("--engine rules cannot answer: use hf, vllm or openai")
+    return made
+
+
 def for_workers(model: str) -> str:
     """A model's name for processes with another working directory, such as those of a cluster."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
@@ -134,18 +146,6 @@ def vllm_settings(text: str) -> dict[str, object]:
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ValueError(f"--vllm-options {text!r} is not a mapping such as {{tensor_parallel_size: 2}}")
     return found
-
-
-def engine_for(name: EngineName, model: str, options: EngineOptions) -> Engine:
-    """The same for commands that have no rules.
-
-    Raises:
-        ValueError: the engine is rules, or see `engine_of`.
-    """
-    made = engine_of(name, model, options)
-    if made is None:
-        raise ValueError("--engine rules cannot answer: use hf, vllm or openai")
-    return made
 
 
 def exit_if_unanswered(count: int, *, keep_going: bool = False) -> None:
