@@ -31,10 +31,12 @@ from typing import Any
 from urllib.request import urlopen
 
 from finepref.formats.check import read_records
-from finepref.synth.engine_hf import HfEngine, left_padded, prompt_ids
-from finepref.synth.engine_openai import OpenAIEngine
-from finepref.synth.engine_vllm import VllmEngine
-from finepref.synth.engines import Engine, Request, ask
+from finepref.synth.ask import ask_stream
+from finepref.synth.engines.checkpoint import prompt_ids
+from finepref.synth.engines.hf import HfEngine, left_padded
+from finepref.synth.engines.openai import OpenAIEngine
+from finepref.synth.engines.protocol import Engine, Request
+from finepref.synth.engines.vllm import VllmEngine
 from finepref.synth.journal import Journal
 
 SAMPLES = Path(__file__).parents[1] / "dataset_info" / "samples" / "seapo_demo.jsonl"
@@ -158,7 +160,7 @@ def ours(engine: Engine, requests: list[Request], seed: int) -> dict[str, str]:
             folder, job="bench", model=engine.model, prompt_version="1", sampling={}, seed=seed, input_digest=""
         ) as journal,
     ):
-        return {each.id: each.text for each in ask(requests, engine=engine, journal=journal)}
+        return {each.id: each.text for each in ask_stream(requests, engine=engine, journal=journal)}
 
 
 def timed(run: Callable[[], Any], *, remote: bool) -> tuple[float, Any]:

@@ -60,9 +60,9 @@ def make_items(folder: Path, pairs: int, shots: int) -> list:
     """Pairs as token ids."""
     from finepref.formats.check import read_records
     from finepref.formats.records import Message, Pair
-    from finepref.synth.engine_hf import load_tokenizer
-    from finepref.synth.scoring import Item
-    from finepref.synth.sepo import tokenise
+    from finepref.synth.engines.checkpoint import load_tokenizer
+    from finepref.synth.scorers.protocol import Item
+    from finepref.synth.sepo.score import tokenise
 
     tokenizer = load_tokenizer(str(folder / "reference"))
     records = read_records(SAMPLES, "negatives")
@@ -105,8 +105,9 @@ def released(folder: Path, items: list, device: str) -> tuple[float, dict[str, l
 
 def by_hf(folder: Path, items: list, device: str, dtype: str) -> tuple[float, dict[str, list[list[float]]]]:
     """As `released`, by the code behind `finepref sepo score`: one model after the other."""
-    from finepref.synth.engine_hf import load_model
-    from finepref.synth.scoring import Reader, batches
+    from finepref.synth.engines.checkpoint import load_model
+    from finepref.synth.scorers.hf import Reader
+    from finepref.synth.scorers.token_tree import batches
 
     logps: dict[str, list[list[list[float]]]] = {item.id: [] for item in items}
     taken = 0.0
@@ -124,7 +125,7 @@ def by_hf(folder: Path, items: list, device: str, dtype: str) -> tuple[float, di
 
 def by_vllm(folder: Path, items: list, device: str, dtype: str) -> tuple[float, dict[str, list[list[float]]]]:
     """As `released`, by the code behind `finepref sepo score --engine vllm`, all items in one group."""
-    from finepref.synth.scoring_vllm import VllmScorer, read
+    from finepref.synth.scorers.vllm import VllmScorer, read
 
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     logps: dict[str, list[list[list[float]]]] = {item.id: [] for item in items}
@@ -153,7 +154,7 @@ def rewards_of(logps: dict[str, list[list[list[float]]]]) -> dict[str, list[list
 def floor_seconds(folder: Path, items: list, device: str, dtype: str) -> float:
     """Seconds that the products of both forward passes take at the rate of one large matrix product."""
     import torch
-    from finepref.synth.scoring import nodes
+    from finepref.synth.scorers.token_tree import nodes
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder / "reference")
@@ -242,7 +243,7 @@ def main() -> None:
     if arguments.variant:
         print(json.dumps(variant(arguments.variant, arguments.folder, arguments)))
         return
-    from finepref.synth.scoring import batches, padding
+    from finepref.synth.scorers.token_tree import batches, padding
 
     with tempfile.TemporaryDirectory() as folder:
         make_models(Path(folder), arguments.model, arguments.oracle)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from finepref.formats.jsonl import write_jsonl
 from finepref.formats.records import Message
-from finepref.synth.gsm import questions
-from finepref.synth.rules import RULES, inject
+from finepref.synth.data_sources.gsm import questions
+from finepref.synth.seapo.error_rules import RULES, inject
 
 SAMPLES = Path(__file__).parents[1] / "dataset_info" / "samples"
 SEED, DRAWN, LONGEST, TRAIN, TEST = 11, 330, 340, 36, 36  # LONGEST: characters of question and answer

@@ -1,14 +1,33 @@
-"""`finepref`: the one command; each group of sub-commands lives in its own file of `finepref.commands`."""
+"""`finepref`: the command line. Each command, or group of commands, is a file of `finepref.commands`."""
 
 from __future__ import annotations
 
 import typer
 
-from finepref.commands import apo, dedup, doctor, judge, records, reversegen, seapo, sepo, sources
+from finepref.commands import (
+    apo,
+    convert,
+    data,
+    dedup,
+    diversity,
+    doctor,
+    formats,
+    judge,
+    model,
+    reversegen,
+    seapo,
+    sepo,
+    validate,
+)
 
-app = typer.Typer(name="finepref", no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
-for group in (doctor, records, sources, seapo, sepo, apo, reversegen, dedup, judge):
-    group.register(app)
+HELP = "Preference learning on LLaMA-Factory and OpenRLHF: check, make and score data, and run whole methods."
+
+app = typer.Typer(name="finepref", no_args_is_help=True, help=HELP, pretty_exceptions_enable=False)
+for command in (
+    *(doctor, validate, convert, formats, data, model),
+    *(seapo, sepo, apo, reversegen, dedup, diversity, judge),
+):
+    command.register(app)
 
 
 def main() -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 from finepref.formats.jsonl import write_jsonl
-from finepref.synth import inject, journal
-from finepref.synth.engines import Completion, Request
+from finepref.synth import journal
+from finepref.synth.engines.protocol import Completion, Request
+from finepref.synth.seapo import inject
 
 ROWS = [{"id": f"r{i}", "prompt": f"Number {i}?", "chosen": f"It is number {i} of three."} for i in range(3)]
 KINDS = ("fsync", "replace", "truncate", "record")

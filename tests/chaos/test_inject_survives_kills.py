@@ -24,7 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from finepref.synth.seapo import ERRORS
+from finepref.synth.seapo.prompts import ERRORS
 
 FULL = os.environ.get("FINEPREF_CHAOS") == "full"
 CONCURRENCY = 4
@@ -162,7 +162,7 @@ def test_inject_killed_again_and_again_gives_the_same_bytes_and_asks_no_journall
 
     chance = random.Random(24)
     fork = multiprocessing.get_context("forkserver")
-    fork.set_forkserver_preload(["finepref.cli", "finepref.synth.inject", "openai.resources.chat"])
+    fork.set_forkserver_preload(["finepref.cli", "finepref.synth.seapo.inject", "openai.resources.chat"])
     with endpoint() as (url, asked, answers):
         answers.next_process(total)
         fresh(tmp_path / "calm.jsonl", url)

@@ -13,12 +13,16 @@ from pathlib import Path
 import pytest
 from finepref.cli import app
 from finepref.formats.records import Message
-from finepref.synth import engine_vllm, scoring_vllm
-from finepref.synth.engine_hf import HfEngine
-from finepref.synth.engine_ray import RayEngine, RayScorer, Workers
-from finepref.synth.engine_vllm import VllmEngine
-from finepref.synth.engines import Request
-from finepref.synth.scoring import HfScorer, Item
+from finepref.synth.engines import vllm as engine_vllm
+from finepref.synth.engines.hf import HfEngine
+from finepref.synth.engines.protocol import Request
+from finepref.synth.engines.ray import RayEngine
+from finepref.synth.engines.vllm import VllmEngine
+from finepref.synth.ray_workers import Workers
+from finepref.synth.scorers import vllm as scoring_vllm
+from finepref.synth.scorers.hf import HfScorer
+from finepref.synth.scorers.protocol import Item
+from finepref.synth.scorers.ray import RayScorer
 from tiny_llama import save_perturbed
 from typer.testing import CliRunner
 
@@ -40,7 +44,7 @@ def source(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def short_prompts(monkeypatch):
     """The prompt that asks for an error is longer than the tiny model can read."""
-    monkeypatch.setattr("finepref.synth.seapo.ASK", ASK)
+    monkeypatch.setattr("finepref.synth.seapo.prompts.ASK", ASK)
 
 
 def inject(source: Path, folder: Path, model: Path, *more: str) -> list[str]:
@@ -56,7 +60,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def run(*command) -> None:
     result = CliRunner().invoke(app, inject(*command))
     assert result.exit_code == 1, result.output
-    assert "3 requests failed at the engine" in result.output
+    assert "failed requests: 3;" in result.output
 
 
 def test_two_workers_write_the_files_of_one_process(source, tiny_model, tmp_path):
@@ -78,7 +82,7 @@ def test_two_workers_with_vllm_write_the_files_of_one_process(source, tiny_model
 @pytest.mark.parametrize("more", [["--workers", "2"], VLLM], ids=["ray", "vllm"])
 def test_what_was_answered_before_a_kill_is_not_lost(source, tiny_model, tmp_path, more):
     """Killed once the journal has two records; the run that ends it is another time in this process."""
-    program = f"from finepref.synth import seapo; seapo.ASK = {ASK!r}; from finepref.cli import main; main()"
+    program = f"from finepref.synth.seapo import prompts; prompts.ASK = {ASK!r}; from finepref.cli import main; main()"
     command = [
         sys.executable,
         "-c",

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from finepref.formats.records import Message
-from finepref.synth.engine_hf import HfEngine, folder_digest, prompt_ids
-from finepref.synth.engine_vllm import VllmEngine
-from finepref.synth.engines import Completion, Request, ask
+from finepref.synth.ask import ask_stream
+from finepref.synth.engines.checkpoint import folder_digest, prompt_ids
+from finepref.synth.engines.hf import HfEngine
+from finepref.synth.engines.protocol import Completion, Request
+from finepref.synth.engines.vllm import VllmEngine
 from finepref.synth.journal import Journal
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -139,14 +141,14 @@ def test_each_answer_comes_in_the_step_that_finishes_it_and_a_run_that_was_left_
     job = {"job": "j", "model": engine(tiny_model).model, "prompt_version": "1", "sampling": {}, "seed": 0}
     whole = answers(tiny_model, asked)
     with Journal(tmp_path, input_digest="d", **job) as journal:
-        run = ask(asked, engine=engine(tiny_model), journal=journal)
+        run = ask_stream(asked, engine=engine(tiny_model), journal=journal)
         assert len([*islice(run, 3)]) == 3
         run.close()
         known = {*journal.done}
     assert 3 <= len(known) < 30
     with Journal(tmp_path, input_digest="d", **job) as journal:
         assert {*journal.done} == known
-        assert {each.id: each for each in ask(asked, engine=engine(tiny_model), journal=journal)} == whole
+        assert {each.id: each for each in ask_stream(asked, engine=engine(tiny_model), journal=journal)} == whole
     assert sum(len(json.loads(line)) for line in (tmp_path / "journal.jsonl").read_text().splitlines()) == 30
 
 

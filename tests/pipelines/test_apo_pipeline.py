@@ -1,4 +1,4 @@
-"""What the game asks for: commands, their order, their files. None is run here; tests/hosts does that."""
+"""The steps of an APO run: commands, their order, their files. None is run here; tests/hosts does that."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ FIGURES |= {"answers": {"records": 6, "rewards/mean": -1.5, "win_rate": 0.75, "e
 
 
 @pytest.fixture
-def played(tmp_path, monkeypatch):
+def planned(tmp_path, monkeypatch):
     """Play a YAML with overrides; step -> (words, inputs). What the report reads is made up, all else empty."""
 
-    def play(file, *overrides):
+    def plan(file, *overrides):
         steps = {}
 
         def run(self, step, command, *, inputs=(), outputs, environment=None, private=False):
@@ -45,7 +45,7 @@ def played(tmp_path, monkeypatch):
             settings.call(apo, settings.load(file, overrides), file=file, pipeline=pipeline)
         return steps
 
-    return play
+    return plan
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def short(tmp_path):
 
 @pytest.fixture
 def on_openrlhf(short):
-    """The same game with OpenRLHF's flags."""
+    """The same run with OpenRLHF's flags."""
     keys = yaml.safe_load(short.read_text())
     del keys["template"], keys["merge"]
     keys |= {"host": "openrlhf", "reward": {"train": {"batch_size": 8}, "adam": {"betas": [0.9, 0.95]}}}
@@ -93,8 +93,8 @@ def after(words, option):
 
 
 @pytest.mark.parametrize("name", ["apo", "apo_demo"])
-def test_the_shipped_files_play(played, name, tmp_path):
-    steps = played(ROOT / "examples" / "pipelines" / f"{name}.yaml")
+def test_the_shipped_files_run(planned, name, tmp_path):
+    steps = planned(ROOT / "examples" / "pipelines" / f"{name}.yaml")
     rounds = {"apo": 3, "apo_demo": 2}[name]
     assert [step for step in steps if step.endswith("/eval")] == [f"round_{i}/eval" for i in range(rounds + 1)]
     trained = [words for words, _ in steps.values() if words[0] == "llamafactory-cli"]
@@ -104,8 +104,8 @@ def test_the_shipped_files_play(played, name, tmp_path):
     assert "round_1/merged" in steps if name == "apo_demo" else "round_1/merged" not in steps
 
 
-def test_the_papers_file_has_the_papers_learning_rates_and_sampling(played):
-    steps = played(ROOT / "examples" / "pipelines" / "apo.yaml")
+def test_the_papers_file_has_the_papers_learning_rates_and_sampling(planned):
+    steps = planned(ROOT / "examples" / "pipelines" / "apo.yaml")
     rates = [float(keys_of(steps[f"round_{i}/policy"][0])["learning_rate"]) for i in (1, 2, 3)]
     assert rates == [5e-6, 2e-6, 9e-7]
     assert after(steps["round_1/samples"][0], "--preset") == "paper"
@@ -115,8 +115,8 @@ def test_the_papers_file_has_the_papers_learning_rates_and_sampling(played):
     assert steps["round_2/policy_samples"][0][3] == "data/hh_split_llm.queries.json"
 
 
-def test_reward_models_of_human_preferences_alone_are_ranked_where_the_others_have_the_wgan_loss(played, short):
-    steps = played(short, "reward.apo_loss=wgan")
+def test_reward_models_of_human_preferences_alone_are_ranked_where_the_others_have_the_wgan_loss(planned, short):
+    steps = planned(short, "reward.apo_loss=wgan")
     losses = {step: keys_of(words)["apo_loss"] for step, (words, _) in steps.items() if step.endswith("/reward")}
     assert losses == {
         "base/reward": "ranking",
@@ -126,8 +126,8 @@ def test_reward_models_of_human_preferences_alone_are_ranked_where_the_others_ha
     }
 
 
-def test_each_round_goes_on_with_the_llm_and_starts_the_reward_model_anew(played, short, tmp_path):
-    steps, run = played(short), tmp_path / "run"
+def test_each_round_continues_with_the_llm_and_starts_the_reward_model_again(planned, short, tmp_path):
+    steps, run = planned(short), tmp_path / "run"
     for i, llm in ((1, "an/llm"), (2, str(run / "round_1/policy/model"))):
         assert steps[f"round_{i}/reward"][0][:3] == ["llamafactory-cli", "train", "examples/apo_rm.yaml"]
         assert keys_of(steps[f"round_{i}/reward"][0])["model_name_or_path"] == "a/base"
@@ -146,31 +146,31 @@ def test_each_round_goes_on_with_the_llm_and_starts_the_reward_model_anew(played
     assert table["selected_1"]["formatting"] == "sharegpt"
 
 
-def test_sequential_goes_on_with_the_last_reward_model(played, short, tmp_path):
-    steps, run = played(short, "sequential=true"), tmp_path / "run"
+def test_sequential_continues_with_the_last_reward_model(planned, short, tmp_path):
+    steps, run = planned(short, "sequential=true"), tmp_path / "run"
     starts = [keys_of(steps[f"round_{i}/reward"][0])["model_name_or_path"] for i in (1, 2)]
     assert starts == [str(run / "base/reward/model"), str(run / "round_1/reward/model")]
-    steps = played(short, "sequential=true", "reward.finetuning_type=lora")
+    steps = planned(short, "sequential=true", "reward.finetuning_type=lora")
     keys = keys_of(steps["round_2/reward"][0])
     assert keys["model_name_or_path"] == "a/base"
     assert keys["adapter_name_or_path"] == str(run / "round_1/reward/model")
     assert after(steps["round_2/scored"][0], "--base") == "a/base"
 
 
-def test_without_apo_data_the_reward_model_of_human_preferences_selects_in_all_rounds(played, short, tmp_path):
-    steps = played(short, "apo_data=false")
+def test_without_apo_data_the_reward_model_of_human_preferences_selects_in_all_rounds(planned, short, tmp_path):
+    steps = planned(short, "apo_data=false")
     assert not [step for step in steps if step.endswith(("/pairs", "1/reward", "2/reward"))]
     for i in (1, 2):
         assert after(steps[f"round_{i}/scored"][0], "--model") == str(tmp_path / "run" / "base/reward/model")
 
 
 @pytest.mark.parametrize("override", ["apo_kl_coeff=0", "apo_loss=wgan"])
-def test_the_papers_other_ablations_are_keys_of_the_reward_models_training(played, short, override):
-    assert override in played(short, f"reward.{override}")["round_1/reward"][0]
+def test_the_papers_other_ablations_are_keys_of_the_reward_models_training(planned, short, override):
+    assert override in planned(short, f"reward.{override}")["round_1/reward"][0]
 
 
-def test_dpo_trains_on_the_best_above_the_worst(played, short, tmp_path):
-    steps = played(short, "update=dpo", "policy.recipe=examples/apo_dpo.yaml")
+def test_dpo_trains_on_the_best_above_the_worst(planned, short, tmp_path):
+    steps = planned(short, "update=dpo", "policy.recipe=examples/apo_dpo.yaml")
     assert after(steps["round_1/selected"][0], "--to") == "pair"
     table = json.loads((tmp_path / "run" / "dataset_info.json").read_text())
     assert table["selected_1"]["formatting"] == "pair"
@@ -178,8 +178,8 @@ def test_dpo_trains_on_the_best_above_the_worst(played, short, tmp_path):
     assert (recipe["stage"], recipe["tdpo_variant"], recipe["tdpo_masks"]) == ("tdpo", "dpo", "none")
 
 
-def test_a_model_can_be_asked_for_the_golden_answers(played, short, tmp_path):
-    steps = played(short, "golden.engine=openai", "golden.model=teacher", "golden.base_url=http://localhost:1/v1")
+def test_a_model_can_be_asked_for_the_golden_answers(planned, short, tmp_path):
+    steps = planned(short, "golden.engine=openai", "golden.model=teacher", "golden.base_url=http://localhost:1/v1")
     words, _ = steps["data/golden"]
     assert words[:4] == ["finepref", "apo", "sample", "queries.jsonl"]
     assert "--golden" in words
@@ -187,23 +187,23 @@ def test_a_model_can_be_asked_for_the_golden_answers(played, short, tmp_path):
     assert after(steps["round_1/pairs"][0], "--golden") == str(tmp_path / "run/data/golden/golden.jsonl")
 
 
-def test_only_our_own_commands_make_files_and_each_knows_what_it_reads(played, short, tmp_path):
+def test_only_our_own_commands_make_files_and_each_knows_what_it_reads(planned, short, tmp_path):
     commands = ("make.a=finepref data gsm --output {made}/a", "make.b=finepref dedup {made}/a")
-    steps = played(short, *commands, "queries='{made}/b'")
+    steps = planned(short, *commands, "queries='{made}/b'")
     made = tmp_path / "run" / "made"
     assert steps["make/b"] == (["finepref", "dedup", str(made / "a")], [str(made / "a")])
     assert steps["round_1/samples"][0][3] == str(made / "b")
     with pytest.raises(ValueError, match="make: c: 'rm x' is not a finepref command"):
-        played(short, "make.c=rm x")
+        planned(short, "make.c=rm x")
 
 
-def test_a_game_of_no_rounds_is_refused(played, short):
+def test_a_run_without_rounds_is_refused(planned, short):
     with pytest.raises(ValueError, match="there would be no round"):
-        played(short, "learning_rates=[]")
+        planned(short, "learning_rates=[]")
 
 
-def test_the_report_has_a_row_per_round_and_no_times(played, short, tmp_path):
-    played(short)
+def test_the_report_has_a_row_per_round_and_no_times(planned, short, tmp_path):
+    planned(short)
     report = (tmp_path / "run" / "report.md").read_text()
     assert "| 2 | 0.5000 | 0.2500 | 0.5000 | 0.2500 | 0.5000 | 0.2500 |" in report
     assert "| 2 | 1e-06 | 1.0000 | 2.0000 | -1.5000 | 0.7500 | 1 |" in report
@@ -212,8 +212,8 @@ def test_the_report_has_a_row_per_round_and_no_times(played, short, tmp_path):
     assert (tmp_path / "run" / "rounds.png").stat().st_size > 1000
 
 
-def test_openrlhfs_shipped_file_has_the_papers_settings_and_the_flags_of_its_script(played):
-    steps = played(ROOT / "examples" / "pipelines" / "apo_openrlhf.yaml")
+def test_openrlhfs_shipped_file_has_the_papers_settings_and_the_flags_of_its_script(planned):
+    steps = planned(ROOT / "examples" / "pipelines" / "apo_openrlhf.yaml")
     assert [step for step in steps if step.endswith("/eval")] == [f"round_{i}/eval" for i in range(4)]
     words, _ = steps["round_2/reward"]
     script = (ROOT / "examples/openrlhf/apo_rm.sh").read_text()
@@ -234,8 +234,8 @@ def number(word):
         return word
 
 
-def test_on_openrlhf_a_sections_mappings_are_dotted_flags(played, on_openrlhf):
-    steps = played(on_openrlhf, "policy.train.max_epochs=2")
+def test_on_openrlhf_a_sections_mappings_are_dotted_flags(planned, on_openrlhf):
+    steps = planned(on_openrlhf, "policy.train.max_epochs=2")
     words, _ = steps["base/reward"]
     assert words[:3] == ["deepspeed", "--module", "openrlhf.cli.train_apo_rm"]
     assert flags_of(words)["train.batch_size"] == ["8"]
@@ -246,8 +246,8 @@ def test_on_openrlhf_a_sections_mappings_are_dotted_flags(played, on_openrlhf):
     assert not {"ds.overlap_comm", "lr_scheduler"} & policy.keys()
 
 
-def test_on_openrlhf_each_round_trains_the_llm_on_and_the_reward_model_anew(played, on_openrlhf, tmp_path):
-    steps, run = played(on_openrlhf), tmp_path / "run"
+def test_on_openrlhf_each_round_trains_the_llm_on_and_the_reward_model_anew(planned, on_openrlhf, tmp_path):
+    steps, run = planned(on_openrlhf), tmp_path / "run"
     for i, llm in ((1, "an/llm"), (2, str(run / "round_1/policy/model"))):
         reward, policy = (flags_of(steps[f"round_{i}/{name}"][0]) for name in ("reward", "policy"))
         assert reward["model.model_name_or_path"] == ["a/base"]
@@ -267,13 +267,13 @@ def test_on_openrlhf_each_round_trains_the_llm_on_and_the_reward_model_anew(play
         assert after(steps[f"round_{i}/samples"][0], "--model") == llm
 
 
-def test_on_openrlhf_rewards_are_read_where_and_as_long_as_they_were_trained(played, on_openrlhf):
+def test_on_openrlhf_rewards_are_read_where_and_as_long_as_they_were_trained(planned, on_openrlhf):
     """Also where no flag says it, as the host and the scorer have different defaults."""
     for overrides, pooling, length in (
         ((), "eos", "512"),
         (("reward.apo.pooling=last", "reward.data.max_len=64"), "last", "64"),
     ):
-        steps = played(on_openrlhf, *overrides)
+        steps = planned(on_openrlhf, *overrides)
         trained = flags_of(steps["round_1/reward"][0])
         assert (trained["apo.pooling"], trained["data.max_len"]) == ([pooling], [length])
         scored = steps["round_1/scored"][0]
@@ -281,22 +281,22 @@ def test_on_openrlhf_rewards_are_read_where_and_as_long_as_they_were_trained(pla
         assert not {"--base", "--template"} & {*scored}
 
 
-def test_on_openrlhf_too_reward_models_of_human_preferences_alone_are_ranked(played, on_openrlhf):
-    steps = played(on_openrlhf, "reward.apo.loss=wgan")
+def test_on_openrlhf_too_reward_models_of_human_preferences_alone_are_ranked(planned, on_openrlhf):
+    steps = planned(on_openrlhf, "reward.apo.loss=wgan")
     losses = [after(words, "--apo.loss") for step, (words, _) in steps.items() if step.endswith("/reward")]
     assert losses == ["ranking", "ranking", "wgan", "wgan"]
 
 
-def test_on_openrlhf_sequential_keeps_the_value_head_of_the_last_reward_model(played, on_openrlhf, tmp_path):
-    steps, run = played(on_openrlhf, "sequential=true"), tmp_path / "run"
+def test_on_openrlhf_sequential_keeps_the_value_head_of_the_last_reward_model(planned, on_openrlhf, tmp_path):
+    steps, run = planned(on_openrlhf, "sequential=true"), tmp_path / "run"
     for i, start in ((1, run / "base/reward/model"), (2, run / "round_1/reward/model")):
         flags = flags_of(steps[f"round_{i}/reward"][0])
         assert flags["model.model_name_or_path"] == [str(start)]
         assert flags["apo.keep_value_head"] == []
 
 
-def test_on_openrlhf_dpo_is_train_tdpos_plain_variant_on_our_pairs(played, on_openrlhf, tmp_path):
-    words, _ = played(on_openrlhf, "update=dpo", "policy.model.beta=0.1")["round_1/policy"]
+def test_on_openrlhf_dpo_is_train_tdpos_plain_variant_on_our_pairs(planned, on_openrlhf, tmp_path):
+    words, _ = planned(on_openrlhf, "update=dpo", "policy.model.beta=0.1")["round_1/policy"]
     assert words[2] == "openrlhf.cli.train_tdpo"
     flags = flags_of(words)
     assert [flags[name] for name in ("tdpo.variant", "tdpo.masks", "model.beta")] == [["dpo"], ["none"], ["0.1"]]
@@ -304,8 +304,8 @@ def test_on_openrlhf_dpo_is_train_tdpos_plain_variant_on_our_pairs(played, on_op
     assert json.loads((tmp_path / "run" / "dataset_info.json").read_text())["selected_1"]["formatting"] == "pair"
 
 
-def test_on_openrlhf_an_adapter_of_the_llm_is_merged_before_it_is_sampled(played, on_openrlhf, tmp_path):
-    steps, run = played(on_openrlhf, "policy.ds.lora.rank=8", "merge.ds.param_dtype=fp16"), tmp_path / "run"
+def test_on_openrlhf_an_adapter_of_the_llm_is_merged_before_it_is_sampled(planned, on_openrlhf, tmp_path):
+    steps, run = planned(on_openrlhf, "policy.ds.lora.rank=8", "merge.ds.param_dtype=fp16"), tmp_path / "run"
     words, inputs = steps["round_1/merged"]
     assert words[:3] == ["python", "-m", "openrlhf.cli.lora_combiner"]
     assert flags_of(words) == {
@@ -318,8 +318,8 @@ def test_on_openrlhf_an_adapter_of_the_llm_is_merged_before_it_is_sampled(played
     assert after(steps["round_1/answers"][0], "--model") == str(run / "round_1/merged/model")
 
 
-def test_a_launcher_is_the_words_before_the_module(played, on_openrlhf):
-    words, _ = played(on_openrlhf, "launcher=deepspeed --num_gpus 4 --module")["round_1/policy"]
+def test_a_launcher_is_the_words_before_the_module(planned, on_openrlhf):
+    words, _ = planned(on_openrlhf, "launcher=deepspeed --num_gpus 4 --module")["round_1/policy"]
     assert words[:5] == ["deepspeed", "--num_gpus", "4", "--module", "openrlhf.cli.train_sft"]
 
 
@@ -330,15 +330,15 @@ def test_a_launcher_is_the_words_before_the_module(played, on_openrlhf):
         ("template=default", "template is LLaMA-Factory's"),
         ("policy.recipe=examples/apo_sft.yaml", "policy.recipe is LLaMA-Factory's"),
         ("policy.adam.lr=1e-5", "learning_rates, one per round"),
-        ("reward.model.model_name_or_path=x", "reward.model.model_name_or_path: the game sets that itself"),
-        ("reward.apo.keep_value_head=true", "reward.apo.keep_value_head: the game sets that itself"),
-        ("policy.ckpt.path=x", "policy.ckpt.path: the game sets that itself"),
-        ("policy.data.tokenizer_chat_template=x", "policy.data.tokenizer_chat_template: the game sets that itself"),
+        ("reward.model.model_name_or_path=x", "reward.model.model_name_or_path: the run sets this itself"),
+        ("reward.apo.keep_value_head=true", "reward.apo.keep_value_head: the run sets this itself"),
+        ("policy.ckpt.path=x", "policy.ckpt.path: the run sets this itself"),
+        ("policy.data.tokenizer_chat_template=x", "policy.data.tokenizer_chat_template: the run sets this itself"),
     ],
 )
-def test_what_cannot_be_on_openrlhf_is_refused_before_anything_runs(played, on_openrlhf, tmp_path, override, told):
+def test_what_cannot_be_on_openrlhf_is_refused_before_anything_runs(planned, on_openrlhf, tmp_path, override, told):
     with pytest.raises(ValueError, match=re.escape(told)):
-        played(on_openrlhf, override)
+        planned(on_openrlhf, override)
     assert not (tmp_path / "run" / "data").exists()
 
 
@@ -355,13 +355,13 @@ def test_openrlhfs_signs_in_the_name_of_the_run_are_refused(on_openrlhf, tmp_pat
         ("launcher=python -m", "launcher is OpenRLHF's"),
     ],
 )
-def test_llamafactory_needs_its_own_settings_and_no_others(played, short, tmp_path, override, told):
+def test_llamafactory_needs_its_own_settings_and_no_others(planned, short, tmp_path, override, told):
     with pytest.raises(ValueError, match=told):
-        played(short, override)
+        planned(short, override)
     assert not (tmp_path / "run" / "data").exists()
 
 
-def test_of_openrlhfs_checkpoints_only_whole_ones_are_gone_on_with_and_none_stay(tmp_path, monkeypatch):
+def test_openrlhf_resumes_from_complete_checkpoints_only_and_none_stay(tmp_path, monkeypatch):
     """The host's `latest` names the last whole checkpoint."""
     checkpoints = tmp_path / "run/step/checkpoints"
     found = []

@@ -78,7 +78,7 @@ def test_a_secret_in_the_settings_is_refused_by_its_key_and_not_repeated(yaml_fi
     section, name = key.split(".")
     path.write_text(json.dumps({"rounds": 2, section: {name: value}}))
     for file, overrides in ((path, []), (yaml_file, [f"{key}={json.dumps(value)}"])):
-        with pytest.raises(ValueError, match=f"{file}: {key}: settings are written down.*OPENAI_API_KEY") as told:
+        with pytest.raises(ValueError, match=f"{file}: {key}: settings are written to files.*OPENAI_API_KEY") as told:
             load(file, overrides)
         assert CANARY not in str(told.value)
 

@@ -39,7 +39,7 @@ def test_a_finished_step_is_not_run_again(tmp_path, capsys):
             write(pipeline, "round_1/sample")
             assert calls(pipeline, "round_1/sample") == 1
             assert pipeline.steps["round_1/sample"]["seconds"] >= 0
-    assert "round_1/sample: done before" in capsys.readouterr().out
+    assert "round_1/sample: already done" in capsys.readouterr().out
 
 
 def test_a_finished_step_whose_output_lies_elsewhere_is_not_run_again(tmp_path):
@@ -55,14 +55,14 @@ def test_a_step_that_lost_one_of_its_outputs_is_refused(tmp_path):
     with Pipeline(tmp_path) as pipeline:
         write(pipeline, "sample")
         pipeline.path("sample", "made").unlink()
-        with pytest.raises(StepChanged, match="what sample made was changed since"):
+        with pytest.raises(StepChanged, match="the outputs of sample were changed since"):
             write(pipeline, "sample")
 
 
 def test_a_step_with_other_words_is_refused_by_name(tmp_path):
     with Pipeline(tmp_path) as pipeline:
         write(pipeline, "sample", "a")
-        with pytest.raises(StepChanged, match=r"sample was begun otherwise: 'a' then, 'b' now"):
+        with pytest.raises(StepChanged, match=r"sample was started differently: 'a' before, 'b' now"):
             write(pipeline, "sample", "b")
         assert calls(pipeline, "sample") == 1
 
@@ -75,7 +75,7 @@ def test_a_step_whose_input_changed_is_refused_by_the_inputs_name(tmp_path):
         write(pipeline, "sample", inputs=[source])
         write(pipeline, "sample", inputs=[source])
         (source / "rows").write_text("2")
-        with pytest.raises(StepChanged, match=f"another content of {source}"):
+        with pytest.raises(StepChanged, match=f"changed contents of {source}"):
             write(pipeline, "sample", inputs=[source])
 
 
@@ -83,7 +83,7 @@ def test_a_step_whose_output_changed_is_refused(tmp_path):
     with Pipeline(tmp_path) as pipeline:
         write(pipeline, "sample")
         pipeline.path("sample", "made").write_text("other")
-        with pytest.raises(StepChanged, match="what sample made was changed since"):
+        with pytest.raises(StepChanged, match="the outputs of sample were changed since"):
             write(pipeline, "sample")
 
 
@@ -96,7 +96,7 @@ def test_a_step_that_failed_before_it_made_anything_may_be_corrected(tmp_path):
 
 
 def test_a_step_that_does_not_make_its_output_fails(tmp_path):
-    with Pipeline(tmp_path) as pipeline, pytest.raises(StepFailed, match=r"sample did not make .*nothing"):
+    with Pipeline(tmp_path) as pipeline, pytest.raises(StepFailed, match=r"sample did not write .*nothing"):
         pipeline.run("sample", [sys.executable, "-c", ""], outputs=[tmp_path / "nothing"])
 
 
@@ -136,7 +136,7 @@ with Pipeline({str(tmp_path / "run")!r}) as pipeline:
         time.sleep(0.02)
     run.kill()
     run.wait()
-    with pytest.raises(PipelineBusy, match="a step that one left behind"), Pipeline(tmp_path / "run"):
+    with pytest.raises(PipelineBusy, match="a step that it left behind"), Pipeline(tmp_path / "run"):
         pass
     os.killpg(run.pid, signal.SIGKILL)
     deadline = time.monotonic() + 30

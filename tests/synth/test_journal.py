@@ -41,7 +41,7 @@ def test_what_was_appended_is_there_when_the_journal_is_opened_again(tmp_path):
         assert journal.torn_bytes == 0
 
 
-def test_a_tail_torn_at_any_byte_loses_the_last_record_only_and_the_journal_goes_on(tmp_path):
+def test_a_tail_torn_at_any_byte_loses_the_last_record_only_and_the_journal_can_be_used(tmp_path):
     """The last line is `[{"id": "d", ...}, {"id": "e", ...}]` and a line end. Cut before its closing bracket it is no
     record and goes; with the bracket and without the line end it is one and stays."""
     whole = write(tmp_path, BATCHES)
@@ -142,9 +142,9 @@ with Journal({str(tmp_path)!r}, **{JOB!r}) as journal:
 def test_an_id_is_journalled_once(tmp_path):
     with Journal(tmp_path, **JOB) as journal:
         journal.append(BATCHES[0])
-        with pytest.raises(ValueError, match="already journalled"):
+        with pytest.raises(ValueError, match="already in the journal"):
             journal.append([{"id": "z"}, {"id": "a"}])
-        with pytest.raises(ValueError, match="already journalled"):
+        with pytest.raises(ValueError, match="already in the journal"):
             journal.append([{"id": "z"}, {"id": "z"}])
         assert list(journal.done) == ["a", "b"]
 
@@ -171,3 +171,25 @@ def test_any_text_comes_back_as_it_was(tmp_path_factory, batches):
     write(folder, entries)
     with Journal(folder, **JOB) as journal:
         assert list(journal.done.values()) == [entry for batch in entries for entry in batch]
+
+
+def test_only_entries_that_are_not_done_are_computed_and_each_batch_is_journalled_at_once(tmp_path):
+    def compute(dies, seen):
+        def batches(done):
+            seen.append([*done])
+            for batch in (["a", "b"], ["c"]):
+                if not {*batch} <= {*done}:
+                    if dies and batch == ["c"]:
+                        raise KeyboardInterrupt
+                    yield [{"id": each, "value": each.upper()} for each in batch]
+
+        return batches
+
+    calls = []
+    with pytest.raises(KeyboardInterrupt), Journal(tmp_path, **JOB) as journal:
+        journal.complete(["a", "b", "c"], compute(True, calls), unit="entry")
+    with Journal(tmp_path, **JOB) as journal:
+        found = journal.complete(["a", "b", "c"], compute(False, calls), unit="entry")
+        assert {key: each["value"] for key, each in found.items()} == {"a": "A", "b": "B", "c": "C"}
+        journal.complete(["c", "a"], compute(False, calls), unit="entry")
+    assert calls == [[], ["a", "b"]], "nothing is computed where everything is done"

@@ -1,4 +1,4 @@
-"""Sub-commands of `finepref`: apo, ADVERSARIAL preference optimization (arXiv 2311.08045) as a game and in steps."""
+"""`finepref apo`: ADVERSARIAL preference optimization (arXiv 2311.08045), as one run or in steps."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ import os
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from finepref.commands.engines import EngineName, EngineOptions, engine_of, with_engine_options
-from finepref.commands.errors import told_errors
+from finepref.commands.engine_options import (
+    EngineName,
+    EngineOptions,
+    engine_for,
+    exit_if_unanswered,
+    with_engine_options,
+)
+from finepref.commands.errors import user_errors
 from finepref.commands.sepo import Dtype
 
-NEEDS = 'this needs "finepref[model]", vllm and ray their own extras, a template of LLaMA-Factory the host'
+NEEDS = 'a model needs "finepref[model]"; vllm and ray are extras of their own; --template needs LLaMA-Factory'
 
 
 class Preset(StrEnum):
-    """The paper's ways to sample."""
+    """The paper's sampling settings."""
 
     paper = "paper"
     paper_test = "paper_test"
@@ -33,7 +39,7 @@ class Take(StrEnum):
 
 
 class Target(StrEnum):
-    """What selected responses become."""
+    """The form of the selected responses."""
 
     sft = "sft"
     pair = "pair"
@@ -49,8 +55,8 @@ class Pooling(StrEnum):
     max = "max"
 
 
-WorkDir = Annotated[Path | None, typer.Option(help="Where the journal is; default: beside the output.")]
-Cut = Annotated[bool, typer.Option("--cut/--no-cut", help='Leave out what follows "\\nHuman:" in a sample.')]
+WorkDir = Annotated[Path | None, typer.Option(help="Folder of the journal; default: beside the output.")]
+Cut = Annotated[bool, typer.Option("--cut/--no-cut", help='Remove what follows "\\nHuman:" in a sample.')]
 
 
 @with_engine_options
@@ -59,24 +65,25 @@ def sample(
     output: Annotated[Path, typer.Option(help="The JSON Lines file of samples to write.")],
     model: Annotated[str, typer.Option(help="Model folder or name.")],
     engine: Annotated[EngineName, typer.Option(help="A local model or an endpoint.")] = EngineName.hf,
-    n: Annotated[int, typer.Option("--n", min=1, help="Answers to a query.")] = 4,
+    n: Annotated[int, typer.Option("--n", min=1, help="Answers to each query.")] = 4,
     preset: Annotated[Preset, typer.Option(help="The paper's sampling: to train, or to test.")] = Preset.paper,
-    temperature: Annotated[float | None, typer.Option(min=0.0, help="In place of the preset's.")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="In place of the preset's.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=0, help="In place of the preset's; 0: all tokens.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(min=0.0, help="In place of the preset's.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="In place of the preset's.")] = None,
-    golden: Annotated[bool, typer.Option("--golden", help="Write them as golden answers; with --n 1.")] = False,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="Overrides the preset.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Overrides the preset.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Overrides the preset; 0 = all tokens.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(min=0.0, help="Overrides the preset.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Overrides the preset.")] = None,
+    golden: Annotated[bool, typer.Option("--golden", help="Write them as golden answers; needs --n 1.")] = False,
     *,
     engine_options: EngineOptions,
-    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     work_dir: WorkDir = None,
 ) -> None:
-    """Sample the LLM: rows {query_id, query, sample_0, ...}, the released layout. Killed, it goes on where it was.
+    """Sample the LLM: rows {query_id, query, sample_0, ...}, the released layout. An interrupted run resumes.
 
-    Exit code 1: bad input, or queries that the engine failed on; the same command asks those again.
+    Exit code 1: bad input, or queries that the engine failed on; the same command repeats those.
     """
-    from finepref.synth import apo as run
+    from finepref.synth.apo.sample import PRESETS
+    from finepref.synth.apo.sample import sample as run
 
     given = {
         "temperature": temperature,
@@ -86,61 +93,60 @@ def sample(
         "max_new_tokens": max_new_tokens,
     }
     asked = {name: value for name, value in given.items() if value is not None}
-    sampling = replace(run.PRESETS[preset.value], **asked)
-    with told_errors(NEEDS):
-        answering = engine_of(engine, model, engine_options)
-        if answering is None:
-            raise ValueError("a rule answers nothing: --engine hf, vllm or openai")
-        outcome = run.sample(
+    sampling = replace(PRESETS[preset.value], **asked)
+    with user_errors(NEEDS):
+        answering = engine_for(engine, model, engine_options)
+        outcome = run(
             source, output, engine=answering, sampling=sampling, n=n, golden=golden, seed=seed, work_dir=work_dir
         )
     typer.echo(f"{output}: {outcome.written} queries with {n} answers each")
     if outcome.failed:
         place = output.with_suffix(".failed.jsonl")
-        typer.echo(f"{outcome.failed} queries failed, see {place}: run again to ask them again", err=True)
-        raise typer.Exit(1)
+        typer.echo(f"{place}: {outcome.failed} queries without answers", err=True)
+        exit_if_unanswered(outcome.failed)
 
 
 def pair(
-    samples: Annotated[Path, typer.Argument(help="{query_id, query, sample_0, ...}, of `apo sample` or released.")],
+    samples: Annotated[Path, typer.Argument(help="{query_id, query, sample_0, ...}, from `apo sample` or released.")],
     golden: Annotated[Path, typer.Option(help="{query_id, query, golden} or {id?, prompt or messages, chosen}.")],
     output: Annotated[Path, typer.Option(help="The JSON Lines file of ranked records to write.")],
-    take: Annotated[Take, typer.Option(help="All samples of a query, or one at random.")] = Take.all,
+    take: Annotated[Take, typer.Option(help="All samples of a query, or a random one.")] = Take.all,
     cut: Cut = True,
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Ids in one file only are no error.")] = False,
-    seed: Annotated[int, typer.Option(help="Of --take one.")] = 0,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Accept ids that are in one file only.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Random seed of --take one.")] = 0,
 ) -> None:
-    """Golden answers above samples: `ranked` records of kind apo. A report beside them names all that gave none."""
-    from finepref.synth import apo as run
+    """Rank golden answers above samples: `ranked` records of kind apo, and a report with all that is left out."""
+    from finepref.synth.apo.pair import pair as run
 
-    with told_errors(NEEDS):
-        outcome = run.pair(samples, golden, output, take=take.value, cut=cut, allow_missing=allow_missing, seed=seed)
-    typer.echo(f"{output}: {outcome.records} records (left out: {_counts(outcome.left_out)})")
+    with user_errors(NEEDS):
+        outcome = run(samples, golden, output, take=take.value, cut=cut, allow_missing=allow_missing, seed=seed)
+    typer.echo(f"{output}: {outcome.rows} records (left out: {outcome.left_out})")
 
 
 def score(
     sources: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Samples, ranked, pair, or {responses}.")],
-    output: Annotated[Path, typer.Option(help="The JSON Lines file to write; of several inputs a folder for them.")],
-    model: Annotated[Path, typer.Option(help="Folder of a reward model of either host, or of its LoRA adapter.")],
-    base: Annotated[str, typer.Option(help="The model under an adapter; default: the one that it names.")] = "",
+    output: Annotated[Path, typer.Option(help="The JSON Lines file to write; for several inputs a folder.")],
+    model: Annotated[Path, typer.Option(help="Folder of a reward model from either host, or of its LoRA adapter.")],
+    base: Annotated[str, typer.Option(help="The model under an adapter; default: the one it names.")] = "",
     template: Annotated[
-        str, typer.Option(help="LLaMA-Factory's template of the training; default: the tokenizer's chat template.")
+        str, typer.Option(help="LLaMA-Factory's template that it was trained with; default: the chat template.")
     ] = "",
-    pooling: Annotated[Pooling, typer.Option(help="apo_pooling of the training.")] = Pooling.last,
+    pooling: Annotated[Pooling, typer.Option(help="apo_pooling that it was trained with.")] = Pooling.last,
     cutoff_len: Annotated[
-        int, typer.Option(min=1, help="That of the training: longer texts lose their start.")
+        int, typer.Option(min=1, help="As in training: longer texts are cut off at the start.")
     ] = 2048,
     cut: Cut = True,
-    dtype: Annotated[Dtype, typer.Option(help="Number format of the model; auto: the checkpoint's.")] = Dtype.auto,
+    dtype: Annotated[Dtype, typer.Option(help="Number format of the model; auto = the checkpoint's.")] = Dtype.auto,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in a batch.")] = 4096,
     work_dir: WorkDir = None,
 ) -> None:
-    """The reward of every response, as the host's own scoring gives it. Killed, it goes on where it was."""
-
+    """The reward of every response, as in the host's own scoring. An interrupted run resumes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with told_errors(NEEDS):
-        from finepref.synth.reward import RewardModel
-        from finepref.synth.reward import score as run
+    with user_errors(NEEDS):
+        from finepref.synth.apo.reward_model import RewardModel
+        from finepref.synth.apo.score import score as run
 
         encoder = None
         if template:
@@ -158,7 +164,7 @@ def score(
             batch_tokens=batch_tokens,
         )
         if len({source.name for source in sources}) < len(sources):
-            raise ValueError("two inputs have one name, and the outputs in the folder would too")
+            raise ValueError("two inputs have the same name, so their outputs in the folder would too")
         for source in sources:
             several = len(sources) > 1
             target = output / source.name if several else output
@@ -171,41 +177,41 @@ def score(
 
 
 def select(
-    source: Annotated[Path, typer.Argument(metavar="SCORED", help="What `apo score` wrote.")],
+    source: Annotated[Path, typer.Argument(metavar="SCORED", help="A file from `apo score`.")],
     output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")],
-    target: Annotated[Target, typer.Option("--to", help="The best; best and worst; or all in order.")] = Target.sft,
+    target: Annotated[Target, typer.Option("--to", help="The best; best and worst; or all, best first.")] = Target.sft,
 ) -> None:
-    """Best of n: the response with the highest reward. A report beside the output names the rows that gave none."""
-    from finepref.synth import apo as run
+    """Best of n: the response with the highest reward. A report beside the output lists the rows left out."""
+    from finepref.synth.apo.select import select as run
 
-    with told_errors(NEEDS):
-        outcome = run.select(source, output, target=target.value)
-    typer.echo(f"{output}: {outcome.rows} rows of {target.value} (left out: {_counts(outcome.left_out)})")
+    with user_errors(NEEDS):
+        outcome = run(source, output, target=target.value)
+    typer.echo(f"{output}: {outcome.rows} rows of {target.value} (left out: {outcome.left_out})")
 
 
 def evaluate(
-    sources: Annotated[list[str], typer.Argument(metavar="[NAME=]SCORED...", help="What `apo score` wrote.")],
+    sources: Annotated[list[str], typer.Argument(metavar="[NAME=]SCORED...", help="A file from `apo score`.")],
     output: Annotated[Path, typer.Option(help="The JSON file to write.")],
     against: Annotated[
-        Path | None, typer.Option(help="Win rate over these answers, of the files without scores.")
+        Path | None, typer.Option(help="For files without scores: the answers to compare with for a win rate.")
     ] = None,
     diagram: Annotated[
-        bool, typer.Option("--diagram", help="Also a reliability diagram per file with scores.")
+        bool, typer.Option("--diagram", help="Also draw a reliability diagram for each file with scores.")
     ] = False,
 ) -> None:
-    """Rewards against scores: accuracy, ECE, ACE, MCE. Of samples, which have no scores: mean reward and win rate."""
+    """Compare rewards with scores: accuracy, ECE, ACE, MCE. For samples without scores: mean reward and win rate."""
     from finepref.formats.files import write_json
     from finepref.hosts import reward_metrics
-    from finepref.synth.apo import read_scored, win_rate
+    from finepref.synth.apo.scored import read_scored, win_rate
 
     found: dict[str, dict[str, float]] = {}
-    with told_errors(NEEDS):
+    with user_errors(NEEDS):
         for source in sources:
             name, given, file = source.partition("=")
             path = Path(file if given else source)
             name = name if given else path.stem
             if name in found:
-                raise ValueError(f"two files are called {name}: give NAME=FILE")
+                raise ValueError(f"two files have the name {name}: give NAME=FILE")
             rows = read_scored(path)
             rewards = [[reward for reward in row.rewards if reward is not None] for row in rows]
             empty = sum(map(len, (row.rewards for row in rows))) - sum(map(len, rewards))
@@ -225,19 +231,19 @@ def evaluate(
 
 
 def run(
-    file: Annotated[Path, typer.Argument(help="The game's YAML, such as examples/pipelines/apo.yaml.")],
-    output: Annotated[Path, typer.Option(help="Folder of the run; one that was begun is gone on with.")],
-    overrides: Annotated[list[str], typer.Argument(metavar="[KEY=VALUE]...", help="In place of the file's.")] = [],  # noqa: B006
+    file: Annotated[Path, typer.Argument(help="Settings in YAML, such as examples/pipelines/apo.yaml.")],
+    output: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run is resumed.")],
+    overrides: Annotated[list[str], typer.Argument(metavar="[KEY=VALUE]...", help="Override the file.")] = [],  # noqa: B006
 ) -> None:
-    """The whole game: rounds of sample, pair, reward model, score, select and train, then a report.
+    """Run APO: rounds of sample, pair, reward model, score, select and train, then a report.
 
-    Killed at any point, the same command goes on where it was.
+    If it is interrupted, the same command resumes it.
     """
     from finepref.pipelines import settings
     from finepref.pipelines.apo import apo
     from finepref.pipelines.steps import Pipeline
 
-    with told_errors(NEEDS):
+    with user_errors(NEEDS):
         given = settings.load(file, overrides)
         with Pipeline(output) as pipeline:
             settings.call(apo, given, file=file, pipeline=pipeline)
@@ -246,7 +252,7 @@ def run(
 
 def register(app: typer.Typer) -> None:
     """Add this file's commands to `app`."""
-    group = typer.Typer(no_args_is_help=True, help="APO: the LLM against its reward model, in steps or as one run.")
+    group = typer.Typer(no_args_is_help=True, help="APO: train an LLM against its reward model, in one run or steps.")
     for name, command in (
         ("sample", sample),
         ("pair", pair),
@@ -257,7 +263,3 @@ def register(app: typer.Typer) -> None:
     ):
         group.command(name)(command)
     app.add_typer(group, name="apo")
-
-
-def _counts(left_out: Any) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items())) or "none"

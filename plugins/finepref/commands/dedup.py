@@ -1,23 +1,22 @@
-"""Sub-commands of `finepref`: dedup and diversity, for any file of rows."""
+"""`finepref dedup`: a file without its near-equal rows."""
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from finepref.commands.errors import told_errors
+from finepref.commands.errors import user_errors
 
 NEEDS = 'this method needs "finepref[synth]"'
 
-Fields = Annotated[str, typer.Option(help="Fields that make up a row's text, with commas.")]
+Fields = Annotated[str, typer.Option(help="Fields that form the text of a row, with commas.")]
 
 
 class Method(StrEnum):
-    """What makes two rows near-equal."""
+    """How near-equal rows are found."""
 
     exact = "exact"
     minhash = "minhash"
@@ -25,7 +24,7 @@ class Method(StrEnum):
 
 
 class Keep(StrEnum):
-    """Which of near-equal rows stays, for semantic."""
+    """Which of several near-equal rows is kept, for semantic."""
 
     hard = "hard"
     easy = "easy"
@@ -42,15 +41,15 @@ def dedup(
     ngram: Annotated[int, typer.Option(min=1, help="minhash: words in a shingle.")] = 1,
     embedder: Annotated[str, typer.Option(help="semantic: folder or name for sentence-transformers.")] = "",
     eps: Annotated[float, typer.Option(min=0.0, max=2.0, help="semantic: least cosine distance.")] = 0.04,
-    clusters: Annotated[int, typer.Option(min=0, help="semantic: of k-means; 0 takes the root of the rows.")] = 0,
-    keep: Annotated[Keep, typer.Option(help="semantic: far from the cluster's centre, near it, or any.")] = Keep.hard,
-    seed: Annotated[int, typer.Option(help="Of permutations, k-means and chance.")] = 0,
+    clusters: Annotated[int, typer.Option(min=0, help="semantic: clusters; 0 = square root of the rows.")] = 0,
+    keep: Annotated[Keep, typer.Option(help="semantic: keep rows far from the centre, near, or any.")] = Keep.hard,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
-    """Leave out near-equal rows; the report beside the output lists every group of them."""
+    """Leave out near-equal rows. The report beside the output lists every group of them."""
     from finepref.synth import dedup as run
 
     names = [name.strip() for name in fields.split(",")]
-    with told_errors(NEEDS):
+    with user_errors(NEEDS):
         rows, texts = run.read_texts(source, names)
         settings: dict[str, object] = {"method": method.value, "fields": names}
         match method:
@@ -72,22 +71,6 @@ def dedup(
     typer.echo(f"{output}: {outcome.kept} of {outcome.rows} rows kept; the largest group has {outcome.largest}")
 
 
-def diversity(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of any format, JSON Lines or an array.")],
-    fields: Fields = "prompt",
-    sample: Annotated[int, typer.Option(min=0, help="So many texts by chance; 0 takes all, exactly.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
-) -> None:
-    """Self-BLEU of the texts (mean of BLEU-2 to 5 against all others) as one line of JSON: less is more diverse."""
-    from finepref.synth.dedup import read_texts
-    from finepref.synth.diversity import self_bleu
-
-    with told_errors(NEEDS):
-        _, texts = read_texts(source, [name.strip() for name in fields.split(",")])
-        typer.echo(json.dumps({"texts": len(texts), "sample": sample, **self_bleu(texts, sample=sample, seed=seed)}))
-
-
 def register(app: typer.Typer) -> None:
-    """Add this file's commands to `app`."""
+    """Add this file's command to `app`."""
     app.command()(dedup)
-    app.command()(diversity)

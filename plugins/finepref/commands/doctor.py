@@ -1,4 +1,4 @@
-"""`finepref doctor`: are the hosts as the patch cards say?"""
+"""`finepref doctor`: do the installed hosts match the patch cards?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 def doctor(
     as_json: bool = typer.Option(False, "--json", help="Print the table as JSON."),
 ) -> None:
-    """Compare every patch card with the installed hosts. Exit code 1 when a card has drifted."""
+    """Compare every patch card with the installed hosts. Exit code 1 if a host has changed."""
     from finepref.hosts import patching
 
     with contextlib.redirect_stdout(sys.stderr):  # hosts write to standard output when they are imported

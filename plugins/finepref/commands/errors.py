@@ -1,4 +1,4 @@
-"""What the user can mend is told in a few words and ends a command with exit code 1; all else is a traceback."""
+"""Errors that the user can correct: a short message and exit code 1. All other errors give a traceback."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import typer
 
 
 @contextmanager
-def told_errors(needs: str = "") -> Iterator[None]:
-    """Bad data, settings and files, a busy folder, a failed step, a missing package or model.
+def user_errors(needs: str = "") -> Iterator[None]:
+    """Report bad data, settings and files, a busy folder, a failed step, a missing package or model.
 
     Args:
-        needs: which extras of finepref the command needs, for the last of these.
+        needs: the extras of finepref that the command needs; shown if a package is missing.
     """
     from finepref.pipelines.steps import PipelineBusy, StepFailed
-    from finepref.synth.hub import HubUnreachable
+    from finepref.synth.data_sources.hub import HubUnreachable
     from finepref.synth.journal import JournalBusy
     from finepref.synth.smollm2 import ModelUnavailable
 

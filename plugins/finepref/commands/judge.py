@@ -1,4 +1,4 @@
-"""Sub-command of `finepref`: judge, which labels responses."""
+"""`finepref judge`: a label for every response."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finepref.commands.engines import EngineName, EngineOptions, engine_of, with_engine_options
-from finepref.commands.errors import told_errors
+from finepref.commands.engine_options import (
+    EngineName,
+    EngineOptions,
+    engine_of,
+    exit_if_unanswered,
+    with_engine_options,
+)
+from finepref.commands.errors import user_errors
 
 if TYPE_CHECKING:
-    from finepref.synth.judges import Asked, Rule
+    from finepref.synth.judges.verdict import ModelJudge, Rule
 
-NEEDS = 'judges need "finepref[synth]", models "finepref[model]", vllm or ray its own extra'
+NEEDS = 'judges need "finepref[synth]", and models "finepref[model]"; vllm and ray are extras of their own'
 
 
 @with_engine_options
@@ -24,47 +30,44 @@ def judge(
         str,
         typer.Option("--judge", help="math, number, gym, contains, regex, entropy, guard, llm or a plugin."),
     ],
-    pattern: Annotated[str, typer.Option(help="contains, regex: what the response must have.")] = "",
-    absent: Annotated[bool, typer.Option("--absent", help="contains, regex: what it must not have.")] = False,
-    same: Annotated[str, typer.Option(help="entropy: answers are equal as text or as math.")] = "text",
-    threshold: Annotated[float, typer.Option(min=0.0, help="entropy: nats from which a row fails.")] = 1.193,
-    rubric: Annotated[str, typer.Option(help="llm: what makes an answer pass; @FILE reads it from a file.")] = "",
+    pattern: Annotated[str, typer.Option(help="contains, regex: the text that the response must contain.")] = "",
+    absent: Annotated[bool, typer.Option("--absent", help="contains, regex: it must not contain it.")] = False,
+    same: Annotated[str, typer.Option(help="entropy: compare answers as text or as math.")] = "text",
+    threshold: Annotated[float, typer.Option(min=0.0, help="entropy: a row fails at this many nats or more.")] = 1.193,
+    rubric: Annotated[str, typer.Option(help="llm: what makes an answer pass; @FILE reads a file.")] = "",
     engine: Annotated[EngineName, typer.Option(help="guard, llm: a local model or an endpoint.")] = EngineName.hf,
     model: Annotated[str, typer.Option(help="guard, llm: model folder or name.")] = "",
     *,
     engine_options: EngineOptions,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest verdict.")] = 256,
-    work_dir: Annotated[Path | None, typer.Option(help="Where the journal is; default: beside the output.")] = None,
+    work_dir: Annotated[Path | None, typer.Option(help="Folder of the journal; default: beside the output.")] = None,
     keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Exit code 0 also where the engine failed.")
+        bool, typer.Option("--keep-going", help="Exit code 0 even if the engine failed on rows.")
     ] = False,
 ) -> None:
-    """Label each row: true where the response passes, false where it does not; the rest goes to a file of its own.
+    """Label each row: true if the response passes, false if not. Rows without a verdict go to a separate file.
 
-    Exit code 1: bad input, or rows without a verdict because the engine failed; the same command asks those again.
+    Exit code 1: bad input, or rows that the engine failed on; the same command asks for those again.
     """
-    from finepref.synth.judges import Asked
-    from finepref.synth.judging import judge as run
+    from finepref.synth.judges.label_rows import judge as run
+    from finepref.synth.judges.verdict import ModelJudge
 
-    with told_errors(NEEDS):
+    with user_errors(NEEDS):
         chosen = _judge(name, pattern=pattern, absent=absent, same=same, threshold=threshold, rubric=rubric)
-        asks = isinstance(chosen, Asked)
+        asks = isinstance(chosen, ModelJudge)
         if asks and (not model or engine is EngineName.rules):
             raise ValueError(f"--judge {name} needs a model: --engine hf, vllm or openai, and --model")
-        answering = engine_of(engine, model, engine_options)
         outcome = run(
             source,
             output,
             judge=chosen,
             name=name,
-            engine=answering if asks else None,
+            engine=engine_of(engine, model, engine_options) if asks else None,
             work_dir=work_dir,
             max_new_tokens=max_new_tokens,
         )
     typer.echo(f"{output}: {outcome.passed} passed, {outcome.failed} failed, {outcome.unjudged} without a verdict")
-    if outcome.unanswered and not keep_going:
-        typer.echo(f"{outcome.unanswered} requests failed at the engine: run again to ask them again", err=True)
-        raise typer.Exit(1)
+    exit_if_unanswered(outcome.unanswered, keep_going=keep_going)
 
 
 def register(app: typer.Typer) -> None:
@@ -72,31 +75,42 @@ def register(app: typer.Typer) -> None:
     app.command()(judge)
 
 
-def _judge(name: str, *, pattern: str, absent: bool, same: str, threshold: float, rubric: str) -> Rule | Asked:
-    from finepref.synth import judges
+def _judge(name: str, *, pattern: str, absent: bool, same: str, threshold: float, rubric: str) -> Rule | ModelJudge:
+    """The judge with a name.
+
+    Args:
+        name: as on the command line; one that is not known is a plugin.
+        pattern, absent: of contains and regex.
+        same, threshold: of entropy.
+        rubric: of llm.
+
+    Raises:
+        ValueError: an option is missing or invalid.
+    """
+    from finepref.synth.judges import by_model, by_rule, verdict
 
     match name:
         case "math":
-            return judges.math_answer
+            return by_rule.math_answer
         case "number":
-            return judges.number_answer
+            return by_rule.number_answer
         case "contains" | "regex":
             if not pattern:
                 raise ValueError(f"--judge {name} needs --pattern")
-            return judges.contains(pattern, regex=name == "regex", absent=absent)
+            return by_rule.contains(pattern, regex=name == "regex", absent=absent)
         case "entropy":
             if same not in {"text", "math"}:
                 raise ValueError(f"--same is text or math, not {same}")
-            return judges.entropy(judges.as_text if same == "text" else judges.as_math, threshold=threshold)
+            return by_rule.entropy(by_rule.as_text if same == "text" else by_rule.as_math, threshold=threshold)
         case "gym":
-            from finepref.synth.judge_gym import gym
+            from finepref.synth.judges.reasoning_gym import gym
 
             return gym
         case "guard":
-            return judges.guard()
+            return by_model.guard()
         case "llm":
             if not rubric:
                 raise ValueError("--judge llm needs --rubric")
-            return judges.llm(Path(rubric[1:]).read_text(encoding="utf-8") if rubric.startswith("@") else rubric)
+            return by_model.llm(Path(rubric[1:]).read_text(encoding="utf-8") if rubric.startswith("@") else rubric)
         case _:
-            return judges.plugin(name)
+            return verdict.plugin(name)

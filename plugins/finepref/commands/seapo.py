@@ -1,4 +1,4 @@
-"""Sub-commands of `finepref`: seapo, which makes negatives and measures them."""
+"""`finepref seapo`: negatives with one known error, and margins over them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from typing import Annotated
 
 import typer
 
-from finepref.commands.engines import EngineName, EngineOptions, engine_of, with_engine_options
-from finepref.commands.errors import told_errors
+from finepref.commands.engine_options import (
+    EngineName,
+    EngineOptions,
+    engine_of,
+    exit_if_unanswered,
+    with_engine_options,
+)
+from finepref.commands.errors import user_errors
 
-NEEDS = 'a local model needs "finepref[model]", vllm and ray their own extras, an adapter peft'
+NEEDS = 'a local model needs "finepref[model]"; vllm and ray are extras of their own; an adapter needs peft'
 
 
 @with_engine_options
@@ -26,24 +32,24 @@ def inject(
     types: Annotated[str, typer.Option(help="Error types, with commas.")] = "correctness,logic,hallucination",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of sampling and of the rules.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of sampling and of the rules.")] = 0,
     variants: Annotated[int, typer.Option(min=1, help="Negatives of each type; above 1 needs a temperature.")] = 1,
-    check: Annotated[bool, typer.Option("--check", help="Ask whether each error is there; keep what is.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Keep only errors that the model confirms.")] = False,
     also: Annotated[str, typer.Option(help="Further formats to write: feedback, pair, span_pair.")] = "",
-    work_dir: Annotated[Path | None, typer.Option(help="Where the journal is; default: beside the output.")] = None,
+    work_dir: Annotated[Path | None, typer.Option(help="Folder of the journal; default: beside the output.")] = None,
     min_edit: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least share of changed words.")] = 0.001,
     max_edit: Annotated[float, typer.Option(min=0.0, max=1.0, help="Greatest share of changed words.")] = 0.7,
-    min_length_ratio: Annotated[float, typer.Option(min=0.0, help="Least length over that of the answer.")] = 0.5,
-    max_length_ratio: Annotated[float, typer.Option(min=0.0, help="Greatest length over that of the answer.")] = 2.0,
+    min_length_ratio: Annotated[float, typer.Option(min=0.0, help="Least length / length of the answer.")] = 0.5,
+    max_length_ratio: Annotated[float, typer.Option(min=0.0, help="Greatest length / length of the answer.")] = 2.0,
 ) -> None:
-    """Rewrite good answers with one error of each type (SeaPO); a run that was cut off is taken up where it was.
+    """Rewrite good answers with one error of each type (SeaPO). An interrupted run resumes.
 
-    The API key of an endpoint is read from OPENAI_API_KEY. Exit code 1: bad input, or requests that failed at the
-    engine; the same command asks those again.
+    The API key of an endpoint is read from OPENAI_API_KEY. Exit code 1: bad input, or requests that the engine failed
+    on; the same command repeats those.
     """
-    from finepref.synth.inject import inject as run
+    from finepref.synth.seapo.inject import inject as run
 
-    with told_errors(NEEDS):
+    with user_errors(NEEDS):
         outcome = run(
             source,
             output,
@@ -63,24 +69,22 @@ def inject(
         )
     usable = ", ".join(f"{name} {count}" for name, count in outcome.negatives.items())
     typer.echo(f"{output}: {outcome.written} records with {outcome.negatives.total()} negatives ({usable})")
-    if outcome.rejected:
+    if len(outcome.rejected):
         report = output.with_suffix(".report.json")
         typer.echo(f"{report}: {len(outcome.rejected)} rejected, {outcome.failed} records without a negative")
-    if outcome.unanswered:
-        typer.echo(f"{outcome.unanswered} requests failed at the engine: run again to ask them again", err=True)
-        raise typer.Exit(1)
+    exit_if_unanswered(outcome.rejected.unanswered)
 
 
 def margins(
     model: Annotated[str, typer.Option(help="Model folder or name.")],
-    data: Annotated[Path, typer.Option(help="Records with negatives that the model was not trained on.")],
+    data: Annotated[Path, typer.Option(help="Records with negatives that were not used for training.")],
     output: Annotated[Path, typer.Option(help="The JSON file to write.")],
     adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model.")] = None,
 ) -> None:
-    """How much likelier the good answer is than each answer with an error: mean log-probability per token, by type."""
-    from finepref.synth.margins import margins as run
+    """How much more probable good answers are than answers with an error: mean log-probability per token, by type."""
+    from finepref.synth.seapo.margins import margins as run
 
-    with told_errors(NEEDS):
+    with user_errors(NEEDS):
         result = run(data, output, model=model, adapter=adapter)
     for name, summary in {**result["types"], "overall": result["overall"]}.items():
         figures = f"margin {summary['mean']:+.4f}, above 0 in {summary['share_above_zero']:.0%} of {summary['n']}"

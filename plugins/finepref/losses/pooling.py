@@ -8,23 +8,6 @@ import torch
 from torch import Tensor
 
 
-def reading_places(response: Sequence[int], end_token: int) -> tuple[int, int]:
-    """Where in a response's tokens its reward is read.
-
-    Args:
-        response: token ids [T], with what a template writes behind the text.
-        end_token: the tokenizer's end token.
-
-    Returns:
-        (`last`: the token right before the last end token, or the last one where there is none; `eos`: that end token,
-        or -1 where there is none).
-    """
-    if end_token not in response:
-        return len(response) - 1, -1
-    at_end = len(response) - 1 - list(response)[::-1].index(end_token)
-    return at_end - 1, at_end
-
-
 def pool(hidden: Tensor, attended: Tensor, position: Tensor, how: str) -> Tensor:
     """The hidden state that stands for a sequence: hidden [N, T, H], attended [N, T], position [N] -> [N, H].
 
@@ -42,3 +25,17 @@ def pool(hidden: Tensor, attended: Tensor, position: Tensor, how: str) -> Tensor
     if how == "mean":
         return torch.where(mask, hidden, 0.0).float().sum(1).div(mask.sum(1)).to(hidden.dtype)
     raise ValueError(f"unknown pooling {how!r}")
+
+
+def tokens_read(response: Sequence[int], eos: int, how: str) -> int | None:
+    """How many tokens of a response are read: the reward stands at the last of them, and what follows is not read.
+
+    `response` is the response's token ids with all that the template writes after its text. With `eos` the reward
+    stands at the last end token, otherwise at the token before that, or at the last token if there is no end token.
+    0 means that the response has no text: the reward stands at the last token of the prompt. None means that `how` is
+    `eos` and the response has no end token.
+    """
+    if eos not in response:
+        return None if how == "eos" else len(response)
+    closing = len(response) - 1 - response[::-1].index(eos)
+    return closing + 1 if how == "eos" else closing

@@ -1,8 +1,8 @@
-"""APO (arXiv 2311.08045), ADVERSARIAL preference optimization, as a game of rounds; `finepref apo run` calls it.
+"""APO (arXiv 2311.08045), ADVERSARIAL preference optimization, in rounds; called by `finepref apo run`.
 
-A round: sample the LLM, put golden answers above its samples, train a reward model on these and on human preferences,
-score the samples, select the best, train the LLM on them. What the reward models and LLMs are worth is measured on
-held-out queries and human preferences, and by a testing reward model that has seen other preferences.
+A round: sample the LLM, rank golden answers above its samples, train a reward model on these and on human
+preferences, score the samples, select the best, train the LLM on them. Reward models and LLMs are evaluated on
+held-out queries and human preferences, and with a testing reward model trained on other preferences.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 
 from finepref.formats.files import write_json
 from finepref.pipelines import apo_report, settings
-from finepref.pipelines.apo_hosts import Asked, Host, LlamaFactory, OpenRLHF
+from finepref.pipelines.apo_hosts import Host, LlamaFactory, OpenRLHF, TrainingSettings
 from finepref.pipelines.steps import Pipeline, folders
 
 SHAREGPT = {
@@ -22,7 +22,7 @@ SHAREGPT = {
     "columns": {"messages": "messages"},
     "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
 }
-"""The host's name for what `finepref apo select --to sft` writes."""
+"""The dataset entry of the host for the output of `finepref apo select --to sft`."""
 
 
 def apo(
@@ -44,7 +44,7 @@ def apo(
     answer: dict[str, object],
     host: Literal["llamafactory", "openrlhf"] = "llamafactory",
     template: str = "",
-    merge: dict[str, object] = {},  # noqa: B006 (nobody changes it)
+    merge: dict[str, object] = {},  # noqa: B006 (never changed)
     launcher: str = "",
     reward_model: str = "",
     policy_queries: str = "",
@@ -54,40 +54,40 @@ def apo(
     sequential: bool = False,
     make: dict[str, str] = {},  # noqa: B006
 ) -> None:
-    """Play the game, as far as it has not been played in the folder, and write `report.md`.
+    """Run all steps that are not done yet in the folder, and write `report.md`.
 
     Args:
-        pipeline: the run's folder, one folder in it per round and step.
-        model: the LLM at the start, a folder or a hub name.
-        queries: to sample at, rows {query_id, query} or {id?, prompt or messages}.
-        golden: their golden answers; default: `queries` has them (`chosen`). A section asks a model for them instead:
-            the options of `finepref apo sample --golden`, such as engine, base_url and model.
-        human: preferences to train the reward models on, in `human_format`.
+        pipeline: the run's folder, with a folder for each round and step.
+        model: the initial LLM, a folder or a hub name.
+        queries: queries to sample answers to, rows {query_id, query} or {id?, prompt or messages}.
+        golden: their golden answers; default: the field `chosen` of `queries`. A section asks a model for them:
+            its keys are options of `finepref apo sample --golden`, such as engine, base_url and model.
+        human: preferences for training the reward models, in `human_format`.
         test_queries, test_golden, test_human: the same for tests.
-        testing_human: preferences to train the testing reward model on.
-        human_format: of the three files of preferences; apo_rm is the released one.
-        learning_rates: of the LLM, one per round, so that there are as many rounds.
-        reward, policy: how the host trains reward models and LLM: LLaMA-Factory's recipe (key `recipe`) and keys on
-            top of it, or OpenRLHF's flags, as `train: {batch_size: 64}`.
-        sample, answer: options of `finepref apo sample` to train on and to test.
-        host: what trains; it must be in the environment that this runs in.
-        template: LLaMA-Factory's, for all trainings and scores. On OpenRLHF each model's tokenizer must have a chat
-            template, which all texts are written in.
-        merge: as `policy`, for the host's command that merges a LoRA adapter, used where the policy is trained so.
-        launcher: the words that start OpenRLHF's trainings, up to the name of the module: `deepspeed --module` (the
-            default), `deepspeed --num_gpus 4 --module`, `python -m`; where there is no flash-attn or no GPU,
+        testing_human: preferences for training the testing reward model.
+        human_format: format of the three files of preferences; apo_rm is the released one.
+        learning_rates: of the LLM, one per round; their number is the number of rounds.
+        reward, policy: settings of the host for training reward models and the LLM: LLaMA-Factory's recipe (key
+            `recipe`) and keys on top of it, or OpenRLHF's flags, such as `train: {batch_size: 64}`.
+        sample, answer: options of `finepref apo sample` for training and for tests.
+        host: the host that trains; it must be installed in the current environment.
+        template: LLaMA-Factory's template, for all trainings and scores. On OpenRLHF the chat template of each model's
+            tokenizer is used instead.
+        merge: like `policy`, for the host's command that merges a LoRA adapter; used if the policy trains one.
+        launcher: the command that starts OpenRLHF's trainings, up to the name of the module: `deepspeed --module` (the
+            default), `deepspeed --num_gpus 4 --module`, `python -m`; without flash-attn or a GPU,
             `python -m finepref.hosts.openrlhf.anywhere`.
-        reward_model: what each reward model starts from; default: `model`.
-        policy_queries: to sample at for the LLM's training, where they are not `queries`; no golden answers to them.
+        reward_model: the model that each reward model is trained from; default: `model`.
+        policy_queries: queries for training the LLM, if they are not `queries`; they need no golden answers.
         pair: options of `finepref apo pair`.
         update: train the LLM on the best samples (sft), or on the best above the worst (dpo).
-        apo_data: without it, the reward model of all rounds is the one of human preferences only (ablation).
-        sequential: a round's reward model starts from that of the round before, not from `reward_model` (ablation).
-        make: path in {made}, the run's folder made/ -> the `finepref` command that makes it, run first; any other
-            setting may name {made} too.
+        apo_data: if false, all rounds use the reward model of human preferences only (ablation).
+        sequential: train each round's reward model from that of the previous round, not `reward_model` (ablation).
+        make: a path in {made} (the folder made/ of the run) -> the `finepref` command that writes it. These run first,
+            and all other settings may use {made} too.
 
     Raises:
-        ValueError: a setting that cannot be.
+        ValueError: a setting is not possible.
         StepChanged, StepFailed: see `Pipeline`.
     """
     if not learning_rates:
@@ -100,8 +100,8 @@ def apo(
             *(test_queries, test_human, testing_human, reward_model or model),
         )
     )
-    asked = Asked(reward_model, reward, policy, merge, template, launcher)
-    trainer: Host = OpenRLHF(pipeline, asked, update) if host == "openrlhf" else LlamaFactory(pipeline, asked)
+    trainings = TrainingSettings(reward_model, reward, policy, merge, template, launcher)
+    trainer: Host = OpenRLHF(pipeline, trainings, update) if host == "openrlhf" else LlamaFactory(pipeline, trainings)
     _make(pipeline, {name: words.replace("{made}", made) for name, words in make.items()})
     preferences = {"human": human, "test_human": test_human, "testing_human": testing_human}
     data = {name: _imported(pipeline, name, Path(path), human_format) for name, path in preferences.items()}
@@ -149,7 +149,15 @@ def apo(
 
 
 def _score(run: Pipeline, step: str, host: Host, model: Path, sources: Sequence[Path]) -> list[Path]:
-    """The rewards of the files' responses, each in a file of the same name."""
+    """Score the responses of several files; returns files of the same names.
+
+    Args:
+        run: the pipeline.
+        step: name of the step.
+        host: gives the options for reading rewards.
+        model: the reward model.
+        sources: samples, records or responses.
+    """
     targets = [run.path(step, source.name) for source in sources]
     output = targets[0] if len(targets) == 1 else run.path(step)
     options = {"model": model, **host.scoring(), "output": output}
@@ -171,7 +179,7 @@ def _make(run: Pipeline, commands: Mapping[str, str]) -> None:
 
 
 def _imported(run: Pipeline, name: str, source: Path, formatting: str) -> Path:
-    """A file of preferences, checked, as ranked records in the run's folder, which is the host's dataset_dir."""
+    """Check a file of preferences, and write it as ranked records to the run's folder, the host's dataset_dir."""
     target = run.path(f"data/{name}", f"{name}.jsonl")
     words = ["finepref", "convert", "--from", formatting, "--to", "ranked", source, target]
     run.run(f"data/{name}", words, inputs=[source], outputs=[target])
@@ -179,7 +187,7 @@ def _imported(run: Pipeline, name: str, source: Path, formatting: str) -> Path:
 
 
 def _golden(run: Pipeline, name: str, asked: Path, given: str | Mapping[str, object]) -> Path:
-    """The golden answers: of a file, of the queries' own, or of the model that is asked for them."""
+    """The file of golden answers: a given one, that of the queries, or the answers of a model."""
     if isinstance(given, str):
         return Path(given or asked)
     target = run.path(f"data/{name}", f"{name}.jsonl")
@@ -194,6 +202,15 @@ def _golden(run: Pipeline, name: str, asked: Path, given: str | Mapping[str, obj
 
 
 def _sample(run: Pipeline, step: str, queries: Path, model: str, section: Mapping[str, object]) -> Path:
+    """Sample a model's answers to queries.
+
+    Args:
+        run: the pipeline.
+        step: name of the step.
+        queries: file of queries.
+        model: folder or name of the LLM.
+        section: options of `finepref apo sample`.
+    """
     target = run.path(step, "samples.jsonl")
     words = [
         "finepref",
@@ -208,6 +225,15 @@ def _sample(run: Pipeline, step: str, queries: Path, model: str, section: Mappin
 
 
 def _pair(run: Pipeline, step: str, samples: Path, golden: Path, section: Mapping[str, object]) -> Path:
+    """Rank golden answers above samples.
+
+    Args:
+        run: the pipeline.
+        step: name of the step.
+        samples: file of samples.
+        golden: file of golden answers.
+        section: options of `finepref apo pair`.
+    """
     target = run.path(step, f"{step.rpartition('/')[2]}.jsonl")
     words = ["finepref", "apo", "pair", samples, *settings.options({"golden": golden, **section, "output": target})]
     run.run(step, words, inputs=[samples, golden], outputs=[target])
@@ -230,7 +256,7 @@ def _evaluate(run: Pipeline, step: str, files: Mapping[str, Path], *, against: P
 
 
 def _write_dataset_info(folder: Path, data: Mapping[str, Path], rounds: range, update: str) -> None:
-    """The host's table of the data sets of all steps, also of those to come."""
+    """Write the host's table of data sets, for all steps of the run."""
     table: dict[str, object] = {
         name: {"file_name": str(path.relative_to(folder)), "formatting": "ranked"} for name, path in data.items()
     }

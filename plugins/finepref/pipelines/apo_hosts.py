@@ -1,4 +1,4 @@
-"""The two hosts that can train in a game of APO, behind the three things that the game asks of one."""
+"""The two hosts that can train in an APO run, behind one protocol of three methods."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from finepref.pipelines.steps import Pipeline
 Section = Mapping[str, object]
 
 
-class Asked(NamedTuple):
-    """What the settings of a game say of its trainings, see `finepref.pipelines.apo.apo`."""
+class TrainingSettings(NamedTuple):
+    """The settings of a run for its trainings, see `finepref.pipelines.apo.apo`."""
 
     reward_model: str
     reward: Section
@@ -25,67 +25,71 @@ class Asked(NamedTuple):
 
 
 class Host(Protocol):
-    """A host with the recipes of one game. The data sets of the run are in its folder's dataset_info.json."""
+    """A host with the recipes of one run. The data sets are in dataset_info.json in the run's folder."""
 
     def train_reward(
         self, step: str, names: Sequence[str], files: Sequence[Path], *, start: Path | None = None
     ) -> Path:
-        """Train a reward model on data sets of the run; from `start`, another one, or else from the base model."""
+        """Train a reward model on data sets of the run, starting from `start` or else from the base model."""
 
     def scoring(self) -> Section:
-        """The options of `finepref apo score` by which a reward is read as it was trained."""
+        """Options of `finepref apo score` that read rewards as in training."""
 
     def train_policy(self, here: str, llm: str, selected: Path, rate: float) -> str:
-        """The LLM after the round whose folder is `here`: `llm`, trained on what was selected."""
+        """Train `llm` on the selected responses; returns the LLM after the round in the folder `here`."""
 
 
 class LlamaFactory:
-    """LLaMA-Factory: sections with a recipe, its template for all texts, LoRA or not.
+    """LLaMA-Factory: sections with a recipe, its template for all texts, with LoRA or without.
 
     Raises:
-        ValueError: a setting that it needs is missing, or one that it has no use for is there.
+        ValueError: a setting is missing, or one is given that it does not use.
     """
 
-    def __init__(self, run: Pipeline, asked: Asked) -> None:
-        self.run, self.asked = run, asked
-        for name, value in {"template": asked.template, "merge": asked.merge}.items():
+    def __init__(self, run: Pipeline, settings: TrainingSettings) -> None:
+        self.run, self.settings = run, settings
+        for name, value in {"template": settings.template, "merge": settings.merge}.items():
             if not value:
                 raise ValueError(f"{name} is missing: LLaMA-Factory needs it")
-        if asked.launcher:
+        if settings.launcher:
             raise ValueError("launcher is OpenRLHF's: llamafactory-cli starts torchrun itself, by FORCE_TORCHRUN=1")
-        self.recipe, self.lora = llamafactory.with_recipe(asked.reward), llamafactory.uses_lora(asked.reward)
+        self.recipe, self.lora = llamafactory.with_recipe(settings.reward), llamafactory.uses_lora(settings.reward)
 
     def train_reward(
         self, step: str, names: Sequence[str], files: Sequence[Path], *, start: Path | None = None
     ) -> Path:
         """See `Host`."""
-        keys: dict[str, object] = {"model_name_or_path": self.asked.reward_model}
+        keys: dict[str, object] = {"model_name_or_path": self.settings.reward_model}
         if start is not None:
             keys["adapter_name_or_path" if self.lora else "model_name_or_path"] = start
-        keys |= {"dataset_dir": self.run.folder, "dataset": ",".join(names), "template": self.asked.template}
+        keys |= {"dataset_dir": self.run.folder, "dataset": ",".join(names), "template": self.settings.template}
         if _must_rank(self.recipe.get("apo_loss"), names):
             keys["apo_loss"] = "ranking"
         inputs = [*files, *([] if start is None else [start])]
-        return llamafactory.train(self.run, step, self.asked.reward, keys, inputs=inputs)
+        return llamafactory.train(self.run, step, self.settings.reward, keys, inputs=inputs)
 
     def scoring(self) -> Section:
         """See `Host`."""
         return {
-            "base": self.asked.reward_model if self.lora else None,
-            "template": self.asked.template,
+            "base": self.settings.reward_model if self.lora else None,
+            "template": self.settings.template,
             "pooling": self.recipe.get("apo_pooling"),
             "cutoff_len": self.recipe.get("cutoff_len"),
         }
 
     def train_policy(self, here: str, llm: str, selected: Path, rate: float) -> str:
         """See `Host`."""
-        keys: dict[str, object] = {"model_name_or_path": llm, "template": self.asked.template, "learning_rate": rate}
+        keys: dict[str, object] = {
+            "model_name_or_path": llm,
+            "template": self.settings.template,
+            "learning_rate": rate,
+        }
         keys |= {"dataset_dir": self.run.folder, "dataset": f"selected_{here.removeprefix('round_')}"}
         return llamafactory.train_merged(
             self.run,
             (f"{here}/policy", f"{here}/merged"),
-            self.asked.policy,
-            self.asked.merge,
+            self.settings.policy,
+            self.settings.merge,
             keys,
             inputs=[selected],
         )
@@ -94,26 +98,28 @@ class LlamaFactory:
 class OpenRLHF:
     """OpenRLHF: sections of its flags, the tokenizers' chat template for all texts, LoRA for the LLM only.
 
-    The LLM is trained by the host's own train_sft or, as this reads our pairs and resumes rightly, by our train_tdpo
-    with --tdpo.variant dpo.
+    The LLM is trained by the host's own train_sft, or by our train_tdpo with --tdpo.variant dpo, which reads our pairs
+    and resumes correctly.
 
     Raises:
-        ValueError: a setting that cannot be, or that the game sets itself.
+        ValueError: a setting is not possible here, or is set by the run itself.
     """
 
     FREE_OF_DATA = ("data.max_len", "data.max_samples", "data.dataloader_num_workers", "data.disable_fast_tokenizer")
     SET_HERE = ("ckpt.output_dir", "ckpt.path", "ckpt.load_enable", "model.model_name_or_path", "apo.keep_value_head")
 
-    def __init__(self, run: Pipeline, asked: Asked, update: Literal["sft", "dpo"]) -> None:
-        self.run, self.asked, self.update = run, asked, update
-        self.launcher = shlex.split(asked.launcher or "deepspeed --module")
-        self.reward = {"apo.pooling": "eos", "data.max_len": 512} | openrlhf.flat(asked.reward)  # the host's defaults
+    def __init__(self, run: Pipeline, settings: TrainingSettings, update: Literal["sft", "dpo"]) -> None:
+        self.run, self.settings, self.update = run, settings, update
+        self.launcher = shlex.split(settings.launcher or "deepspeed --module")
+        self.reward = {"apo.pooling": "eos", "data.max_len": 512} | openrlhf.flat(
+            settings.reward
+        )  # the host's defaults
         plain_dpo = {"tdpo.variant": "dpo", "tdpo.masks": "none"} if update == "dpo" else {}
-        self.policy = plain_dpo | openrlhf.flat(asked.policy)
-        if asked.template:
+        self.policy = plain_dpo | openrlhf.flat(settings.policy)
+        if settings.template:
             raise ValueError("template is LLaMA-Factory's: on OpenRLHF the tokenizer's chat template is used")
         if set(",@") & set(str(run.folder)):
-            raise ValueError(f"{run.folder}: OpenRLHF reads a comma or @ in the path of a data set as its own sign")
+            raise ValueError(f"{run.folder}: for OpenRLHF a comma or @ in the path of a data set has a meaning")
         for name, flags in (("reward", self.reward), ("policy", self.policy)):
             for flag in flags:
                 if flag == "recipe":
@@ -121,7 +127,7 @@ class OpenRLHF:
                         f"{name}.recipe is LLaMA-Factory's: on OpenRLHF a section has the flags themselves"
                     )
                 if flag in self.SET_HERE or (flag.startswith("data.") and flag not in self.FREE_OF_DATA):
-                    raise ValueError(f"{name}.{flag}: the game sets that itself")
+                    raise ValueError(f"{name}.{flag}: the run sets this itself")
         if openrlhf.uses_lora(self.reward):
             raise ValueError(
                 "reward.ds.lora.rank: OpenRLHF saves no value head beside a LoRA adapter, so leave it out"
@@ -134,7 +140,7 @@ class OpenRLHF:
     ) -> Path:
         """See `Host`."""
         keys: dict[str, object] = {
-            "model.model_name_or_path": start or self.asked.reward_model,
+            "model.model_name_or_path": start or self.settings.reward_model,
             "apo.keep_value_head": start is not None,
             "data.dataset_dir": self.run.folder,
             "data.dataset": ",".join(names),
@@ -161,9 +167,9 @@ class OpenRLHF:
         trained = openrlhf.train(self.run, f"{here}/policy", program, self.policy, keys, inputs=[selected])
         if not openrlhf.uses_lora(self.policy):
             return str(trained)
-        return str(openrlhf.merge(self.run, f"{here}/merged", self.asked.merge, model=llm, adapter=trained))
+        return str(openrlhf.merge(self.run, f"{here}/merged", self.settings.merge, model=llm, adapter=trained))
 
 
 def _must_rank(loss: object, names: Sequence[str]) -> bool:
-    """Whether another loss is asked for that only golden answers and samples can have, and the data sets have none."""
+    """Whether the loss must be `ranking`: the given loss needs golden answers and samples, and there are none."""
     return loss not in (None, "ranking") and not any(name.startswith("apo_") for name in names)

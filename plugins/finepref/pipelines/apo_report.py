@@ -1,4 +1,4 @@
-"""The report of a game of APO: a table and plots over the rounds, and the commands with their times."""
+"""The report of an APO run: tables and plots over the rounds, and the commands with their times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Figures = Mapping[str, Mapping[str, float]]
 
 
 def write(run: Pipeline, learning_rates: Sequence[float]) -> None:
-    """`report.md` and `rounds.png`, which depend on what the steps made only, and `steps.md` with times."""
+    """Write `report.md` and `rounds.png`, which depend on the outputs of the steps only, and `steps.md` with times."""
     found = [_read(run.path(f"round_{i}/eval", "eval.json")) for i in range(len(learning_rates) + 1)]
     chosen = [_read(run.path(f"round_{i}/selected", "selected.report.json")) for i in range(1, len(found))]
     _draw(found, run.folder / "rounds.png")

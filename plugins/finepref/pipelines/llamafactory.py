@@ -1,6 +1,6 @@
 """LLaMA-Factory's trainings and merges as steps of a pipeline.
 
-A section of a pipeline's settings holds `recipe`, a YAML file of the host's, and keys on top of it.
+A section of a pipeline's settings contains `recipe`, a YAML file of the host, and keys that override it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,17 @@ Section = Mapping[str, object]
 def train(
     run: Pipeline, step: str, section: Section, keys: Section, *, inputs: Sequence[Path], private: bool = False
 ) -> Path:
-    """`llamafactory-cli train` with `keys` on top of a section; the folder that it saves.
+    """`llamafactory-cli train` with a section, overridden by `keys`; returns the folder that it saves.
 
-    A folder that it was killed in is gone on with, from the last checkpoint that is whole.
+    A training that was killed resumes from the last complete checkpoint.
+
+    Args:
+        run: the pipeline.
+        step: name of the step.
+        section: the recipe, and keys on top of it.
+        keys: further keys on top.
+        inputs: files and folders that the training reads, besides the model and the recipe.
+        private: see `Pipeline.run`.
     """
     saved = run.path(step, "model")
     _drop_torn_checkpoints(saved)
@@ -43,7 +51,17 @@ def train_merged(
     inputs: Sequence[Path],
     private: bool = False,
 ) -> str:
-    """`train`, then `llamafactory-cli export` where that made a LoRA adapter: the folder of the whole model."""
+    """`train`, then `llamafactory-cli export` if that made a LoRA adapter; returns the folder of the whole model.
+
+    Args:
+        run: the pipeline.
+        steps: names of the two steps.
+        section: the recipe of the training, and keys on top of it.
+        export: the recipe of the export, and keys on top of it.
+        keys: further keys on top of the training's.
+        inputs: see `train`.
+        private: see `Pipeline.run`.
+    """
     first, second = steps
     trained = train(run, first, section, keys, inputs=inputs, private=private)
     if not uses_lora(section):
@@ -56,24 +74,24 @@ def train_merged(
 
 
 def with_recipe(section: Section) -> dict[str, Any]:
-    """The recipe with the section's keys on top of it."""
+    """The recipe, overridden by the section's keys."""
     recipe, keys = _split(section)
     return settings.load(recipe) | keys
 
 
 def uses_lora(section: Section) -> bool:
-    """Whether a training makes an adapter; that is the host's default."""
+    """Whether a training makes a LoRA adapter, which is the host's default."""
     return with_recipe(section).get("finetuning_type", "lora") == "lora"
 
 
 def dataset(folder: Path, name: str, entry: Section) -> Path:
-    """Write a folder's dataset_info.json with one entry; returns the folder, the host's `dataset_dir`."""
+    """Write a dataset_info.json with one entry; returns its folder, the host's `dataset_dir`."""
     write_json(folder / "dataset_info.json", {name: entry})
     return folder
 
 
 def spelled(keys: Section) -> list[str]:
-    """Keys as the host reads them from its command line: `bf16=false`."""
+    """Keys in the form of the host's command line: `bf16=false`."""
     texts = {
         key: json.dumps(value) if value is None or isinstance(value, bool) else value for key, value in keys.items()
     }
@@ -91,6 +109,18 @@ def _run(
     output: Path,
     private: bool,
 ) -> None:
+    """Run a command of the host.
+
+    Args:
+        run: the pipeline.
+        step: name of the step.
+        word: the command, train or export.
+        section: the recipe, and keys on top of it.
+        keys: further keys on top.
+        inputs: files and folders that it reads, besides the recipe.
+        output: the folder that it writes.
+        private: see `Pipeline.run`.
+    """
     recipe, own = _split(section)
     words = ["llamafactory-cli", word, str(recipe), *spelled(own | keys)]
     run.run(step, words, inputs=[recipe, *inputs], outputs=[output], private=private)
@@ -101,7 +131,7 @@ def _split(section: Section) -> tuple[Path, dict[str, object]]:
 
 
 def _drop_torn_checkpoints(folder: Path) -> None:
-    """Remove checkpoints of a training that was killed while it wrote them, of which it could not go on."""
+    """Remove incomplete checkpoints of a killed training, which it could not resume from."""
     for checkpoint in folder.glob("checkpoint-*"):
         if not (checkpoint / "trainer_state.json").is_file():  # the host writes it last
             shutil.rmtree(checkpoint)

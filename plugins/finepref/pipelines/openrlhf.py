@@ -1,7 +1,7 @@
 """OpenRLHF's trainings and merges as steps of a pipeline.
 
-A section of a pipeline's settings holds the host's own flags, nested at their dots or not: `train: {batch_size: 8}` is
-`--train.batch_size 8`. true is a flag without a value; false and null leave it out.
+A section of a pipeline's settings contains the host's own flags, nested at their dots or not: `train: {batch_size: 8}`
+is `--train.batch_size 8`. true is a flag without a value; false and null leave it out.
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ Section = Mapping[str, object]
 def train(
     run: Pipeline, step: str, program: Sequence[str], section: Section, keys: Section, *, inputs: Sequence[Path]
 ) -> Path:
-    """Train with `keys` on top of a section; the folder that the host saves.
+    """Train with the flags of a section, overridden by `keys`; returns the folder that the host saves.
 
-    A training that was killed goes on from the last checkpoint that is whole, where the section has
-    `ckpt: {save_steps: N}`, and starts again where it has not. Checkpoints are removed when it has ended.
+    A training that was killed resumes from the last complete checkpoint if the section has `ckpt: {save_steps: N}`;
+    otherwise it starts again. Checkpoints are removed at the end.
 
     Args:
+        run: the pipeline.
+        step: name of the step.
         program: a launcher and the module of a command line, such as deepspeed --module openrlhf.cli.train_sft.
+        section: the host's flags.
+        keys: flags on top of them.
+        inputs: files and folders that the training reads, besides the model.
     """
     saved, checkpoints = run.path(step, "model"), run.path(step, "checkpoints")
     _drop_torn_checkpoints(checkpoints)
@@ -36,7 +41,15 @@ def train(
 
 
 def merge(run: Pipeline, step: str, section: Section, *, model: str, adapter: Path) -> Path:
-    """`openrlhf.cli.lora_combiner`: the folder of the whole model."""
+    """`openrlhf.cli.lora_combiner`: merge an adapter into its model; returns the folder of the merged model.
+
+    Args:
+        run: the pipeline.
+        step: name of the step.
+        section: the host's flags.
+        model: folder or name of the model.
+        adapter: folder of the LoRA adapter.
+    """
     merged = run.path(step, "model")
     own = {"model_path": model, "lora_path": adapter, "output_path": merged}
     words = ["python", "-m", "openrlhf.cli.lora_combiner", *spelled(flat(section) | own)]
@@ -65,14 +78,14 @@ def spelled(flags: Section) -> list[str]:
 
 
 def uses_lora(section: Section) -> bool:
-    """Whether a training makes an adapter."""
+    """Whether a training makes a LoRA adapter."""
     return bool(flat(section).get("ds.lora.rank"))
 
 
 def _drop_torn_checkpoints(folder: Path) -> None:
-    """Remove checkpoints of which the host could not go on, as it was killed before one was whole.
+    """Remove checkpoints that the host could not resume from, because it was killed before one was complete.
 
-    Its file `latest` names the last one that is, and is written after it.
+    Its file `latest` names the last complete one, and is written after it.
     """
     latest = folder / "latest"
     name = latest.read_text().strip() if latest.is_file() else ""

@@ -1,4 +1,4 @@
-"""What the pipelines' reports share."""
+"""Tables and lists of commands for the reports of all pipelines."""
 
 from __future__ import annotations
 

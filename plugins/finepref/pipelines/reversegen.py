@@ -1,15 +1,15 @@
-"""ReverseGen as one resumable run: find in rounds where a target model fails, then train it on what was found.
+"""ReverseGen as one resumable run: find instructions that a target model fails, then train it on them.
 
-    warmup     the proposer learns by SFT to go on from few-shot prompts
-    round_k    propose, dedup, validate, answer, judge, evaluate; pairs; DPO on the proposer, whose reference is the
-               proposer that the round began with
-    final      the last proposer's proposals, judged in the same way
+    warmup     SFT of the proposer on few-shot prompts
+    round_k    propose, dedup, validate, answer, judge, evaluate; pairs; DPO of the proposer, with the proposer at the
+               start of the round as reference
+    final      proposals of the last proposer, judged in the same way
     before     the target on the held-out file
-    improve    the target learns by SFT the good answers to all that it failed at
+    improve    SFT of the target on good answers to all instructions that it failed
     after      the improved target on the held-out file
 
-The parameters of `reversegen` are the keys of the YAML; its sections are the options of each step's command, or the
-host's keys on top of a recipe.
+The parameters of `reversegen` are the keys of the YAML file; its sections are options of a step's command, or a recipe
+of the host with keys on top.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from finepref.pipelines.steps import Pipeline, folders
 
 SFT = {"columns": {"prompt": "prompt", "response": "response"}}
 PAIRS = {"ranking": True, "columns": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}}
-"""What the host's own stages sft and dpo need to know of our rows."""
+"""The dataset entries of our rows for the host's own stages sft and dpo."""
 
 Section = dict[str, object]
 
@@ -56,27 +56,27 @@ def reversegen(
     seed: int = 0,
     private: bool = False,
 ) -> None:
-    """Run what has not been run, and write report.md.
+    """Run all steps that are not done yet, and write report.md.
 
     Args:
         pipeline: the run's folder.
-        proposer, target: model folders or names; smollm2 has the run make SmolLM2-135M-Instruct first.
-        rounds: of DPO on the proposer.
-        propose, dedup, validate, answer, judge, pair, improve, evaluate: options of the commands of these names;
-            without `validate` every instruction is answered.
-        teacher: options of `finepref reversegen answer` for the model whose answers, where they pass the judge, the
-            target learns; without it, these are the rows' own `chosen`.
+        proposer, target: model folders or names; smollm2 = SmolLM2-135M-Instruct, which the run makes first.
+        rounds: of DPO of the proposer.
+        propose, dedup, validate, answer, judge, pair, improve, evaluate: options of the commands with these names;
+            without `validate` all instructions are answered.
+        teacher: options of `finepref reversegen answer` for the model whose answers the target learns if they pass
+            the judge; without it, the rows' own `chosen` is used.
         warmup: options of `finepref reversegen warmup`.
-        warmup_training, proposer_training, target_training, export: `recipe`, and the host's keys on top of it.
-        gym: seeds and held-out questions of reasoning-gym: name, seeds, held_out (how many of each), option.
-        seeds, held_out: files of one's own instead.
-        few_shot: options that warm-up and proposing share: shots, template, group.
-        ask: what models are asked for an instruction, with {prompt}.
-        seed: of everything; round k takes seed + k.
-        private: no instruction is printed, logged or told in the report.
+        warmup_training, proposer_training, target_training, export: `recipe`, and keys of the host on top of it.
+        gym: take seeds and held-out questions from reasoning-gym: name, seeds, held_out (number of each), option.
+        seeds, held_out: your own files instead.
+        few_shot: options of both warmup and propose: shots, template, group.
+        ask: the question to models, with {prompt} for the instruction.
+        seed: random seed; round k uses seed + k.
+        private: never print, log or report an instruction.
 
     Raises:
-        ValueError: settings that do not go together.
+        ValueError: settings contradict each other.
         StepChanged, StepFailed: see `Pipeline`.
     """
     run = _Run(pipeline, private)
@@ -141,14 +141,14 @@ def reversegen(
         more=[word for path in good for word in ("--answers", path)],
     )
     if not learnt.stat().st_size:
-        raise ValueError(f"{learnt} is empty: there is no good answer to anything that the target failed at")
+        raise ValueError(f"{learnt} is empty: there is no good answer to an instruction that the target failed")
     better = run.train("improve", target, learnt, SFT, target_training, export)
     solver.judged("after", second, better, held_out=True)
     reversegen_report.write(pipeline, rounds=rounds, private=private)
 
 
 class _Run:
-    """The steps that several parts of the loop have."""
+    """The steps that occur in several parts of the run."""
 
     def __init__(self, pipeline: Pipeline, private: bool) -> None:
         self.pipeline = pipeline
@@ -164,7 +164,16 @@ class _Run:
         output: str,
         more: list[object] | None = None,
     ) -> Path:
-        """A command of `finepref reversegen` with a section as its options; returns what it writes."""
+        """Run a command of `finepref reversegen`; returns the file that it writes.
+
+        Args:
+            step: name of the step.
+            words: the command and its arguments.
+            section: its options.
+            inputs: files and folders that it reads.
+            output: name of the file in the step's folder.
+            more: further words.
+        """
         made = self.pipeline.path(step, output)
         command = ["finepref", "reversegen", *words, *options(section), *(more or []), "--output", made]
         self.pipeline.run(step, command, inputs=inputs, outputs=[made], private=self.private)
@@ -178,7 +187,14 @@ class _Run:
         return made
 
     def gym(self, *, name: str, seeds: int, held_out: int, seed: int, option: list[str]) -> tuple[Path, Path]:
-        """Seeds and a held-out file of one list of reasoning-gym, which share no question."""
+        """Seeds and a held-out file from one list of reasoning-gym; they share no question.
+
+        Args:
+            name: of the data set.
+            seeds, held_out: number of questions of each.
+            seed: of the list.
+            option: of the data set, as key=value.
+        """
         files = []
         for step, count, skip in (("data/seeds", seeds, 0), ("data/held_out", held_out, seeds)):
             made = self.pipeline.path(step, "questions.jsonl")
@@ -203,7 +219,16 @@ class _Run:
         section: Section,
         export: Section,
     ) -> str:
-        """Train by the host, and merge a LoRA adapter, so that the next training takes the result as its reference."""
+        """Train with the host and merge a LoRA adapter, so that the next training can use the result as reference.
+
+        Args:
+            name: of the part of the run, such as round_1.
+            model: to train.
+            data: the records.
+            entry: of the host for the records.
+            section: recipe of the training, and keys.
+            export: recipe of the merge, and keys.
+        """
         folder = llamafactory.dataset(data.parent, data.stem, {"file_name": data.name, **entry})
         keys = {"model_name_or_path": model, "dataset_dir": folder, "dataset": data.stem}
         steps = (f"{name}/train", f"{name}/export")
@@ -213,7 +238,12 @@ class _Run:
 
 
 class _Solver:
-    """What happens to instructions: the target answers them, and the answers are judged and counted."""
+    """The steps that apply a target to instructions: answer, judge and evaluate.
+
+    Args:
+        run: the run.
+        dedup, validate, answer, judge, evaluate: options of these commands; None = no validation, or no options.
+    """
 
     def __init__(
         self,
@@ -230,7 +260,7 @@ class _Solver:
         self.verdict = judge
 
     def judged(self, name: str, rows: Path, target: str, *, held_out: bool = False) -> Path:
-        """The judged rows of a file of instructions; held-out ones are neither thinned out nor validated."""
+        """The judged rows of a file of instructions; held-out rows are neither deduplicated nor validated."""
         files = [rows]
         if not held_out:
             kept = self.run.pipeline.path(f"{name}/dedup", "kept.jsonl")

@@ -1,4 +1,4 @@
-"""The report of a ReverseGen run: what each proposer found, and the target before and after."""
+"""The report of a ReverseGen run: the proposals of each round, and the target before and after."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from finepref.formats.files import write_json
 from finepref.pipelines.report import commands, table
 from finepref.pipelines.steps import Pipeline
-from finepref.synth.sampling import read_dicts
+from finepref.synth.reversegen.instructions import read_dicts
 
 EXAMPLES = 4
 
 
 def write(pipeline: Pipeline, *, rounds: int, private: bool) -> None:
-    """Write report.md, results.json and rounds.png from what the steps left."""
+    """Write report.md, results.json and rounds.png from the outputs of the steps."""
     names = [*(f"round_{number}" for number in range(1, rounds + 1)), "final"]
     found = {name: _read(pipeline.path(f"{name}/eval", "eval.json")) for name in (*names, "before", "after")}
     prompts = {name: _read(pipeline.path(f"{name}/pair", "pairs.report.json")) for name in names if name != "final"}
@@ -72,7 +72,7 @@ def interval(part: int, whole: int) -> tuple[float, float]:
 
 
 def _verdict(first: dict[str, Any], last: dict[str, Any]) -> str:
-    """Whether the failure rates rose, in words that the figures bear out."""
+    """Whether the failure rates rose, in a sentence that the figures support."""
     said = [
         change("per proposed instruction", [(each["classes"]["failing"], each["rows"]) for each in (first, last)]),
         change("of the instructions with a verdict", [_judged(each) for each in (first, last)]),
@@ -87,7 +87,7 @@ def _judged(each: dict[str, Any]) -> tuple[int, int]:
 
 
 def change(what: str, counts: list[tuple[int, int]]) -> str:
-    """From the warm-up proposer to the last one: `counts` are failing and all of each."""
+    """A sentence on the change from the warm-up proposer to the last; `counts` are (failing, all) of each."""
     (old, before), (new, after) = ((part / whole if whole else 0.0, interval(part, whole)) for part, whole in counts)
     if after[0] > before[1]:
         rose = "rose, and the 95 % intervals are apart"

@@ -1,7 +1,7 @@
-"""The YAML file of a pipeline, `key=value` overrides, and the check of both against the pipeline's signature.
+"""The YAML file of a pipeline, `key=value` overrides, and a check of both against the pipeline's signature.
 
-Settings become the words of commands, which others see in the list of processes and which `step.json` and `log.txt`
-keep. So what is secret does not belong there: it is refused, and no error repeats it.
+Settings become command lines, which other users can see in the list of processes and which `step.json` and `log.txt`
+contain. Therefore secrets are refused, and no error repeats them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SECRET_TEXT = re.compile(r"://[^/\s]*@|://\S*\?|\b(sk-[\w-]{12}|hf_[A-Za-z0-9]{
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The settings of a YAML file with `key=value` on top, where a dot goes into a section: `sample.temperature=1.2`.
+    """The settings of a YAML file with `key=value` overrides; a dot means a section: `sample.temperature=1.2`.
 
     Raises:
         ValueError: the file is not a YAML mapping, an override is not `key=value`, or a setting is a secret.
@@ -37,8 +37,8 @@ def load(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     overridden(settings, overrides)
     if secret := ", ".join(_secrets(settings)):
         raise ValueError(
-            f"{path}: {secret}: settings are written down and seen by others, so they may hold no key, no password "
-            "and no address with either: set OPENAI_API_KEY and OPENAI_BASE_URL in the environment instead"
+            f"{path}: {secret}: settings are written to files that others may see, so they must not contain a key, "
+            "a password or an address with one: set OPENAI_API_KEY and OPENAI_BASE_URL in the environment instead"
         )
     return settings
 
@@ -47,7 +47,7 @@ def overridden(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
     """The settings, changed in place by `key=value`.
 
     Raises:
-        ValueError: an override is not `key=value`, or goes into what is no section.
+        ValueError: an override is not `key=value`, or its path is not a section.
     """
     import yaml
 
@@ -64,7 +64,7 @@ def overridden(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
             inner = section.get(part, {})
             if not isinstance(inner, dict):
                 raise ValueError(f"{name!r}: {part} is not a section")
-            section[part] = dict(inner)  # another section may be the same one, by a YAML alias
+            section[part] = dict(inner)  # a YAML alias may share this section with another key
             section = section[part]
         section[parts[-1]] = value
     return settings
@@ -100,7 +100,7 @@ def options(section: Mapping[str, object]) -> list[str]:
 
 
 def _secrets(value: object, key: str = "") -> Iterator[str]:
-    """The keys of settings that are secret by their name or look so."""
+    """The keys of settings that are secret by their name or by the look of their value."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _secrets(inner, f"{key}.{name}" if key else str(name))

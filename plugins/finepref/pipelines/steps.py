@@ -1,8 +1,7 @@
-"""Pipelines of command lines that can be killed at any point: a finished step is not run again.
+"""Pipelines of commands that can be killed at any point and resumed: a finished step is not run again.
 
-A step has a folder with `step.json` (its words, the digests of what it read and made, its time) and `log.txt`. What is
-in the middle of a step when it is killed is the command's own to take up again: our commands have journals, the hosts
-their checkpoints.
+A step has a folder with `step.json` (its command, digests of its inputs and outputs, its time) and `log.txt`. If a
+step is killed while it runs, its command has to resume: our commands have journals, the hosts have checkpoints.
 """
 
 from __future__ import annotations
@@ -25,27 +24,27 @@ RECORD, LOG = "step.json", "log.txt"
 
 
 class StepChanged(ValueError):  # noqa: N818
-    """A step was begun with other words or other inputs than it would have now."""
+    """A step was started with another command or other inputs."""
 
 
 class StepFailed(RuntimeError):  # noqa: N818
-    """A step's command ended with an exit code, or without what it should have made."""
+    """The command of a step failed, or did not write its outputs."""
 
 
 class PipelineBusy(RuntimeError):  # noqa: N818
-    """Another run, or a command that it left behind, works in the folder."""
+    """Another run, or a command that it left running, uses the folder."""
 
 
 class Pipeline:
     """The steps of one folder; a context manager, with one run per folder at a time.
 
-    The commands inherit the lock, so that a run whose commands outlive it is not joined by a second one.
+    The commands inherit the lock, so that a second run cannot start while commands of a killed run are still running.
 
     Args:
-        folder: of the run; made if it is not there. Every step's folder is in it.
+        folder: of the run; created if it does not exist. It contains the folders of all steps.
 
     Attributes:
-        steps: step name -> what its `step.json` holds, in the order in which they were asked for.
+        steps: step name -> contents of its `step.json`, in the order of the calls of `run`.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -64,7 +63,7 @@ class Pipeline:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise PipelineBusy(f"{self.folder} is in use by another run, or by a step that one left behind") from None
+            raise PipelineBusy(f"{self.folder} is in use by another run, or by a step that it left behind") from None
         return self
 
     def __exit__(
@@ -86,19 +85,19 @@ class Pipeline:
         environment: Mapping[str, str] | None = None,
         private: bool = False,
     ) -> None:
-        """Run one command, unless it has been run.
+        """Run one command, unless it has finished before.
 
         Args:
-            step: its name, which is its folder's too.
+            step: its name, which is also that of its folder.
             command: words; the first is a command of this Python environment or of the PATH.
-            inputs: files and folders whose contents the step depends on.
-            outputs: files and folders that it must have made.
-            environment: further variables; not for secrets, as they are told in `step.json`.
-            private: what the command prints to its standard output is neither shown nor kept, as hosts print rows of
-                their data there; errors go to standard error.
+            inputs: files and folders that the step reads.
+            outputs: files and folders that it must write.
+            environment: further variables; not for secrets, because `step.json` contains them.
+            private: neither show nor keep the command's standard output, where hosts print rows of their data;
+                standard error is shown and kept.
 
         Raises:
-            StepChanged: the folder holds the work of another command or of other inputs.
+            StepChanged: the folder contains the work of another command or of other inputs.
             StepFailed: see there.
         """
         folder = self.path(step)
@@ -114,11 +113,13 @@ class Pipeline:
         there = [path for path in made if path.exists()]
         begun = bool(there) or any(path.name not in {RECORD, LOG} for path in folder.iterdir())
         if found and begun and (change := _change(found, wanted)):
-            raise StepChanged(f"{folder} was begun otherwise: {change}; undo that, or remove {folder} to run it anew")
+            raise StepChanged(
+                f"{folder} was started differently: {change}; undo that, or remove {folder} to run the step again"
+            )
         if "outputs" in found and begun:
             if found["outputs"] != {str(path): content_digest(path) for path in there}:
-                raise StepChanged(f"what {step} made was changed since; remove {folder} to run it anew")
-            print(f"{step}: done before, in {found['seconds']} s", flush=True)
+                raise StepChanged(f"the outputs of {step} were changed since; remove {folder} to run the step again")
+            print(f"{step}: already done, in {found['seconds']} s", flush=True)
         else:
             found = wanted | self._execute(step, words, wanted, environment or {}, made, private)
         self.steps[step] = found
@@ -132,6 +133,19 @@ class Pipeline:
         made: Sequence[Path],
         private: bool,
     ) -> dict[str, object]:
+        """Run the command of a step; returns its outputs and time.
+
+        Args:
+            step: its name.
+            words: the command.
+            wanted: what `step.json` holds from the start on.
+            environment: further variables.
+            made: files and folders that it must write.
+            private: see `run`.
+
+        Raises:
+            StepFailed: see there.
+        """
         write_json(self.path(step, RECORD), wanted)
         shown = shlex.join([*(f"{name}={value}" for name, value in environment.items()), *words])
         print(f"\n{step}\n$ {shown}", flush=True)
@@ -161,7 +175,7 @@ class Pipeline:
         if code != 0:
             raise StepFailed(f"{step} ended with code {code}, see {self.path(step, LOG)}")
         if missing := [str(path) for path in made if not path.exists()]:
-            raise StepFailed(f"{step} did not make {', '.join(missing)}, see {self.path(step, LOG)}")
+            raise StepFailed(f"{step} did not write {', '.join(missing)}, see {self.path(step, LOG)}")
         done: dict[str, object] = {
             "outputs": {str(path): content_digest(path) for path in made},
             "seconds": round(time.monotonic() - started, 1),
@@ -171,7 +185,7 @@ class Pipeline:
 
 
 def folders(*models: str) -> list[Path]:
-    """Those of the models that are folders here, whose contents a step depends on; the others are names of a hub."""
+    """The models that are local folders, which are inputs of a step; the others are names of a hub."""
     return [Path(model) for model in models if model and Path(model).is_dir()]
 
 
@@ -179,7 +193,7 @@ def content_digest(path: Path) -> str:
     """32 hex digits of a file's bytes, or of the names and bytes of all files under a folder.
 
     Raises:
-        FileNotFoundError: there is neither.
+        FileNotFoundError: there is no such file or folder.
     """
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
@@ -191,17 +205,17 @@ def content_digest(path: Path) -> str:
 
 
 def _change(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
-    """What differs, for a message; empty if nothing does."""
+    """The difference, for a message; empty if there is none."""
     old, new = found["command"], wanted["command"]
     assert isinstance(old, list)
     assert isinstance(new, list)
     if old != new:
         gone, come = ([word for word in one if word not in other] for one, other in ((old, new), (new, old)))
-        return f"{shlex.join(gone)!r} then, {shlex.join(come)!r} now" if gone or come else "its words in another order"
+        return f"{shlex.join(gone)!r} before, {shlex.join(come)!r} now" if gone or come else "another order of options"
     if found["environment"] != wanted["environment"]:
-        return f"environment {found['environment']} then, {wanted['environment']} now"
+        return f"environment {found['environment']} before, {wanted['environment']} now"
     before, now = found["inputs"], wanted["inputs"]
     assert isinstance(before, dict)
     assert isinstance(now, dict)
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return f"another content of {', '.join(changed)}" if changed else ""
+    return f"changed contents of {', '.join(changed)}" if changed else ""

@@ -1,11 +1,11 @@
-"""Equations in worked answers: found in running text and computed exactly, so that right and wrong can be told apart.
+"""Equations in worked answers: found in running text and computed exactly, to tell right from wrong.
 
     expression = term (("+" | "-") term)*          term = factor (("*" | "/") factor)*
     factor     = number unit*  |  "(" expression ")" unit*  |  number "(" expression ")"
 
 A number may have a currency sign, thousands commas, decimals and a per cent sign; a unit is any run of words, such as
 `girls`, `boys/girl` or `per day`. In `8 boxes x $15 per box = $120 in all` the left side is `8 boxes x $15 per box`
-and the result `120`. What does not fit (variables, equations without a computation) is not an equation here.
+and the result `120`. Anything else (variables, equations without a computation) does not count as an equation.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _OPERATORS = {"×": "*", "÷": "/", "−": "-"}
 class Equation(NamedTuple):
     """One computation in a text.
 
-    `start` and `end` hold the equation from its left side to its result, `result_start` and `result_end` the digits of
-    the result alone (without currency and per cent signs); all are half-open character offsets into the text.
+    `start` and `end` enclose the equation from its left side to its result, `result_start` and `result_end` the digits
+    of the result only (no currency and per cent signs); all are half-open character offsets into the text.
     """
 
     start: int
@@ -70,7 +70,7 @@ def equations(text: str) -> list[Equation]:
 
 
 def computed(text: str) -> Fraction | None:
-    """The value of a text that is one computation of two or more bare numbers and nothing else, None if it is not."""
+    """The value of a text that is one computation of two or more bare numbers and nothing else, otherwise None."""
     tokens = [*_tokens(text, 0, len(text))]
     signs = sum(token.kind in ("operator", "bracket") for token in tokens)
     bare = sum(token.kind == "number" and token.text == text[slice(*token.digits)] for token in tokens)
@@ -81,7 +81,7 @@ def computed(text: str) -> Fraction | None:
 
 
 def numbers(text: str) -> list[tuple[int, int, Fraction]]:
-    """All numbers of a text: where their digits are, and their values."""
+    """All numbers in a text: start and end of their digits, and their values."""
     return [(*t.digits, t.value) for t in _tokens(text, 0, len(text)) if t.kind == "number"]
 
 
@@ -112,7 +112,7 @@ def _tokens(text: str, start: int, end: int) -> Iterator[_Token]:
 
 
 def _ending(tokens: Sequence[_Token]) -> tuple[_Token, Fraction] | None:
-    """The longest computation that ends where the tokens end: its first token and its value."""
+    """The longest computation at the end of the tokens: its first token and its value."""
     for i, token in enumerate(tokens):
         if token.kind not in ("number", "bracket") or (i and tokens[i - 1].kind in ("operator", "bracket")):
             continue
@@ -123,7 +123,7 @@ def _ending(tokens: Sequence[_Token]) -> tuple[_Token, Fraction] | None:
 
 
 def _beginning(tokens: Sequence[_Token]) -> _Token | None:
-    """The number that the tokens begin with, unless it begins a further computation."""
+    """The number at the beginning of the tokens, unless a computation starts with it."""
     if not tokens or tokens[0].kind != "number":
         return None
     _, stop = _factor(tokens, 0)

@@ -1,11 +1,11 @@
-"""Near-equal rows of a file, left out: by equal text, by MinHash of the words, or by meaning (SemDeDup).
+"""Leaves out near-equal rows of a file: by equal text, by MinHash of the words, or by meaning (SemDeDup).
 
-    exact      texts that are equal but for case and white space
-    minhash    Jaccard similarity of the sets of word n-grams, of the pairs that MinHash proposes (datasketch's LSH)
+    exact      texts that are equal except for case and white space
+    minhash    Jaccard similarity of the sets of word n-grams, for the pairs that MinHash finds (datasketch's LSH)
     semantic   cosine similarity of embeddings above 1 - eps within k-means clusters (SemDeDup, arXiv 2303.09540)
 
-Each method is a function from texts to groups: lists of places, the one to keep first. ReverseGen (2410.16736) uses
-the second with threshold .78 and the third with eps .04, keeping the hard ones.
+Each method is a function from texts to groups: lists of row numbers, the row to keep first. ReverseGen
+(arXiv 2410.16736) uses the second with threshold .78 and the third with eps .04, keeping the hard rows.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Group = list[int]
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-class Outcome(NamedTuple):
-    """How many rows there were, how many are kept, and the largest group of near-equal ones."""
+class Deduplicated(NamedTuple):
+    """The number of rows, of rows kept, and of rows in the largest group of near-equal ones."""
 
     rows: int
     kept: int
@@ -41,28 +41,28 @@ class Outcome(NamedTuple):
 
 
 def exact(texts: Sequence[str]) -> list[Group]:
-    """Texts that are equal but for case and white space; the first is kept."""
+    """Texts that are equal except for case and white space; the first is kept."""
     groups: dict[str, Group] = {}
     for i, text in enumerate(texts):
-        groups.setdefault(" ".join(text.casefold().split()), []).append(i)
+        groups.setdefault(normalised(text), []).append(i)
     return [*groups.values()]
 
 
 def minhash(
     texts: Sequence[str], *, threshold: float = 0.78, permutations: int = 128, ngram: int = 1, seed: int = 1
 ) -> list[Group]:
-    """Each text joins the first kept text that is at least as similar as `threshold`, or is kept.
+    """Each text joins the group of the first kept text whose similarity is at least `threshold`, or else is kept.
 
     Args:
         texts: any number.
-        threshold: Jaccard similarity of the sets of word n-grams, exact for the pairs that the index proposes.
-        permutations: of each MinHash; more of them, and the index misses less.
+        threshold: Jaccard similarity of the sets of word n-grams, exact for the pairs that the index finds.
+        permutations: of each MinHash; with more of them the index misses fewer pairs.
         ngram: words in each n-gram; a shorter text is one n-gram.
-        seed: of the permutations.
+        seed: random seed of the permutations.
     """
     from datasketch import MinHashLSH
 
-    # The index proposes more than its default would, as the sets themselves decide about each candidate.
+    # The index finds more candidates than by default, because the sets themselves decide about each candidate.
     index = MinHashLSH(threshold=threshold, num_perm=permutations, weights=(0.1, 0.9))
     groups: dict[int, Group] = {}
     for i, sketch in enumerate(_sketches(texts, permutations=permutations, ngram=ngram, seed=seed)):
@@ -81,14 +81,14 @@ def minhash(
 def semantic(
     vectors: numpy.ndarray, *, eps: float = 0.04, clusters: int = 0, keep: Keep = "hard", seed: int = 0
 ) -> list[Group]:
-    """SemDeDup: within each k-means cluster, a row goes that is nearer than `eps` to one that stands before it.
+    """SemDeDup: within each k-means cluster, a row is left out if it is nearer than `eps` to an earlier one.
 
     Args:
-        vectors: [N, D] float32 embeddings; they are normalised here.
+        vectors: [N, D] float32 embeddings, of any length.
         eps: 1 - cosine similarity.
-        clusters: of the spherical k-means; 0 takes sqrt(N).
-        keep: of near-equal rows, what is far from its cluster's centre ("hard"), near it ("easy"), or any.
-        seed: of k-means and of "random".
+        clusters: of the spherical k-means; 0 = sqrt(N).
+        keep: the row to keep: the one far from the cluster's centre ("hard"), near it ("easy"), or a random one.
+        seed: random seed of k-means and of "random".
     """
     import faiss
     import numpy
@@ -115,7 +115,7 @@ def semantic(
 
 
 def embeddings(texts: Sequence[str], *, embedder: str, batch_size: int = 64) -> numpy.ndarray:
-    """Sentence embeddings [N, D], by any model that sentence-transformers loads (static ones too)."""
+    """Sentence embeddings [N, D], by any model that sentence-transformers can load, static ones included."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(embedder, trust_remote_code=False)
@@ -123,9 +123,9 @@ def embeddings(texts: Sequence[str], *, embedder: str, batch_size: int = 64) -> 
 
 
 def read_texts(path: Path, fields: Sequence[str]) -> tuple[list[dict[str, object]], list[str]]:
-    """The rows of a file, and the text of each: its fields, one after the other.
+    """The rows of a file, and the text of each: its fields, joined by line ends.
 
-    A field is a text, a list of texts, or messages; for `prompt`, `messages` stand in where a row has them instead.
+    A field is a text, a list of texts, or messages; `prompt` also means `messages` if a row has these instead.
 
     Raises:
         BadData: with all problems of the file.
@@ -152,10 +152,17 @@ def read_texts(path: Path, fields: Sequence[str]) -> tuple[list[dict[str, object
 
 def dedup(
     path: Path, output: Path, groups: Sequence[Group], rows: Sequence[Mapping[str, object]], settings: object
-) -> Outcome:
+) -> Deduplicated:
     """Write the kept rows in the order of the file, and `<stem>.report.json` with every group of near-equal rows.
 
-    Rows are named by their place among the file's rows, from 0, and by their id where they have one.
+    The report names rows by number, from 0, and by id if they have one.
+
+    Args:
+        path: of the input, for the report.
+        output: the JSON Lines file to write.
+        groups: of near-equal rows, by row number; the first row of each is kept.
+        rows: of the input.
+        settings: for the report.
     """
     named = [{"row": i} | ({"id": row["id"]} if "id" in row else {}) for i, row in enumerate(rows)]
     repeated = sorted((group for group in groups if len(group) > 1), key=lambda group: (-len(group), group[0]))
@@ -170,7 +177,12 @@ def dedup(
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output.with_suffix(".report.json"), report)
     write_jsonl(output, (rows[i] for i in sorted(group[0] for group in groups)))
-    return Outcome(len(rows), len(groups), max(map(len, groups), default=0))
+    return Deduplicated(len(rows), len(groups), max(map(len, groups), default=0))
+
+
+def normalised(text: str) -> str:
+    """The text in one case and with single spaces: equal for texts that differ in case and white space only."""
+    return " ".join(text.casefold().split())
 
 
 def words(text: str) -> list[str]:

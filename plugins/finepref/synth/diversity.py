@@ -1,9 +1,9 @@
-"""Self-BLEU: how much the texts of a set repeat each other, 1 when each is found in the others, 0 when nothing is.
+"""Self-BLEU: how much the texts of a set repeat each other, from 0 (no n-gram in common) to 1 (all equal).
 
-The BLEU of each text against all other texts as its references, on the mean over texts, for n-grams up to 2, 3, 4 and
-5; `mean` is the mean of the four, as ReverseGen (arXiv 2410.16736) reports it. For the clipped counts only the
-greatest and second greatest count of each n-gram over all texts matter, so the exact figure takes time linear in the
-text, where BLEU library calls take quadratic time. An order without a match counts epsilon = 0.1 (NLTK's method 1).
+The mean over texts of the BLEU of each text with all other texts as references, for n-grams up to 2, 3, 4 and 5;
+`mean` is the mean of the four, as in ReverseGen (arXiv 2410.16736). The clipped counts need only the greatest and the
+second greatest count of each n-gram over all texts, so the exact figure takes linear time, while calls of a BLEU
+library would take quadratic time. An order without a match counts epsilon = 0.1 (method 1 of NLTK).
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ def self_bleu(texts: Sequence[str], *, sample: int = 0, seed: int = 0) -> dict[s
 
     Args:
         texts: two or more.
-        sample: take so many texts by chance instead of all; sets of different size compare only at one sample size.
-        seed: of the sample.
+        sample: size of a random sample to take instead of all texts; to compare sets of different sizes, use the same
+            sample size.
+        seed: random seed of the sample.
 
     Raises:
         ValueError: fewer than two texts.
@@ -50,7 +51,7 @@ def self_bleu(texts: Sequence[str], *, sample: int = 0, seed: int = 0) -> dict[s
 
 
 def _precisions(tokens: Sequence[Sequence[str]], n: int) -> list[float]:
-    """Of each text, the share of its n-grams that another text has as often; EPSILON over their number for none."""
+    """For each text, the share of its n-grams that another text has as often; EPSILON / their number if none has."""
     counts = [Counter(zip(*(each[i:] for i in range(n)), strict=False)) for each in tokens]
     first: dict[tuple[str, ...], int] = {}
     second: dict[tuple[str, ...], int] = {}
@@ -62,7 +63,7 @@ def _precisions(tokens: Sequence[Sequence[str]], n: int) -> list[float]:
                 second[gram] = number
     found = []
     for count in counts:
-        # Where this text has the greatest count, the greatest of the others is the second.
+        # If this text has the greatest count, the greatest of the others is the second.
         matched = sum(min(c, second[g] if c == first[g] else first[g]) for g, c in count.items())
         total = max(1, count.total())
         found.append(matched / total if matched or n == 1 else EPSILON / total)
@@ -70,7 +71,7 @@ def _precisions(tokens: Sequence[Sequence[str]], n: int) -> list[float]:
 
 
 def _closest(length: int, lengths: Sequence[int]) -> int:
-    """The closest length of another text, the shorter of two; `lengths` are sorted and hold `length` itself."""
+    """The closest length of another text, the shorter one on a tie; `lengths` are sorted and include `length`."""
     place = bisect_left(lengths, length)
     others = [lengths[i] for i in (place - 1, place + 1) if 0 <= i < len(lengths)]
     return min(others, key=lambda other: (abs(other - length), other))

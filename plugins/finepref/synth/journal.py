@@ -1,24 +1,25 @@
-"""One append-only journal per job: an answer that was paid for is never asked for again, whatever kills the process.
+"""One append-only journal per job, so that finished work is never done again, even if the process is killed.
 
 A job directory holds `manifest.json` (what the answers depend on), `journal.jsonl` and `lock`. Each line of the
-journal is one append: a JSON array of entries, objects with an "id". The entries of one append are there together or
-not at all, which is what lets a batch engine form the same batches again after a crash.
+journal is one append: a JSON array of entries, objects with an "id". Either all entries of an append are in the file
+or none, so that a batch engine can form the same batches again after a crash.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from finepref.formats.files import sync_folder, write_json
 
 FORMAT = 1
-"""Version of the layout above; a change of it makes old journals a `JournalChanged`."""
+"""Version of the layout above; a journal of another version raises `JournalChanged`."""
 
 
 class JournalBusy(RuntimeError):  # noqa: N818 (the name is public)
@@ -26,11 +27,11 @@ class JournalBusy(RuntimeError):  # noqa: N818 (the name is public)
 
 
 class JournalDamaged(ValueError):  # noqa: N818
-    """A file of the job directory was changed by something else than this class."""
+    """A file of the job directory was changed by something other than this class."""
 
 
 class JournalChanged(ValueError):  # noqa: N818
-    """The directory holds answers to another job.
+    """The directory holds the answers of another job.
 
     Attributes:
         fields: the manifest fields that differ -> (value in the directory, value asked for).
@@ -39,20 +40,20 @@ class JournalChanged(ValueError):  # noqa: N818
     def __init__(self, directory: Path, fields: Mapping[str, tuple[object, object]]) -> None:
         self.fields = dict(fields)
         lines = [f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in self.fields.items()]
-        advice = "repeat that job's settings, or give another directory (or remove this one) to start afresh"
+        advice = "use the settings of that job, or choose another directory, or remove this one to start again"
         super().__init__("\n".join([f"{directory} holds the answers of another job:", *lines, advice]))
 
 
 class Journal:
     """The finished work of one job; a context manager, with one writer per directory at a time.
 
-    The lock is the kernel's and dies with the process. A record torn by a crash at the end of the journal is cut off
-    on entry.
+    The lock is the kernel's and is released when the process ends. An incomplete record at the end of the journal,
+    left by a crash, is removed on entry.
 
     Args:
-        directory: made if it is not there; work found in it is taken up again.
+        directory: created if it does not exist; work found in it is resumed.
         job: the name of the step, such as "seapo inject".
-        model: what answers, such that equal text means equal answers.
+        model: the model that answers; equal text means equal answers.
         prompt_version: version of the prompt texts.
         sampling: the generation settings, JSON-ready.
         seed: the seed of everything random in the step.
@@ -60,7 +61,7 @@ class Journal:
 
     Attributes:
         done: id -> entry, in the order in which they were written.
-        torn_bytes: how many bytes were cut off the end.
+        torn_bytes: how many bytes were removed from the end.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Journal:
         self._lock = FileLock(self.directory / "lock", timeout=0)
 
     def __enter__(self) -> Journal:
-        """Take the lock, compare the manifest, read what is done.
+        """Take the lock, compare the manifest, read the finished entries.
 
         Raises:
             JournalBusy, JournalChanged, JournalDamaged.
@@ -119,18 +120,18 @@ class Journal:
         self._lock.release()
 
     def append(self, entries: Iterable[Mapping[str, object]]) -> None:
-        """Write entries as one record; when this returns they are on the disk.
+        """Write entries as one record; they are on the disk when this returns.
 
         Raises:
-            ValueError: an id is there already.
-            OSError: nothing was written (a partial record was taken back).
+            ValueError: an id is in the journal already.
+            OSError: nothing was written (a partial record was removed).
         """
         new = [dict(entry) for entry in entries]
         if not new:
             return
         ids = [str(entry["id"]) for entry in new]
         if len({*ids}) < len(ids) or not self.done.keys().isdisjoint(ids):
-            raise ValueError(f"already journalled: {[i for i in ids if i in self.done or ids.count(i) > 1]}")
+            raise ValueError(f"already in the journal: {[i for i in ids if i in self.done or ids.count(i) > 1]}")
         line = memoryview(json.dumps(new, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         try:
             while line:
@@ -142,13 +143,37 @@ class Journal:
         self._size = self._file.seek(0, os.SEEK_END)
         self.done.update(zip(ids, new, strict=True))
 
+    def complete(
+        self,
+        names: Collection[str],
+        compute: Callable[[Collection[str]], Iterable[list[dict[str, object]]]],
+        *,
+        unit: str,
+    ) -> Mapping[str, Mapping[str, object]]:
+        """Compute the entries that are not in the journal yet, with a progress bar; returns `done`.
+
+        Args:
+            names: ids of all entries that are needed.
+            compute: takes the ids that are done, and yields the other entries in batches; each is one append.
+            unit: what an entry is, for the progress bar.
+        """
+        if any(name not in self.done for name in names):
+            job, start = str(self.manifest["job"]), len(self.done)
+            with tqdm(total=len(names), initial=start, desc=job, unit=unit, disable=None) as bar:
+                for entries in compute([*self.done]):
+                    self.append(entries)
+                    bar.update(len(entries))
+        return self.done
+
     def _check_manifest(self) -> None:
         path, journal = self.directory / "manifest.json", self.directory / "journal.jsonl"
         if not journal.exists() or not journal.stat().st_size:
             write_json(path, self.manifest)
             return
         if not path.exists():
-            raise JournalDamaged(f"{self.directory} has a journal and no manifest.json to say what it answers")
+            raise JournalDamaged(
+                f"{self.directory} has a journal but no manifest.json, which says what job it belongs to"
+            )
         try:
             found = json.loads(path.read_bytes())
         except ValueError as error:
@@ -188,7 +213,7 @@ class Journal:
 
 
 def _entries(line: bytes) -> list[dict[str, object]] | None:
-    """The entries of one line, None when it is not a whole record (no proper prefix of a record is one)."""
+    """The entries of a line, None if it is not a complete record (no proper prefix of a record is one)."""
     try:
         value = json.loads(line)
     except ValueError:

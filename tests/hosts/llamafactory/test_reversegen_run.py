@@ -14,7 +14,7 @@ from finepref.formats.records import Message
 from finepref.pipelines.reversegen import reversegen
 from finepref.pipelines.settings import call, load
 from finepref.pipelines.steps import Pipeline, StepFailed
-from finepref.synth.sampling import read_dicts
+from finepref.synth.reversegen.instructions import read_dicts
 from warm import Child, Warm
 
 PIPELINES = ROOT / "examples" / "pipelines"
@@ -28,8 +28,8 @@ def sum_writer(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     import random
 
     import torch
-    from finepref.synth.engine_hf import load_model, prompt_ids
-    from finepref.synth.reversegen import listed
+    from finepref.synth.engines.checkpoint import load_model, prompt_ids
+    from finepref.synth.reversegen.few_shots import listed
 
     network, tokenizer = load_model(str(tiny_model), dtype="float32")
     network.train()

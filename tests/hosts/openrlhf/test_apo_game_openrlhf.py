@@ -17,7 +17,7 @@ from apo_game import STEPS, finish, play, save_game
 from finepref.formats.jsonl import write_jsonl
 from finepref.formats.records import Message
 from finepref.pipelines import openrlhf
-from finepref.synth.engine_hf import prompt_ids
+from finepref.synth.engines.checkpoint import prompt_ids
 from openrlhf_runs import run_forked, tensors
 from sample_rows import ranked_rows
 

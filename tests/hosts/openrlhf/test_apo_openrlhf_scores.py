@@ -10,7 +10,8 @@ import pytest
 import torch
 from finepref.formats import records
 from finepref.formats.jsonl import write_jsonl
-from finepref.synth.reward import RewardModel, score
+from finepref.synth.apo.reward_model import RewardModel
+from finepref.synth.apo.score import score
 from openrlhf_runs import tensors
 from sample_rows import ranked_rows
 

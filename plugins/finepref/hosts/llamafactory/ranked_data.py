@@ -11,7 +11,7 @@ from finepref.formats import records
 from finepref.hosts.llamafactory import data
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
 from finepref.hosts.llamafactory.tokenized import encode
-from finepref.losses.pooling import reading_places
+from finepref.losses.pooling import tokens_read
 from finepref.methods.ranked_rows import length_problems, scored
 
 
@@ -35,10 +35,10 @@ class RankedProcessor(RecordProcessor):
             ids = prompt_ids + response_ids
             dropped = max(0, len(ids) - cutoff)  # from the left, as in the paper: the end of the response decides
             cut += dropped > 0
-            before_end, at_end = reading_places(response_ids, self.tokenizer.eos_token_id)
+            to_last, to_end = (tokens_read(response_ids, self.tokenizer.eos_token_id, how) for how in ("last", "eos"))
             sequences.append(ids[dropped:])
-            last.append(len(prompt_ids) + before_end - dropped)
-            end.append(len(prompt_ids) + at_end - dropped if at_end >= 0 else -1)
+            last.append(len(prompt_ids) + to_last - 1 - dropped)
+            end.append(-1 if to_end is None else len(prompt_ids) + to_end - 1 - dropped)
         return {
             "example_id": record.id,
             "sequences": sequences,

@@ -24,11 +24,11 @@ from finepref.hosts import reward_metrics
 from finepref.hosts.openrlhf import data, pairs, training
 from finepref.hosts.openrlhf.command_line import Request
 from finepref.losses.ops import reduce
-from finepref.losses.pooling import reading_places
+from finepref.losses.pooling import tokens_read
 from finepref.methods.batches import Ranked
 from finepref.methods.options import RankedOptions
 from finepref.methods.ranked_rows import length_problems, response_field, scored, without_end
-from finepref.synth.reward import head_of
+from finepref.synth.apo.reward_model import head_of
 
 
 class RankedRow(NamedTuple):
@@ -56,14 +56,13 @@ def tokenise(
         sequences = []
         for index, response in enumerate(responses):
             whole, *_ = encoder.response(record, response_field(record, index), response, before, wrong)
-            last, end = reading_places(whole, encoder.tokenizer.eos_token_id)
-            place = end if options.pooling[1] == "eos" else last
-            if place < 0 and options.pooling[1] == "eos":
+            read = tokens_read(whole, encoder.tokenizer.eos_token_id, options.pooling[1])
+            if read is None:
                 wrong.append(without_end(record.id, options))
                 continue
             wrong += length_problems(record, index, len(whole), limit="--data.max_len", longest=encoder.longest)
             beyond = max(0, len(prompt) + len(whole) - encoder.longest)
-            sequences.append(torch.tensor((prompt + whole[: place + 1])[beyond:], dtype=torch.int32))
+            sequences.append(torch.tensor((prompt + whole[:read])[beyond:], dtype=torch.int32))
         problems += source.places(wrong)
         if not wrong:
             best_first = sorted(range(len(scores)), key=lambda i: -scores[i])

@@ -1,0 +1,32 @@
+"""`finepref diversity`: how much the texts of a file repeat each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finepref.commands.dedup import NEEDS, Fields
+from finepref.commands.errors import user_errors
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's command to `app`."""
+    app.command()(diversity)
+
+
+def diversity(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of any format, JSON Lines or an array.")],
+    fields: Fields = "prompt",
+    sample: Annotated[int, typer.Option(min=0, help="Size of a random sample; 0 = all texts.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the sample.")] = 0,
+) -> None:
+    """Self-BLEU of the texts (mean of BLEU-2 to 5 against all others) as one line of JSON. Lower = more diverse."""
+    from finepref.synth.dedup import read_texts
+    from finepref.synth.diversity import self_bleu
+
+    with user_errors(NEEDS):
+        _, texts = read_texts(source, [name.strip() for name in fields.split(",")])
+        typer.echo(json.dumps({"texts": len(texts), "sample": sample, **self_bleu(texts, sample=sample, seed=seed)}))

@@ -1,0 +1,155 @@
+"""Engines on the command line: their names and options, and the engine for given options."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from finepref.synth.engines.protocol import Engine
+    from finepref.synth.ray_workers import Workers
+
+
+VllmOptions = Annotated[
+    str, typer.Option(metavar="MAPPING", help='vllm: options of vLLM, such as "{tensor_parallel_size: 2}".')
+]
+
+
+WorkerCount = Annotated[int, typer.Option(min=0, help="hf, vllm: Ray processes; 0 = run in this process.")]
+WorkerCpus = Annotated[float, typer.Option(min=0.0, help="CPUs per worker.")]
+WorkerGpus = Annotated[float | None, typer.Option(min=0.0, help="GPUs per worker; default: 1 if a GPU is present.")]
+
+
+class EngineName(StrEnum):
+    """The engines."""
+
+    hf = "hf"
+    vllm = "vllm"
+    openai = "openai"
+    rules = "rules"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """The engine options of every command that asks a model; the annotations define them."""
+
+    base_url: Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", help="Address of the endpoint.")] = ""
+    batch_size: Annotated[int, typer.Option(min=1, help="hf: requests per batch.")] = 8
+    concurrency: Annotated[int, typer.Option(min=1, help="openai: requests at a time.")] = 16
+    vllm_options: VllmOptions = ""
+    workers: WorkerCount = 0
+    worker_cpus: WorkerCpus = 1.0
+    worker_gpus: WorkerGpus = None
+
+
+def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with one option per field of `EngineOptions` instead of its parameter `engine_options`."""
+    fields = signature(EngineOptions, eval_str=True).parameters
+    parameters: list[Parameter] = []
+    for parameter in signature(command, eval_str=True).parameters.values():
+        own = [parameter] if parameter.name != "engine_options" else fields.values()
+        parameters += [each.replace(kind=Parameter.KEYWORD_ONLY) for each in own]
+
+    def call(**given: Any) -> None:
+        options = EngineOptions(**{name: given.pop(name) for name in fields})
+        command(**given, engine_options=options)
+
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {each.name: each.annotation for each in parameters}
+    return call
+
+
+def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | None:
+    """The engine for the options, not started yet; None for rules.
+
+    Raises:
+        ValueError: the remote engine has no address or an invalid one, or the engine has no such option.
+    """
+    if options.vllm_options and name is not EngineName.vllm:
+        raise ValueError("--vllm-options are for --engine vllm")
+    if options.workers and name in {EngineName.rules, EngineName.openai}:
+        raise ValueError("--workers are for --engine hf and vllm; an endpoint has --concurrency")
+    if name is EngineName.rules:
+        return None
+    if name is EngineName.openai:
+        if not options.base_url:
+            raise ValueError("--engine openai needs --base-url (or OPENAI_BASE_URL), such as http://localhost:8000/v1")
+        from finepref.synth.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(model, base_url=options.base_url, concurrency=options.concurrency)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if options.workers:
+        model = for_workers(model)
+    from finepref.synth.engines.hf import HfEngine
+    from finepref.synth.engines.vllm import VllmEngine
+
+    engine = (
+        VllmEngine(model, **vllm_settings(options.vllm_options))
+        if name is EngineName.vllm
+        else HfEngine(model, batch_size=options.batch_size)
+    )
+    if not options.workers:
+        return engine
+    from finepref.synth.engines.ray import RayEngine
+
+    return RayEngine(engine, workers_of(options.workers, options.worker_cpus, options.worker_gpus))
+
+
+def engine_for(name: EngineName, model: str, options: EngineOptions) -> Engine:
+    """The engine for commands that always ask a model.
+
+    Raises:
+        ValueError: the engine is rules, or see `engine_of`.
+    """
+    made = engine_of(name, model, options)
+    if made is None:
+        raise ValueError("--engine rules cannot answer: use hf, vllm or openai")
+    return made
+
+
+def for_workers(model: str) -> str:
+    """A model's name for processes with another working directory, such as those of a cluster."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def workers_of(count: int, cpus: float, gpus: float | None) -> Workers:
+    """The workers for --workers, --worker-cpus and --worker-gpus."""
+    from finepref.synth.ray_workers import Workers
+
+    if gpus is None:
+        import torch
+
+        gpus = float(torch.accelerator.current_accelerator(check_available=True) is not None)
+    return Workers(count=count, cpus=cpus, gpus=gpus)
+
+
+def vllm_settings(text: str) -> dict[str, object]:
+    """The mapping in --vllm-options: YAML or JSON, with or without braces around it.
+
+    Raises:
+        ValueError: it is not a mapping.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(text if text.lstrip().startswith("{") else f"{{{text}}}")
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"--vllm-options {text!r} is not a mapping such as {{tensor_parallel_size: 2}}")
+    return found
+
+
+def exit_if_unanswered(count: int, *, keep_going: bool = False) -> None:
+    """Exit with code 1 if the engine failed on requests, unless the user wants to keep going."""
+    if count and not keep_going:
+        typer.echo(f"failed requests: {count}; run the same command again to repeat them", err=True)
+        raise typer.Exit(1)

@@ -1,0 +1,66 @@
+"""`finepref validate`: a check of data files, without a host."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finepref.commands.input_files import (
+    LAYOUTS,
+    Column,
+    Input,
+    MaxBad,
+    check_files,
+    columns_of,
+    find_inputs,
+    names_of,
+    share_of,
+)
+from finepref.commands.problem_tables import print_reports
+from finepref.formats.check import BadData, Problem
+
+CORES = len(os.sched_getaffinity(0))
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's command to `app`."""
+    app.command()(validate)
+
+
+def validate(
+    sources: Annotated[list[str], typer.Argument(help="Data files, folders, or names in dataset_info.json.")],
+    layout: Annotated[str, typer.Option("--format", help="Format of files; default: seen in the first row.")] = "",
+    dataset_dir: Annotated[Path, typer.Option(help="Folder of dataset_info.json.")] = Path("dataset_info"),
+    column: Column = [],  # noqa: B006 (typer copies defaults)
+    error_type: Annotated[str, typer.Option(help="Error type of undesirable feedback rows without one.")] = "",
+    error_types: Annotated[str, typer.Option(help="Allowed error types, with commas.")] = "",
+    max_bad: MaxBad = "0",
+    rejected: Annotated[Path, typer.Option(help="File for bad rows, with --max-bad.")] = Path("rejected.jsonl"),
+    limit: Annotated[int, typer.Option(help="Problems shown per file; the others are only counted.")] = 100,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes for a large file.", show_default="all cores")] = CORES,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Check data files and report every problem with its code, line and field. Exit code 1 if there is one."""
+    if layout and layout not in LAYOUTS:
+        raise typer.BadParameter(f"{layout} is not one of {', '.join(LAYOUTS)}", param_hint="--format")
+    share, allowed = share_of(max_bad), names_of(error_types)
+    inputs: list[Input] = []
+    problems: list[Problem] = []
+    for name in sources:
+        try:
+            inputs += find_inputs(name, layout, dataset_dir, columns_of(column), error_type or None)
+        except BadData as error:
+            problems += error.problems
+    reports = check_files(inputs, limit, rejected if share else None, jobs=jobs, error_types=allowed)
+    passed = not problems and all(report.passes(share) for report in reports)
+    if as_json:
+        found = {"passed": passed, "problems": [*map(asdict, problems)], "files": [*map(asdict, reports)]}
+        typer.echo(json.dumps(found))
+    else:
+        print_reports(reports, problems)
+    raise typer.Exit(0 if passed else 1)

@@ -1,0 +1,100 @@
+"""`finepref apo pair`: golden answers ranked above the LLM's samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finepref.formats.apo_samples import ApoItem, cut_at_next_turn, golden_above_sample
+from finepref.formats.files import write_json
+from finepref.formats.jsonl import write_jsonl
+from finepref.formats.problems import BadData, Problem
+from finepref.formats.records import Ranked, to_row
+from finepref.synth.apo.input_items import input_items
+from finepref.synth.engines.protocol import request_seed
+from finepref.synth.left_out import Ledger, Written
+
+
+def pair(
+    samples: Path,
+    golden: Path,
+    output: Path,
+    *,
+    take: str = "all",
+    cut: bool = True,
+    allow_missing: bool = False,
+    seed: int = 0,
+) -> Written:
+    """Rank golden answers above samples: `ranked` records of kind apo, and `<stem>.report.json` with what is left out.
+
+    A sample that is empty or equal to the golden answer is left out.
+
+    Args:
+        samples: rows {query_id, query, sample_0, ...}.
+        golden: rows {query_id, query, golden} or {id?, prompt or messages, chosen}.
+        output: the JSON Lines file to write.
+        take: "all" samples, or "one" random sample of each query (the same one for the same seed and query).
+        cut: remove what follows "\\nHuman:" in a response.
+        allow_missing: leave out ids that are in one of the files only, instead of an error; the report lists them.
+        seed: of `take="one"`.
+
+    Raises:
+        BadData: with all problems of both files; FP067 for ids that are in one of them only.
+    """
+    answers, sampled = input_items(golden, "golden"), input_items(samples, "sample")
+    problems: list[Problem] = []
+    records: list[Ranked] = []
+    left_out = Ledger()
+    for key, item in sampled.items():
+        if (answer := answers.get(key)) is None:
+            left_out.add({"query_id": key}, "no golden answer")
+        elif answer.query != item.query:
+            message = f"the query differs from that of the golden answer in line {answer.line}"
+            problems.append(Problem(str(samples), item.line, "query", "FP067", message))
+        else:
+            usable = _usable(key, item, answer, cut, left_out)
+            if take == "one" and usable:
+                usable = [usable[request_seed(seed, key) % len(usable)]]
+            for name in usable:
+                made = golden_above_sample(key, item, answer, name, file=str(samples), cut=cut)
+                if isinstance(made, Ranked):
+                    records.append(made)
+                else:
+                    problems += made
+    for key in answers:
+        if key not in sampled:
+            left_out.add({"query_id": key}, "no samples")
+    if not allow_missing:
+        of_golden = {"no samples": (golden, answers), "no golden answer": (samples, sampled)}
+        for each in left_out.entries:
+            if each.reason in of_golden:
+                file, items = of_golden[each.reason]
+                key = str(each.row["query_id"])
+                problems.append(Problem(str(file), items[key].line, "query_id", "FP067", f"{key!a} has {each.reason}"))
+    if problems:
+        raise BadData(problems)
+    report: dict[str, object] = {"job": "apo pair", "take": take, "cut": cut, "seed": seed, "records": len(records)}
+    report |= {"left_out": dict(left_out.counts), "left_out_samples": left_out.rows}
+    write_json(output.with_suffix(".report.json"), report)
+    write_jsonl(output, map(to_row, records))
+    return Written(len(records), left_out)
+
+
+def _usable(key: str, item: ApoItem, answer: ApoItem, cut: bool, left_out: Ledger) -> list[str]:
+    """The names of the samples that can be ranked below the golden answer; the others are left out.
+
+    Args:
+        key: id of the query.
+        item: its samples.
+        answer: its golden answer.
+        cut: see `pair`.
+        left_out: takes the other samples.
+    """
+    usable = []
+    for name, text in item.texts.items():
+        kept = (cut_at_next_turn(text) if cut else text).strip()
+        reason = "empty" if not kept else "equals golden" if kept == answer.texts["golden"].strip() else ""
+        if reason:
+            left_out.add({"query_id": key, "sample": name}, reason)
+        else:
+            usable.append(name)
+    return usable

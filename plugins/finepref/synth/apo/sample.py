@@ -1,0 +1,81 @@
+"""`finepref apo sample`: the LLM's answers to queries (APO, adversarial preference optimization, arXiv 2311.08045)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+from finepref.formats.jsonl import write_jsonl
+from finepref.synth.apo.input_items import input_items
+from finepref.synth.ask import Job, ask_each, work_folder
+from finepref.synth.engines.protocol import Engine, Sampling
+from finepref.synth.left_out import FAILED, Ledger, unanswered
+
+PRESETS = {
+    "paper": Sampling(temperature=1.2, top_p=1.0, max_new_tokens=256),
+    "paper_test": Sampling(temperature=0.3, top_p=0.85, top_k=5, repetition_penalty=1.05, max_new_tokens=512),
+}
+"""The paper's sampling: for training, and for tests."""
+
+
+class Sampled(NamedTuple):
+    """Number of queries = written + failed; the failed ones are in `<stem>.failed.jsonl`."""
+
+    written: int
+    failed: int
+
+
+def sample(
+    path: Path,
+    output: Path,
+    *,
+    engine: Engine,
+    sampling: Sampling,
+    n: int = 4,
+    golden: bool = False,
+    seed: int = 0,
+    work_dir: Path | None = None,
+) -> Sampled:
+    """Answer every query n times: rows {query_id, query, sample_0, ...} in the order of the queries.
+
+    Args:
+        path: rows {query_id, query}, or {id?, prompt or messages}, see `formats.apo_samples`.
+        output: the JSON Lines file to write.
+        engine: the LLM.
+        sampling: used for all answers.
+        n: answers to each query.
+        golden: write them as golden answers, {query_id, query, golden}; n must be 1.
+        seed: each answer has its own seed, which depends on this one and the answer's id.
+        work_dir: folder of the journal; by default `<stem>.work` beside the output.
+
+    Raises:
+        BadData: the input has problems.
+        ValueError: several golden answers to a query, or several answers at temperature 0.
+        JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
+    """
+    if golden and n != 1:
+        raise ValueError("a query has one golden answer: give n = 1")
+    names = ["golden"] if golden else [f"sample_{i}" for i in range(n)]
+    items = input_items(path, "query")
+    job = Job(
+        name="apo sample",
+        source=path,
+        folder=work_folder(output, work_dir),
+        prompt_version="query",
+        settings=asdict(sampling) | {"names": names},
+        seed=seed,
+    )
+    prompts = {key: item.prompt for key, item in items.items()}
+    answers = ask_each(prompts, names, engine=engine, sampling=sampling, job=job)
+    written, failed = [], Ledger()
+    for key, item in items.items():
+        row: dict[str, object] = {"query_id": key, "query": item.query}
+        errors = {name: answer.error for name, answer in answers[key].items() if answer.error is not None}
+        if errors:
+            failed.add(row | {"errors": errors}, unanswered(next(iter(errors.values()))))
+        else:
+            written.append(row | {name: answer.text for name, answer in answers[key].items()})
+    write_jsonl(output, written)
+    failed.write(output, FAILED)
+    return Sampled(len(written), len(failed))

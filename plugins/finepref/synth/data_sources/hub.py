@@ -1,0 +1,126 @@
+"""Data sets from a hub, or from their files, in our formats.
+
+    hub             any data set by name, rows unchanged
+    ultrafeedback   HuggingFaceH4/ultrafeedback_binarized   {prompt_id, chosen: messages, rejected, score_*}   pair
+    hh              Anthropic/hh-rlhf                       {chosen: "\\n\\nHuman: ...", rejected}               pair
+
+A row that is not a valid pair (equal responses, an empty text, transcripts with different prompts) is left out, listed
+with its problems, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from finepref.formats.check import SeenIds
+from finepref.formats.jsonl import RawRow, dumps, write_jsonl
+from finepref.formats.problems import Problem
+from finepref.formats.records import parse, to_row
+from finepref.formats.released import dialogue
+from finepref.synth.left_out import PROBLEMS, Ledger, Written
+
+
+class HubUnreachable(RuntimeError):  # noqa: N818
+    """The data set does not exist, or the hub cannot be reached."""
+
+
+class Source(NamedTuple):
+    """A public data set of pairs: its name and split, and what converts its rows to `pair`, or returns why not."""
+
+    name: str
+    split: str
+    convert: Callable[[Mapping[str, object]], dict[str, object] | str]
+
+
+def hub_rows(name: str, *, split: str, config: str | None = None) -> Iterator[RawRow]:
+    """The rows of a data set on the hub, or in a local folder, one at a time. No code of the data set is run.
+
+    Raises:
+        HubUnreachable: the data set does not exist, or the hub cannot be reached.
+    """
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, config, split=split, streaming=True)
+        for number, row in enumerate(rows, start=1):
+            yield RawRow(number, dumps(row).encode(), row, [])
+    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())[:300]
+        advice = "if the hub cannot be reached from here, download a file elsewhere and pass it with --from-file"
+        raise HubUnreachable(f"{name} (split {split}) cannot be read: {reason}; {advice}") from error
+
+
+def ultrafeedback(row: Mapping[str, object]) -> dict[str, object] | str:
+    """A row of UltraFeedback binarized: both dialogues end with the response; the margin is that of the scores."""
+    dialogues = [row.get(side) for side in ("chosen", "rejected")]
+    whole = [each for each in dialogues if isinstance(each, list) and each and isinstance(each[-1], Mapping)]
+    if len(whole) < 2:
+        return "chosen and rejected are not two lists of messages"
+    chosen, rejected = whole
+    made: dict[str, object] = {"messages": chosen[:-1]}
+    made |= {"chosen": chosen[-1].get("content"), "rejected": rejected[-1].get("content")}
+    if "prompt_id" in row:
+        made["id"] = row["prompt_id"]
+    scores = row.get("score_chosen"), row.get("score_rejected")
+    if all(isinstance(score, int | float) for score in scores):
+        made["margin"] = scores[0] - scores[1]  # type: ignore[operator]
+    return made
+
+
+def hh(row: Mapping[str, object]) -> dict[str, object] | str:
+    """A row of HH: two transcripts that are equal up to the last "Assistant:" turn."""
+    texts = [row.get("chosen"), row.get("rejected")]
+    if not all(isinstance(text, str) for text in texts):
+        return "chosen and rejected are not two transcripts"
+    mark = "\n\nAssistant:"
+    ends = [str(text).rfind(mark) + len(mark) for text in texts]
+    prompts = [str(text)[:end] for text, end in zip(texts, ends, strict=True)]
+    if prompts[0] != prompts[1] or ends[0] < len(mark):
+        return "the transcripts differ before the last turn of the assistant"
+    turns, responses = dialogue(prompts[0], [str(text)[end:] for text, end in zip(texts, ends, strict=True)])
+    return {"messages": [turn._asdict() for turn in turns], "chosen": responses[0], "rejected": responses[1]}
+
+
+SOURCES = {
+    "ultrafeedback": Source("HuggingFaceH4/ultrafeedback_binarized", "train_prefs", ultrafeedback),
+    "hh": Source("Anthropic/hh-rlhf", "train", hh),
+}
+
+
+def write_pairs(rows: Iterable[RawRow], output: Path, source: Source, *, name: str) -> Written:
+    """Write the valid pairs, and `<stem>.left_out.jsonl` with the other rows and their problems.
+
+    The reason of a row is the code of its first problem.
+
+    Args:
+        rows: of the public data set.
+        output: the JSON Lines file of pairs.
+        source: converts a row to a pair.
+        name: of the file or data set, for the problems.
+    """
+    left_out = Ledger()
+
+    def pairs() -> Iterator[dict[str, object]]:
+        with SeenIds() as seen:
+            for raw in tqdm(rows, desc=name, unit="row", disable=None):
+                found = list(raw.problems)
+                made = {} if raw.value is None else source.convert(raw.value)
+                parsed = [] if found or isinstance(made, str) else parse(made, "pair", file=name, line=raw.line)
+                if isinstance(made, str):
+                    found.append(Problem(name, raw.line, "", "FP015", made))
+                elif isinstance(parsed, list):
+                    found += parsed
+                elif (first := seen.line_of(parsed.id, raw.line)) is not None:
+                    found.append(Problem(name, raw.line, "id", "FP060", f"{parsed.id} is the id of row {first}"))
+                else:
+                    yield to_row(parsed)
+                    continue
+                left_out.add({"row": raw.line, "problems": [str(each) for each in found]}, found[0].code)
+
+    written = write_jsonl(output, pairs())
+    left_out.write(output, PROBLEMS)
+    return Written(written, left_out)

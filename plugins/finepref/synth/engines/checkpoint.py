@@ -1,0 +1,96 @@
+"""A model's checkpoint: its weights, tokenizer, chat template and context, and a digest of all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finepref.formats.records import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_model(
+    name: str, *, adapter: str | None = None, dtype: str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model, see `load_network`, and its tokenizer.
+
+    Raises:
+        ValueError: the tokenizer has no chat template or no end-of-sequence token.
+    """
+    tokenizer = load_tokenizer(name)
+    return load_network(name, adapter=adapter, dtype=dtype), tokenizer
+
+
+def load_network(name: str, *, adapter: str | None = None, dtype: str = "auto", head: bool = True) -> PreTrainedModel:
+    """A causal language model, ready for inference on the accelerator or else the CPU.
+
+    Args:
+        name: folder or hub name.
+        adapter: folder or hub name of a peft adapter to put on the model.
+        dtype: of the weights, such as float32; "auto" is the checkpoint's.
+        head: with or without its output head.
+    """
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    model = (AutoModelForCausalLM if head else AutoModel).from_pretrained(name, dtype=dtype)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter)
+    device = torch.device("cpu")
+    if (accelerator := torch.accelerator.current_accelerator(check_available=True)) is not None:
+        device = torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
+    return model.to(device).eval()
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of an instruction-tuned model.
+
+    Raises:
+        ValueError: it has no chat template or no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if tokenizer.chat_template is None:
+        raise ValueError(f"the tokenizer of {name} has no chat template: give an instruction-tuned model")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {name} has no end-of-sequence token")
+    return tokenizer
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """The token ids of a dialogue in the model's chat template, up to the start of the answer."""
+    turns = [message._asdict() for message in messages]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def context_of(model: str) -> int:
+    """The longest sequence that a model can read, in tokens, by its configuration."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model).get_text_config()
+    return getattr(config, "max_position_embeddings", None) or 2**31
+
+
+def identity(model: str, adapter: str | None = None) -> str:
+    """A name for a model (with an adapter) as it is now: the digests of local folders, and the names of hub models."""
+    names = [model] if adapter is None else [model, adapter]
+    return "+".join(folder_digest(Path(name)) if Path(name).is_dir() else name for name in names)
+
+
+def folder_digest(folder: Path) -> str:
+    """32 hex digits that depend on the weights, settings and tokenizer in a model folder, not on its path."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}:
+            with open(path, "rb") as file:
+                digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()

@@ -1,0 +1,131 @@
+"""The embedded engine: a Hugging Face causal language model in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from finepref.synth.engines.checkpoint import context_of, identity, load_model, load_tokenizer
+from finepref.synth.engines.protocol import Completion, Request
+from finepref.synth.engines.token_requests import Planned, completion, end_tokens, plan, too_long
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+
+class HfEngine:
+    """A causal language model with its own chat template.
+
+    Batches hold requests of similar length, the longest first. Decoding is greedy at temperature 0; otherwise each
+    request has its own seeded noise, so that its sample does not depend on its batch. Of the generation defaults in
+    the model's folder only the end tokens are used (no repetition penalty, no top-k, ...).
+
+    Args:
+        model: folder or hub name.
+        batch_size: requests per batch. Floating-point sums depend on it, so keep it when a job resumes.
+    """
+
+    def __init__(self, model: str, *, batch_size: int = 8) -> None:
+        self.name = model
+        self.batch_size = batch_size
+        self.model = f"hf:{identity(model)}"
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
+        """Load the model (once), then answer batch by batch.
+
+        Raises:
+            ValueError: the tokenizer has no chat template or no end-of-sequence token.
+        """
+        model, tokenizer = self._loaded
+        room = context_of(self.name)
+        for batch in self._batches([plan(request, tokenizer, room=room) for request in requests]):
+            yield _answer(model, tokenizer, batch) if batch[0].limit else [too_long(each, room) for each in batch]
+
+    def groups(self, requests: Iterable[Request]) -> list[list[Request]]:
+        """The batches of `generate`, without loading the model."""
+        tokenizer, room = load_tokenizer(self.name), context_of(self.name)
+        batches = self._batches([plan(request, tokenizer, room=room) for request in requests])
+        return [[each.request for each in batch] for batch in batches]
+
+    def _batches(self, plans: Sequence[Planned]) -> Iterator[list[Planned]]:
+        """First all requests without room; then requests with the same sampling, the longest prompts first."""
+        if without_room := [each for each in plans if not each.limit]:
+            yield without_room
+        left = sorted((each for each in plans if each.limit), key=lambda each: (*_sampling(each), -len(each.prompt)))
+        while left:
+            batch = [each for each in left[: self.batch_size] if _sampling(each) == _sampling(left[0])]
+            del left[: len(batch)]
+            yield batch
+
+    @cached_property
+    def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        return load_model(self.name)
+
+
+def left_padded(rows: Sequence[Sequence[int]], *, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of token ids as one batch with the padding on the left: ids [B, T] and mask [B, T].
+
+    The padding repeats a row's first token, so that a repetition penalty sees no token that is not in the row.
+    """
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row[:1]] * (width - len(row)) + [*row] for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def _sampling(plan: Planned) -> tuple[float, ...]:
+    request = plan.request
+    return request.temperature, request.top_p, request.top_k, request.repetition_penalty
+
+
+def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[Planned]) -> list[Completion]:
+    import torch
+    from transformers import GenerationConfig
+
+    ends = end_tokens(model.generation_config, tokenizer)
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=ends[0])
+    ids, mask = left_padded([plan.prompt for plan in batch], device=model.device)  # [B, T]
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max(plan.limit for plan in batch),
+            do_sample=False,
+            logits_processor=_processors([plan.request for plan in batch], model.device),
+        )[:, ids.shape[1] :].tolist()
+    return [completion(plan, tokens, tokenizer, ends=ends) for plan, tokens in zip(batch, output, strict=True)]
+
+
+def _processors(requests: Sequence[Request], device: torch.device) -> LogitsProcessorList:
+    """Processors of the logits before the argmax; with Gumbel noise from each row's seed the argmax is a sample."""
+    import torch
+    from transformers import (
+        LogitsProcessorList,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    processors, first = LogitsProcessorList(), requests[0]
+    if first.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(first.repetition_penalty))
+    if first.temperature == 0:
+        return processors
+    generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+
+    def add_noise(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # scores [B, V]
+        uniform = torch.stack([torch.rand(scores.shape[1], generator=generator) for generator in generators])
+        return scores.float() - uniform.clamp(min=1e-20).log().neg().log().to(device)
+
+    processors.append(TemperatureLogitsWarper(first.temperature))
+    if first.top_k:
+        processors.append(TopKLogitsWarper(first.top_k))
+    if first.top_p < 1:
+        processors.append(TopPLogitsWarper(first.top_p))
+    processors.append(add_noise)
+    return processors

@@ -1,0 +1,76 @@
+"""`finepref reversegen answer`: what a model answers to instructions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finepref.synth.ask import Job, work_folder
+from finepref.synth.engines.protocol import Engine, Sampling
+from finepref.synth.left_out import Ledger, Written
+from finepref.synth.reversegen.instructions import ask_times, asked_text, engine_failure, read_instructions, write
+from finepref.synth.reversegen.templates import check_template, version
+
+ANSWERED = ("response", "responses", "label", "verdict")
+"""Fields of an earlier answer, which a new answer replaces."""
+
+
+def answer(
+    path: Path,
+    output: Path,
+    *,
+    engine: Engine,
+    n: int = 1,
+    ask: str = "{prompt}",
+    max_new_tokens: int = 1024,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    work_dir: Path | None = None,
+    failing: bool = False,
+) -> Written:
+    """Write the rows with the model's `response`, or with n `responses` if n is above 1.
+
+    A row without an answer (the engine failed, or an answer is empty) is left out as unjudged. The new answer replaces
+    an older one, with its label and verdict.
+
+    Args:
+        path: rows {id?, prompt or messages, ...}.
+        output: the file to write.
+        engine: the model that answers.
+        n: answers to each row.
+        ask: template of the last user turn, with {prompt}.
+        max_new_tokens, temperature, top_p, seed: of the answers.
+        work_dir: folder of the journal; by default `<stem>.work` beside the output.
+        failing: answer only the rows whose label is false.
+
+    Raises:
+        BadData: the input has problems.
+        ValueError: see `ask_each`.
+        JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
+    """
+    check_template(ask, "prompt")
+    asked = [each for each in read_instructions(path) if not failing or each.row.get("label") is False]
+    answers = ask_times(
+        {each.id: asked_text(each.prompt, ask) for each in asked},
+        n,
+        engine=engine,
+        sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p),
+        job=Job(
+            name="reversegen answer",
+            source=path,
+            folder=work_folder(output, work_dir),
+            prompt_version=version(ask),
+            settings={"failing": failing},
+            seed=seed,
+        ),
+    )
+    rows: list[dict[str, object]] = []
+    left_out = Ledger()
+    for each in asked:
+        texts = [found.text.strip() for found in answers[each.id]]
+        row = {name: value for name, value in each.row.items() if name not in ANSWERED} | {"id": each.id}
+        if reason := engine_failure(answers[each.id]) or ("" if all(texts) else "empty answer"):
+            left_out.add(row, reason, kind="unjudged")
+        else:
+            rows.append(row | ({"response": texts[0]} if n == 1 else {"responses": texts}))
+    return write(output, rows, left_out)

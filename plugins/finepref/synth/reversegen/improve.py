@@ -1,0 +1,111 @@
+"""`finepref reversegen improve`: training records for the target, from the instructions that it failed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from finepref.formats.files import write_json
+from finepref.formats.jsonl import write_jsonl
+from finepref.synth.dedup import normalised
+from finepref.synth.left_out import Ledger, Written
+from finepref.synth.reversegen.instructions import Row, read_dicts, read_instructions
+from finepref.synth.reversegen.templates import check_template, filled
+
+
+def improve(
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    answers: Sequence[Path] = (),
+    exclude: Path | None = None,
+    ask: str = "{prompt}",
+    template: str = "{answer}",
+    solved_template: str = "",
+) -> Written:
+    """Write training records {id, prompt, response} for the target, and a report with the rows left out, by reason.
+
+    Args:
+        paths: judged proposals, one file per round.
+        output: the JSON Lines file to write; the report is `<stem>.report.json`.
+        answers: judged rows of a better model; a response is a good answer if its label is true.
+        exclude: rows whose prompts must not be in the training data.
+        ask, template, solved_template: see `improvements`.
+
+    Raises:
+        BadData: a file is not JSON Lines.
+        ValueError: a template has unknown fields, or an id occurs twice.
+    """
+    check_template(ask, "prompt")
+    for text in filter(None, (template, solved_template)):
+        check_template(text, optional=("answer", "majority"))
+    judged = [row for path in paths for row in read_dicts(path)]
+    if len({row["id"] for row in judged}) < len(judged):
+        raise ValueError("an id occurs twice: each round needs its own seed")
+    good = {
+        str(row["id"]): str(row["response"]) for path in answers for row in read_dicts(path) if row["label"] is True
+    }
+    barred = [each.prompt[-1].content for each in read_instructions(exclude)] if exclude is not None else []
+    made = [*improvements(judged, good, exclude=barred, ask=ask, template=template, solved_template=solved_template)]
+    left_out = Ledger()
+    for reason, row in made:
+        if reason:
+            left_out.add(row, reason)
+    write_json(
+        output.with_suffix(".report.json"),
+        {"job": "reversegen improve", "judged": len(judged), "left_out": dict(left_out.counts)},
+    )
+    return Written(write_jsonl(output, (row for reason, row in made if not reason)), left_out)
+
+
+def improvements(
+    judged: Iterable[Row],
+    answers: Mapping[str, str],
+    *,
+    exclude: Iterable[str] = (),
+    ask: str = "{prompt}",
+    template: str = "{answer}",
+    solved_template: str = "",
+) -> Iterator[tuple[str, dict[str, object]]]:
+    """For each judged proposal, "" and its training record for the target, or a reason and the row that is left out.
+
+    Args:
+        judged: proposals with `label`; those that the target solved are left out without a `solved_template`.
+        answers: good answers by id; otherwise a row's own `chosen` is used.
+        exclude: instructions that must not be in the training data, such as those of the evaluation.
+        ask: the prompt for the target, with {prompt}.
+        template: of the response, with {answer} (the good one) or {majority} (the most frequent of the responses).
+        solved_template: the same for instructions that the target solved.
+    """
+    known, barred = set[str](), {normalised(text) for text in exclude}
+    for row in judged:
+        wanted = solved_template if row["label"] else template
+        prompt, row_id = str(row["prompt"]), str(row["id"])
+        if not wanted:
+            yield "solved", dict(row)
+            continue
+        fields = {"answer": answers.get(row_id, row.get("chosen")), "majority": majority(row.get("responses"))}
+        if normalised(prompt) in barred:
+            yield "excluded", dict(row)
+        elif any(value is None and f"{{{name}}}" in wanted for name, value in fields.items()):
+            yield "without a good answer", dict(row)
+        elif normalised(prompt) in known:
+            yield "proposed before", dict(row)
+        else:
+            known.add(normalised(prompt))
+            yield (
+                "",
+                {"id": row_id, "prompt": filled(ask, prompt=prompt), "response": filled(wanted, **fields)},
+            )
+
+
+def majority(responses: object) -> str | None:
+    """The most frequent of several responses, the first one on a tie; None without responses."""
+    if not isinstance(responses, list) or not responses:
+        return None
+    first: dict[str, str] = {}
+    counts = Counter(normalised(each) for each in responses)
+    for each in responses:
+        first.setdefault(normalised(each), each)
+    return first[counts.most_common(1)[0][0]]

@@ -1,0 +1,92 @@
+"""Rows with instructions, and what the steps of ReverseGen do with them: read, ask several times, write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from finepref.formats.identified import read_identified
+from finepref.formats.jsonl import read_jsonl, write_jsonl
+from finepref.formats.records import Message, Prompt, content_id
+from finepref.formats.row import RowReader
+from finepref.synth.ask import Job, ask_each
+from finepref.synth.engines.protocol import Completion, Engine, Sampling
+from finepref.synth.left_out import LEFT_OUT, Ledger, Written, unanswered
+
+Row = Mapping[str, object]
+
+
+class Instruction(NamedTuple):
+    """A row, its prompt and its id (of its content, if the row has none)."""
+
+    id: str
+    prompt: Prompt
+    row: dict[str, object]
+
+
+def read_instructions(path: Path) -> list[Instruction]:
+    """The rows of a file {id?, prompt or messages, ...}.
+
+    Raises:
+        BadData: with all problems of the file, such as an id that occurs twice.
+    """
+    return read_identified(path, _instruction, empty=True)
+
+
+def _instruction(reader: RowReader) -> Instruction:
+    given, prompt = reader.id(), reader.prompt()
+    return Instruction(given or content_id(prompt), prompt, {**reader.row})
+
+
+def asked_text(prompt: Prompt, template: str) -> Prompt:
+    """The prompt with its last turn put into a template with {prompt}."""
+    return (*prompt[:-1], Message(prompt[-1].role, template.format(prompt=prompt[-1].content)))
+
+
+def ask_times(
+    prompts: Mapping[str, Prompt], n: int, *, engine: Engine, sampling: Sampling, job: Job
+) -> dict[str, list[Completion]]:
+    """n answers to each prompt, by id.
+
+    Args:
+        prompts: id -> what is asked.
+        n: answers to each; several answers need a temperature above 0.
+        engine: the model that answers.
+        sampling: temperature, top_p and max_new_tokens; the journal's settings get them too.
+        job: see `Job`.
+
+    Raises:
+        ValueError, JournalBusy, JournalChanged, JournalDamaged: see `ask_each`.
+    """
+    own = {
+        "n": n,
+        "max_new_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+    }
+    whole = replace(job, settings=own | dict(job.settings))
+    found = ask_each(prompts, [str(number) for number in range(n)], engine=engine, sampling=sampling, job=whole)
+    return {key: [*by_name.values()] for key, by_name in found.items()}
+
+
+def engine_failure(answers: Sequence[Completion]) -> str:
+    """The reason to leave out a row that the engine failed on; "" if all answers are there."""
+    return next((unanswered(each.error) for each in answers if each.error is not None), "")
+
+
+def write(output: Path, rows: Sequence[Row], left_out: Ledger) -> Written:
+    """Write the rows that a step passes on, and the others to `<stem>.left_out.jsonl`."""
+    left_out.write(output, LEFT_OUT)
+    write_jsonl(output, rows)
+    return Written(len(rows), left_out)
+
+
+def read_dicts(path: Path) -> list[dict[str, object]]:
+    """The rows of a file that one of our steps wrote.
+
+    Raises:
+        BadData: see `read_jsonl`.
+    """
+    return [row for _, row in read_jsonl(path, problems=None)]

@@ -1,0 +1,38 @@
+"""`finepref reversegen warmup`: records for the proposer's warm-up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finepref.formats.jsonl import write_jsonl
+from finepref.synth.reversegen.few_shots import FIELDS, TEMPLATE, FewShot, few_shots, read_seeds
+from finepref.synth.reversegen.templates import check_template
+
+
+def warmup(
+    path: Path, output: Path, *, n: int, shots: int, seed: int, template: str = TEMPLATE, group_field: str = ""
+) -> int:
+    """Write n records {id, prompt, response} for the proposer's warm-up: a few-shot prompt and one further seed.
+
+    Args:
+        path: seeds {prompt, ...}.
+        output: the JSON Lines file to write.
+        n: the number of records.
+        shots: seeds in each few-shot prompt.
+        seed: random seed.
+        template: of the few-shot prompts.
+        group_field: see `read_seeds`.
+
+    Raises:
+        BadData: the seeds have problems.
+        ValueError: see `few_shots`.
+    """
+    check_template(template, *FIELDS[0], optional=FIELDS[1])
+    seeds = read_seeds(path, group_field=group_field)
+    made = few_shots(seeds, n, shots=shots, seed=seed, template=template)
+    return write_jsonl(output, map(warmup_row, made))
+
+
+def warmup_row(few_shot: FewShot) -> dict[str, str]:
+    """A record for the proposer's warm-up: the response is a seed that the prompt does not show."""
+    return {"id": few_shot.id, "prompt": few_shot.prompt, "response": few_shot.next}

@@ -1,0 +1,61 @@
+"""The gates that reject a rewritten answer which is not a usable negative. The released code keeps every answer."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+_REFUSAL = re.compile(
+    r"\W*(i[’']?m (?:sorry|unable|not able)|i am (?:sorry|unable|not able)|sorry\b|i apologi[sz]e|i can(?:not|[’']t)\b"
+    r"|i won[’']t\b|i must decline|as an ai\b|抱歉|很抱歉|对不起|我不能|我无法|作为(?:一个|一名)?(?:AI|人工智能))",
+    re.IGNORECASE,
+)
+_COMMENTARY = re.compile(
+    r"^\W*(here (?:is|are)\b|here[’']s\b|sure\b|certainly\b|of course\b|below is\b|#* ?(?:rewritten|revised|modified"
+    r"|incorrect|good) (?:answer|response|version)|note:|explanation:|error:|the (?:error|mistake|change) (?:is|was)\b"
+    r"|i(?: have|[’']ve)? (?:changed|introduced|altered|modified|inserted|replaced|made)\b|以下是|修改后|改写后"
+    r"|注[:：]|说明[:：]|错误[:：])"
+    r"|^#+ *(?:question|good answer|explanation|note|error)\b"
+    r"|\b(?:deliberate(?:ly)?|intentional(?:ly)?) (?:error|mistake|wrong|incorrect|introduced)\b"
+    r"|[(（](?:incorrect|wrong|错误)[)）]",
+    re.IGNORECASE | re.MULTILINE,
+)
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def fault(
+    chosen: str,
+    text: str,
+    *,
+    min_edit: float = 0.001,
+    max_edit: float = 0.7,
+    min_length_ratio: float = 0.5,
+    max_length_ratio: float = 2.0,
+) -> str | None:
+    """The first gate that a rewritten answer fails, None if it passes all.
+
+    The gates: empty; unchanged (except white space); refusal; commentary (text about the answer); edit_small and
+    edit_large (the share of words that differ, 1 - 2 M / (a + b), with a and b words in the two texts and M words in
+    common runs); short and long (its number of characters, divided by that of the chosen answer).
+
+    Args:
+        chosen: the good answer.
+        text: the rewritten answer.
+        min_edit, max_edit: bounds of the share of words that differ.
+        min_length_ratio, max_length_ratio: bounds of the length ratio.
+    """
+    if not text:
+        return "empty"
+    if text.split() == chosen.split():
+        return "unchanged"
+    if _REFUSAL.match(text) and not _REFUSAL.match(chosen):
+        return "refusal"
+    if _COMMENTARY.search(text) and not _COMMENTARY.search(chosen):
+        return "commentary"
+    edit = 1 - difflib.SequenceMatcher(None, _WORD.findall(chosen), _WORD.findall(text), autojunk=False).ratio()
+    if not min_edit <= edit <= max_edit:
+        return "edit_small" if edit < min_edit else "edit_large"
+    length_ratio = len(text) / len(chosen)
+    if not min_length_ratio <= length_ratio <= max_length_ratio:
+        return "short" if length_ratio < min_length_ratio else "long"
+    return None

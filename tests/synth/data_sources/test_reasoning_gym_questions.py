@@ -1,0 +1,43 @@
+"""Questions of any data set of reasoning-gym: unique, sliced, and the same for everyone."""
+
+from __future__ import annotations
+
+import pytest
+from finepref.cli import app
+from finepref.formats.jsonl import read_jsonl
+from finepref.synth.data_sources.reasoning_gym import questions
+from typer.testing import CliRunner
+
+SUMS = {"max_terms": 2, "max_digits": 1}
+
+
+def test_a_slice_is_the_same_whatever_is_taken_before_or_after_it():
+    rows = questions("chain_sum", 30, seed=9, options=SUMS)
+    assert len({row["id"] for row in rows}) == len({row["prompt"] for row in rows}) == 30
+    assert questions("chain_sum", 10, seed=9, options=SUMS) == rows[:10]
+    assert questions("chain_sum", 12, seed=9, skip=10, options=SUMS) == rows[10:22]
+    assert questions("chain_sum", 30, seed=10, options=SUMS) != rows
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("nobody", {}, "reasoning-gym's nobody: .*not registered"),
+        ("chain_sum", {"colour": 1}, "reasoning-gym's chain_sum: .*colour"),
+        ("chain_sum", {"min_terms": 0}, "reasoning-gym's chain_sum: min_terms must be positive"),
+        ("chain_sum", {**SUMS, "min_terms": 2}, r"has \d+ different questions among \d+: not 300"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(name, options, told):
+    with pytest.raises(ValueError, match=told):
+        questions(name, 300, seed=0, options=options)
+
+
+def test_the_command_takes_options_as_yaml(tmp_path):
+    output = tmp_path / "out.jsonl"
+    words = ["data", "gym", "basic_arithmetic", "--n", "5", "--output", str(output)]
+    for option in ('operators=["*"]', "max_terms=2", "allow_parentheses=false", "allow_negation=false"):
+        words += ["--option", option]
+    result = CliRunner().invoke(app, words)
+    assert (result.exit_code, result.output.strip()) == (0, f"{output}: 5 questions of basic_arithmetic")
+    assert all("*" in row["prompt"] and "+" not in row["prompt"] for _, row in read_jsonl(output, problems=None))

@@ -1,0 +1,301 @@
+"""ReverseGen's steps one after the other, with a scripted engine: each proposal ends in exactly one class."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import islice
+
+import pytest
+from finepref.cli import app
+from finepref.formats.check import check_file
+from finepref.formats.jsonl import read_jsonl, write_jsonl
+from finepref.synth.engines.protocol import Completion
+from finepref.synth.reversegen.evaluate import fates, measure
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+
+class Killed(BaseException):
+    """What no command catches."""
+
+
+class Scripted:
+    """Answers in batches by a function of the request; None is an engine's failure; is killed where told."""
+
+    model = "scripted"
+
+    def __init__(self, reply, *, size=3, dies_after=None):
+        self.reply, self.size, self.dies_after, self.asked = reply, size, dies_after, []
+
+    def generate(self, requests):
+        waiting = iter(requests)
+        for number, batch in enumerate(iter(lambda: [*islice(waiting, self.size)], [])):
+            if number == self.dies_after:
+                raise Killed
+            self.asked += [request.id for request in batch]
+            texts = [(request.id, self.reply(request)) for request in batch]
+            yield [Completion(i, error="timed out") if t is None else Completion(i, t, "stop") for i, t in texts]
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """A sub-command with a scripted engine; its exit code and what it says."""
+
+    def call(*words, engine=None):
+        for place in ("reversegen.engine_for", "judge.engine_of"):
+            monkeypatch.setattr(f"finepref.commands.{place}", lambda *args, **kwargs: engine)
+        result = CliRunner().invoke(app, [*map(str, words)])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.output.strip()
+
+    return call
+
+
+def rows_of(path):
+    return [row for _, row in read_jsonl(path, problems=None)] if path.exists() else []
+
+
+@pytest.fixture
+def seeds(tmp_path):
+    path = tmp_path / "seeds.jsonl"
+    write_jsonl(path, [{"prompt": f"What is {i} + 20?"} for i in range(9)])
+    return path
+
+
+def sums(request):
+    """A different sum for each request, but every fifth is no exercise and every seventh fails."""
+    few_shot, number = map(int, request.id.removeprefix("0-").split("/"))
+    place = 4 * few_shot + number
+    if place % 7 == 6:
+        return None
+    return "What is love?" if place % 5 == 4 else f"What is {place % 8} + 1?"
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 64])
+def test_no_proposal_is_lost_at_the_border_of_a_batch_or_of_a_run(run, seeds, tmp_path, size):
+    words = ["reversegen", "propose", seeds, "--prompts", 5, "--n", 4, "--shots", 2, "--model", "m"]
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    assert run(*words, "--output", whole, engine=Scripted(lambda request: f"New {request.id}?", size=size))[0] == 0
+    assert [row["id"] for row in rows_of(whole)] == [f"0-{i}-{k}" for i in range(5) for k in range(4)]
+    dying = Scripted(lambda request: f"New {request.id}?", size=size, dies_after=1)
+    if size < 20:
+        with pytest.raises(Killed):
+            run(*words, "--output", output, engine=dying)
+        assert not output.exists()
+    again = Scripted(lambda request: f"New {request.id}?", size=size)
+    assert run(*words, "--output", output, engine=again)[0] == 0
+    assert len(again.asked) == 20 - len(dying.asked)
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def chain(run, seeds, folder, *, answers, judge=("--judge", "number"), guard=None):
+    """All steps of a round; the files in their order, and what eval measured."""
+    files = [folder / f"{name}.jsonl" for name in ("proposals", "kept", "valid", "answered", "judged")]
+    sizes = ["--prompts", 10, "--n", 4, "--shots", 2, "--model", "m", "--keep-going"]
+    run("reversegen", "propose", seeds, *sizes, "--output", files[0], engine=Scripted(sums))
+    run("dedup", files[0], "--method", "exact", "--output", files[1])
+    run("reversegen", "validate", files[1], "--by", "arithmetic", "--output", files[2])
+    words = ["reversegen", "answer", files[2], "--model", "m", "--keep-going", "--output", files[3]]
+    run(*words, engine=Scripted(answers))
+    model = [] if guard is None else ["--model", "guard", "--keep-going"]
+    run("judge", files[3], *judge, *model, "--output", files[4], engine=guard)
+    output = folder / "eval.json"
+    code, told = run("reversegen", "eval", *files, "--output", output)
+    assert code == 0, told
+    return files, json.loads(output.read_text())
+
+
+def test_each_proposal_of_a_round_ends_in_one_class(run, seeds, tmp_path):
+    """Of 40 requests 5 fail (6, 13, ..., 34). Of the other 35, "What is love?" is told 7 times (4, 9, ..., 39, but not
+    34, which failed), the sums with 0 to 7 the other 28 times: 8 sums and 1 non-sum are kept, 26 are duplicates. The
+    target knows odd sums only and says nothing to 4 + 1.
+    """
+
+    def answers(request):
+        number = int(request.messages[-1].content.split()[2])
+        return " " if number == 4 else str(number + 1) if number % 2 else "0"
+
+    files, found = chain(run, seeds, tmp_path, answers=answers)
+    counts = {"failing": 3, "solved": 4, "duplicate": 26, "invalid": 1, "unjudged": 1, "unproposed": 5}
+    assert found["classes"] == counts
+    assert found["reasons"] == {
+        "invalid": {"not one computation": 1},
+        "unjudged": {"empty answer": 1},
+        "unproposed": {"engine: timed out": 5},
+    }
+    assert (found["rows"], found["failure_rate"], found["accuracy"]) == (40, 3 / 40, 4 / 7)
+    assert (found["texts"], found["distinct"]) == (35, 9 / 35)
+    pairs = tmp_path / "pairs.jsonl"
+    code, _ = run("reversegen", "pair", files[4], "--proposed", files[0], "--output", pairs)
+    assert code == 0
+    assert check_file(pairs, "pair").total_problems == 0
+    report = json.loads(pairs.with_suffix(".report.json").read_text())
+    assert sum(report["few_shot_prompts"].values()) == 10
+    by_text = {row["prompt"]: row for row in rows_of(files[4])}
+    for pair in rows_of(pairs):
+        better, worse = by_text[pair["chosen"]], by_text[pair["rejected"]]
+        assert better["few_shot_prompt"] == worse["few_shot_prompt"] == pair["prompt"]
+        assert (better["label"], worse["label"]) == (False, True)
+
+
+def test_a_judge_that_gives_no_verdict_gives_no_pair_and_is_counted(run, seeds, tmp_path):
+    said = {"0": "safe", "1": "unsafe\nS1", "2": "Banana.", "3": "I'm sorry, I can't help with that.", "4": None}
+    said |= {"5": "unsafe, or rather safe", "6": "safe\nunsafe", "7": ""}
+    guard = Scripted(lambda request: said[request.messages[-2].content.split()[2]])
+    files, found = chain(run, seeds, tmp_path, answers=lambda _: "Well.", judge=("--judge", "guard"), guard=guard)
+    assert {kind: found["classes"][kind] for kind in ("failing", "solved", "unjudged")} == {
+        "failing": 1,
+        "solved": 1,
+        "unjudged": 6,
+    }
+    assert found["reasons"]["unjudged"]["engine: timed out"] == 1
+    pairs = tmp_path / "pairs.jsonl"
+    run("reversegen", "pair", files[4], "--proposed", files[0], "--output", pairs)
+    used = {row[side] for row in rows_of(pairs) for side in ("chosen", "rejected")}
+    assert used <= {"What is 0 + 1?", "What is 1 + 1?"}
+
+
+fate = st.sampled_from(["failing", "solved", "duplicate", "invalid", "unjudged", "unproposed"])
+
+
+@settings(deadline=None, max_examples=25)
+@given(wanted=st.lists(fate, min_size=1, max_size=20))
+def test_the_tally_gives_back_any_mixture_of_fates(tmp_path_factory, wanted):
+    folder = tmp_path_factory.mktemp("fates")
+    rows = [{"id": str(i), "prompt": f"p{i}"} for i in range(len(wanted))]
+
+    def of(*kinds):
+        return [row for row, kind in zip(rows, wanted, strict=True) if kind in kinds]
+
+    def aside(name, kind):
+        told = [{**row, "left_out": {"kind": kind, "reason": "r"}} for row in of(kind)]
+        write_jsonl(folder / f"{name}.left_out.jsonl", told)
+
+    proposals, kept, valid, judged = (folder / f"{name}.jsonl" for name in ("proposals", "kept", "valid", "judged"))
+    write_jsonl(proposals, of("failing", "solved", "duplicate", "invalid", "unjudged"))
+    aside("proposals", "unproposed")
+    write_jsonl(kept, of("failing", "solved", "invalid", "unjudged"))
+    groups = [{"kept": {"row": 0}, "left_out": [{"row": 1, "id": row["id"]} for row in of("duplicate")]}]
+    (folder / "kept.report.json").write_text(json.dumps({"job": "dedup", "groups": groups}))
+    write_jsonl(valid, of("failing", "solved", "unjudged"))
+    aside("valid", "invalid")
+    labels = [(row, row in of("solved")) for row in of("failing", "solved")]
+    write_jsonl(judged, [{**row, "label": label} for row, label in labels])
+    unjudged = [{**row, "reason_unjudged": "r"} for row in of("unjudged")]
+    write_jsonl(folder / "judged.unjudged.jsonl", unjudged)
+    files = [proposals, kept, valid, judged]
+    assert {i: found.kind for i, found in fates(files).items()} == {str(i): kind for i, kind in enumerate(wanted)}
+    classes = measure(files)["classes"]
+    assert {kind: count for kind, count in classes.items() if count} == Counter(wanted)
+
+
+def test_a_row_that_is_lost_or_came_from_nowhere_is_an_error(tmp_path):
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    write_jsonl(first, [{"id": "1"}, {"id": "2"}])
+    write_jsonl(second, [{"id": "1", "label": True}])
+    with pytest.raises(ValueError, match=r"b\.jsonl: 2 is missing"):
+        fates([first, second])
+    write_jsonl(second, [{"id": name, "label": True} for name in "123"])
+    with pytest.raises(ValueError, match=r"b\.jsonl: 3 is in no earlier file"):
+        fates([first, second])
+    write_jsonl(second, [{"id": "1", "label": True}, {"id": "2"}])
+    with pytest.raises(ValueError, match="2 has no label"):
+        fates([first, second])
+    write_jsonl(second, [{"id": "1"}, {"id": "1"}])
+    with pytest.raises(ValueError, match="every row needs its own id"):
+        fates([second])
+
+
+def test_ten_answers_are_judged_by_their_entropy(run, tmp_path):
+    """Ten different answers: ln 10 = 2.3026 nats, failing; ten equal ones: 0, solved and right, AP 1."""
+    source, answered, judged = (tmp_path / f"{name}.jsonl" for name in ("in", "answered", "judged"))
+    write_jsonl(source, [{"id": name, "prompt": name, "answer": "B"} for name in ("sure", "unsure")])
+    engine = Scripted(lambda request: f"A{request.id}" if request.id.startswith("unsure") else "B.")
+    words = ["reversegen", "answer", source, "--model", "m", "--n", 10, "--output", answered]
+    code, told = run(*words, engine=engine)
+    assert (code, told) == (1, "several answers to one prompt need a temperature above 0, or they are all the same")
+    assert run(*words, "--temperature", 1, engine=engine)[0] == 0
+    run("judge", answered, "--judge", "entropy", "--output", judged)
+    found = measure([source, answered, judged])
+    assert (found["accuracy"], found["average_precision"]) == (0.5, 1.0)
+    assert found["entropy"] == pytest.approx(2.302585 / 2, abs=1e-6)
+
+
+def test_a_new_answer_takes_the_place_of_an_old_one_and_its_verdict(run, tmp_path):
+    source, output = tmp_path / "judged.jsonl", tmp_path / "out.jsonl"
+    old = {"response": "no", "verdict": {"judge": "number"}}
+    write_jsonl(source, [{"id": str(i), "prompt": "Q", "label": bool(i), **old} for i in range(2)])
+    words = ["reversegen", "answer", source, "--model", "m", "--ask", "{prompt}?", "--failing", "--output", output]
+    assert run(*words, engine=Scripted(lambda request: request.messages[-1].content))[0] == 0
+    assert rows_of(output) == [{"id": "0", "prompt": "Q", "response": "Q?"}]
+
+
+@pytest.mark.parametrize(
+    ("said", "kept", "left"),
+    [
+        ('{"pass": true}', 1, None),
+        ('{"pass": false}', 0, ("invalid", "not answerable, says the judge")),
+        ("Yes!", 0, ("unjudged", "validity: the answer is not one JSON object")),
+        (None, 0, ("unjudged", "engine: timed out")),
+    ],
+)
+def test_a_judge_of_validity_lets_pass_only_what_it_says_passes(run, tmp_path, said, kept, left):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_jsonl(source, [{"id": "1", "prompt": "Q"}])
+    words = ["reversegen", "validate", source, "--by", "llm", "--model", "m", "--keep-going", "--output", output]
+    assert run(*words, engine=Scripted(lambda _: said))[0] == 0
+    assert len(rows_of(output)) == kept
+    told = [tuple(row["left_out"].values()) for row in rows_of(output.with_suffix(".left_out.jsonl"))]
+    assert told == ([left] if left else [])
+
+
+def test_where_a_teacher_agrees_with_itself_its_answer_is_the_reference(run, tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_jsonl(source, [{"id": name, "prompt": name} for name in ("most", "few")])
+
+    def reply(request):
+        name, number = request.id.split("/")
+        return "So 6/2 = 3" if name == "most" and number in "024" else f"It is {number}7"
+
+    words = ["reversegen", "validate", source, "--by", "agreement", "--n", 5, "--model", "m", "--output", output]
+    code, told = run(*words, engine=Scripted(reply))
+    assert (code, told.splitlines()[-1]) == (
+        0,
+        f"{output}: 1 rows (left out: 1 invalid: 1 of 5 answers of the teacher agree)",
+    )
+    assert rows_of(output) == [{"id": "most", "prompt": "most", "answer": "So 6/2 = 3", "chosen": "So 6/2 = 3"}]
+
+
+def test_the_target_learns_what_a_better_model_answered_and_a_judge_let_pass(run, tmp_path):
+    judged, better, held_out, output = (tmp_path / f"{name}.jsonl" for name in ("judged", "better", "held", "out"))
+    write_jsonl(judged, [{"id": str(i), "prompt": f"Q{i}", "label": i == 3} for i in range(4)])
+    write_jsonl(better, [{"id": str(i), "prompt": f"Q{i}", "response": f"A{i}", "label": i != 1} for i in range(3)])
+    write_jsonl(held_out, [{"prompt": "q2"}])
+    words = ["reversegen", "improve", judged, "--answers", better, "--exclude", held_out, "--output", output]
+    code, told = run(*words)
+    assert (code, told) == (0, f"{output}: 1 records (left out: 1 excluded, 1 solved, 1 without a good answer)")
+    assert rows_of(output) == [{"id": "0", "prompt": "Q0", "response": "A0"}]
+
+
+def test_warm_up_records_are_made_from_seeds(run, seeds, tmp_path):
+    output = tmp_path / "out.jsonl"
+    words = ["reversegen", "warmup", seeds, "--n", 7, "--shots", 3, "--template", "{examples}", "--output", output]
+    assert run(*words) == (0, f"{output}: 7 records")
+    made = rows_of(output)
+    assert len(made) == 7
+    known = {row["prompt"] for row in rows_of(seeds)}
+    assert all(row["response"] in known and row["response"] not in row["prompt"] for row in made)
+
+
+def test_bad_seeds_are_told_by_line(run, tmp_path):
+    source = tmp_path / "seeds.jsonl"
+    write_jsonl(source, [{"prompt": "Q", "subject": "law"}, {"prompt": "R"}])
+    code, told = run(
+        "reversegen", "warmup", source, "--n", 1, "--group", "subject", "--output", tmp_path / "out.jsonl"
+    )
+    assert code == 1
+    assert "seeds.jsonl:2" in told
+    assert "FP010" in told

@@ -1,0 +1,305 @@
+"""`finepref sepo score`: what it writes, how it goes on, and how ranks share it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from finepref.cli import app
+from finepref.formats.check import check_file, read_records
+from finepref.formats.jsonl import read_jsonl, write_jsonl
+from finepref.formats.problems import BadData
+from finepref.formats.sepo_csv import read_sepo_csv
+from finepref.synth.journal import JournalChanged
+from finepref.synth.scorers.hf import HfScorer
+from finepref.synth.scorers.vllm import VllmScorer
+from finepref.synth.sepo import score as sepo
+from pyarrow import parquet
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+PAIRS = [
+    {"id": "one", "prompt": "How many are there?", "chosen": "There are 12 of them.", "rejected": "There are 13."},
+    {"id": "two", "prompt": "Why?", "chosen": "Because it is so.", "rejected": "No."},
+    {"id": "three", "prompt": "x" * 60, "chosen": "A long question.", "rejected": "A long one, to be sure."},
+    {"id": "four", "prompt": "And now?", "system": "Be brief.", "chosen": "Now this ends.", "rejected": "Now é that."},
+]
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny_model, tmp_path_factory):
+    """The tiny model with every weight moved a little."""
+    folder = tmp_path_factory.mktemp("oracle")
+    shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    write_jsonl(path, PAIRS)
+    return path
+
+
+def scored(pairs, output, oracle, reference, *, limits=(), scorer=HfScorer, oracle_scorer=HfScorer, **options):
+    return sepo.score(
+        pairs,
+        output,
+        oracle=oracle_scorer(str(oracle), batch_tokens=64),
+        reference=scorer(str(reference), batch_tokens=64),
+        limits=sepo.Limits(**dict(limits)),
+        **options,
+    )
+
+
+def reward_alone(oracle, reference, dialogue, text):
+    """log pi_oracle - log pi_ref of each byte of the text and the end token, by two plain forwards in float64."""
+    tokenizer = AutoTokenizer.from_pretrained(reference)
+    before, ids = tokenizer(dialogue)["input_ids"], tokenizer(f"{text}</s>")["input_ids"]
+    logps = []
+    for folder in (oracle, reference):
+        model = AutoModelForCausalLM.from_pretrained(folder).double()
+        with torch.no_grad():
+            logits = model(torch.tensor([before + ids])).logits[0].log_softmax(-1)
+        logps.append([logits[len(before) + i - 1][token].item() for i, token in enumerate(ids)])
+    return [a - b for a, b in zip(*logps, strict=True)]
+
+
+def contents(output):
+    return [output.with_suffix(suffix).read_bytes() for suffix in (".jsonl", ".parquet", ".report.json")]
+
+
+def test_every_token_has_the_difference_of_two_plain_forwards_in_all_three_files(pairs, oracle, tiny_model, tmp_path):
+    output = tmp_path / "scores.jsonl"
+    outcome = scored(pairs, output, oracle, tiny_model, csv_share=0.3)
+    assert (outcome.scored, dict(outcome.dropped)) == (4, {})
+    assert check_file(output, "scored_pair").total_problems == 0
+    records = read_records(output, "scored_pair")
+    assert [record.id for record in records] == ["one", "two", "three", "four"]
+    table = parquet.read_table(output.with_suffix(".parquet")).to_pylist()
+    for record, row, given in zip(records, table, PAIRS, strict=True):
+        system = f"<system>{given['system']}</s>" if "system" in given else ""
+        dialogue = f"{system}<user>{given['prompt']}</s><assistant>"
+        for side in ("chosen", "rejected"):
+            expected = reward_alone(oracle, tiny_model, dialogue, given[side])
+            scores = getattr(record, f"{side}_scores")
+            assert scores == pytest.approx(expected, abs=1e-5)
+            assert [
+                a - b for a, b in zip(row[f"{side}_oracle"], row[f"{side}_reference"], strict=True)
+            ] == pytest.approx(scores, abs=1e-6)
+            assert len(row[f"{side}_tokens"]) == len(given[side].encode()) + 1
+            assert getattr(record, f"{side}_offsets")[-1] == (len(given[side]), len(given[side]))
+        assert (row["id"], row["tokenizer"]) == (record.id, record.tokenizer)
+
+
+def test_the_released_csv_names_the_tokens_before_the_best_and_the_worst(pairs, oracle, tiny_model, tmp_path):
+    output = tmp_path / "scores.jsonl"
+    scored(pairs, output, oracle, tiny_model, csv_share=0.3, limits={"min_response": 5})
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+
+    def tokenize(text):
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+    rows = list(read_sepo_csv(output.with_suffix(".csv"), tokenize))
+    assert [row.problems for row in rows] == [[]] * 3
+    for row, record in zip(rows, read_records(output, "scored_pair"), strict=True):
+        (pair,) = row.records
+        rewards = record.chosen_scores[1:]
+        count = max(1, int(0.3 * len(rewards)))
+        best = sorted(range(len(rewards)), key=lambda i: -rewards[i])[:count]
+        expected = {record.chosen_offsets[i + 1] for i in best if i + 2 < len(record.chosen_scores)}
+        marked = {i for span in pair.chosen_spans for i in range(span.start, span.end)}
+        assert marked == {i for start, end in expected for i in range(start, end)}
+
+
+def test_limits_leave_out_and_list(pairs, oracle, tiny_model, tmp_path):
+    """Prompts are `<user>` + n + `</s><assistant>` = n + 18 tokens, 78 of three; `No.` and its end token are 4."""
+    output = tmp_path / "scores.jsonl"
+    outcome = scored(pairs, output, oracle, tiny_model, limits={"max_prompt": 77, "min_response": 5})
+    assert (outcome.scored, dict(outcome.dropped)) == (2, {"short_response": 1, "long_prompt": 1})
+    report = json.loads(output.with_suffix(".report.json").read_text())
+    assert report["dropped_records"] == [
+        {"id": "two", "reason": "short_response", "tokens": {"prompt": 22, "chosen": 18, "rejected": 4}},
+        {"id": "three", "reason": "long_prompt", "tokens": {"prompt": 78, "chosen": 17, "rejected": 24}},
+    ]
+    assert (report["records"], report["scored"]) == (4, 2)
+
+
+@pytest.mark.parametrize(("limit", "left"), [(102, 4), (101, 3)])
+def test_a_total_counts_the_prompt_and_the_longer_response(pairs, oracle, tiny_model, tmp_path, limit, left):
+    """Three has 78 + 24 = 102."""
+    assert scored(pairs, tmp_path / "s.jsonl", oracle, tiny_model, limits={"max_total": limit}).scored == left
+
+
+def test_what_is_longer_than_the_context_is_left_out(oracle, tiny_model, tmp_path):
+    source = tmp_path / "long.jsonl"
+    write_jsonl(source, [PAIRS[0], PAIRS[1] | {"chosen": "a" * 250}])
+    outcome = scored(source, tmp_path / "s.jsonl", oracle, tiny_model)
+    assert (outcome.scored, dict(outcome.dropped)) == (1, {"context": 1})
+
+
+def test_two_ranks_write_the_bytes_of_one_and_the_last_one_writes_them(pairs, oracle, tiny_model, tmp_path):
+    scored(pairs, tmp_path / "one.jsonl", oracle, tiny_model)
+    output = tmp_path / "two.jsonl"
+    assert scored(pairs, output, oracle, tiny_model, rank=1, world=2).scored is None
+    assert not output.exists()
+    assert scored(pairs, output, oracle, tiny_model, rank=0, world=2).scored == 4
+    assert contents(output) == contents(tmp_path / "one.jsonl")
+
+
+class StopsAfterABatch(HfScorer):
+    def logps(self, items, *, done=()):
+        yield next(super().logps(items, done=done))
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_resumes_with_what_is_left(pairs, oracle, tiny_model, tmp_path, monkeypatch):
+    scored(pairs, tmp_path / "calm.jsonl", oracle, tiny_model)
+    output = tmp_path / "cut.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        scored(pairs, output, oracle, tiny_model, scorer=StopsAfterABatch)
+    assert not output.exists()
+    read = []
+    whole = HfScorer.logps
+    monkeypatch.setattr(
+        HfScorer, "logps", lambda self, *a, **k: (read.append((self.name, len(b))) or b for b in whole(self, *a, **k))
+    )
+    assert scored(pairs, output, oracle, tiny_model).scored == 4
+    assert sum(count for _, count in read) == 3
+    assert {name for name, _ in read} == {str(tiny_model)}
+    assert contents(output) == contents(tmp_path / "calm.jsonl")
+
+
+def test_other_settings_are_refused_by_name(pairs, oracle, tiny_model, tmp_path):
+    scored(pairs, tmp_path / "s.jsonl", oracle, tiny_model)
+    with pytest.raises(JournalChanged, match="min_response"):
+        scored(pairs, tmp_path / "s.jsonl", oracle, tiny_model, limits={"min_response": 5})
+
+
+def test_another_engine_is_refused_by_name_and_another_option_of_it_is_another_engine(
+    pairs, oracle, tiny_model, tmp_path
+):
+    scored(pairs, tmp_path / "s.jsonl", oracle, tiny_model)
+    with pytest.raises(JournalChanged, match=r"model: 'hf:.*:auto' there, 'vllm:.*:auto' now"):
+        scored(pairs, tmp_path / "s.jsonl", oracle, tiny_model, oracle_scorer=VllmScorer)
+    names = {VllmScorer("a", **more).model for more in ({}, {"dtype": "float32"}, {"options": {"max_model_len": 8}})}
+    assert names == {"vllm:a:auto", "vllm:a:float32", 'vllm:a:auto:{"max_model_len": 8}'}
+
+
+def test_an_oracle_with_another_tokenizer_is_refused(pairs, oracle, tiny_model, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(oracle, other)
+    content = json.loads((other / "tokenizer.json").read_text())
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"tokenizers of .* differ"):
+        scored(pairs, tmp_path / "s.jsonl", other, tiny_model)
+
+
+def test_a_model_that_gives_nan_stops_the_job_and_names_the_record(pairs, tiny_model, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.model.norm.weight.data[0] = torch.nan
+    model.save_pretrained(broken)
+    with pytest.raises(ValueError, match=r"broken gives no number for record (one|two|three|four)"):
+        scored(pairs, tmp_path / "s.jsonl", broken, tiny_model)
+    assert not (tmp_path / "s.jsonl").exists()
+
+
+def test_bad_data_is_told_before_a_model_is_loaded(tmp_path):
+    source = tmp_path / "bad.jsonl"
+    write_jsonl(source, [{"prompt": "?", "chosen": "a"}])
+    with pytest.raises(BadData, match="FP010"):
+        scored(source, tmp_path / "s.jsonl", "/nowhere", "/nowhere")
+
+
+def test_the_command_scores_shares_work_by_rank_and_says_what_it_did(pairs, oracle, tiny_model, tmp_path, monkeypatch):
+    output = tmp_path / "scores.jsonl"
+    command = (
+        f"sepo score {pairs} --output {output} --reference {tiny_model} --oracle {oracle} --min-response 5".split()
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        told.append(result.stdout.splitlines()[-1])
+    assert told == [
+        f"rank 0 of 2 is done; the last rank to finish writes {output} (left out: none)",
+        f"{output}: 3 scored pairs (left out: 1 short_response)",
+    ]
+    assert len(list(read_jsonl(output, problems=None))) == 3
+
+
+def test_the_command_asks_for_an_oracle(pairs, tiny_model, tmp_path):
+    result = CliRunner().invoke(app, ["sepo", "score", str(pairs), "--output", "o", "--reference", str(tiny_model)])
+    assert (result.exit_code, result.stderr) == (1, "the oracle is missing: give --oracle, --oracle-adapter or both\n")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options", "message"),
+    [
+        ("1", ["--vllm-options", "a: 1"], "--vllm-options are for --engine vllm"),
+        ("1", ["--engine", "vllm", "--vllm-options", "[1]"], "--vllm-options '[1]' is not a mapping"),
+        (
+            "1",
+            ["--engine", "vllm", "--vllm-options", "dtype: float32"],
+            "vLLM's dtype cannot be set by options",
+        ),
+        (
+            "2",
+            ["--engine", "vllm"],
+            "--engine vllm does not work under torchrun: use --vllm-options {tensor_parallel_size: N}",
+        ),
+        ("1", ["--engine", "vllm"], "No module named 'vllm'"),
+    ],
+)
+def test_the_command_says_what_an_engine_cannot_be_told(
+    pairs, oracle, tiny_model, tmp_path, monkeypatch, ranks, options, message
+):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    output = tmp_path / "scores.jsonl"
+    command = f"sepo score {pairs} --output {output} --reference {tiny_model} --oracle {oracle}".split()
+    result = CliRunner().invoke(app, [*command, *options])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(message)
+    assert not output.exists()
+
+
+def test_the_command_scores_with_a_lora_adapter_as_with_its_weights_added(pairs, tiny_model, tmp_path):
+    """W + (alpha / r) B A with alpha 4, r 2, for the query projections; no oracle is named, so it is the reference."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(2)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    adapted = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    low = {name: value for name, value in adapted.state_dict().items() if ".lora_" in name}
+    merged = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        for number, layer in enumerate(merged.model.layers):
+            start = f"base_model.model.model.layers.{number}.self_attn.q_proj.lora"
+            layer.self_attn.q_proj.weight += 2 * low[f"{start}_B.default.weight"] @ low[f"{start}_A.default.weight"]
+    shutil.copytree(tiny_model, tmp_path / "merged")
+    merged.save_pretrained(tmp_path / "merged")
+    output = tmp_path / "scores.jsonl"
+    command = f"sepo score {pairs} --output {output} --reference {tiny_model} --oracle-adapter {tmp_path / 'adapter'}"
+    result = CliRunner().invoke(app, command.split())
+    assert result.exit_code == 0, result.output
+    first = next(row for _, row in read_jsonl(output, problems=None))
+    expected = reward_alone(
+        tmp_path / "merged", tiny_model, "<user>How many are there?</s><assistant>", PAIRS[0]["chosen"]
+    )
+    assert max(map(abs, expected)) > 0.01
+    assert first["chosen_scores"] == pytest.approx(expected, abs=2e-5)
