@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from finepref.formats.problems import CODES
 from finepref.formats.records import FORMATS
@@ -123,9 +123,17 @@ def _problems_of_function(value: Any, count: int) -> list[str]:
     return []
 
 
+class Registry(NamedTuple):
+    """What the entry points give: usable rows by name, their packages, and what is wrong with the others."""
+
+    rows: dict[str, Stage]
+    packages: dict[str, str]
+    broken: dict[str, str]  # by the name of the row, or of the entry point that cannot be loaded
+
+
 @cache
-def registry() -> tuple[dict[str, Stage], dict[str, str]]:
-    """(usable rows by name, what is wrong by the name of an unusable row or of its entry point)."""
+def registry() -> Registry:
+    """All rows of all installed packages, each checked once."""
     found: dict[str, Stage] = {}
     owners: dict[str, str] = {}
     broken: dict[str, str] = {}
@@ -147,7 +155,7 @@ def registry() -> tuple[dict[str, Stage], dict[str, str]]:
             else:
                 found[row.name], owners[row.name] = row, package
                 CODES.update(row.codes or {})
-    return found, broken
+    return Registry(found, owners, broken)
 
 
 def _package_of(entry_point: EntryPoint) -> str:
@@ -179,14 +187,27 @@ def _clashes(row: Stage, found: Mapping[str, Stage], owners: Mapping[str, str]) 
 
 def all_stages() -> dict[str, Stage]:
     """Every usable stage by name."""
-    return registry()[0]
+    return registry().rows
 
 
 @cache
 def report_broken() -> None:
     """Say on standard error, once, which rows cannot be used."""
-    for text in registry()[1].values():
+    for text in registry().broken.values():
         print(f"finepref: {text}", file=sys.stderr)
+
+
+def as_row(row: Stage) -> dict[str, str]:
+    """A stage as text, for tables and JSON."""
+    return {
+        "stage": row.name,
+        "package": registry().packages[row.name],
+        "title": row.title,
+        "paper": row.paper,
+        "formats": ", ".join(row.formats),
+        "LLaMA-Factory": f"stage: {row.host_stage} with {row.switch}: true" if row.switch else f"stage: {row.name}",
+        "OpenRLHF": f"openrlhf.cli.{row.command}" if row.command else "not supported",
+    }
 
 
 def find(name: str | None) -> Stage | None:
@@ -197,7 +218,7 @@ def find(name: str | None) -> Stage | None:
     """
     if not name:
         return None
-    rows, broken = registry()
+    rows, _, broken = registry()
     if name in broken and name not in rows:
         raise StageError(broken[name])
     return rows.get(name)

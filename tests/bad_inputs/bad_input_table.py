@@ -480,12 +480,6 @@ SPANS = [
     ),
     one("a span twice", "span_pair", SPAN_PAIR | {"rejected_spans": [[2, 5], [2, 5]]}, ("FP043", "rejected_spans")),
     one(
-        "a negative weight",
-        "span_pair",
-        SPAN_PAIR | {"rejected_spans": [[2, 5, -1]]},
-        ("FP044", "rejected_spans[0].weight"),
-    ),
-    one(
         "a weight as a text",
         "span_pair",
         SPAN_PAIR | {"rejected_spans": [[2, 5, "1"]]},

@@ -88,6 +88,7 @@ def test_a_dataset_name_brings_its_format_columns_and_error_type(folder):
     assert "FP016" in run("validate", "theirs", "--dataset-dir", "data", code=1).output
     assert "FP071" in run("validate", "other", "--dataset-dir", "data", code=1).output
     assert "FP001" in run("validate", "mine", "--dataset-dir", "nowhere", code=1).output
+    assert json.loads(run("validate", "tdpo_demo", "--dataset-dir", "nowhere", "--json").output)["passed"]
     run("validate", "data/dataset_info.json", code=1)
 
 

@@ -71,3 +71,26 @@ def test_log_probabilities_refuse_shapes_that_do_not_fit(logits, labels):
 def test_weighted_sums_refuse_to_broadcast():
     with pytest.raises(ValueError, match="differ in shape"):
         weighted_sum(torch.zeros(2, 3), torch.zeros(2, 1))
+
+
+def test_a_negative_weight_counts_and_a_mean_is_over_the_sizes_of_the_weights():
+    """2 * 1 - 4 * 3 = -10, over |1| + |-3| = 4; the value of weight 0 does not count."""
+    values = torch.tensor([[2.0, torch.nan, 4.0]], requires_grad=True)
+    weight = torch.tensor([[1.0, 0.0, -3.0]])
+    assert weighted_sum(values, weight).item() == -10
+    assert weighted_mean(values, weight).item() == -2.5
+    weighted_sum(values, weight).backward()
+    assert values.grad.tolist() == [[1.0, 0.0, -3.0]]
+
+
+def test_a_pair_is_valid_if_both_responses_have_a_token_of_any_weight():
+    from finepref.losses.ops import TokenLogps
+    from finepref.losses.sepo import sepo_loss
+    from finepref.losses.tdpo import TokenLogRatio, masked_dpo_loss
+
+    weights = torch.tensor([[0.0, -1.0], [0.0, 0.0], [2.0, 0.0]])
+    one = torch.ones(3, 2)
+    valid = [True, False, True]
+    assert sepo_loss(TokenLogps(one, weights), TokenLogps(one, one), gamma=1.0, margin=0.0).valid.tolist() == valid
+    response = TokenLogRatio(one, one, None, weights)
+    assert masked_dpo_loss(response, response._replace(weight=one), beta=0.1).valid.tolist() == valid

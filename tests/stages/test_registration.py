@@ -28,7 +28,8 @@ def register(tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(str(folder))
         monkeypatch.delitem(sys.modules, module, raising=False)
         stages.registry.cache_clear()
-        return stages.registry()
+        found = stages.registry()
+        return found.rows, found.broken
 
     yield install
     stages.registry.cache_clear()

@@ -1,12 +1,16 @@
-"""`finepref doctor`: do the installed hosts match the patch cards?"""
+"""`finepref doctor`: which stages are there, and do the installed hosts match the patch cards?"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def register(app: typer.Typer) -> None:
@@ -17,24 +21,44 @@ def register(app: typer.Typer) -> None:
 def doctor(
     as_json: bool = typer.Option(False, "--json", help="Print the table as JSON."),
 ) -> None:
-    """Compare every patch card with the installed hosts. Exit code 1 if a host has changed."""
+    """List the stages and compare every patch card with the installed hosts.
+
+    Exit code 1 if a host has changed, or if the stage of some package cannot be used.
+    """
+    from finepref import stages
     from finepref.hosts import patching
 
     with contextlib.redirect_stdout(sys.stderr):  # hosts write to standard output when they are imported
         states = patching.survey()
-    drifted = any(state.outcome == "drift" for state in states)
+    rows, _, broken = stages.registry()
+    failed = any(state.outcome == "drift" for state in states) or bool(broken)
     if as_json:
-        print(json.dumps([patching.as_row(state) for state in states], indent=2))
-        raise typer.Exit(int(drifted))
+        found = {
+            "stages": [stages.as_row(row) for row in rows.values()],
+            "unusable": [*broken.values()],
+            "cards": [patching.as_row(state) for state in states],
+        }
+        print(json.dumps(found, indent=2))
+        raise typer.Exit(int(failed))
 
     from rich.console import Console
+
+    console = Console(width=None if Console().is_terminal else 200)
+    console.print(_table("finepref stages", [stages.as_row(row) for row in rows.values()]))
+    for text in broken.values():
+        console.print(text, style="red", markup=False)
+    columns = ("card", "host", "version", "target", "state", "detail")
+    cards = [patching.as_row(state) for state in states]
+    console.print(_table("finepref patch cards", [{key: row[key] for key in columns} for row in cards]))
+    raise typer.Exit(int(failed))
+
+
+def _table(title: str, rows: list[dict[str, str]]) -> Table:
     from rich.table import Table
 
-    table = Table(title="finepref patch cards", title_justify="left")
-    for column in ("card", "host", "version", "target", "state", "detail"):
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
         table.add_column(column, overflow="fold")
-    for state in states:
-        row = patching.as_row(state)
-        table.add_row(*(row[key] for key in ("card", "host", "version", "target", "state", "detail")))
-    Console(width=None if Console().is_terminal else 200).print(table)
-    raise typer.Exit(int(drifted))
+    for row in rows:
+        table.add_row(*row.values())
+    return table

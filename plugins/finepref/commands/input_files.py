@@ -60,7 +60,7 @@ def find_inputs(
     Args:
         name: as on the command line.
         layout: of the rows; "" to recognise it by the first row.
-        dataset_dir: folder of dataset_info.json.
+        dataset_dir: folder of dataset_info.json; data sets that it lacks are looked up in finepref's own.
         columns, error_type: of files that have no dataset entry.
 
     Raises:
@@ -75,11 +75,7 @@ def find_inputs(
     if path.exists() or path.suffix:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         return [Input(file, layout or _guess_layout(file), columns, error_type) for file in files]
-    entries = dataset_info.load(dataset_dir)
-    if name not in entries:
-        file = str(dataset_dir / dataset_info.FILE_NAME)
-        raise BadData([Problem(file, 0, name, "FP071", f"is neither a file nor one of {', '.join(sorted(entries))}")])
-    return [*_inputs_of_entry(dataset_dir, entries[name])]
+    return [*_inputs_of_entry(*dataset_info.find(name, dataset_dir))]
 
 
 def _inputs_of_entry(dataset_dir: Path, entry: Mapping[str, object]) -> Iterator[Input]:

@@ -57,6 +57,8 @@ def judge(
         asks = isinstance(chosen, ModelJudge)
         if asks and (not model or engine is EngineName.rules):
             raise ValueError(f"--judge {name} needs a model: --engine hf, vllm or openai, and --model")
+        if not asks and (model or engine_options != type(engine_options)()):
+            raise ValueError(f"--judge {name} is a rule and asks no model: leave --model and the engine's options out")
         outcome = run(
             source,
             output,

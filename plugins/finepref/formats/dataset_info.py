@@ -88,8 +88,10 @@ def find(name: str, dataset_dir: str | os.PathLike[str]) -> Found:
         for _, value in entries:
             if isinstance(value, dict):
                 return Found(folder, value)
-    text = f"{name!a} is neither in this table nor in finepref's"
-    raise BadData([Problem(os.fspath(Path(dataset_dir) / FILE_NAME), 0, name, "FP071", text)])
+    table = Path(dataset_dir) / FILE_NAME
+    code = "FP071" if table.is_file() else "FP001"
+    where = "in this table" if table.is_file() else "in this table, which is not there,"
+    raise BadData([Problem(os.fspath(table), 0, name, code, f"{name!a} is neither {where} nor in finepref's")])
 
 
 def lint(path: str | os.PathLike[str], *, host_formats: Collection[str] = HOST_FORMATS) -> list[Problem]:

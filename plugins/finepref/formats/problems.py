@@ -38,7 +38,6 @@ CODES: dict[str, str] = {
     "FP041": "a span lies outside its text",
     "FP042": "a span is empty",
     "FP043": "two spans overlap",
-    "FP044": "a span weight is negative, and the stage takes none below 0",
     "FP045": "spans for a response that is not there",
     "FP046": "the side does not fit the spans",
     "FP047": "a negative without a span",
@@ -85,6 +84,7 @@ CODES: dict[str, str] = {
     "FP214": "no selected token is left of a response",
     "FP215": "spans on both responses where only one may be read",
     "FP216": "a span weight where a token can only be taken or left",
+    "FP217": "a span weight is negative, which the stage does not allow",
     "FP220": "the margin of a pair is not above 0",
     "FP221": "the response leaves no room for the prompt in cutoff_len",
     "FP222": "the reward is read at an end token that is not there",
@@ -93,7 +93,7 @@ CODES: dict[str, str] = {
     "FP230": "a prompt of several turns without a chat template",
     "FP231": "the chat template does not continue its own prompt",
 }
-"""Code -> short meaning. Codes are never reused for another meaning."""
+"""Code -> short meaning. Codes are never reused for another meaning (FP044 was one)."""
 
 SHOWN = 100
 """The most problems that are kept for showing; the rest are counted."""

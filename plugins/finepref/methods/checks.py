@@ -21,9 +21,7 @@ def record_problems(record: records.Record, stage: Stage, options: Options) -> l
 
 def _negative_weights(record: records.Record, stage: Stage) -> list[Problem]:
     return [
-        Problem(
-            record_mark(record.id), 0, f"{side}_spans", "FP044", f"{span.weight:g}, and stage {stage.name} has none"
-        )
+        Problem(record_mark(record.id), 0, f"{side}_spans", "FP217", f"{span.weight:g} in stage {stage.name}")
         for side in SIDES
         for span in spans_of(record, side)
         if span.weight < 0

@@ -92,7 +92,7 @@ def test_a_command_line_of_another_shape_is_host_drift(host, tmp_path, monkeypat
 
 def test_the_doctor_finds_every_card_of_this_host_in_place():
     done = subprocess.run([BIN / "finepref", "doctor", "--json"], capture_output=True, text=True, timeout=300)
-    table = json.loads(done.stdout)
+    table = json.loads(done.stdout)["cards"]
     assert done.returncode == 0
     states = {row["card"]: row["state"] for row in table if row["host"] == "openrlhf"}
     assert states == dict.fromkeys(CARDS, "verified, source tested")

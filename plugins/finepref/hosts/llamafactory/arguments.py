@@ -45,7 +45,7 @@ def extend(original: type) -> type:
     """
     stages.report_broken()
     taken = {field.name for field in dataclasses.fields(original)}
-    rows, broken = stages.registry()
+    rows, _, broken = stages.registry()
     for name, row in [*rows.items()]:
         if clash := sorted(row.options.new_on(HOST).keys() & taken):
             broken[name] = f"stage {name}, options.{clash[0]}: the host has a key of that name; choose another"
