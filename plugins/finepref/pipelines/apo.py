@@ -76,7 +76,7 @@ def apo(
         merge: like `policy`, for the host's command that merges a LoRA adapter; used if the policy trains one.
         launcher: the command that starts OpenRLHF's trainings, up to the name of the module: `deepspeed --module` (the
             default), `deepspeed --num_gpus 4 --module`, `python -m`; without flash-attn or a GPU,
-            `python -m finepref.hosts.openrlhf.anywhere`.
+            `python -m finepref.hosts.openrlhf.host_cli`.
         reward_model: the model that each reward model is trained from; default: `model`.
         policy_queries: queries for training the LLM, if they are not `queries`; they need no golden answers.
         pair: options of `finepref apo pair`.

@@ -36,7 +36,7 @@ def game(tiny_model, tmp_path_factory) -> Path:
         tiny_model,
         partial(ranked_rows, 6),
         host="openrlhf",
-        launcher="python -m finepref.hosts.openrlhf.anywhere",
+        launcher="python -m finepref.hosts.openrlhf.host_cli",
         reward={**TRAINING, "adam": {"lr": 1e-2}, "ds": {"param_dtype": "fp32"}},
         policy={**TRAINING, "ds": {"attn_implementation": "sdpa"}},
     )
@@ -104,7 +104,7 @@ def test_the_hosts_train_sft_goes_on_from_a_checkpoint_as_if_it_had_not_been_sto
         child = os.fork()
         if child == 0:
             run_forked(
-                "finepref.hosts.openrlhf.anywhere", ["openrlhf.cli.train_sft", *words], tmp_path / f"{name}.log"
+                "finepref.hosts.openrlhf.host_cli", ["openrlhf.cli.train_sft", *words], tmp_path / f"{name}.log"
             )
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert code == 0, (tmp_path / f"{name}.log").read_text()[-4000:]

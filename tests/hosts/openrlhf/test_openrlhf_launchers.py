@@ -61,7 +61,7 @@ def test_the_help_imports_no_model_library():
     assert done.stdout.rstrip().endswith("loaded: []")
 
 
-ANYWHERE = "finepref.hosts.openrlhf.anywhere"
+HOST_CLI = "finepref.hosts.openrlhf.host_cli"
 
 
 def test_the_hosts_own_train_dpo_is_the_same_with_finepref_attached_and_without(command, tmp_path):
@@ -72,7 +72,7 @@ def test_the_hosts_own_train_dpo_is_the_same_with_finepref_attached_and_without(
     for disabled in ("", "1"):
         out = tmp_path / f"out{disabled}"
         done[disabled] = command(
-            *("python", "-m", ANYWHERE, "openrlhf.cli.train_dpo"),
+            *("python", "-m", HOST_CLI, "openrlhf.cli.train_dpo"),
             name="dpo",
             environment={"FINEPREF_DISABLE": disabled},
             data__dataset=folder / "pairs.jsonl",
@@ -95,7 +95,7 @@ def test_the_hosts_own_train_dpo_is_the_same_with_finepref_attached_and_without(
 def test_the_hosts_own_train_sft_runs_anywhere_on_two_processes_of_the_deepspeed_launcher(command, tmp_path):
     rows = [{"messages": [{"role": r, "content": f"{i}"} for r in ("user", "assistant")]} for i in range(8)]
     folder = write_rows(tmp_path / "data", rows)
-    launcher = ("deepspeed", "--num_gpus", "2", "--master_port", free_port(), "--module", ANYWHERE)
+    launcher = ("deepspeed", "--num_gpus", "2", "--master_port", free_port(), "--module", HOST_CLI)
     done = command(
         *(*launcher, "openrlhf.cli.train_sft"),
         name="sft",
@@ -112,5 +112,5 @@ def test_the_hosts_own_train_sft_runs_anywhere_on_two_processes_of_the_deepspeed
 
 
 def test_a_program_that_runs_another_one_anywhere_needs_its_name():
-    done = subprocess.run([BIN / "python", "-m", ANYWHERE, "--help"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([BIN / "python", "-m", HOST_CLI, "--help"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (1, "which module? openrlhf.cli.train_sft, for example\n")
