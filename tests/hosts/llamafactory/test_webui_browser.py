@@ -73,10 +73,11 @@ def option_of(stage):
     """The key of a numeric option and its English label; None for a stage without any."""
     from finepref.hosts.llamafactory.webui import forms, texts
 
-    options = forms.options_of(stages.find(stage))
+    row = stages.find(stage)
+    options = forms.options_of(row)
     first = next((key for key, field in options.items() if type(field.default) is float), None)
     key = OPTIONS.get(stage, first)
-    return (key, texts.of_option(options[key])["en"]["label"]) if key else None
+    return (key, texts.of_option(row, options[key])["en"]["label"]) if key else None
 
 
 @pytest.mark.parametrize("stage", sorted(stages.all_stages()))

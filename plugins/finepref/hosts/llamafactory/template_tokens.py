@@ -10,7 +10,7 @@ from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.hparams import DataArguments
 
 from finepref.formats.records import Prompt
-from finepref.hosts.llamafactory import data
+from finepref.hosts.llamafactory.tokenized import encode
 
 
 def encoder(name: str) -> Callable[[Any], Callable[[Prompt, str], tuple[list[int], list[int]]]]:
@@ -22,6 +22,6 @@ def encoder(name: str) -> Callable[[Any], Callable[[Prompt, str], tuple[list[int
     def for_tokenizer(tokenizer: Any) -> Callable[[Prompt, str], tuple[list[int], list[int]]]:
         template = get_template_and_fix_tokenizer(tokenizer, DataArguments(template=name))
         processor = SimpleNamespace(template=template, tokenizer=tokenizer)
-        return lambda prompt, response: data.encode(processor, prompt, response)
+        return lambda prompt, response: encode(processor, prompt, response)
 
     return for_tokenizer
