@@ -74,12 +74,17 @@ def test_pipes_and_process_groups_are_those_of_popen(warm, program):
 
 def test_a_child_ends_with_its_caller_and_with_the_warm_process(program):
     with Warm(["json"]) as process:
-        code = "import sys, warm; print(warm.popen(sys.argv[1], sys.argv[2:]).pid, flush=True); sys.stdin.read()"
+        code = (
+            "import subprocess, sys, warm\n"
+            "child = warm.popen(sys.argv[1], sys.argv[2:], stdout=subprocess.DEVNULL)\n"
+            "print(child.pid, flush=True)\n"
+            "sys.stdin.read()\n"
+        )
         words = [sys.executable, "-c", code, process.address, *program, "600", "0"]
         variables = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         caller = subprocess.Popen(words, env=variables, **pipes)
-        orphan = int(caller.stdout.readline().split()[0])
+        orphan = int(caller.stdout.readline())
         caller.kill()
         caller.wait()
         assert ends(orphan)
