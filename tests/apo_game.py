@@ -5,7 +5,9 @@ As a program it is `finepref` with its steps in forks of a warm process: python 
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,6 +59,14 @@ def play(game: Path, output: Path, warm: Warm | None = None) -> subprocess.Popen
     root, variables = Path(__file__).parents[1], dict(os.environ)
     with open(output.with_suffix(".log"), "ab") as log:
         return start([*program, *words], stdout=log, stderr=log, cwd=root, start_new_session=True, env=variables)
+
+
+def kill(process: subprocess.Popen | Child, output: Path) -> None:
+    """Kill the command and its steps, and wait until the run's folder is free for the next one."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    with open(output / "lock") as lock:  # a step that was just being started ends a moment later
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def finish(game: Path, output: Path, warm: Warm | None = None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -70,6 +72,19 @@ def test_pipes_and_process_groups_are_those_of_popen(warm, program):
     assert child.poll() is None
     os.killpg(child.pid, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
+
+
+def test_a_caller_that_is_killed_in_the_middle_of_its_request_leaves_nothing_locked(warm, program, tmp_path):
+    """Its descriptors, a lock's among them, have come before the words."""
+    with open(tmp_path / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(warm.address)
+            socket.send_fds(caller, [(1000).to_bytes(8)], [1, 2, lock.fileno()])
+            caller.sendall(b"{")
+    assert warm.run([*program, "0", "0"]).code == 0, "the next request is served"
+    with open(tmp_path / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_child_ends_with_its_caller_and_with_the_warm_process(program):

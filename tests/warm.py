@@ -251,10 +251,10 @@ def main() -> None:
                     selector.register(end, selectors.EVENT_READ)
                     selector.register(connection, selectors.EVENT_READ)
                     tell(connection, child)
-            elif key.fd in ends:
-                child, connection = ends.pop(key.fd)
-                selector.unregister(key.fd)
-                os.close(key.fd)
+            elif key.fileobj in ends:
+                child, connection = ends.pop(key.fileobj)
+                selector.unregister(key.fileobj)
+                os.close(key.fileobj)
                 if waiting.pop(connection, None):
                     selector.unregister(connection)
                 tell(connection, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -262,7 +262,7 @@ def main() -> None:
             elif key.fileobj in waiting:  # the caller is gone, so there is nobody who could stop the child
                 selector.unregister(key.fileobj)
                 os.kill(waiting.pop(key.fileobj), signal.SIGKILL)
-            elif key.fd == 0:
+            elif key.fileobj == 0:
                 for child, _ in ends.values():
                     os.kill(child, signal.SIGKILL)
                 os._exit(0)
@@ -275,14 +275,17 @@ def received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
         OSError: the caller ended in the middle of it.
     """
     head, descriptors, _, _ = socket.recv_fds(connection, LENGTH, 16)
-    size, text = int.from_bytes(head), b""
-    while len(text) < size:
-        piece = connection.recv(size - len(text))
-        if not piece:
-            raise OSError("the caller has gone")
-        text += piece
-    if not text:
-        raise OSError("the caller has gone")
+    try:
+        size, text = int.from_bytes(head), b""
+        while not text or len(text) < size:
+            piece = connection.recv(size - len(text))
+            if not piece:
+                raise OSError("the caller has gone")
+            text += piece
+    except OSError:
+        for each in descriptors:  # or what the caller has locked would stay so
+            os.close(each)
+        raise
     return json.loads(text), descriptors
 
 

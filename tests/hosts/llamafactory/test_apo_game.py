@@ -7,14 +7,12 @@ what is proven here is that the commands of each kind take up again what they we
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
-from apo_game import STEPS, finish, play, save_game
+from apo_game import STEPS, finish, kill, play, save_game
 from sample_rows import ranked_rows
 from warm import Warm
 
@@ -70,8 +68,7 @@ def kill_in(step: str, mark: str | None, game: Path, output: Path, warm: Warm) -
     while not ((folder / "log.txt").exists() and (mark is None or list(folder.glob(mark)))):
         assert process.poll() is None, output.with_suffix(".log").read_text()[-4000:]
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(process, output)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import time
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from apo_game import STEPS, finish, play, save_game
+from apo_game import STEPS, finish, kill, play, save_game
 from finepref.formats.jsonl import write_jsonl
 from finepref.formats.records import Message
 from finepref.pipelines import openrlhf
@@ -76,8 +75,7 @@ def test_a_training_that_is_killed_and_gone_on_with_changes_nothing_that_comes_a
     while not (whole / "round_1/reward/checkpoints/latest").exists():
         assert process.poll() is None, whole.with_suffix(".log").read_text()[-4000:]
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(process, whole)
     assert "outputs" not in json.loads((whole / "round_1/reward/step.json").read_text())
     finish(game, whole, warm)
     receipt = json.loads((whole / "round_1/reward/model/finepref_receipt.json").read_text())
