@@ -1,6 +1,6 @@
 """Random draws of shape "unpaired": one response of a record per epoch, and another prompt's response for KTO's KL.
 
-SeaPO (arXiv 2509.24781) draws negatives "at random"; no code for it was released. Here a draw depends only on seed,
+SeaPO (arXiv 2509.24781) draws "at random", but no released script does so. Here a draw depends only on seed,
 epoch and record id. It does not depend on row order, workers, ranks, resuming or caches.
 """
 
