@@ -175,7 +175,10 @@ OPTIONS = {"name": "apo_rm", "dataset": "lists"}
             {"apo_kl_coeff": 0.0},
             "FP223 dataset kind: all training records are human, and the coefficient of these is 0",
         ),
-        ({"apo_loss": "wgan"}, "FP224 dataset kind: `apo_loss: wgan` is for records of kind apo, but the training data has none"),
+        (
+            {"apo_loss": "wgan"},
+            "FP224 dataset kind: `apo_loss: wgan` is for records of kind apo, but the training data has none",
+        ),
         ({"apo_loss": "wgan", "apo_coeff": 0}, "`apo_loss: wgan` is the adversarial records' loss, but their"),
         ({"pref_beta": 0.5}, "`pref_beta` does nothing in stage apo_rm, so leave it out"),
         ({"do_predict": True}, "eval_dataset"),
