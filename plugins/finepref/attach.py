@@ -1,15 +1,15 @@
-"""The start-up half: waits for a host module to be imported, then lets the adapter work on it.
+"""Start-up hook: waits until a host module is imported, then applies the patch cards to it.
 
-`finepref.pth` calls `install()` at the start of every Python process of the environment, because torchrun workers, Ray
-workers and the web UI's child processes are all fresh processes that no console script of ours could reach. So this
-file imports nothing that Python has not loaded by then, and a process that never imports a host pays one dictionary
-look-up per import. `FINEPREF_DISABLE=1` switches it off.
+`finepref.pth` calls `install()` at the start of every Python process of the environment: torchrun workers, Ray workers
+and the web UI's child processes are new processes that no console script of ours could reach. So this file imports
+nothing that Python has not loaded already, and a process that never imports a host pays one dictionary look-up per
+import. Set `FINEPREF_DISABLE=1` to switch it off.
 """
 
 import os
 import sys
 
-# Host modules that patch cards rebind something in, -> the function called once right after that module ran.
+# Host modules in which patch cards rebind a name -> the function called once, right after the module was imported.
 # A test keeps this table equal to the cards in patches/.
 WATCHED = {
     "llamafactory.data.converter": "finepref.hosts.patching:attach",
@@ -28,12 +28,12 @@ WATCHED = {
     "llamafactory.webui.runner": "finepref.hosts.patching:attach",
 }
 
-# Beside OpenRLHF's own command lines, every stage has one under this prefix (see `finepref.stages.Stage.command`).
+# Prefix of OpenRLHF's command lines. Each stage adds one (see `finepref.methods.stage.Stage.command`).
 COMMANDS = "openrlhf.cli.train_"
 
 
 class _AfterImport:
-    """A loader that runs the module's own loader, then the adapter; the module sees only its own loader."""
+    """Runs the module's own loader, then the function in `WATCHED`. The module itself sees only its own loader."""
 
     def __init__(self, loader):
         self.loader = loader
@@ -50,7 +50,7 @@ class _AfterImport:
 
 
 class _Finder:
-    """First on `sys.meta_path`; asks the finders behind it for the modules that it watches or may have to provide."""
+    """First on `sys.meta_path`. Finds watched host modules, through the other finders, and stages' command lines."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
@@ -68,7 +68,7 @@ class _Finder:
 
 
 def _command(name):
-    """The command line of a stage, under a name that the host itself does not have; None where no stage has it."""
+    """The module spec of a stage's command line; None if no stage has a command of that name."""
     from importlib.util import spec_from_file_location
 
     from finepref import stages
@@ -79,7 +79,7 @@ def _command(name):
 
 
 def install():
-    """Watch for host modules. Harmless when called twice."""
+    """Start to watch for host modules. A second call, or any call with FINEPREF_DISABLE set, does nothing."""
     if os.environ.get("FINEPREF_DISABLE", "") not in ("", "0") or _Finder in sys.meta_path:
         return
     sys.meta_path.insert(0, _Finder)

@@ -1,9 +1,9 @@
-"""The stages that are installed: their rows come from the entry-point group `finepref.stages`.
+"""The installed stages. Their rows come from the entry-point group `finepref.stages`.
 
-finepref's own rows stand at the end of the files in `finepref.methods`. Another package adds a stage in the same way:
-a row, a method file, and an entry point that names the row. CONTRIBUTING.md walks through it, and examples/own_stage
-is such a package. A row that cannot be used is left out with a message; the host's own stages and all others still
-run.
+finepref's own rows are at the end of the files in `finepref.methods`. Another package adds a stage in the same way:
+a method file, its row, and an entry point that names the row. CONTRIBUTING.md explains the steps, and
+examples/own_stage is such a package. A row that cannot be used is reported and left out; the host's own stages and
+all other stages still run.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class StageError(ValueError):
     """A row that cannot be used. The message names package, row and field."""
 
 
-# Field -> number of positional arguments of the function, by shape where it differs.
+# Field -> number of positional arguments that its function is called with.
 ARGUMENTS = {"losses": 2, "weigh": 3, "kl": 1, "settings": 1, "check_record": 2, "check_data": 2}
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 CODE = re.compile(r"(?!FP)[A-Z]{2,8}\d{3}")
 
 
 def problems_of(row: Any) -> list[str]:
-    """What is missing or malformed in a row, each as "FIELD: what and what to do"."""
+    """What is missing or malformed in a row, as texts "FIELD: what is wrong". Empty if the row can be used."""
     if not isinstance(row, Stage):
         return [f"expected a finepref.methods.stage.Stage, or a tuple of them, got {type(row).__name__}"]
     found = []
@@ -47,7 +47,7 @@ def problems_of(row: Any) -> list[str]:
         if type(value) is not str or (field in ("name", "title", "paper") and not value.strip()):
             found.append(f"{field}: expected a text, got {value!r}")
     if type(row.name) is str and not NAME.fullmatch(row.name):
-        found.append(f"name: {row.name!r} is not lower-case letters, digits and _, a letter first")
+        found.append(f"name: {row.name!r} must be lower-case letters, digits and _, starting with a letter")
     elif row.name in HOST_STAGES:
         found.append(f"name: {row.name} is a stage of LLaMA-Factory itself; choose another")
     if row.shape not in get_args(Batch):
@@ -84,7 +84,7 @@ def _problems_of_formats(row: Stage) -> list[str]:
         return [f"formats: expected a tuple with one of {', '.join(FORMATS)} or more, got {row.formats!r}"]
     readable = row.of_shape.formats
     return [
-        f"formats: {name!r} gives no batch of shape {row.shape}; {' and '.join(readable)} do"
+        f"formats: {name!r} does not fit shape {row.shape}; use {' or '.join(readable)}"
         for name in row.formats
         if name not in readable
     ]
@@ -109,7 +109,7 @@ def _refused_defaults(row: Stage) -> list[str]:
         for host in HOSTS:
             row.options.read(host, {}, in_yaml)
     except (ValueError, TypeError, NameError) as error:
-        return [f"the defaults are refused or its types unreadable: {error}"]
+        return [f"the defaults are refused, or a type cannot be read: {error}"]
     return []
 
 
@@ -124,16 +124,22 @@ def _problems_of_function(value: Any, count: int) -> list[str]:
 
 
 class Registry(NamedTuple):
-    """What the entry points give: usable rows by name, their packages, and what is wrong with the others."""
+    """All rows of the installed packages.
+
+    Attributes:
+        rows: name of a usable row -> the row.
+        packages: name of a usable row -> its package.
+        broken: name of an unusable row, or of an entry point that cannot be loaded -> the error message.
+    """
 
     rows: dict[str, Stage]
     packages: dict[str, str]
-    broken: dict[str, str]  # by the name of the row, or of the entry point that cannot be loaded
+    broken: dict[str, str]
 
 
 @cache
 def registry() -> Registry:
-    """All rows of all installed packages, each checked once."""
+    """Load and check the rows of all installed packages, once per process."""
     found: dict[str, Stage] = {}
     owners: dict[str, str] = {}
     broken: dict[str, str] = {}
@@ -141,7 +147,7 @@ def registry() -> Registry:
         package = _package_of(entry_point)
         try:
             rows = entry_point.load()
-        except Exception as error:  # whatever another package raises must not stop the host
+        except Exception as error:  # an error in another package must not stop the host
             broken[entry_point.name] = f"{package}: entry point {entry_point.name} = {entry_point.value}: {error!r}"
             continue
         for number, row in enumerate(rows if isinstance(rows, tuple) else (rows,)):
@@ -163,7 +169,7 @@ def _package_of(entry_point: EntryPoint) -> str:
 
 
 def _clashes(row: Stage, found: Mapping[str, Stage], owners: Mapping[str, str]) -> list[str]:
-    """What of a row is taken already: its name, its command on OpenRLHF, or an option that means something else."""
+    """Conflicts of a row with earlier ones: name, OpenRLHF command, or another meaning of an option or a code."""
     if row.name in found:
         return [f"name: {owners[row.name]} has a stage {row.name} already"]
     clashes = []
@@ -192,7 +198,7 @@ def all_stages() -> dict[str, Stage]:
 
 @cache
 def report_broken() -> None:
-    """Say on standard error, once, which rows cannot be used."""
+    """Print why rows cannot be used, to standard error, once per process."""
     for text in registry().broken.values():
         print(f"finepref: {text}", file=sys.stderr)
 
@@ -211,7 +217,7 @@ def as_row(row: Stage) -> dict[str, str]:
 
 
 def find(name: str | None) -> Stage | None:
-    """The stage of that name, or None when it is a stage of the host.
+    """The stage of that name, or None if finepref has none (a stage of the host).
 
     Raises:
         StageError: the stage is registered, but its row cannot be used.
@@ -225,12 +231,12 @@ def find(name: str | None) -> Stage | None:
 
 
 def of_command(command: str) -> Stage | None:
-    """The stage whose command line on OpenRLHF has that name."""
+    """The stage with that command on OpenRLHF, e.g. "train_tdpo"; None if there is no such stage."""
     return next((row for row in all_stages().values() if command and row.command == command), None)
 
 
 def switched(host_stage: str, keys: Mapping[str, object]) -> Stage | None:
-    """The stage that a key makes of a host's stage, as `granular: true` of `stage: sft`; None when no key does."""
+    """The stage that a key turns a host's stage into, as `granular: true` does with `stage: sft`; else None."""
     rows = (row for row in all_stages().values() if row.switch and row.host_stage == host_stage)
     return next((row for row in rows if keys.get(row.switch)), None)
 

@@ -54,13 +54,17 @@ MISTAKES = {
     "shape": ('shape="pair"', 'shape="pairs"', "shape: expected pair, unpaired, ranked, single, got 'pairs'"),
     "name of the host's": ('name="wsimpo"', 'name="dpo"', "name: dpo is a stage of LLaMA-Factory itself"),
     "name of ours": ('name="wsimpo"', 'name="sepo"', "name: finepref has a stage sepo already"),
-    "spelling": ('name="wsimpo"', 'name="W-SimPO"', "name: 'W-SimPO' is not lower-case letters, digits and _"),
+    "spelling": (
+        'name="wsimpo"',
+        'name="W-SimPO"',
+        "name: 'W-SimPO' must be lower-case letters, digits and _, starting",
+    ),
     "empty title": ('title="SimPO on weighted tokens"', 'title=" "', "title: expected a text, got ' '"),
     "no formats": ('formats=("pair", "span_pair")', "formats=()", "formats: expected a tuple with one of pair,"),
     "formats": (
         'formats=("pair", "span_pair")',
         'formats=("pair", "ranked")',
-        "formats: 'ranked' gives no batch of shape pair; pair and span_pair and scored_pair do",
+        "formats: 'ranked' does not fit shape pair; use pair or span_pair or scored_pair",
     ),
     "options of another kind": (
         "class WsimpoOptions(PairOptions)",
@@ -73,7 +77,7 @@ MISTAKES = {
         "options.wsimpo_beta: declare it with finepref.methods.options.option",
     ),
     "no help": ('"Scale of the mean log-probability."', '" "', "options.wsimpo_beta: its help is empty"),
-    "default out of bounds": ("option(2.0,", "option(-2.0,", "the defaults are refused or its types unreadable: "),
+    "default out of bounds": ("option(2.0,", "option(-2.0,", "the defaults are refused, or a type cannot be read: "),
     "option of ours": (
         'wsimpo_gamma: float = option(0.5, "Margin',
         'sepo_margin: float = option(0.5, "Margin',

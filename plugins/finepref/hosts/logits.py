@@ -1,6 +1,6 @@
-"""Log-probabilities and KL at the tokens that a loss reads, the same view on both hosts.
+"""Log-probabilities and KL at the tokens that a loss reads, the same on both hosts.
 
-N needed positions of this process, V vocabulary, M responses (of a batch of pairs M = 2B), L tokens, T = L - 1.
+N needed positions on this process, V vocabulary size, M responses (2B for B pairs), L tokens, T = L - 1.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from finepref.losses import chunked, ops
 
 
 class Logits(Protocol):
-    """What a forward pass leaves for the loss."""
+    """The logits of a forward pass, as the loss reads them."""
 
     def logps(self) -> Tensor:
-        """log pi of the needed tokens, 0 elsewhere: [M, T] in label space."""
+        """log pi of the needed tokens, 0 elsewhere: [M, T], in label space."""
 
     def kl(self, reference: Logits) -> Tensor:
         """KL(pi_ref || pi_theta) where the needed tokens are predicted, 0 elsewhere: [M, T]."""
 
     def drop(self) -> None:
-        """Let go of the logits themselves; results that need a gradient keep what they need."""
+        """Free the logits. Results with a gradient keep what their backward pass needs."""
 
 
 class NeededLogits:
@@ -33,7 +33,7 @@ class NeededLogits:
     Args:
         logits: [N, V].
         targets: [N], the token that each position predicts.
-        place: values [N] of the needed positions -> [M, T].
+        place: puts values [N] of the needed positions into [M, T].
     """
 
     def __init__(self, logits: Tensor, targets: Tensor, place: Callable[[Tensor], Tensor]) -> None:
@@ -50,7 +50,7 @@ class NeededLogits:
 
 
 class AllLogits:
-    """The plain path, for comparison: logits of every position, nothing recomputed.
+    """Logits of every position, without recomputation; for comparison only.
 
     Args:
         logits: [M, L, V].

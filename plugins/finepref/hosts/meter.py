@@ -1,4 +1,4 @@
-"""The metrics of a stage between two log entries: sums that stay on the device, and means over all ranks."""
+"""Metrics between two log entries: summed on the device, then averaged over all ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Meter:
     """Means of named values, by split ("train", "eval").
 
     Args:
-        names: every metric that may be added, the same on every rank, which may have seen no batch of a split.
+        names: all metrics that may be added. The same on every rank, also on a rank that gets no batch of a split.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -22,7 +22,7 @@ class Meter:
         self.totals: dict[str, Tensor] = {}  # split -> [2, names] float64: sums, counts
 
     def add(self, split: str, totals: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Add (sum, count) of some of the metrics, scalars each. No host sync."""
+        """Add (sum, count), a pair of scalars, of some of the metrics. Does not wait for the device."""
         device = next(iter(totals.values()))[0].device
         zero = torch.zeros((), dtype=torch.float64, device=device)
         flat = [part.detach().double() for name in self.names for part in totals.get(name, (zero, zero))]
@@ -30,17 +30,17 @@ class Meter:
         self.totals[split] = self.totals[split] + mine if split in self.totals else mine
 
     def add_values(self, split: str, values: Mapping[str, Tensor], valid: Tensor) -> None:
-        """Add the values [B] of the valid records."""
+        """Add values [B], of which only those with `valid` [B] count."""
         count = valid.sum()
         self.add(split, {n: (torch.where(valid, v.detach(), 0.0).sum(), count) for n, v in values.items()})
 
     def sums(self, split: str, device: torch.device | str) -> dict[str, tuple[float, float]]:
-        """(sum, count) over all ranks since the last call, of the metrics with a count. Every rank must call this."""
+        """(sum, count) over all ranks since the last call, of metrics with a count. Every rank must call this."""
         nothing = torch.zeros(2, len(self.names), dtype=torch.float64, device=device)
         totals, counts = sum_over_ranks(self.totals.pop(split, nothing)).tolist()
         named = zip(self.names, totals, counts, strict=True)
         return {name: (total, count) for name, total, count in named if count}
 
     def means(self, split: str, device: torch.device | str) -> dict[str, float]:
-        """The means over all ranks since the last call. Every rank must call this."""
+        """Mean of each metric over all ranks since the last call. Every rank must call this."""
         return {name: total / count for name, (total, count) in self.sums(split, device).items()}

@@ -1,10 +1,10 @@
-"""What to say of a model that is not there."""
+"""Hint for a missing model folder."""
 
 import os
 
 
 def missing_model_hint(path: str) -> str | None:
-    """What to run when a model folder that we know how to make is not there; None when nothing is missing."""
+    """The command that makes a missing model folder; None if `path` is a folder or a name on a model hub."""
     local = path.startswith((".", "~", os.sep)) or path.split("/", 1)[0] == "models"
     if not local or os.path.isdir(os.path.expanduser(path)):
         return None

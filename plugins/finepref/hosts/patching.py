@@ -1,8 +1,8 @@
-"""Patch cards: every coupling to a host's internals is one TOML file in `patches/`, checked before it is used.
+"""Patch cards: every use of a host's internals is described by a TOML file in `patches/` and checked first.
 
-A card either replaces a host object (`replacement`) or states what we rely on without changing it (no `replacement`).
-What a card finds that it does not expect is `HostDrift`. Drift never breaks the host's own stages: the object stays
-as it is, the reason goes to standard error, and a finepref stage that needs the card refuses to start.
+A card either replaces a host object (`replacement`), or describes one that we rely on (no `replacement`). If the host
+differs from a card, that is `HostDrift`. Drift never breaks the host's own stages: the object stays unchanged, the
+reason is printed to standard error, and a finepref stage that needs the card refuses to start.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from finepref import stages
 
 
 class HostDrift(RuntimeError):  # noqa: N818 - the name users read
-    """A host no longer looks as a patch card says. The message names card, host version, expected and found."""
+    """A host differs from a patch card. The message has card, host version, what was expected and what was found."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One coupling. `signature` leaves annotations out: they change without changing how a function is called."""
+    """One patch card. `signature` has no annotations: they can change while calls stay the same."""
 
     name: str
     host: str
@@ -45,7 +45,7 @@ class Card:
     replacement: str = ""
     fields: tuple[str, ...] = ()
     methods: dict[str, str] = field(default_factory=dict)
-    keys: tuple[str, ...] = ()  # of a host table, a dict
+    keys: tuple[str, ...] = ()  # keys that the target must have, if it is a dict
     tested: dict[str, str]
     why: str
     without_it: str
@@ -60,15 +60,15 @@ class Card:
 
 @dataclass
 class State:
-    """What became of a card in this process."""
+    """Result of checking a card in this process."""
 
     card: Card
     outcome: str = "not loaded"  # "applied", "verified" (relied upon), "drift" or "not loaded"
-    source: str = ""  # "tested" or "unverified": is the host's source one we ran our tests on?
+    source: str = ""  # "tested" if our tests ran on this source of the host, else "unverified"
     detail: str = ""
 
 
-# Hosts that not every machine can import as they are -> what makes them ready.
+# Hosts that must be adapted before every machine can import them -> the function that adapts them.
 MADE_READY = {"openrlhf": "finepref.hosts.openrlhf.compat:install"}
 
 
@@ -79,12 +79,12 @@ CARDS_GROUP = "finepref.cards"
 def load_cards() -> dict[str, Card]:
     """All cards by name: finepref's, then those of other packages.
 
-    An entry point of the group `finepref.cards` names a package that holds them as HOST/NAME.toml. Such a card may
-    rebind something only in a module that finepref watches already (see `finepref.attach`).
+    An entry point of the group `finepref.cards` names a package that contains them as HOST/NAME.toml. Such a card may
+    have a `replacement` only in a module that finepref already watches (see `finepref.attach`).
 
     Raises:
-        ValueError: a card with an unknown or missing key, or two cards of one name, or one that could not be applied;
-            the message names package and card.
+        ValueError: a card with an unknown or missing key, two cards of one name, or a `replacement` in a module that
+            is not watched; the message names package and card.
     """
     cards: dict[str, Card] = {}
     for package in ("finepref.patches", *(each.value for each in entry_points(group=CARDS_GROUP))):
@@ -94,7 +94,7 @@ def load_cards() -> dict[str, Card]:
             if card.replacement and card.module not in attach_table.WATCHED:
                 raise ValueError(
                     f"{package}: patch card {card.host}/{card.name}: `replacement` needs a module that finepref "
-                    f"watches, and {card.module} is none; leave it out to state what you rely on"
+                    f"watches, and {card.module} is not one; leave it out to only check what you rely on"
                 )
             cards[card.name] = card
     return cards
@@ -124,7 +124,7 @@ def state_of(name: str) -> State:
 
 
 def host_version(host: str) -> str:
-    """Version of the installed host, "" when there is none."""
+    """Version of the installed host, "" if it is not installed."""
     try:
         return version(host)
     except PackageNotFoundError:
@@ -132,7 +132,7 @@ def host_version(host: str) -> str:
 
 
 def canonical_signature(function: Any) -> str:
-    """Parameters with their kinds, and `=` where there is a default: "(a, b=, *, c=, **rest)"."""
+    """Parameters with their kinds, and `=` for a default: "(a, b=, *, c=, **rest)"."""
     parameters = inspect.signature(function).parameters.values()
     bare = [
         parameter.replace(
@@ -152,13 +152,13 @@ class _Default:
 
 
 def source_digest(target: Any, keys: Sequence[str] = ()) -> str:
-    """SHA-256 of the source text of a function or class, or of a table's entries `keys`; first 16 hex digits."""
+    """First 16 hex digits of the SHA-256 of a function's or class's source, or of the entries `keys` of a dict."""
     text = repr({key: target[key] for key in keys}) if keys else inspect.getsource(target)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def mismatch(card: Card, module: ModuleType, installed: str) -> str:
-    """What about the host is not as the card says; "" when all is."""
+    """The first difference between host and card, "" if there is none."""
     from packaging.specifiers import SpecifierSet
 
     if not SpecifierSet(card.versions).contains(installed, prereleases=True):
@@ -193,7 +193,7 @@ def mismatch(card: Card, module: ModuleType, installed: str) -> str:
 
 
 def _check(card: Card, module: ModuleType) -> State:
-    """Compare the host with the card and note the result."""
+    """Compare the host with the card and record the result."""
     state = state_of(card.name)
     installed = host_version(card.host)
     wrong = mismatch(card, module, installed)
@@ -203,7 +203,7 @@ def _check(card: Card, module: ModuleType) -> State:
         digest = source_digest(getattr(module, card.attribute), card.keys)
         state.outcome = "verified"
         state.source = "tested" if digest in card.tested.values() else "unverified"
-        state.detail = "" if state.source == "tested" else f"source {digest} of {card.host} {installed} is new to us"
+        state.detail = "" if state.source == "tested" else f"source {digest} of {card.host} {installed} is not tested"
     return state
 
 
@@ -211,8 +211,8 @@ def attach(module: ModuleType) -> None:
     """Apply the cards of a host module that has just been imported.
 
     Raises:
-        HostDrift: a card does not fit and this process was started to run a finepref stage. Otherwise the host goes
-            on unchanged and the stages that need the card refuse to start.
+        HostDrift: a card does not fit, and this process was started to run a finepref stage. In any other process the
+            host continues unchanged, and stages that need the card refuse to start.
     """
     for card in load_cards().values():
         if card.module != module.__name__ or not card.replacement:
@@ -223,7 +223,7 @@ def attach(module: ModuleType) -> None:
             try:
                 setattr(module, card.attribute, resolve_name(card.replacement)(original))
                 state.outcome = "applied"
-            except Exception as error:  # the host must go on; the stage that needs the card will name the cause
+            except Exception as error:  # the host must keep running; a stage that needs the card reports the cause
                 state.outcome, state.detail = "drift", f"{card.replacement} failed with {error!r}"
         if state.outcome == "drift":
             if stages.find(asked_stage(sys.argv)):
@@ -232,7 +232,7 @@ def attach(module: ModuleType) -> None:
 
 
 def require(names: Iterable[str], *, needed_by: str) -> None:
-    """Make sure that every named card is in place, before anything expensive starts.
+    """Check that every named card is in place, before anything expensive starts.
 
     Raises:
         HostDrift: naming each card that is missing, did not fit, or was never applied.
@@ -276,7 +276,7 @@ def as_row(state: State) -> dict[str, str]:
 
 
 def report(names: Iterable[str]) -> list[dict[str, str]]:
-    """The named cards for a receipt."""
+    """Name, target and state of the named cards, for the receipt."""
     rows = []
     for name in names:
         state = state_of(name)
@@ -285,7 +285,7 @@ def report(names: Iterable[str]) -> list[dict[str, str]]:
 
 
 def survey() -> list[State]:
-    """Check every card against the installed hosts, as `finepref doctor` shows it. Imports the hosts."""
+    """Check every card against the installed hosts, for `finepref doctor`. Imports the hosts."""
     surveyed = []
     for card in load_cards().values():
         if not host_version(card.host):
@@ -309,11 +309,14 @@ def _line(state: State) -> str:
 
 def _drift(states: Sequence[State]) -> HostDrift:
     lines = "\n".join(f"  {_line(state)}" for state in states)
-    return HostDrift(f"the host is not as finepref knows it\n{lines}\n  see `finepref doctor`")
+    return HostDrift(f"the host differs from what finepref expects\n{lines}\n  see `finepref doctor`")
 
 
 def asked_stage(arguments: Sequence[str]) -> str | None:
-    """The stage that a command line asks for, without the host's help, so that drift stops the run at once."""
+    """The stage named on a command line or in its config file, None if there is none.
+
+    It is read without the host's parser, so that drift can stop the run before the host has imported its modules.
+    """
     stage = None
     for argument in arguments:
         if argument.endswith((".yaml", ".yml", ".json")) and os.path.isfile(argument):

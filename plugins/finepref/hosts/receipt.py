@@ -1,8 +1,8 @@
 """`finepref_receipt.json`: proof that our data and our loss were really used.
 
-The field's characteristic failure is the silent no-op: a run that ends well without the method having run. So each
-checkpoint carries how often our loss was called, which must equal the number of micro-batches, and where every row
-that was read went.
+A typical failure is the silent no-op: a run that succeeds although the method was never used. So the receipt in each
+checkpoint records how often our loss was called, which must equal the number of micro-batches, and what happened to
+every row that was read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class UnprovenRun(RuntimeError):  # noqa: N818 - the name users read
 
 @dataclass
 class DatasetEntry:
-    """One dataset of the run. Counts are rows of its files."""
+    """One data set of the run. Counts are numbers of rows in its files."""
 
     name: str
     formatting: str
@@ -48,12 +48,12 @@ class DatasetEntry:
 
 
 def micro_batches(*, first_step: int, last_step: int, accumulation: int, batches_per_epoch: int | None) -> int:
-    """Micro-batches behind the optimizer steps first_step..last_step.
+    """Number of micro-batches in the optimizer steps from first_step to last_step.
 
-    It is steps x accumulation, but for the last step of an epoch, which takes what is left of the epoch.
+    It is steps x accumulation, except that the last step of an epoch has only the micro-batches that are left.
 
     Args:
-        first_step: optimizer steps done before the run started (after a resume), else 0.
+        first_step: optimizer steps done before this process started; 0 unless it resumed.
         last_step: optimizer steps done now.
         accumulation: gradient_accumulation_steps.
         batches_per_epoch: length of this rank's data loader, None for a stream of unknown length.
@@ -67,7 +67,7 @@ def micro_batches(*, first_step: int, last_step: int, accumulation: int, batches
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that matter, as installed."""
+    """Versions of Python and of the installed packages among `PACKAGES`."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -78,7 +78,7 @@ def versions() -> dict[str, str]:
 
 
 def rows_add_up(rows: dict[str, int | None]) -> bool:
-    """Is rows read = trained + evaluated + skipped + rejected? True when the reading was not ours to count."""
+    """Whether rows read = trained + evaluated + skipped + rejected. True if the rows could not be counted (None)."""
     if rows["read"] is None or rows["trained"] is None:
         return True
     return rows["read"] == sum(count or 0 for kind, count in rows.items() if kind != "read")

@@ -1,4 +1,4 @@
-"""What a reward model is worth: accuracy, margins, calibration. N records, R responses, P pairs."""
+"""Quality metrics of a reward model: accuracy, margins, calibration. N records, R responses, P pairs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from finepref.losses.calibration import calibration_error, reliability
 
 KINDS = ("human", "apo")
-MOST_GAPS = 8  # up to that many different score gaps have an accuracy each, more of them one per quarter
+MOST_GAPS = 8  # up to this many score gaps get an accuracy each; if there are more, each quarter of the pairs gets one
 
 
 class Pairs(NamedTuple):
@@ -26,12 +26,16 @@ class Pairs(NamedTuple):
 
     @property
     def margin(self) -> Tensor:
-        """The difference of the rewards, above 0 where the model is right: [P]."""
+        """Difference of the rewards [P], above 0 if the model ranks the pair correctly."""
         return self.better - self.worse
 
 
 def pairs_of(rewards: Tensor, scores: Tensor, present: Tensor) -> Pairs:
-    """Every pair once: rewards, scores, present [N, R].
+    """All pairs of differently scored responses of a record, each pair once.
+
+    Args:
+        rewards, scores: [N, R].
+        present: [N, R], False or 0 for padding.
 
     Raises:
         ValueError: the shapes differ; nothing is broadcast.
@@ -50,11 +54,16 @@ NAMES = (
     *(f"rewards/accuracies/{kind}" for kind in KINDS),
     "rewards/mean",
 )
-"""What `totals` counts: accuracy (also by kind), rewards of better and worse responses, margin, mean reward."""
+"""Names of the metrics of `totals`; "chosen" is the response with the higher score of a pair."""
 
 
 def totals(rewards: Tensor, scores: Tensor, present: Tensor, is_apo: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """(sum, count) of each of `NAMES`, float64 scalars, so that batches and ranks add up; is_apo [N]."""
+    """(sum, count) of each metric in `NAMES`: float64 scalars, which can be added over batches and ranks.
+
+    Args:
+        rewards, scores, present: [N, R], see `pairs_of`.
+        is_apo: [N], whether a record is of kind "apo".
+    """
     pairs = pairs_of(rewards, scores, present)
     better, worse = pairs.better.double(), pairs.worse.double()
     right = (better > worse).double()
@@ -69,7 +78,12 @@ def totals(rewards: Tensor, scores: Tensor, present: Tensor, is_apo: Tensor) -> 
 
 
 def metrics(rewards: Tensor, scores: Tensor, present: Tensor, is_apo: Tensor) -> dict[str, float]:
-    """The means of `totals` over a whole set, accuracy by score gap, ECE, ACE and MCE; is_apo [N]."""
+    """All metrics of a whole data set: the means of `totals`, accuracy by score gap, and ECE, ACE and MCE.
+
+    Args:
+        rewards, scores, present: [N, R], see `pairs_of`.
+        is_apo: [N], whether a record is of kind "apo".
+    """
     summed = totals(rewards, scores, present, is_apo).items()
     found = {name: (total / count).item() for name, (total, count) in summed if count}
     pairs = pairs_of(rewards, scores, present)
@@ -82,16 +96,16 @@ def metrics(rewards: Tensor, scores: Tensor, present: Tensor, is_apo: Tensor) ->
 def padded(
     rewards: Sequence[Sequence[float]], scores: Sequence[Sequence[float]], kinds: Sequence[str]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Lists of any length as what `metrics` takes: rewards, scores, present [N, R] and is_apo [N].
+    """Pad lists of any length to the arguments of `metrics`: rewards, scores, present [N, R] and is_apo [N].
 
     Raises:
         ValueError: a record's rewards and scores differ in number.
     """
     width = max(map(len, rewards), default=0)
     rows = zip(rewards, scores, strict=True)
-    for own, told in rows:
-        if len(own) != len(told):
-            raise ValueError(f"{len(own)} rewards and {len(told)} scores")
+    for own, given in rows:
+        if len(own) != len(given):
+            raise ValueError(f"{len(own)} rewards and {len(given)} scores")
     tables = [
         torch.tensor([[*row, *[0.0] * (width - len(row))] for row in table], dtype=torch.float64)
         for table in (rewards, scores)
@@ -101,7 +115,7 @@ def padded(
 
 
 def by_gap(gap: Tensor) -> list[tuple[str, Tensor]]:
-    """(name, members [P]): one group per score gap, or four of about equal size where there are too many gaps."""
+    """(name, bool members [P]) of each score gap, or of four groups of about equal size if there are too many."""
     named: dict[str, list[float]] = {}
     for value in gap.unique().tolist():
         named.setdefault(f"{value:g}", []).append(value)  # 0.3 - 0.2 and 0.2 - 0.1 are one gap
@@ -116,13 +130,13 @@ def by_gap(gap: Tensor) -> list[tuple[str, Tensor]]:
 
 
 def preferences(margin: Tensor) -> tuple[Tensor, Tensor]:
-    """(probability that i is preferred, whether it is) for both orders of each pair, as the authors count: [2P]."""
+    """(probability that i is preferred, whether it is) for both orders of each pair, as in the authors' code: [2P]."""
     both = torch.cat((margin, -margin)).double()
     return both.sigmoid(), torch.cat((torch.ones_like(margin), torch.zeros_like(margin)))
 
 
 def draw_reliability(pairs: Pairs, file: Path) -> None:
-    """The reliability diagram of the pairs as a PNG."""
+    """Write the reliability diagram of the pairs as a PNG file."""
     from matplotlib.figure import Figure
 
     probabilities, labels = preferences(pairs.margin)

@@ -1,6 +1,6 @@
-"""One training run: what is known of it so far, and the receipt that is made of that.
+"""One training run: its stage, options, data and counts, and the receipt made of them.
 
-A host calls our functions without handing on anything of ours, so the run of this process is found by `current`.
+A host calls our functions without passing objects of ours, so they find the run of this process with `current`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Source:
     error_type: str | None = None
 
     def records(self) -> Iterator[tuple[str, int, records.Record]]:
-        """(file, line, record) of the good rows, read again."""
+        """Read the files again: (file, line, record) of each valid row."""
         for file in self.files:
             for line, row in jsonl.read_jsonl(file, problems=[]):
                 parsed = records.parse(row, self.formatting, columns=self.columns, error_type=self.error_type)
@@ -40,19 +40,19 @@ class Source:
 
 @dataclass
 class Run:
-    """What is known of a run; one per process.
+    """The state of a training run; one per process.
 
     Attributes:
         stage, options: the method and its options, checked.
-        cards: names of the patch cards that it stands on.
-        settings: what the receipt says of the options.
+        cards: names of the patch cards that it needs.
+        settings: the options with the values in use, for the receipt.
         sources: the data sets with local files.
-        datasets: what the receipt says of each data set.
-        rows: where every row that was read went.
+        datasets: the receipt's entry of each data set.
+        rows: number of rows that were read, trained on, evaluated on, or left out.
         loss_calls: how often our loss was called in training.
         first_step: optimizer steps done before this process started.
-        incomplete_rows: rows of prompts that `max_samples` tore apart, which therefore make no record.
-        more: what else the receipt says of the data.
+        incomplete_rows: rows left out because `max_samples` separated the rows of their prompt.
+        more: further entries of the receipt.
     """
 
     stage: Stage
@@ -72,7 +72,7 @@ class Run:
 
     @contextmanager
     def active(self) -> Iterator[Run]:
-        """While it lasts, this is the run that `current` finds."""
+        """Within the `with` block, `current` returns this run."""
         token = _CURRENT.set(self)
         try:
             yield self
@@ -80,7 +80,7 @@ class Run:
             _CURRENT.reset(token)
 
     def source_records(self) -> Iterator[tuple[str, int, records.Record]]:
-        """(file, line, record) of all local files, read again."""
+        """Read all local files again: (file, line, record) of each valid row."""
         for source in self.sources:
             yield from source.records()
 
@@ -101,12 +101,12 @@ class Run:
         """The receipt.
 
         Args:
-            seed: of the run.
-            last_step: optimizer steps done now, those before a resume included.
-            accumulation: micro-batches of an optimizer step.
-            expected_loss_calls: micro-batches that this process must have trained on.
+            seed: the run's random seed.
+            last_step: optimizer steps done now, including those before a resume.
+            accumulation: micro-batches per optimizer step.
+            expected_loss_calls: micro-batches that each rank must have trained on.
             ranks: `rank_part` of each rank.
-            more: what the trainer says of the run.
+            more: the trainer's entries.
         """
         return {
             "stage": self.stage.name,
@@ -144,18 +144,18 @@ def current() -> Run:
     """The run of this process.
 
     Raises:
-        LookupError: there is none.
+        LookupError: no run is active.
     """
     return _CURRENT.get()
 
 
 def pinpoint(problems: Iterable[Problem]) -> list[Problem]:
-    """Problems of records as problems of files, by reading the run's files again; as they are outside a run."""
+    """Add file and line to problems of records, by reading the run's files again. Outside a run nothing is added."""
     run = _CURRENT.get(None)
     return record_places.pinpoint(problems, run.source_records() if run else ())
 
 
 def refuse(problems: Sequence[Problem]) -> None:
-    """Raise BadData, with the places of the records, unless there is no problem."""
+    """Raise BadData, with file and line of each record, if there are problems."""
     if problems:
         raise BadData(pinpoint(problems))

@@ -1,6 +1,7 @@
-"""APO, ADVERSARIAL preference optimization (arXiv 2311.08045): the reward model's step. Not Anchored PO (TRL's "APO").
+"""APO, ADVERSARIAL preference optimization (arXiv 2311.08045): its reward model. Not Anchored PO (TRL's "APO").
 
-Records are scored lists of responses, of human preference or of golden answers above the LLM's own samples ("apo").
+Records are lists of scored responses: human preferences (kind "human"), or golden answers that rank above the LLM's
+own samples (kind "apo").
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ApoOptions(RankedOptions):
-    """Of the hosts' preference options none is read."""
+    """Options of the reward model's loss. None of the hosts' own preference options is read."""
 
     apo_kl_coeff: float = option(
         1.0, "Coefficient of the ranking loss on human records (kl_coeff in the paper's code).", at_least=0
@@ -35,7 +36,8 @@ class ApoOptions(RankedOptions):
         "ranking", "Loss of the adversarial records: -log sigmoid of the margin, or minus the margin itself."
     )
     apo_normalization: Literal["per_type", "released"] = option(
-        "per_type", "A mean for each kind of records, or the authors' one over all pairs of the micro-batch."
+        "per_type",
+        "One mean per kind of record (per_type), or the authors' mean over all pairs of the micro-batch (released).",
     )
     apo_pooling: Literal["last", "eos", "mean", "max"] = option(
         "last",
@@ -78,19 +80,19 @@ class ApoOptions(RankedOptions):
 
 
 def check_data(kinds: Collection[str], options: ApoOptions) -> list[Problem]:
-    """Some record needs a coefficient above 0, and the WGAN loss a record that it is for."""
+    """FP223 if all records have coefficient 0; FP224 if the WGAN loss has no record of kind "apo"."""
     coefficients = {"human": options.apo_kl_coeff, "apo": options.apo_coeff}
     if not any(coefficients[kind] > 0 for kind in kinds):
         text = f"all training records are {' and '.join(sorted(kinds))}, and the coefficient of these is 0"
         return [Problem("dataset", 0, "kind", "FP223", text)]
     if options.apo_loss == "wgan" and "apo" not in kinds:
-        text = f"{options.key('apo_loss', 'wgan')} is for records of kind apo, and there is none to train on"
+        text = f"{options.key('apo_loss', 'wgan')} is for records of kind apo, but the training data has none"
         return [Problem("dataset", 0, "kind", "FP224", text)]
     return []
 
 
 def losses(batch: Ranked, options: ApoOptions) -> tuple[LossOut, dict[str, Tensor]]:
-    """The share of each record in the loss of the step, see `finepref.losses.apo_rm.apo_rm_loss`."""
+    """Each record's contribution [B] to the loss of the step, see `finepref.losses.apo_rm.apo_rm_loss`."""
     from finepref.losses.apo_rm import apo_rm_loss
 
     out = apo_rm_loss(

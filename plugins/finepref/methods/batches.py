@@ -1,6 +1,6 @@
-"""What the functions of a method get and return, the same on every host. B records, T label positions, R responses.
+"""Inputs and outputs of a method's functions, the same on every host. B records, T label positions, R responses.
 
-Label space throughout: position t is the token `input_ids[:, 1:][t]`, which the logits before it predict.
+Everything is in label space: position t is the token `input_ids[:, 1:][t]`, which the logits before it predict.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Weights(NamedTuple):
-    """What `weigh` returns: a weight per token of each response, prompt included (0 there).
+    """Result of `weigh`: a weight per token of prompt (0 there) and response, for both responses.
 
-    `side` is 0 where the loss reads both responses, 1 for the chosen one alone, -1 for the rejected one.
+    `side` is 0 if the loss reads both responses, 1 if it reads only the chosen one, -1 if only the rejected one.
     """
 
     chosen: list[float]
@@ -25,16 +25,16 @@ class Weights(NamedTuple):
 
 
 class Response(NamedTuple):
-    """One response of each pair, all [B, T]; 0 where the weight is 0."""
+    """One response of each pair. All tensors are [B, T], with 0 where the weight is 0."""
 
     logps: Tensor  # log pi_theta(y_t)
     weight: Tensor
-    reference: Tensor | None = None  # log pi_ref(y_t), where the stage has a reference model
-    kl: Tensor | None = None  # KL(pi_ref || pi_theta) over the vocabulary, where the stage asks for it
+    reference: Tensor | None = None  # log pi_ref(y_t), if the stage has a reference model
+    kl: Tensor | None = None  # KL(pi_ref || pi_theta) over the vocabulary, if the stage has `kl`
 
     @property
     def trained(self) -> Tensor:
-        """Whether the response has a token of any weight: bool [B]."""
+        """Whether any token of the response has a weight: bool [B]."""
         return (self.weight != 0).any(-1)
 
 
@@ -47,7 +47,7 @@ class Pairs(NamedTuple):
 
     @property
     def valid(self) -> Tensor:
-        """Whether both responses have a token of any weight: bool [B]."""
+        """Whether both responses have a token with a weight: bool [B]."""
         return self.chosen.trained & self.rejected.trained
 
 
@@ -70,12 +70,12 @@ class Ranked(NamedTuple):
 
 
 def pair_loss(loss: Tensor, *, valid: Tensor, rewards: tuple[Tensor, Tensor]) -> LossOut:
-    """The loss of each pair as `losses` returns it: 0 without gradient where a pair is not valid.
+    """Make the result of `losses` for pairs: loss 0, without gradient, for pairs that are not valid.
 
     Args:
         loss: [B].
         valid: bool [B], usually `Pairs.valid`.
-        rewards: of the chosen and of the rejected response, [B] each, for the log.
+        rewards: rewards of the chosen and of the rejected responses, [B] each, which are logged.
     """
     from torch import where
 

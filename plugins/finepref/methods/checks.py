@@ -1,4 +1,4 @@
-"""What is checked of every record of a stage, on any host."""
+"""Checks of a record before it is tokenised, the same on every host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finepref.methods.stage import Stage
 
 
 def record_problems(record: records.Record, stage: Stage, options: Options) -> list[Problem]:
-    """Why a record cannot be trained on, as far as its text tells; tokenising may find more."""
+    """Problems that are visible in a record itself: FP217, FP220, and the stage's own. Tokenising may find more."""
     found = [] if stage.negative_weights else _negative_weights(record, stage)
     if stage.shape == "ranked":
         found += margin_problems(record)

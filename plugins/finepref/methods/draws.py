@@ -1,7 +1,7 @@
-"""Draws of shape "unpaired": one of a record's responses per epoch, another prompt's responses for KTO's KL.
+"""Random draws of shape "unpaired": one response of a record per epoch, and another prompt's response for KTO's KL.
 
-SeaPO (arXiv 2509.24781) says "at random", and no released script does it. Here a draw depends on seed, epoch and
-record id only, not on row order, workers, ranks, resume or caches.
+SeaPO (arXiv 2509.24781) draws "at random", but no released script does so. Here a draw depends only on seed,
+epoch and record id. It does not depend on row order, workers, ranks, resuming or caches.
 """
 
 from __future__ import annotations
@@ -13,23 +13,26 @@ from hashlib import blake2b
 from finepref.formats import negatives, records
 from finepref.formats.problems import BadData, Problem
 
-EVALUATION_EPOCH = 0  # evaluation always draws as in the first epoch, so that its curves compare like with like
+EVALUATION_EPOCH = 0  # evaluation always draws as in the first epoch, so that its values are comparable
 
 
 def prompt_key(record: records.Negatives) -> str:
-    """Identity of a prompt, system text included."""
+    """Hash of a prompt with its system text, 32 hex digits. Equal prompts have equal keys."""
     return blake2b(json.dumps(record.prompt, ensure_ascii=False).encode(), digest_size=16).hexdigest()
 
 
 def partners(keyed: Sequence[tuple[str, str]]) -> list[int]:
-    """For every row the index of a row of another prompt, whose responses become its mismatched KL completions.
+    """Each row's partner: a row with another prompt, whose responses are its mismatched completions for the KL.
 
-    LLaMA-Factory rotates completions by one, which pairs rows of one prompt when they sit side by side. Here the
-    distinct prompts form a ring in the order of their keys, and a row's partner is the first record of the next
-    prompt, so that neither row order nor repeated prompts matter.
+    LLaMA-Factory shifts the completions by one row, which pairs adjacent rows of the same prompt. Here the distinct
+    prompts form a ring, sorted by key, and a row's partner is the record with the smallest id of the next prompt. So
+    neither row order nor repeated prompts matter.
 
     Args:
         keyed: (prompt key, record id) of every row.
+
+    Returns:
+        The index of each row's partner.
 
     Raises:
         BadData: all rows have the same prompt.
@@ -46,25 +49,25 @@ def partners(keyed: Sequence[tuple[str, str]]) -> list[int]:
 
 
 def draw_digest(epoch: int, record_id: str, name: str) -> int:
-    """A 62-bit number per draw; their sum identifies what a run has drawn, whatever the order or the rank."""
+    """62-bit hash of one draw. The sum over a run identifies its draws, independently of order and ranks."""
     return int.from_bytes(blake2b(f"{epoch}:{record_id}:{name}".encode(), digest_size=8).digest(), "big") >> 2
 
 
 def draw_index(
     names: Sequence[str], record_id: str, *, seed: int, epoch: int, types: Collection[str] | None = None
 ) -> int:
-    """Which of a row's alternatives an epoch trains on.
+    """Draw the alternative that a row trains on in an epoch.
 
     Args:
-        names: their error types, or ["chosen"].
+        names: error types of the alternatives, or ["chosen"].
         record_id, seed, epoch: what the draw depends on.
-        types: the error types to draw from, all by default; "chosen" is always among them.
+        types: error types to draw from, None for all; "chosen" is always allowed.
 
     Returns:
-        An index into `names`; which type it is does not depend on their order.
+        An index into `names`. The drawn type does not depend on their order.
 
     Raises:
-        ValueError: none of the types asked for is there.
+        ValueError: the record has no alternative of these types.
     """
     allowed = sorted(name for name in names if name == "chosen" or not types or name in types)
     if not allowed:

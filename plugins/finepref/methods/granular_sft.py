@@ -1,7 +1,7 @@
 """Granular SFT: supervised fine-tuning on annotated spans of the better response, before span-masked TDPO.
 
-The spans are those of the granular fork of TDPO, so one file feeds this warm-up and `stage: tdpo` after it. The loss
-is the host's own, over the labels that are left; a response without spans counts as a whole.
+The data format is that of the granular fork of TDPO, so one file serves this warm-up and `stage: tdpo` after it. The
+loss is the host's own, on the tokens in the spans; a response without spans counts as a whole.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ class GranularOptions(Options):
 
 
 def weigh(row: PairRow, options: GranularOptions, seed: int) -> list[float]:
-    """1 on the tokens of the chosen response's spans, or on all of its tokens where there is no span.
+    """Weight 1 on each token in the chosen response's spans, else 0; 1 on all its tokens if it has no spans.
 
     Raises:
-        BadData: a span has a weight other than 0 and 1, which labels cannot express.
+        BadData: FP216, a span has a weight other than 0 and 1, which labels cannot express.
     """
     if set(row.chosen.weight) - {0.0, 1.0}:
-        text = "granular SFT takes a token or leaves it: leave the weights out"
+        text = "granular SFT has no weights other than 0 and 1: leave them out"
         raise BadData([row.problem("chosen_spans", "FP216", text)])
     return row.chosen.weight
 
 
 def check_data(with_spans: int, options: GranularOptions) -> list[Problem]:
-    """Without any span the run would be plain SFT."""
+    """FP210 if `with_spans`, the number of records with spans, is 0: the run would be plain SFT."""
     if with_spans:
         return []
-    text = "no record has any, so nothing would be masked; run stage sft without granular on such data"
+    text = "no record has any, so every token would be trained on; run stage sft without granular on such data"
     return [Problem("the training data", 0, "chosen_spans", "FP210", text)]
 
 

@@ -1,4 +1,4 @@
-"""Options of a method: declared once, checked by one function, spelled as each host spells them.
+"""Options of a method: declared once, checked by one function, written in messages as each host's user writes them.
 
 An option is a field of a dataclass derived from `Options`, made with `option` or `host_option`. On LLaMA-Factory each
 one is a flat YAML key; on OpenRLHF it is a flag of the stage's group. This file imports neither torch nor a host.
@@ -30,10 +30,10 @@ def option(
     """A dataclass field that is a new key of LLaMA-Factory's YAML and a new flag on OpenRLHF.
 
     Args:
-        default: its value when nothing is given; None means that the method decides.
+        default: value if none is given; None means that the method decides.
         help: one line for `--help`, the web UI and the documentation.
         above, at_least, at_most: bounds of a number.
-        comma_list: a text of names with commas between; YAML may give a list.
+        comma_list: names separated by commas; in YAML also a list.
         only: the one host that has the option; elsewhere it keeps its default.
         openrlhf: what differs on OpenRLHF: `default`, `choices`, `help`.
     """
@@ -51,7 +51,7 @@ def option(
 
 
 def host_option(default: Any, help: str, *, llamafactory: str = "", openrlhf: str = "", **rest: Any) -> Any:
-    """An option that a host has already, under the name given for it; on the other host it is a new one.
+    """A dataclass field for an option that a host already has. On a host for which no name is given, it is new.
 
     Args:
         default, help: as in `option`; the host's own default applies where the host has the option.
@@ -85,7 +85,7 @@ class Options:
     @classmethod
     @cache
     def described(cls, host: str) -> dict[str, Described]:
-        """The options by name as `host` has them."""
+        """The options of `host` by name, with its defaults, choices and helps."""
         hints = get_type_hints(cls)
         found = {}
         for each in fields(cls):
@@ -104,17 +104,17 @@ class Options:
 
     @classmethod
     def new_on(cls, host: str) -> dict[str, Described]:
-        """The options that `host` does not have by itself."""
+        """The options that `host` itself does not have."""
         return {name: each for name, each in cls.described(host).items() if not each.host_key}
 
     @classmethod
     def read(cls, host: str, values: Mapping[str, Any], spelling: Callable[[str, str], str]) -> Self:
-        """The options from a host's values, by option name; what is missing keeps the default. Checks them.
+        """Make the options from a host's values and check them. Missing options get their default.
 
         Args:
             host: one of `HOSTS`.
             values: option name -> value.
-            spelling: (name, value) -> the option as a user of the host writes it; value "" asks for the name alone.
+            spelling: (name, value) -> the option as a user of the host writes it; with value "" the name alone.
 
         Raises:
             ValueError: one line that names the option as the host spells it.
@@ -130,14 +130,14 @@ class Options:
         return made
 
     def check_together(self) -> None:
-        """Refuse values that do not fit each other. To be overridden; raises ValueError."""
+        """Refuse values that contradict each other. Override it to raise ValueError."""
 
     def key(self, name: str, value: str = "") -> str:
         """An option as users write it: "`tdpo_alpha`", "`tdpo_masks: none`", "--tdpo.alpha", "--tdpo.masks none"."""
         return self.spelling(name, value)
 
     def _check_value(self, owner: Any, kind: Any) -> None:
-        """Type, choice and bounds of one value. YAML gives any type, and no host checks that."""
+        """Check type, choices and bounds of one value. YAML gives any type, and no host checks it."""
         name, value = owner.name, getattr(self, owner.name)
         if get_origin(kind) in (Union, UnionType):
             if value is None:
@@ -148,10 +148,10 @@ class Options:
             setattr(self, name, value)
         if get_origin(kind) is Literal:
             if value not in get_args(kind):
-                raise ValueError(f"{self.key(name)} is {' or '.join(get_args(kind))}, not {value!r}")
+                raise ValueError(f"{self.key(name)} must be {' or '.join(get_args(kind))}, not {value!r}")
         elif kind is bool:
             if type(value) is not bool:
-                raise ValueError(f"{self.key(name)} is true or false, not {value!r}")
+                raise ValueError(f"{self.key(name)} must be true or false, not {value!r}")
         elif kind is int:
             if type(value) is not int:
                 raise ValueError(f"{self.key(name)} must be a whole number, not {value!r}")
@@ -179,7 +179,7 @@ class Options:
 
 
 def in_yaml(name: str, value: str = "") -> str:
-    """The spelling of LLaMA-Factory."""
+    """An option as a user of LLaMA-Factory writes it: "`name`" or "`name: value`"."""
     return f"`{name}: {value}`" if value else f"`{name}`"
 
 
@@ -188,35 +188,35 @@ Options.spelling = staticmethod(in_yaml)
 
 @dataclass
 class PairOptions(Options):
-    """What stages on pairs of responses share."""
+    """Base of the options of shape "pair"."""
 
     finepref_full_logits: bool = option(
-        False, "Plain path for comparison: every token reaches the output head, nothing is recomputed."
+        False, "Compute the logits of every token, without recomputation: slower, for comparison only."
     )
 
     @property
     def full_logits(self) -> bool:
-        """Whether the plain path is asked for."""
+        """Whether to compute the logits of every token."""
         return self.finepref_full_logits
 
 
 @dataclass
 class UnpairedOptions(Options):
-    """What the hosts ask of the options of shape "unpaired"; a method overrides what it has an option for."""
+    """Base of the options of shape "unpaired". A method overrides the properties that it has an option for."""
 
     @property
     def error_types(self) -> tuple[str, ...] | None:
-        """The error types to draw negatives from, None for all."""
+        """Error types to draw negatives from, None for all."""
         return None
 
     @property
     def resampled(self) -> bool:
-        """Whether every epoch draws anew; else all epochs draw as the first one."""
+        """Whether each epoch draws again; else all epochs use the draws of the first one."""
         return True
 
     @property
     def beta(self) -> float:
-        """Factor from log-ratios to the rewards that are logged."""
+        """Scale of the log-ratio in the logged rewards."""
         return 1.0
 
     @property
@@ -226,36 +226,36 @@ class UnpairedOptions(Options):
 
     @property
     def full_logits(self) -> bool:
-        """Whether every token reaches the output head (OpenRLHF)."""
+        """Whether to compute the logits of every token (OpenRLHF)."""
         return False
 
     @property
     def advice(self) -> str:
-        """A warning about values that are allowed, "" where there is none."""
+        """A warning about values that are allowed but unusual, "" if there is none."""
         return ""
 
 
 @dataclass
 class RankedOptions(Options):
-    """What the hosts ask of the options of shape "ranked"; a method overrides what it has an option for."""
+    """Base of the options of shape "ranked". A method overrides the properties that it has an option for."""
 
     @property
     def pooling(self) -> tuple[str, str]:
-        """(name of the option, "last", "eos", "mean" or "max"): where a reward is read, see `losses.pooling`."""
+        """(option's name, where the reward is read: "last", "eos", "mean" or "max"), see `losses.pooling`."""
         return "", "last"
 
     @property
     def keeps_value_head(self) -> bool:
-        """Whether the value head of the checkpoint is used (OpenRLHF)."""
+        """Whether to start from the checkpoint's value head (OpenRLHF)."""
         return False
 
     @property
     def over_step(self) -> bool:
-        """Whether the loss is a mean over the whole optimizer step, so that `batches.Ranked.counts` is needed."""
+        """Whether the loss is a mean over the whole optimizer step, for which it needs `batches.Ranked.counts`."""
         return False
 
 
-# Shape -> what the options of its stages derive from.
+# Shape -> base class of the options of its stages.
 BASES = {"pair": PairOptions, "unpaired": UnpairedOptions, "ranked": RankedOptions, "single": Options}
 
 BETA = "Scale of the log-ratio to the reference model (beta)."

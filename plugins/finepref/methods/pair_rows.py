@@ -1,8 +1,8 @@
-"""A pair as tokens: what its data says of each token of its two responses, before any option is applied.
+"""A tokenised pair: the weight and the score that the data gives to each token, before any option is applied.
 
-A tokenised row is a dict, as a host's data set holds it. For side in chosen, rejected it has {side}_labels (-100 on
-the prompt), {side}_weight (of the spans) and {side}_score, lists of one length, and {side}_annotated (has spans) and
-{side}_scored; and example_id, side, mapped. `PairRow` is the view of it that methods read.
+A tokenised row is a dict, as stored in a host's data set. For each side (chosen, rejected) it has lists of one length:
+{side}_labels (-100 on the prompt), {side}_weight (of the spans) and {side}_score, and the flags {side}_annotated (has
+spans) and {side}_scored. It also has example_id, side and mapped. Methods read it as a `PairRow`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class ResponseRow(NamedTuple):
 
     Attributes:
         labels: -100 on the prompt.
-        weight: of the spans' tokens, 0 elsewhere; 1 on every response token where there is no span.
-        score: NaN where there is none.
-        annotated: whether the data has spans in it.
-        scored: whether the data has scores of its tokens.
+        weight: weight of the span around each token, 0 outside spans; 1 on every response token if there are no spans.
+        score: score of each token, NaN if it has none.
+        annotated: whether the data has spans in this response.
+        scored: whether the data has token scores for this response.
     """
 
     labels: list[int]
@@ -50,7 +50,7 @@ NO_RESPONSE = ResponseRow([], [], [], False, False)
 
 
 class PairRow(NamedTuple):
-    """One tokenised pair; `mapped` says that its scores were made for another tokenizer.
+    """One tokenised pair. `mapped` is True if its scores were made with another tokenizer.
 
     In a batch of shape "single", `rejected` is `NO_RESPONSE`.
     """
@@ -62,7 +62,7 @@ class PairRow(NamedTuple):
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> PairRow:
-        """The view of a tokenised row."""
+        """Make a PairRow from a tokenised row (see the module's docstring)."""
         names = ("labels", "weight", "score", "annotated", "scored")
         chosen, rejected = (ResponseRow(*(row[f"{side}_{name}"] for name in names)) for side in SIDES)
         return cls(row["example_id"], chosen, rejected, row["mapped"])
@@ -85,21 +85,21 @@ class PairRow(NamedTuple):
         return Weights(*(r.weight if r.annotated else r.whole() for r in (self.chosen, self.rejected)))
 
     def problem(self, field: str, code: str, text: str) -> Problem:
-        """A problem of the row's record."""
+        """A problem at a field of the row's record. File and line are added when it is reported."""
         return Problem(record_mark(self.record_id), 0, field, code, text)
 
     def nothing_left(self, side: str, options: Options) -> Problem:
-        """The problem of a response that has no token to train on."""
+        """FP214: a response has no token to train on."""
         field = f"{side}_spans" if side in self.annotated else side
         text = f"{options.key('cutoff_len')} cuts off every selected token, or all weights are 0"
         return self.problem(field, "FP214", text)
 
 
 def weigh_all(row: PairRow, options: Options, seed: int) -> Weights:
-    """`Stage.weigh` of a stage that names none: spans where the data has them, else every response token.
+    """Default of `Stage.weigh`: the weights of the spans, or 1 on every token of a response without spans.
 
     Raises:
-        BadData: nothing is left of a response.
+        BadData: FP214, no token of a response has a weight.
     """
     weights = row.annotated_or_whole()
     problems = [
@@ -113,14 +113,14 @@ def weigh_all(row: PairRow, options: Options, seed: int) -> Weights:
 
 
 def weigh_chosen(row: PairRow, options: Options, seed: int) -> list[float]:
-    """The same for shape "single", where there is but one response."""
+    """Default of `Stage.weigh` for shape "single": the same for the chosen response alone."""
     return row.chosen.weight if row.chosen.annotated else row.chosen.whole()
 
 
 def offsets_in(text: str, offsets: Iterable[tuple[int, int]], *, before: int) -> list[tuple[int, int]]:
-    """The characters of a text that each token of a longer one has, which holds it after `before` characters.
+    """Convert character ranges in a longer text to ranges in `text`, which begins there after `before` characters.
 
-    Tokens after the text's last, such as the end token, are left out; those before it have none, (0, 0).
+    Tokens after the end of `text`, such as the end token, are dropped. Tokens before it get the empty range (0, 0).
     """
     found = [(min(max(a - before, 0), len(text)), min(max(b - before, 0), len(text))) for a, b in offsets]
     while found and found[-1][0] == found[-1][1]:
@@ -138,19 +138,19 @@ def weights_and_scores(
     tokenizer: Any,
     problems: list[Problem],
 ) -> tuple[list[float], list[float]]:
-    """Weight and score of each of a response's `count` tokens; what is wrong goes to `problems`.
+    """Weight and score of each of a response's `count` tokens. Problems are appended to `problems`.
 
-    Weights are those of the spans' tokens (0 elsewhere), or 1 on every token where there is no span; scores are NaN
-    where there is none. The end token, and what a template puts around the response, has no characters, so no span
-    selects it.
+    A token's weight is that of the span around it, 0 outside spans, or 1 if the response has no spans. Its score is
+    NaN if it has none. The end token, and what a template writes around the response, have no characters in the text,
+    so no span selects them.
 
     Args:
         record, side: the response.
-        count: its tokens, with what the template puts around the text.
-        start: where in the response's tokens those of its text begin; negative where they are in no one piece.
-        offsets: the characters of each token of the text.
-        tokenizer: the model's.
-        problems: what is wrong goes here.
+        count: number of its tokens, including what the template writes around the text.
+        start: index of the first token of the text; negative if the text's tokens are not found in one piece.
+        offsets: character range of each token of the text.
+        tokenizer: the model's tokenizer.
+        problems: list to which FP211, FP212 and FP213 are appended.
     """
     weight, score = [1.0] * count, [math.nan] * count
     annotated = spans_of(record, side)
@@ -174,13 +174,13 @@ def _scores(
     tokenizer: Any,
     problems: list[Problem],
 ) -> list[float]:
-    """The scores of a response's tokens; one more where the end token has a score.
+    """The scores of a text's tokens, and of the end token if it has one; empty if there is a problem.
 
     Args:
-        record, side: whose scores.
-        offsets: the characters of each token of the text.
-        tokenizer: the model's.
-        problems: what is wrong goes here.
+        record, side: the response.
+        offsets: character range of each token of the text.
+        tokenizer: the model's tokenizer.
+        problems: list to which FP212 and FP213 are appended.
     """
     given, places = scores_of(record, side)
     own = fingerprint(tokenizer)
@@ -190,7 +190,7 @@ def _scores(
         text = f"{len(given)} scores, {len(offsets)} tokens, at most one of them beyond the text"
         problems.append(problem_of_record(record, f"{side}_scores", "FP213", text))
     elif not places:
-        text = f"{record.tokenizer[:80]!a}, the model's is {own!r}; mapping needs {side}_offsets, which it lacks"
+        text = f"{record.tokenizer[:80]!a}, the model's is {own!r}; mapping needs {side}_offsets, which are missing"
         problems.append(problem_of_record(record, "tokenizer", "FP212", text))
     else:
         mapped = scores.map_scores(given, places, offsets)
@@ -199,7 +199,7 @@ def _scores(
 
 
 def facts(record: records.Record, tokenizer: Any) -> dict[str, Any]:
-    """What a row says of its record as a whole."""
+    """The columns of a tokenised row about its whole record: id, side, mapped, and whether it has spans and scores."""
     scored = isinstance(record, records.ScoredPair)
     row = {
         "example_id": record.id,
@@ -212,24 +212,24 @@ def facts(record: records.Record, tokenizer: Any) -> dict[str, Any]:
 
 
 def spans_of(record: records.Record, side: str) -> tuple[records.Span, ...]:
-    """The spans of one response; none where the record's format has none."""
+    """The spans of one response; empty if the record's format has no spans."""
     if not isinstance(record, records.SpanPair):
         return ()
     return record.chosen_spans if side == "chosen" else record.rejected_spans
 
 
 def scores_of(record: records.ScoredPair, side: str) -> tuple[tuple[float, ...], tuple[tuple[int, int], ...]]:
-    """The token scores of one response, and the characters of each token where the record has them."""
+    """The token scores of one response, and each token's character range (empty if the record has none)."""
     if side == "chosen":
         return record.chosen_scores, record.chosen_offsets
     return record.rejected_scores, record.rejected_offsets
 
 
 def selects(record: records.Record, side: str) -> bool:
-    """Whether the record has anything that tells this response's tokens apart."""
+    """Whether the record has token scores, or spans in this response."""
     return isinstance(record, records.ScoredPair) or bool(spans_of(record, side))
 
 
 def problem_of_record(record: records.Record, field: str, code: str, text: str) -> Problem:
-    """A problem of a record."""
+    """A problem at a field of a record. File and line are added when it is reported."""
     return Problem(record_mark(record.id), 0, field, code, text)

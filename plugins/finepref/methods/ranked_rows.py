@@ -1,4 +1,4 @@
-"""Scored lists of responses as every stage of shape "ranked" reads them: the list, and what can be wrong with it."""
+"""Records of shape "ranked" as lists of scored responses, and the checks of such lists."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from finepref.methods.options import RankedOptions
 
 
 def scored(record: records.Record) -> tuple[tuple[str, ...], tuple[float, ...], str]:
-    """(responses, scores, kind) of a record. A pair is a human list of two: margin and 0, or 1 and 0 without one."""
+    """(responses, scores, kind) of a record.
+
+    A pair counts as a human list of two responses with the scores margin and 0, or 1 and 0 if it has no margin.
+
+    Raises:
+        TypeError: a record of another format.
+    """
     if isinstance(record, records.Ranked):
         return record.responses, record.scores, record.kind
     if isinstance(record, records.Pair):
@@ -18,12 +24,12 @@ def scored(record: records.Record) -> tuple[tuple[str, ...], tuple[float, ...], 
 
 
 def response_field(record: records.Record, index: int) -> str:
-    """The field of a record's response, for messages."""
+    """Field of a response, for messages: "responses[2]", or "chosen" and "rejected" of a pair."""
     return f"responses[{index}]" if isinstance(record, records.Ranked) else ("chosen", "rejected")[index]
 
 
 def margin_problems(record: records.Record) -> list[Problem]:
-    """The margin of a pair must say that chosen is better."""
+    """FP220 if a pair's margin is not above 0: chosen must be better than rejected."""
     _, scores, _ = scored(record)
     if not isinstance(record, records.Pair) or scores[0] > 0:
         return []
@@ -32,14 +38,14 @@ def margin_problems(record: records.Record) -> list[Problem]:
 
 
 def length_problems(record: records.Record, index: int, length: int, *, limit: str, longest: int) -> list[Problem]:
-    """A response must leave room for its prompt.
+    """FP221 if a response fills the whole sequence, so that no token of its prompt would be left.
 
     Args:
-        record: whose response it is.
-        index: which response.
-        length: its tokens, with what the template writes behind it.
-        limit: the option that limits a sequence, as the user writes it.
-        longest: that limit.
+        record: the record.
+        index: index of the response.
+        length: number of its tokens, including what the template writes after it.
+        limit: the option that limits a sequence's length, as the user writes it.
+        longest: its value, in tokens.
     """
     if length < longest:
         return []
@@ -48,7 +54,7 @@ def length_problems(record: records.Record, index: int, length: int, *, limit: s
 
 
 def without_end(record_id: str, options: RankedOptions) -> Problem:
-    """The problem of a response that is not closed by the token at which its reward is read."""
+    """FP222: a response does not end with the end token, at which its reward is to be read."""
     name, _ = options.pooling
-    text = f"the template ends no response with the tokenizer's end token; use {options.key(name, 'last')}"
+    text = f"the template does not end responses with the tokenizer's end token; use {options.key(name, 'last')}"
     return Problem(record_mark(record_id), 0, name, "FP222", text)

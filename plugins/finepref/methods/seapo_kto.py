@@ -1,6 +1,7 @@
-"""SeaPO (arXiv 2509.24781): a prompt's answer and ONE of its injected errors per epoch, by KTO (arXiv 2402.01306).
+"""SeaPO (arXiv 2509.24781) with the KTO loss (arXiv 2402.01306). Not SePO (`sepo`).
 
-Which error an epoch has is drawn by `finepref.methods.draws`. Not SePO (`sepo`).
+A prompt's good answer is trained on together with ONE erroneous version of it per epoch, which
+`finepref.methods.draws` draws.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class SeapoOptions(UnpairedOptions):
-    """Options of the draws, and those of KTO."""
+    """Options of the draws and of the KTO loss."""
 
     seapo_error_types: str = option(
         "all",
@@ -90,7 +91,7 @@ class SeapoOptions(UnpairedOptions):
 
 
 def advised_weights(options: SeapoOptions) -> tuple[float, float]:
-    """Weight of the desirable and of the undesirable responses, which are equally many, by the KTO paper's rule."""
+    """(desirable, undesirable) weight by the KTO paper's rule, for equally many responses of both kinds."""
     from finepref.losses.kto import automatic_weights
 
     return automatic_weights(
@@ -99,19 +100,19 @@ def advised_weights(options: SeapoOptions) -> tuple[float, float]:
 
 
 def weights(options: SeapoOptions) -> tuple[float, float]:
-    """The same as asked for."""
+    """(desirable, undesirable) weight in use: as given, or by the paper's rule with `seapo_auto_weights`."""
     given = options.kto_chosen_weight, options.kto_rejected_weight
     return advised_weights(options) if options.seapo_auto_weights else given
 
 
 def settings(options: SeapoOptions) -> dict[str, Any]:
-    """The weights that were used, whether they were given or came from the paper's rule."""
+    """The weights in use, for the receipt."""
     chosen, rejected = weights(options)
     return {"kto_chosen_weight": chosen, "kto_rejected_weight": rejected}
 
 
 def check_record(record: records.Negatives, options: SeapoOptions) -> list[Problem]:
-    """Every record needs a negative of the types asked for."""
+    """FP204 if a record has no negative of the types in `seapo_error_types`."""
     wanted = options.error_types
     if wanted is None or record.negatives.keys() & set(wanted):
         return []
@@ -121,20 +122,20 @@ def check_record(record: records.Negatives, options: SeapoOptions) -> list[Probl
 
 
 def check_data(found: Collection[str], options: SeapoOptions) -> list[Problem]:
-    """Every error type asked for must be in the data: a misspelled one would never be drawn."""
+    """FP204 if a type in `seapo_error_types` is in no record: a misspelled type would never be drawn."""
     unknown = set(options.error_types or ()) - set(found)
     if not unknown:
         return []
     asked = options.key("seapo_error_types")
     text = (
         f"no record has an error of type {', '.join(sorted(unknown))}, which {asked} names; "
-        f"there are {', '.join(sorted(found))}"
+        f"the data has {', '.join(sorted(found))}"
     )
     return [Problem("the data", 0, "negatives", "FP204", text)]
 
 
 def losses(batch: Unpaired, options: SeapoOptions) -> tuple[LossOut, dict[str, Tensor]]:
-    """KTO of each response; the metric `kl` is the reference point z0, a scalar."""
+    """KTO loss [B] of each response, see `finepref.losses.kto`. The metric `kl` is the scalar reference point z0."""
     from torch import zeros_like
 
     from finepref.losses.kto import kto_loss, kto_reference_point

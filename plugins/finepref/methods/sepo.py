@@ -1,6 +1,6 @@
 """SePO, selective preference optimization (arXiv 2408.13518): a preference loss on the tokens that matter most.
 
-The tokens are chosen at train time from one score per token, or the data brings spans. Not SeaPO (`seapo_kto`).
+The tokens are selected during training by a score per token, or given as spans in the data. Not SeaPO (`seapo_kto`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class SepoOptions(PairOptions):
-    """There is no reference model, and of the hosts' preference options none is read."""
+    """SePO's options. It has no reference model and reads none of the hosts' own preference options."""
 
     sepo_preset: Literal["paper", "released"] = option(
         "paper",
@@ -52,26 +52,27 @@ class SepoOptions(PairOptions):
         at_most=1,
     )
     sepo_map_scores: bool = option(
-        False, "Carry scores of another tokenizer over by their character offsets; else they are refused."
+        False, "Map scores of another tokenizer by their character offsets; otherwise they are refused."
     )
 
 
 def weigh(row: PairRow, options: SepoOptions, seed: int) -> Weights:
-    """Token weights of a tokenised row under the selection asked for.
+    """Token weights of a tokenised pair by `sepo_selection`.
 
-    Scores select the asked share of the tokens that have one. Spans are a selection already; a response without spans
-    beside one with them counts as a whole. `random` takes as large a share of the response's tokens, the same ones in
-    every epoch and on every rank; `all` takes all of them.
+    `oracle` selects a share of the scored tokens: the highest scores of chosen, the lowest of rejected. Spans are used
+    as they are; if only one response has spans, the other one counts as a whole. `random` selects the same share of
+    all response tokens at random, the same tokens in every epoch and on every rank. `all` selects every token.
 
     Raises:
-        BadData: there is nothing to select by, or nothing left that is selected.
+        BadData: the data has neither scores nor spans (FP210), the scores belong to another tokenizer (FP212), or no
+            selected token is left (FP214).
     """
     oracle = options.sepo_selection == "oracle"
     if oracle and not row.annotated and not row.chosen.scored:
         text = f"{options.key('sepo_selection', 'oracle')} needs them"
         raise BadData([row.problem("chosen_scores", "FP210", text)])
     if oracle and row.mapped and not options.sepo_map_scores:
-        text = f"set {options.key('sepo_map_scores')} to carry them over by their character offsets"
+        text = f"set {options.key('sepo_map_scores')} to map them by their character offsets"
         raise BadData([row.problem("tokenizer", "FP212", text)])
     weights, problems = [], []
     for side, response in row.sides():
@@ -93,7 +94,7 @@ def weigh(row: PairRow, options: SepoOptions, seed: int) -> Weights:
 
 
 def _share(reward: list[float], among: list[float], options: SepoOptions, side: str) -> list[float]:
-    """Weight 1 for the share of one response's tokens with the highest (chosen) or lowest (rejected) rewards."""
+    """Weight 1 on the share of a response's tokens with the highest (chosen) or lowest (rejected) rewards, else 0."""
     import torch
 
     from finepref.losses.sepo import select_tokens
@@ -105,7 +106,7 @@ def _share(reward: list[float], among: list[float], options: SepoOptions, side: 
 
 
 def _chance(row: PairRow, side: str, response: ResponseRow, seed: int) -> list[float]:
-    """A number per token that depends on seed, record, side and place only."""
+    """A random number in [0, 1) per token, which depends only on seed, record, side and position."""
     import torch
 
     digest = blake2b(f"{seed}:{row.record_id}:{side}".encode(), digest_size=8).digest()
@@ -114,7 +115,7 @@ def _chance(row: PairRow, side: str, response: ResponseRow, seed: int) -> list[f
 
 
 def constants(options: SepoOptions) -> dict[str, float]:
-    """gamma and margin: the preset's, unless given."""
+    """gamma and margin: as given, or those of the preset."""
     from finepref.losses.sepo import PRESETS
 
     values = dict(PRESETS[options.sepo_preset])
@@ -123,12 +124,12 @@ def constants(options: SepoOptions) -> dict[str, float]:
 
 
 def settings(options: SepoOptions) -> dict[str, Any]:
-    """The constants that were used, whether they came from the preset or not."""
+    """The constants in use, for the receipt."""
     return {f"sepo_{name}": value for name, value in constants(options).items()}
 
 
 def losses(pairs: Pairs, options: SepoOptions) -> tuple[LossOut, dict[str, Tensor]]:
-    """SePO of each pair; `logps/*` are means over the selected tokens."""
+    """SePO loss [B] of each pair, see `finepref.losses.sepo`; the metrics are means over the selected tokens."""
     from finepref.losses.ops import TokenLogps, weighted_mean
     from finepref.losses.sepo import sepo_loss
 

@@ -1,6 +1,6 @@
-"""What each shape of batch brings on each host: the trainer that carries it, and the patch cards that it needs.
+"""The shapes of batches: for each one, the trainer that it uses on each host and the patch cards that it needs.
 
-A stage names its shape, and nothing else of this file. Imports nothing.
+A stage's row only names its shape; the rest follows from the table here. This file imports nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 HOST_STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
 
-# Every LLaMA-Factory stage reads its data and starts through these.
+# Every stage on LLaMA-Factory needs these patch cards, to read its data and to start.
 LLAMAFACTORY_CARDS = (
     "finetuning-arguments",
     "run-exp",
@@ -28,7 +28,7 @@ LLAMAFACTORY_CARDS = (
     "processor-base",
 )
 
-# Every OpenRLHF command line of ours runs through these.
+# Every stage on OpenRLHF needs these.
 OPENRLHF_CARDS = (
     "openrlhf-strategy",
     "openrlhf-sampler",
@@ -38,7 +38,7 @@ OPENRLHF_CARDS = (
     "openrlhf-barrier",
 )
 
-# Those that train with the host's DPO trainer and its models.
+# Stages that use the host's DPO trainer need these.
 OPENRLHF_DPO_CARDS = (
     *OPENRLHF_CARDS,
     "openrlhf-train-dpo",
@@ -48,7 +48,7 @@ OPENRLHF_DPO_CARDS = (
     "openrlhf-gather-and-pad",
 )
 
-# The web UI offers all stages or, when one of these has drifted, none; training from the command line needs none.
+# The web UI offers our stages only if none of these has drifted. Training from the command line does not need them.
 WEBUI_CARDS = (
     "webui-train-tab",
     "webui-runner",
@@ -73,11 +73,11 @@ class Shape:
 
     Attributes:
         formats: the data formats whose records give such batches.
-        llamafactory_stage: the host's own stage that carries it.
+        llamafactory_stage: the host's own stage on which it is based.
         llamafactory_adapter: `module:Class`, a subclass of `finepref.hosts.llamafactory.adapter.Adapter`.
         llamafactory_cards: patch cards that must be in place.
-        openrlhf_module: the host's command line that carries it, "" where there is none.
-        openrlhf_prepare: `module:function` that checks the data and returns what trains.
+        openrlhf_module: the host's command line on which it is based, "" if the shape does not run on OpenRLHF.
+        openrlhf_prepare: `module:function` that checks the data and returns the function that trains.
         openrlhf_cards: patch cards that must be in place.
         openrlhf_unused: the host's flags that no stage of this shape reads.
     """

@@ -1,4 +1,4 @@
-"""The row of a stage: one training method as both hosts see it. Each file of this folder ends in one."""
+"""The row of a stage: everything that the hosts need to know of a method. Each method's file ends with its row."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ Batch = Literal["pair", "unpaired", "ranked", "single"]
 class Stage:
     """One training method.
 
-    The functions differ by shape; `finepref.methods.batches` has the types, and the files beside it are examples.
+    The types of the functions depend on the shape; see `finepref.methods.batches` and the methods beside it.
 
     Attributes:
         name: the value of `stage:` in a YAML, and of `python -m finepref.hosts.openrlhf.train`.
-        title: what people call the method.
-        paper: where its maths is published.
+        title: the method's name; a longer description may follow after a colon.
+        paper: the paper with its loss, e.g. "arXiv 2404.11999".
         shape: what a batch holds: "pair" (two responses), "unpaired" (one, desirable or not), "ranked" (a scored
-            list), "single" (one to imitate). It decides which of the host's trainers is used, see `methods.shapes`.
+            list), "single" (one, for SFT). It decides which of the host's trainers is used, see `methods.shapes`.
         formats: values of `formatting` in dataset_info.json whose rows the stage trains on.
         options: a dataclass derived from the shape's base in `finepref.methods.options`.
         losses: batch and options -> the loss of each record, and metrics. None for "single": the host's own loss.
         weigh: pair: `PairRow`, options, seed -> `Weights`. single: the same -> a weight, 0 or 1, per token of the one
             response. Default: spans where the data has them, else every response token.
-        reference: whether the loss reads a reference model, or a function of the options that says so.
+        reference: whether the loss reads a reference model; a bool, or a function options -> bool.
         kl: pair: options -> "" (the loss reads no KL), "metric" (it is only logged) or "loss" (it gets a gradient).
-        metrics: names of what `losses` returns beside the rewards, in any order.
-        settings: options -> what the options leave open, as resolved; the receipt has it beside the options.
-        check_record: record, options -> the problems of a record that the stage cannot train on.
-        check_data: what is known of the training data, options -> problems of the data as a whole; by shape:
-            the set of error types in the data (unpaired), of kinds (ranked), records with spans (single).
+        metrics: names of the metrics that `losses` returns, in any order.
+        settings: options -> values that differ from the given options, e.g. those of a preset; for the receipt.
+        check_record: record, options -> problems for which the stage cannot train on the record.
+        check_data: facts, options -> problems of the training data as a whole. The facts depend on the shape: the set
+            of error types (unpaired), the set of kinds (ranked), the number of records with spans (single).
         negative_weights: whether the loss is defined for spans of negative weight; else they are refused.
-        recipe: a YAML with the paper's settings, "" where there is none.
-        demo_dataset: a name in a dataset_info.json that the recipe also runs on, "" where there is none.
+        recipe: a YAML with the paper's settings, or "".
+        demo_dataset: a name in a dataset_info.json that the recipe also runs on, or "".
         switch: a boolean YAML key that turns the host's stage of this shape into this stage.
         openrlhf_command: a name under `openrlhf.cli` for the command line; default `train_NAME`.
         openrlhf_group: the group of its flags on OpenRLHF; default the name.
@@ -73,7 +73,7 @@ class Stage:
 
     @property
     def of_shape(self) -> Shape:
-        """What the shape of its batches brings on each host."""
+        """The entry of its shape in `finepref.methods.shapes`."""
         return SHAPES[self.shape]
 
     @property
@@ -88,12 +88,12 @@ class Stage:
 
     @property
     def openrlhf_cards(self) -> tuple[str, ...]:
-        """The same on OpenRLHF; none where the stage does not run there."""
+        """Patch cards that must be in place on OpenRLHF; empty if the stage does not run there."""
         return self.of_shape.openrlhf_cards
 
     @property
     def command(self) -> str:
-        """Its name under `openrlhf.cli`, "" where it does not run on OpenRLHF."""
+        """Its name under `openrlhf.cli`, "" if it does not run on OpenRLHF."""
         return (self.openrlhf_command or f"train_{self.name}") if self.of_shape.openrlhf_module else ""
 
     @property
@@ -106,6 +106,6 @@ class Stage:
         return self.reference(options) if callable(self.reference) else self.reference
 
     def settings_of(self, options: Any) -> dict[str, Any]:
-        """The options of a run as resolved, for the receipt and the model card."""
+        """The options of a run with the values in use, for the receipt and the model card."""
         given = {name: getattr(options, name) for name in self.options.described(options.host)}
         return given | dict(self.settings(options) if self.settings else {})

@@ -22,7 +22,7 @@ ALPHA = 0.5  # the paper's
 
 @dataclass
 class TdpoOptions(PairOptions):
-    """Of the hosts' own options it reads beta and the reference model's."""
+    """TDPO's options. Of the hosts' own options it reads beta and those of the reference model."""
 
     tdpo_variant: Literal["tdpo1", "tdpo2", "dpo"] = option(
         "tdpo2", "The paper's two losses, or DPO, over the same tokens."
@@ -59,13 +59,14 @@ class TdpoOptions(PairOptions):
 
 
 def weigh(row: PairRow, options: TdpoOptions, seed: int) -> Weights:
-    """Token weights of a tokenised row, and which side the loss reads.
+    """Token weights of a tokenised pair, and the side that the loss reads.
 
-    With masks, a response with spans counts by them; one without counts as a whole (`tdpo_sides: two`) or not at all
-    (`one`). Without masks, every response token counts, the end token included.
+    With masks, the tokens in a response's spans count. A response without spans counts as a whole (`tdpo_sides: two`)
+    or not at all (`one`). Without masks, every response token counts, including the end token.
 
     Raises:
-        BadData: masks are asked for and there are no spans, on two responses where one is asked for, or none is left.
+        BadData: with masks, the pair has no spans (FP210), both responses have spans although `tdpo_sides` is `one`
+            (FP215), or no token in the spans is left (FP214).
     """
     if options.tdpo_masks == "none":
         return row.whole()
@@ -88,7 +89,7 @@ def weigh(row: PairRow, options: TdpoOptions, seed: int) -> Weights:
 
 
 def settings(options: TdpoOptions) -> dict[str, Any]:
-    """alpha as used: the paper's unless given, None where the variant has none."""
+    """alpha in use: as given or the paper's; None if the variant has no alpha."""
     if options.tdpo_variant != "tdpo2":
         return {"tdpo_alpha": None}
     return {"tdpo_alpha": ALPHA if options.tdpo_alpha is None else options.tdpo_alpha}
@@ -100,7 +101,10 @@ def kl(options: TdpoOptions) -> str:
 
 
 def losses(pairs: Pairs, options: TdpoOptions) -> tuple[LossOut, dict[str, Tensor]]:
-    """TDPO1, TDPO2 or DPO of each pair; metrics are sums over the weighted tokens, normalised or not."""
+    """TDPO1, TDPO2 or DPO loss [B] of each pair, see `finepref.losses.tdpo`.
+
+    The metrics are weighted sums over the tokens, also with `tdpo_normalize_spans`.
+    """
     from finepref.losses import tdpo
     from finepref.losses.ops import weighted_sum
 

@@ -165,9 +165,9 @@ OPTIONS = {"name": "apo_rm", "dataset": "lists"}
         ({"apo_coeff": 0, "apo_kl_coeff": 0}, "`apo_kl_coeff` and `apo_coeff` are both 0, so there is no loss"),
         ({"apo_sample_num": 0}, "`apo_sample_num` must be at least 1, not 0"),
         ({"apo_sample_num": 2.5}, "`apo_sample_num` must be a whole number, not 2.5"),
-        ({"apo_loss": "diff"}, "`apo_loss` is ranking or wgan, not 'diff'"),
-        ({"apo_normalization": "batch"}, "`apo_normalization` is per_type or released, not 'batch'"),
-        ({"apo_pooling": "first"}, "`apo_pooling` is last or eos or mean or max, not 'first'"),
+        ({"apo_loss": "diff"}, "`apo_loss` must be ranking or wgan, not 'diff'"),
+        ({"apo_normalization": "batch"}, "`apo_normalization` must be per_type or released, not 'batch'"),
+        ({"apo_pooling": "first"}, "`apo_pooling` must be last or eos or mean or max, not 'first'"),
         ({"stage": "rm", "apo_coeff": 0.5}, "`apo_coeff` is a key of stage apo_rm, not of rm"),
         ({"stage": "rm", "apo_kl_coeff": 1.0}, "the host's stage rm or dpo cannot read ranked; stage apo_rm can"),
         ({"packing": True}, "`packing` is not for stage apo_rm"),
@@ -175,7 +175,10 @@ OPTIONS = {"name": "apo_rm", "dataset": "lists"}
             {"apo_kl_coeff": 0.0},
             "FP223 dataset kind: all training records are human, and the coefficient of these is 0",
         ),
-        ({"apo_loss": "wgan"}, "FP224 dataset kind: `apo_loss: wgan` is for records of kind apo, and there is none"),
+        (
+            {"apo_loss": "wgan"},
+            "FP224 dataset kind: `apo_loss: wgan` is for records of kind apo, but the training data has none",
+        ),
         ({"apo_loss": "wgan", "apo_coeff": 0}, "`apo_loss: wgan` is the adversarial records' loss, but their"),
         ({"pref_beta": 0.5}, "`pref_beta` does nothing in stage apo_rm, so leave it out"),
         ({"do_predict": True}, "eval_dataset"),
@@ -223,3 +226,16 @@ def test_an_end_token_that_the_template_does_not_write_is_missed_before_the_mode
     message = refused(lists(), LISTS, apo_pooling="eos", **OPTIONS)
     assert "FP222" in message
     assert "lists.jsonl:1 apo_pooling" in message
+
+
+def test_apo_score_tokenises_by_a_template_of_the_host(tiny_model):
+    """`finepref apo score --template`: the turns as the host's chatml template writes them, with its end token."""
+    from finepref.formats.records import Message
+    from finepref.hosts.llamafactory.template_tokens import encoder
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    prompt, response = encoder("chatml")(tokenizer)((Message("user", "1 + 1?"),), "It is 2.")
+    assert tokenizer.decode(prompt) == "<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(response).rstrip("\n") == "It is 2.<|im_end|>"
+    assert tokenizer.eos_token == "<|im_end|>"

@@ -122,7 +122,7 @@ def test_a_path_that_leads_out_of_the_dataset_folder_or_to_no_data_is_refused(re
         ({"pref_beta": -0.1}, "`pref_beta` must be above 0, not -0.1"),
         ({"kto_rejected_weight": 0.0}, "`kto_rejected_weight` must be above 0, not 0.0"),
         ({"pref_ftx": -1.0}, "`pref_ftx` must not be negative, but is -1.0"),
-        ({"seapo_resample": "never"}, "`seapo_resample` is epoch or once, not 'never'"),
+        ({"seapo_resample": "never"}, "`seapo_resample` must be epoch or once, not 'never'"),
         ({"seapo_error_types": "logic,,"}, "`seapo_error_types` has an empty name"),
         ({"stage": "sft", "seapo_resample": "once"}, "`seapo_resample` is a key of stage seapo_kto, not of sft"),
         ({"model_name_or_path": "models/nowhere"}, "`finepref model smollm2 --output models/nowhere`"),

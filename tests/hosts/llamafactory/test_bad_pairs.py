@@ -46,7 +46,7 @@ def test_scores_of_another_tokenizer_are_refused_by_its_fingerprint(refused, tin
     records = changed(records, 4, rejected_offsets=None)
     message = refused(records, SCORES, name="sepo", sepo_map_scores=True)
     assert "scores.jsonl:5 tokenizer: '0000000000000000', the model's is " in message
-    assert "mapping needs rejected_offsets, which it lacks" in message
+    assert "mapping needs rejected_offsets, which are missing" in message
 
 
 @pytest.mark.parametrize("extra", [-1, 2])
@@ -114,9 +114,9 @@ def test_a_stream_stops_at_a_record_without_spans(recipe, tmp_path):
         ({"sepo_gamma": -1.0}, "`sepo_gamma` must be above 0, not -1.0"),
         ({"sepo_gamma": float("nan")}, "`sepo_gamma` must be a number, not nan"),
         ({"sepo_margin": -0.1}, "`sepo_margin` must not be negative, but is -0.1"),
-        ({"sepo_preset": "best"}, "`sepo_preset` is paper or released, not 'best'"),
-        ({"sepo_selection": "top"}, "`sepo_selection` is oracle or random or all, not 'top'"),
-        ({"sepo_map_scores": "yes"}, "`sepo_map_scores` is true or false, not 'yes'"),
+        ({"sepo_preset": "best"}, "`sepo_preset` must be paper or released, not 'best'"),
+        ({"sepo_selection": "top"}, "`sepo_selection` must be oracle or random or all, not 'top'"),
+        ({"sepo_map_scores": "yes"}, "`sepo_map_scores` must be true or false, not 'yes'"),
         ({"pref_beta": 0.5}, "`pref_beta` does nothing in stage sepo, so leave it out"),
         ({"pref_loss": "ipo"}, "`pref_loss` does nothing in stage sepo, so leave it out"),
         ({"ref_model": "models/ref"}, "`ref_model` does nothing in stage sepo, so leave it out"),
@@ -135,14 +135,14 @@ def test_bad_options_of_sepo_give_one_clear_line(refused, overrides, message):
         ({"pref_beta": -0.1}, "`pref_beta` must be above 0, not -0.1"),
         ({"tdpo_variant": "tdpo1"}, "`tdpo_alpha` belongs to tdpo2; tdpo1 has none, so leave it out"),
         ({"tdpo_variant": "dpo"}, "`tdpo_alpha` belongs to tdpo2; dpo has none, so leave it out"),
-        ({"tdpo_variant": "tdpo3"}, "`tdpo_variant` is tdpo1 or tdpo2 or dpo, not 'tdpo3'"),
+        ({"tdpo_variant": "tdpo3"}, "`tdpo_variant` must be tdpo1 or tdpo2 or dpo, not 'tdpo3'"),
         ({"tdpo_alpha": -1.0}, "`tdpo_alpha` must not be negative, but is -1.0"),
         ({"tdpo_masks": "none"}, "`tdpo_sides: one` needs spans, but `tdpo_masks: none` reads none"),
         (
             {"tdpo_masks": "none", "tdpo_sides": "two", "tdpo_normalize_spans": True},
             "`tdpo_normalize_spans` needs spans, but `tdpo_masks: none` reads none",
         ),
-        ({"tdpo_sides": "both"}, "`tdpo_sides` is one or two, not 'both'"),
+        ({"tdpo_sides": "both"}, "`tdpo_sides` must be one or two, not 'both'"),
         ({"pref_ftx": 0.1}, "`pref_ftx` does nothing in stage tdpo, so leave it out"),
         ({"ld_alpha": 0.5}, "`ld_alpha` does nothing in stage tdpo, so leave it out"),
         ({"sepo_gamma": 2.0}, "`sepo_gamma` is a key of stage sepo, not of tdpo"),

@@ -84,7 +84,7 @@ def test_the_stage_has_a_name_of_its_own_too(run, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"granular": "yes"}, "`granular` is true or false, not 'yes'"),
+        ({"granular": "yes"}, "`granular` must be true or false, not 'yes'"),
         ({"stage": "dpo"}, "`granular` is a key of stage granular_sft, not of dpo"),
         ({"train_on_prompt": True}, "`train_on_prompt` contradicts `granular`"),
         ({"dataset": "sums"}, "stage granular_sft trains on span_pair, this dataset is negatives"),

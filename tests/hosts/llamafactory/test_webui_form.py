@@ -162,7 +162,7 @@ def test_a_plain_form_is_accepted_and_nothing_is_loaded(ui, args, stage, monkeyp
         (
             "apo_rm",
             {"train.apo_rm.apo_pooling": "middle"},
-            "`apo_pooling` is last or eos or mean or max, not 'middle'",
+            "`apo_pooling` must be last or eos or mean or max, not 'middle'",
         ),
         ("seapo_kto", {"train.seapo_kto.seapo_error_types": ""}, "`seapo_error_types` has an empty name: ''"),
         ("seapo_kto", {"train.seapo_kto.kto_chosen_weight": 0}, "`kto_chosen_weight` must be above 0, not 0"),

@@ -118,6 +118,56 @@ def test_kto_needs_a_negative_of_the_asked_types_in_every_record(refused):
     assert "bad.jsonl:2 negatives: has correctness, hallucination, but --kto.error_types is logic" in message
 
 
+def test_a_misspelled_error_type_is_refused_with_the_types_of_the_data(refused):
+    message = refused("kto", kto__error_types="logic,speling")
+    assert "FP204 " in message
+    assert "no record has an error of type speling, which --kto.error_types names; the data has " in message
+    assert "logic" in message.partition("the data has ")[2]
+
+
+def advised(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("finepref: warning: --kto.")]
+
+
+ADVICE = (
+    "finepref: warning: --kto.chosen_weight / --kto.rejected_weight is outside [1, 4/3]; "
+    "the KTO paper advises {} for the first (--kto.auto_weights sets it)"
+)
+
+
+def test_kto_weights_outside_the_papers_range_are_warned_about_and_used(train):
+    """1 / 0.5 is above the range, whose upper bound times 0.5 is 2/3."""
+    done = train("kto", kto__rejected_weight=0.5)
+    assert advised(done.output) == [ADVICE.format("0.6667")]
+    assert done.receipt["settings"]["kto_chosen_weight"] == 1.0
+    assert done.receipt["settings"]["kto_rejected_weight"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, []),
+        ({"kto__rejected_weight": 0.8}, []),
+        ({"kto__rejected_weight": 2.0}, [ADVICE.format("2")]),
+        ({"kto__rejected_weight": 2.0, "kto__auto_weights": True}, []),
+    ],
+)
+def test_kto_weights_are_warned_about_only_outside_the_papers_range(attempt, given, expected):
+    """The run is one that is refused after the warning, so that nothing is trained."""
+    done = attempt("kto", kto__error_types="speling", **given)
+    assert "FP204 " in done.output
+    assert advised(done.output) == expected
+
+
+def test_a_path_that_holds_the_name_of_an_option_is_printed_as_it_is(refused, tmp_path):
+    """No part of a path is rewritten to a flag, whatever it holds: --tdpo.alpha is `tdpo_alpha` on LLaMA-Factory."""
+    records = without(span_rows(), 4, "rejected_spans")
+    folder = write_rows(tmp_path / "tdpo_alpha", records, "bad", formatting="span_pair")
+    message = refused("tdpo", data__dataset="bad", data__dataset_dir=folder)
+    assert f"{folder}/bad.jsonl:5 rejected_spans: --tdpo.masks annotated needs them" in message
+    assert "/tdpo_alpha/bad.jsonl:5" in message
+
+
 def test_lists_of_one_kind_with_coefficient_0_have_no_loss(refused):
     records = [row for row in ranked_rows(18) if row.get("kind") != "apo"]
     assert "FP223 " in refused("apo_rm", records, "ranked", apo__kl_coeff=0.0)

@@ -62,7 +62,7 @@ def test_a_drifted_host_ends_a_run_in_one_message_before_the_tokenizer_is_loaded
     monkeypatch.setattr("openrlhf.utils.get_tokenizer", lambda *arguments, **options: 1 / 0)
     done = attempt("selective")
     assert done.code == 1
-    assert "the host is not as finepref knows it" in done.output
+    assert "the host differs from what finepref expects" in done.output
     assert "card 'openrlhf-actor' (openrlhf 0.11.2): expected openrlhf >=99, found 0.11.2" in done.output
 
 

@@ -113,4 +113,4 @@ def test_the_hosts_own_train_sft_runs_anywhere_on_two_processes_of_the_deepspeed
 
 def test_a_program_that_runs_another_one_anywhere_needs_its_name():
     done = subprocess.run([BIN / "python", "-m", HOST_CLI, "--help"], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (1, "which module? openrlhf.cli.train_sft, for example\n")
+    assert (done.returncode, done.stderr) == (1, "name a module to run, for example openrlhf.cli.train_sft\n")

@@ -1,4 +1,4 @@
-"""What a shape of batch brings to LLaMA-Factory: how records become model inputs, and how they train."""
+"""Base of the adapters to LLaMA-Factory, one per shape of batch: how records become model inputs, and the trainer."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from finepref.methods.stage import Stage
 
 
 class Adapter(ABC):
-    """Data and training of the stages of one shape. `finepref.methods.shapes` names it, and `workflow.run` uses it.
+    """Data and training of all stages of one shape. `finepref.methods.shapes` names the class for each shape.
 
     Attributes:
-        stage: the stage that it is made for.
-        schema: bump it whenever tokenised rows change meaning. It is part of the dataset cache's fingerprint and of
-            the marker in a `tokenized_path` folder; without it the host serves rows made by older code.
-        adds_value_head: the model gets the host's value head.
-        predicts: the trainer has `write_scores(eval_dataset)` for `do_predict`.
+        stage: the stage that it was made for.
+        schema: to be changed whenever tokenised rows change their meaning. It is part of the dataset cache's
+            fingerprint and of the marker in a `tokenized_path` folder, so that no rows made by older code are used.
+        adds_value_head: whether the model gets the host's value head.
+        predicts: whether the trainer has `write_scores(eval_dataset)` for `do_predict`.
     """
 
     schema: str
@@ -28,25 +28,25 @@ class Adapter(ABC):
         self.stage = stage
 
     def arrange(self, dataset: Any, *, truncated: bool, streaming: bool) -> Any:
-        """Records of the merged dataset before the train/eval split, e.g. grouped.
+        """Change the records of the merged dataset before the train/eval split, e.g. group them.
 
         Args:
             dataset: rows {"_record": canonical JSON, "_formatting": name} of all datasets of the run.
-            truncated: `max_samples` cut at least one dataset short.
-            streaming: `dataset` is an IterableDataset.
+            truncated: whether `max_samples` shortened a dataset.
+            streaming: whether `dataset` is an IterableDataset.
 
         Raises:
-            BadData: what the records cannot be trained on.
+            BadData: records that cannot be trained on.
         """
         return dataset
 
     def prepare(self, dataset: Any, *, streaming: bool) -> Any:
-        """One split's records right before tokenising, e.g. with a partner for each."""
+        """Change one split's records right before tokenising, e.g. add a partner to each."""
         return dataset
 
     @abstractmethod
     def processor(self) -> Any:
-        """Makes the host's DatasetProcessor that tokenises; its class has `schema` as a dataclass field."""
+        """A callable that makes the DatasetProcessor; its class has `schema` as a dataclass field."""
 
     @abstractmethod
     def check_tokenized(self, dataset: Any, options: Options) -> None:
@@ -57,7 +57,7 @@ class Adapter(ABC):
         """
 
     def check_training(self, dataset: Any, options: Options) -> None:  # noqa: B027 - optional
-        """Refuse a tokenised train split that would be good enough to evaluate on.
+        """Refuse a tokenised split that can be evaluated on but not trained on.
 
         Raises:
             BadData: naming what is missing.
@@ -65,12 +65,12 @@ class Adapter(ABC):
 
     @abstractmethod
     def build_trainer(self, parts: Any, **common: Any) -> Any:
-        """The trainer, a subclass of the host's, with its collator and callbacks (see `workflow.Parts`)."""
+        """Make the trainer, a subclass of the host's, from `workflow.Parts`, with its collator and callbacks."""
 
     @abstractmethod
     def plot_keys(self, options: Options) -> list[str]:
-        """Logged metrics to plot beside the loss."""
+        """Names of the logged metrics that are plotted in addition to the loss."""
 
     def needs_reference(self, options: Options, finetuning_args: Any) -> bool:
-        """Whether the trainer wants a reference model: a second model, or None where the LoRA base serves as one."""
+        """Whether the trainer needs a reference model: a second model, or the base model under LoRA adapters."""
         return self.stage.needs_reference(options)

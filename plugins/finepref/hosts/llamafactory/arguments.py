@@ -1,4 +1,4 @@
-"""Our flat YAML keys on the host's FinetuningArguments, and the two guards that every stage of ours passes first."""
+"""Adds our YAML keys to the host's FinetuningArguments, and checks the patch cards before a stage of ours starts."""
 
 import dataclasses
 import functools
@@ -12,8 +12,7 @@ from finepref.methods.options import Options, in_yaml
 
 HOST = "llamafactory"
 
-# Keys of the host's preference stages, which ignore those that are another one's. A stage of ours refuses what it does
-# not read.
+# Keys of the host's preference stages. The host's stages ignore keys that they do not read; ours refuse them.
 PREFERENCE_KEYS = (
     "pref_beta",
     "pref_ftx",
@@ -29,7 +28,7 @@ REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit
 
 
 def options_of(row: stages.Stage, finetuning_args: Any) -> Options:
-    """The stage's options from the host's arguments.
+    """Read and check the stage's options from the host's arguments.
 
     Raises:
         ValueError: one line naming the key.
@@ -40,8 +39,8 @@ def options_of(row: stages.Stage, finetuning_args: Any) -> Options:
 def extend(original: type) -> type:
     """FinetuningArguments with our stages in `stage` and their keys as fields (card `finetuning-arguments`).
 
-    A stage of ours becomes the host's stage that carries it before the host's own checks run, so these apply to it.
-    Its real name stays in `finepref_stage`, which is no argument.
+    Our stage is replaced by its host stage before the host's own checks run, so that these apply to it. Its name is
+    kept in `finepref_stage`, which is not an argument.
     """
     stages.report_broken()
     taken = {field.name for field in dataclasses.fields(original)}
@@ -106,9 +105,9 @@ def _field(option: Any) -> Any:
 
 
 def _refuse_unread(arguments: Any, row: stages.Stage, options: Options) -> None:
-    """Keys of the host's preference stages that this one does not read; they would be ignored in silence."""
+    """Raise ValueError for a key of the host's preference stages that would be ignored in this one."""
     if row.shape == "single":
-        return  # the host's own loss reads what it reads
+        return  # the host's own loss reads all its keys
     read = {option.host_key for option in row.options.described(HOST).values()}
     unread = {*PREFERENCE_KEYS} - read | (set() if row.needs_reference(options) else {*REFERENCE_KEYS})
     for field in dataclasses.fields(arguments):
@@ -117,10 +116,9 @@ def _refuse_unread(arguments: Any, row: stages.Stage, options: Options) -> None:
 
 
 def guard(original):
-    """`run_exp` that refuses a drifted host before it reads any argument (card `run-exp`).
+    """`run_exp` that checks the stage's patch cards before it reads any argument (card `run-exp`).
 
-    This and the check in FinetuningArguments cover for each other: whichever of the two seams drifts, the other one
-    is still there to say so.
+    FinetuningArguments checks them too. If one of the two places has drifted, the other one still reports it.
     """
 
     @functools.wraps(original)
@@ -138,9 +136,9 @@ def guard(original):
 
 
 def keep_resume(original):
-    """`_parse_train_args` that notes the checkpoint to resume from (card `parse-train-args`).
+    """`_parse_train_args` that keeps the checkpoint to resume from (card `parse-train-args`).
 
-    The host goes on to forget it for reward models with full or frozen weights, which it cannot resume.
+    The host later discards it for reward models with full or frozen weights, which it cannot resume.
     """
 
     @functools.wraps(original)
@@ -154,7 +152,7 @@ def keep_resume(original):
 
 
 def resume_point(training_args, finetuning_args) -> str | None:
-    """The checkpoint to go on from: the one asked for, or the last one in an output folder not to be overwritten."""
+    """The checkpoint to resume from: the given one, else the last one in an output folder that is not overwritten."""
     from transformers.trainer_utils import get_last_checkpoint
 
     asked = training_args.resume_from_checkpoint or finetuning_args.finepref_resume

@@ -1,7 +1,7 @@
-"""Reading data on LLaMA-Factory: our formats in dataset_info.json, checked before anything is tokenised, and counted.
+"""Reads our data formats on LLaMA-Factory: all rows are checked and counted before anything is tokenised.
 
-Every row travels from converter to processor as the canonical JSON of its record, so that Arrow sees string columns
-whatever the format, and data sets of different formats merge without null columns.
+The converter passes each row to the processor as the canonical JSON of its record. So Arrow sees string columns for
+every format, and data sets of different formats can be merged without null columns.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from finepref.methods.checks import record_problems
 
 
 def adapter_of(stage: stages.Stage) -> Adapter:
-    """The stage's data and training half."""
+    """Make the stage's adapter."""
     return resolve_name(stage.of_shape.llamafactory_adapter)(stage)
 
 
 def own_formats() -> set[str]:
-    """The `formatting` values that belong to us."""
+    """The `formatting` values that our stages read."""
     return {formatting for stage in stages.all_stages().values() for formatting in stage.formats}
 
 
 def dataset_list(original: Callable) -> Callable:
-    """`get_dataset_list` that also knows our shipped names and keeps each entry's own keys (card `dataset-list`)."""
+    """`get_dataset_list` that also finds shipped data sets and keeps our keys of each entry (card `dataset-list`)."""
 
     @functools.wraps(original)
     def get_dataset_list(dataset_names, dataset_dir):
@@ -61,7 +61,7 @@ def dataset_list(original: Callable) -> Callable:
 
 
 def entries_of(dataset_dir: Any) -> dict[str, Any]:
-    """The table of a dataset_dir, {} when the host has to fetch it or will complain about it itself."""
+    """The entries of a dataset_dir; {} if the host has to download them, or will report that they are missing."""
     return dict(dataset_dir) if isinstance(dataset_dir, dict) else dict(dataset_info.table(dataset_dir))
 
 
@@ -94,7 +94,7 @@ def register_formats(original: Callable) -> Callable:
 
 
 def record_of(row: dict[str, Any]) -> records.Record:
-    """The record of a row that the converter has accepted."""
+    """The record of a row that the converter has made."""
     return records.revive(json.loads(row["_record"]), row["_formatting"])
 
 
@@ -112,7 +112,7 @@ def merged_dataset(original: Callable) -> Callable:
 
         entries = _check_sources(dataset_names, attributes, data_args)
         current().datasets.extend(entries)
-        # `ranking` is the host's word for its own two-response formats and is false for ours: hence "sft"
+        # the host expects `ranking` in its preference stages, which is for its own formats; ours pass as "sft"
         datasets = original(dataset_names, model_args, data_args, training_args, "sft", return_dict)
         truncated = any(entry.skipped for entry in entries)
         arrange = functools.partial(_arrange, row, truncated=truncated, streaming=data_args.streaming)
@@ -122,11 +122,11 @@ def merged_dataset(original: Callable) -> Callable:
 
 
 def check_formats(names: list[str], dataset_dir: Any, stage: str) -> list[Any]:
-    """The host's DatasetAttr of each data set, when all are of a format that the stage reads.
+    """The host's DatasetAttr of each data set.
 
     Raises:
-        BadData: one is not.
-        ValueError: one is not in the table.
+        BadData: FP201, the stage does not read the format of a data set.
+        ValueError: a data set is not in dataset_info.json.
     """
     from llamafactory.data.parser import get_dataset_list
 
@@ -142,7 +142,7 @@ def _refuse_foreign_format(name: str, formatting: str, row: stages.Stage | None,
         problem = f"stage {row.name} trains on {' or '.join(row.formats)}, this dataset is {formatting}"
     elif row is None and ours:
         able = " or ".join(other.name for other in stages.for_formatting(formatting))
-        stage = "rm or dpo" if stage == "rm" else stage  # the host reads both alike
+        stage = "rm or dpo" if stage == "rm" else stage  # the host reads data in the same way for both
         problem = f"the host's stage {stage} cannot read {formatting}; stage {able} can"
     else:
         return
@@ -150,10 +150,10 @@ def _refuse_foreign_format(name: str, formatting: str, row: stages.Stage | None,
 
 
 def _check_sources(names: list[str], attributes: list[Any], data_args: Any) -> list[receipt.DatasetEntry]:
-    """Read every local file once, strictly, with line numbers, before anything is tokenised.
+    """Check every local file once, with line numbers, before anything is tokenised.
 
     Raises:
-        BadData: all problems of all files; or a file is not there, or not where it may be, see `dataset_info.resolve`.
+        BadData: all problems of all files; or a file is missing or in a forbidden place, see `dataset_info.resolve`.
     """
     entries: list[receipt.DatasetEntry] = []
     problems: list[Problem] = []
@@ -173,7 +173,7 @@ def _check_sources(names: list[str], attributes: list[Any], data_args: Any) -> l
                 total += checked.total_problems
         kept = attribute.num_samples if attribute.num_samples is not None else read
         if read is not None and attribute.num_samples is not None:
-            read = kept  # the host draws that many rows, some of them twice when there are fewer
+            read = kept  # the host samples this many rows, some of them twice if there are fewer
         skipped = 0
         if read is not None and data_args.max_samples is not None:
             skipped = max(0, read - data_args.max_samples)
@@ -184,10 +184,10 @@ def _check_sources(names: list[str], attributes: list[Any], data_args: Any) -> l
 
 
 def source_of(name: str, attribute: Any, dataset_dir: str) -> Source:
-    """A local data set, its files found as `finepref validate` finds them.
+    """A local data set. Its files are looked up as by `finepref validate`.
 
     Raises:
-        BadData: a file is not there, with the command that makes it when its entry names one, or one we cannot read.
+        BadData: a file is missing (with the command that makes it, if the entry has one) or cannot be read (FP202).
     """
     entry = {"file_name": attribute.dataset_name}
     if attribute.finepref_make:
@@ -213,19 +213,19 @@ def _arrange(row: stages.Stage, dataset: Any, *, truncated: bool, streaming: boo
 
 
 def checks_records(row: stages.Stage, texts: Iterable[str]) -> bool:
-    """Whether records must be read once more for `record_problems`, which sees to a stage's own checks."""
+    """Whether records must be read again for `record_problems`: the stage checks them, or they may have weights."""
     return row.check_record is not None or row.shape == "ranked" or any('"weight"' in text for text in texts)
 
 
 def note_problems(problems: Iterable[Problem]) -> str:
-    """Problems as the text of one cell, since a map function cannot return objects."""
+    """Write problems as the text of one cell, since a map function cannot return objects."""
     return "\n".join(json.dumps(astuple(problem)) for problem in problems)
 
 
 def raise_problems(texts: Iterable[str]) -> None:
-    """Raise what converters or processors noted in a column.
+    """Raise the problems that converters or processors wrote into a column.
 
     Raises:
-        BadData: when any text is not empty.
+        BadData: any of the texts is not empty.
     """
     refuse([Problem(*json.loads(line)) for text in texts if text for line in text.split("\n")])

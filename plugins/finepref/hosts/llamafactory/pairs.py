@@ -1,7 +1,7 @@
-"""Shape "pair" on LLaMA-Factory: token weights from records, their way into the batch, the forward pass, metrics.
+"""Shape "pair" on LLaMA-Factory: rows and batches with token weights, the forward pass, and metrics.
 
-Tokenised rows hold what the data says about each token; the stage's options are applied to them in the collator, so
-one tokenised data set serves every ratio, selection and mask.
+Tokenised rows have the weight and score that the data gives to each token. The collator applies the stage's options,
+so that one tokenised data set serves every ratio, selection and mask.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ CONTENT = "{{content}}"  # stands for the message in the host's templates
 
 @dataclass
 class PairProcessor(RecordProcessor):
-    """One row per record. For side in chosen, rejected, aligned with the labels and cut as they are:
+    """One row per record, with the columns of `finepref.methods.pair_rows` and the host's own.
 
-    {side}_weight and {side}_score: see `finepref.methods.pair_rows`.
+    All lists of a response are cut to the same length.
     """
 
     schema: str = "pairs-1"
@@ -85,19 +85,19 @@ class PairProcessor(RecordProcessor):
         return row
 
     def _offsets(self, text: str, ids: list[int]) -> tuple[int, list[tuple[int, int]]]:
-        """Where in the response's tokens those of its text begin (-1: nowhere), and the characters of each."""
+        """(index of the first token of `text` in `ids`, -1 if not found; character range of each of its tokens)."""
         (slot,) = (slot for slot in self.template.format_assistant.slots if isinstance(slot, str) and CONTENT in slot)
         if not self.tokenizer.is_fast:
-            raise ValueError("spans and scores need a fast tokenizer, which knows the characters of its tokens")
+            raise ValueError("spans and scores need a fast tokenizer, for the character offsets of tokens")
         before = slot.index(CONTENT)
         encoded = self.tokenizer(slot.replace(CONTENT, text, 1), add_special_tokens=False, return_offsets_mapping=True)
         piece = encoded["input_ids"]
         starts = (i for i in range(len(ids) - len(piece) + 1) if ids[i : i + len(piece)] == piece)
-        start = next(starts, -1)  # above 0 where the template writes thought words first
+        start = next(starts, -1)  # above 0 if the template writes thinking tags first
         return start, offsets_in(text, encoded["offset_mapping"], before=before)
 
     def print_data_example(self, example: dict[str, Any]) -> None:
-        """What the host prints for the first row."""
+        """Print the first row, as the host does for its own data."""
         for side in SIDES:
             marked = [
                 i for i, w in zip(example[f"{side}_input_ids"], example[f"{side}_weight"], strict=True) if w != 0
@@ -108,10 +108,10 @@ class PairProcessor(RecordProcessor):
 
 @dataclass
 class PairCollator(PairwiseDataCollatorWithPadding):
-    """Pads as the host does, and adds what the host's collator would drop without a word.
+    """Pads as the host does, and adds the token weights, which the host's collator would silently drop.
 
     Attributes:
-        weigh: a tokenised pair -> its weights, by the stage's options.
+        weigh: tokenised pair -> its weights, by the stage's options.
     """
 
     weigh: Callable[[PairRow], Weights] | None = None
@@ -121,7 +121,7 @@ class PairCollator(PairwiseDataCollatorWithPadding):
         batch = super().__call__([{**row, "images": None, "videos": None, "audios": None} for row in features])
         try:
             chosen, rejected, sides = zip(*(self.weigh(PairRow.of(row)) for row in features), strict=True)
-        except BadData as error:  # of a stream; a data-loader worker can hand on nothing but a text
+        except BadData as error:  # only in a stream; a data-loader worker can pass on only a text
             raise ValueError(str(BadData(pinpoint(error.problems)))) from None
         length = batch["labels"].shape[1]
         padded = []
@@ -137,7 +137,7 @@ REWARDS = tuple(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies
 
 
 class PairTrainer(CustomDPOTrainer):
-    """The host's DPO trainer with a forward pass that needs few logits, the stage's loss, metrics over all ranks."""
+    """The host's DPO trainer with our loss, logits only where it reads them, and metrics over all ranks."""
 
     def __init__(self, *, run: Run, **kwargs: Any) -> None:
         self.run = run
@@ -149,7 +149,11 @@ class PairTrainer(CustomDPOTrainer):
     def get_batch_loss_metrics(
         self, model: Any, batch: dict[str, Tensor], train_eval: str = "train"
     ) -> tuple[Tensor, dict[str, float]]:
-        """One micro-batch. Metrics go to the meter, on every rank."""
+        """The loss of a micro-batch. Its metrics are added to the meter.
+
+        Raises:
+            ValueError: the batch has no token weights.
+        """
         if "weight" not in batch:
             raise ValueError("the batch has no token weights: it was not made by finepref's PairCollator")
         out, metrics = self.run.stage.losses(self.pairs(model, batch), self.run.options)
@@ -164,7 +168,7 @@ class PairTrainer(CustomDPOTrainer):
         return ops.reduce(out), {}
 
     def pairs(self, model: Any, batch: dict[str, Tensor]) -> Pairs:
-        """What the loss reads: log-probabilities of policy and reference and their KL, as far as the stage asks."""
+        """The input of the stage's loss: log-probabilities of policy and reference, and their KL if it is read."""
         reference = reference_logps = kl = None
         if self.run.stage.needs_reference(self.run.options):
             with self.reference(model) as reference_model:
@@ -194,7 +198,7 @@ class PairTrainer(CustomDPOTrainer):
 
     @contextmanager
     def reference(self, model: Any) -> Iterator[Any]:
-        """The reference model without gradients: the host's second model, or the base below the adapters."""
+        """The reference model, without gradients: the host's second model, or the base model under the adapters."""
         if self.ref_model is None:
             chosen, base = model, self.accelerator.unwrap_model(model).disable_adapter()
         else:
@@ -212,7 +216,7 @@ class PairTrainer(CustomDPOTrainer):
         Trainer.log(self, logs, *args, **kwargs)
 
     def rank_report(self) -> dict[str, Any]:
-        """This rank's part of the receipt: tokens trained on, repeated ones counted again."""
+        """This rank's part of the receipt: number of tokens trained on, over all epochs."""
         return {"tokens": dict(sorted(self.tokens.items()))}
 
     def run_report(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:

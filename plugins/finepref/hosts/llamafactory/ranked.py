@@ -1,7 +1,7 @@
 """Shape "ranked" on LLaMA-Factory: a reward model on scored lists of responses, by the host's value-head model.
 
-Where the stage's loss is a mean over the optimizer step, that step is counted on all ranks, so that neither
-accumulation nor the number of processes changes it.
+If the stage's loss is a mean over the optimizer step, the records of the step are counted on all ranks. So neither
+gradient accumulation nor the number of processes changes the loss.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class RankedTrainer(PairwiseTrainer):
         self.trained = dict.fromkeys(reward_metrics.KINDS, 0)
         self.meter = Meter(reward_metrics.NAMES)
         super().__init__(**kwargs)
-        self.remove_callback(FixValueHeadModelCallback)  # `_save` writes what it would make
+        self.remove_callback(FixValueHeadModelCallback)  # `_save` writes the file that it would make
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, None]:
-        """The micro-batches of one optimizer step; counts its records of each kind on all ranks."""
+        """The micro-batches of one optimizer step. Counts the step's records of each kind on all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         apo = sum(int(batch["is_apo"].sum()) for batch in batches)
         both = sum(len(batch["is_apo"]) for batch in batches)
@@ -49,14 +49,14 @@ class RankedTrainer(PairwiseTrainer):
         return batches, None
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any):
-        """The loss of one micro-batch, such that the micro-batches of a step have the mean that the host takes."""
+        """The loss of a micro-batch, scaled so that the mean over a step's micro-batches is the loss of the step."""
         rewards = self.rewards(model, inputs)
         counts = self.step_counts if self.run.options.over_step else None
         scores, present, is_apo = inputs["scores"], inputs["present"].bool(), inputs["is_apo"].bool()
         out, _ = self.run.stage.losses(Ranked(rewards, scores, present, is_apo, counts), self.run.options)
         if counts is None:
             loss = reduce(out)
-        else:  # a part of a sum, which the host will divide by the number of parts
+        else:  # a part of a sum; the host divides by the number of parts
             loss = reduce(out, count=sum(counts)) * self.current_gradient_accumulation_steps
         self.run.loss_calls += 1
         self.meter.add("train", reward_metrics.totals(rewards.detach(), scores, present, is_apo))
@@ -66,7 +66,7 @@ class RankedTrainer(PairwiseTrainer):
         return (loss, rewards) if return_outputs else loss
 
     def rewards(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """One reward per response, [B, R] float32; absent responses are not run and have 0."""
+        """One reward per response, [B, R] float32. Padding responses are not computed and have reward 0."""
         present = batch["present"].bool()  # [B, R]
         ids, attended, position = (batch[key][present] for key in ("input_ids", "attention_mask", "position"))
         wrapper = self.accelerator.unwrap_model(self.model)
@@ -78,7 +78,7 @@ class RankedTrainer(PairwiseTrainer):
         return values.new_zeros(present.shape, dtype=torch.float32).masked_scatter(present, values.float())
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None):
-        """No loss, which is a mean over the whole set: see `evaluation_loop`."""
+        """The rewards, without a loss: `evaluation_loop` computes it over the whole data set."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             rewards = self.rewards(model, inputs)
@@ -92,7 +92,7 @@ class RankedTrainer(PairwiseTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """Metrics of the whole set, which depend neither on the batch size nor on the number of ranks."""
+        """Loss and metrics of the whole data set, independent of batch size and number of ranks."""
         output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
         rewards, scores, present, is_apo = (torch.as_tensor(a) for a in (output.predictions, *output.label_ids))
         present = present == 1  # the host pads with -100
@@ -106,7 +106,7 @@ class RankedTrainer(PairwiseTrainer):
         return output
 
     def write_scores(self, datasets: Any) -> None:
-        """`do_predict`: the rewards of every record, in the order of the data, one line each."""
+        """For `do_predict`: write the rewards of every record to a file, one line each, in the order of the data."""
         lines = []
         for name, dataset in datasets.items() if isinstance(datasets, dict) else [("", datasets)]:
             prefix = f"predict_{name}" if name else "predict"
@@ -134,12 +134,12 @@ class RankedTrainer(PairwiseTrainer):
         return {"records": dict(self.trained)}
 
     def run_report(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
-        """The run's part of the receipt: records that went into a loss, and responses that cutoff_len shortened."""
+        """The run's part of the receipt: records trained on by kind, and the number of responses cut by cutoff_len."""
         records = {kind: sum(rank["records"][kind] for rank in ranks) for kind in reward_metrics.KINDS}
         return {"records": records, "responses_cut": self.run.more.get("responses_cut")}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Decoder or adapter by its own save_pretrained, which knows about tied weights, and the head beside it."""
+        """Save decoder or adapter with its own save_pretrained, which handles tied weights, and the head beside it."""
         wrapper = self.model
         folder = output_dir or self.args.output_dir
         inner = self.accelerator.unwrap_model(wrapper)
@@ -152,7 +152,7 @@ class RankedTrainer(PairwiseTrainer):
         value_head.save_head(head, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """What `_save` wrote; the host cannot resume a reward model."""
+        """Load what `_save` wrote; the host itself cannot resume a reward model."""
         if self.is_fsdp_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         super()._load_from_checkpoint(resume_from_checkpoint, self.model.pretrained_model)
@@ -170,7 +170,7 @@ class RankedAdapter(Adapter):
         return RankedProcessor
 
     def check_tokenized(self, dataset: Any, options: RankedOptions) -> None:
-        """Where the reward is read at the end token, every response needs one."""
+        """FP222 if the reward is read at the end token and a response has none. Also counts cut responses."""
         run = current()
         run.more["responses_cut"] = run.more.get("responses_cut", 0) + sum(dataset["cut"])
         if options.pooling[1] == "eos":
@@ -178,7 +178,7 @@ class RankedAdapter(Adapter):
             refuse([without_end(name, options) for name, ends in named if min(ends) < 0])
 
     def check_training(self, dataset: Any, options: RankedOptions) -> None:
-        """What the stage asks of the kinds of records in its training data."""
+        """The stage's own check of the kinds of records in its training data."""
         kinds = {reward_metrics.KINDS[is_apo] for is_apo in dataset["is_apo"]}
         if self.stage.check_data and (problems := self.stage.check_data(kinds, options)):
             raise BadData(problems)
@@ -189,7 +189,7 @@ class RankedAdapter(Adapter):
         if training_args.ddp_find_unused_parameters is None:
             # `settle` left none unused. Searching for them breaks reentrant gradient checkpointing, the default.
             training_args.ddp_find_unused_parameters = False
-        training_args.batch_eval_metrics = False  # metrics are of the whole set; rewards are small
+        training_args.batch_eval_metrics = False  # metrics need the whole data set; rewards need little memory
         training_args.eval_do_concat_batches = True
         tokenizer = parts.tokenizer_module["tokenizer"]
         return RankedTrainer(

@@ -22,7 +22,7 @@ class RankedProcessor(RecordProcessor):
     schema: str = "apo-rm-1"
 
     def row(self, record: records.Record) -> dict[str, Any]:
-        """`last` and `end` are positions of the last token of each response's text and of its end token (-1: none)."""
+        """Tokenise a record. `last`, `end`: positions of each response's last text token and end token (-1: none)."""
         responses, scores, kind = scored(record)
         problems = []
         cutoff = self.data_args.cutoff_len
@@ -33,7 +33,7 @@ class RankedProcessor(RecordProcessor):
             prompt_ids, response_ids = encode(self, record.prompt, response)
             problems += length_problems(record, index, len(response_ids), limit="cutoff_len", longest=cutoff)
             ids = prompt_ids + response_ids
-            dropped = max(0, len(ids) - cutoff)  # from the left, as in the paper: the end of the response decides
+            dropped = max(0, len(ids) - cutoff)  # from the left, as in the paper: the end of a response matters most
             cut += dropped > 0
             to_last, to_end = (tokens_read(response_ids, self.tokenizer.eos_token_id, how) for how in ("last", "eos"))
             sequences.append(ids[dropped:])
@@ -52,7 +52,7 @@ class RankedProcessor(RecordProcessor):
         }
 
     def print_data_example(self, example: dict[str, Any]) -> None:
-        """What the host prints for the first row."""
+        """Print the first row, as the host does for its own data."""
         for score, ids in zip(example["scores"], example["sequences"], strict=True):
             print(f"score {score:g}:\n{self.tokenizer.decode(ids, skip_special_tokens=False)}")
 
@@ -61,8 +61,8 @@ class RankedProcessor(RecordProcessor):
 class RankedCollator:
     """Pads records to the longest list and the longest sequence. B records, R responses, T tokens.
 
-    The batch keeps the record in the first dimension of every tensor, so that the host's samplers, gathers and
-    truncations of the last batch see records; `present` says which responses are not padding.
+    The first dimension of every tensor is the record, so that the host's samplers, gathers and truncation of the last
+    batch work on records. `present` is 0 for padding responses.
     """
 
     pad_token_id: int
@@ -73,7 +73,7 @@ class RankedCollator:
         """input_ids, attention_mask [B, R, T]; present, position [B, R] int64; scores [B, R] float64; is_apo [B].
 
         Raises:
-            ValueError: the reward is to be read at an end token that a response does not have.
+            ValueError: the reward is to be read at the end token, but a response has none.
         """
         responses = max(len(feature["sequences"]) for feature in features)
         longest = max(len(ids) for feature in features for ids in feature["sequences"])
@@ -84,14 +84,14 @@ class RankedCollator:
             "attention_mask": torch.zeros((*shape, tokens), dtype=torch.int64),
             "present": torch.zeros(shape, dtype=torch.int64),
             "position": torch.zeros(shape, dtype=torch.int64),
-            "scores": torch.zeros(shape, dtype=torch.float64),  # two scores that differ must not round to one
+            "scores": torch.zeros(shape, dtype=torch.float64),  # different scores must not round to the same number
             "is_apo": torch.tensor([int(feature["is_apo"]) for feature in features]),
         }
         for b, feature in enumerate(features):
             count = len(feature["sequences"])
             batch["present"][b, :count] = 1
             position = feature["end" if self.pooling == "eos" else "last"]
-            if min(position) < 0:  # a stream's columns are not checked as a whole
+            if min(position) < 0:  # only in a stream, whose columns are not checked as a whole
                 raise ValueError(f"record {feature['example_id']}: there is no end token; use apo_pooling last")
             batch["position"][b, :count] = torch.tensor(position)
             batch["scores"][b, :count] = torch.tensor(feature["scores"], dtype=torch.float64)

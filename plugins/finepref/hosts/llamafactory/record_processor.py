@@ -1,4 +1,4 @@
-"""What tokenises one record at a time."""
+"""Base of our DatasetProcessors."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from finepref.methods.checks import record_problems
 
 
 class RecordProcessor(DatasetProcessor):
-    """The host's processor over aligned rows. Subclasses are dataclasses with a `schema` field."""
+    """Parses the records of a batch and tokenises them. Subclasses are dataclasses with a `schema` field."""
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Tokenise a batch of aligned rows."""
+        """Tokenise a batch of rows from our converter.
+
+        Raises:
+            BadData: a row is not a valid record; in a stream also if its stage cannot train on it.
+        """
         data.raise_problems(examples["_problem"])
         found = [
             data.record_of({"_record": text, "_formatting": formatting})
             for text, formatting in zip(examples["_record"], examples["_formatting"], strict=True)
         ]
-        if self.data_args.streaming:  # nobody has seen the records before, or sees the whole column later
+        if self.data_args.streaming:  # a stream's records are not checked as a whole, neither before nor later
             run = current()
             refuse([problem for record in found for problem in record_problems(record, run.stage, run.options)])
         rows = self.rows(found, examples)
@@ -32,14 +36,14 @@ class RecordProcessor(DatasetProcessor):
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     def rows(self, found: list[records.Record], examples: dict[str, list[Any]]) -> list[dict[str, Any]]:
-        """The rows of a batch of records, by default one of each.
+        """Tokenise a batch of records, by default one row per record.
 
         Args:
             found: the records.
-            examples: the columns of the aligned rows that they were read from.
+            examples: the columns that they were read from.
         """
         return [self.row(record) for record in found]
 
     @abstractmethod
     def row(self, record: records.Record) -> dict[str, Any]:
-        """The columns of one record, `rows` (how many it stands for) and `problem` (see `data.note_problems`) too."""
+        """Tokenise one record. `rows` says how many rows it was made from; `problem`: see `data.note_problems`."""

@@ -1,4 +1,4 @@
-"""Shape "single" on LLaMA-Factory: the host's supervised loss on the tokens of a response that the stage weighs 1."""
+"""Shape "single" on LLaMA-Factory: the host's supervised loss on the response tokens with weight 1."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class SingleProcessor(pairs.PairProcessor):
     """One row per record: prompt and chosen response, with labels on the tokens whose weight is 1.
 
     Attributes:
-        weigh: a tokenised row -> a weight, 0 or 1, per token of prompt and response; raises BadData for an unfit row.
-        asked: what makes a run use it, as the user wrote it.
+        weigh: tokenised row -> weight 0 or 1 per token of prompt and response; raises BadData for an unfit row.
+        asked: how the user chose the stage, for messages.
     """
 
     schema: str = "granular-1"
@@ -60,21 +60,21 @@ class SingleProcessor(pairs.PairProcessor):
         }
 
     def print_data_example(self, example: dict[str, Any]) -> None:
-        """What the host prints for the first row."""
+        """Print the first row, as the host does for its own data."""
         print(f"inputs:\n{self.tokenizer.decode(example['input_ids'], skip_special_tokens=False)}")
         labels = [label for label in example["labels"] if label != IGNORE_INDEX]
         print(f"labels:\n{self.tokenizer.decode(labels, skip_special_tokens=False)}")
 
 
 class SingleCollator(SFTDataCollatorWith4DAttentionMask):
-    """The host's, which would make tensors of our own columns too."""
+    """The host's collator, which gets only the model's inputs: it would make tensors of our other columns too."""
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         return super().__call__([{name: row[name] for name in MODEL_INPUTS} for row in features])
 
 
 class SingleTrainer(CustomSeq2SeqTrainer):
-    """The host's SFT trainer, which counts what the receipt needs."""
+    """The host's SFT trainer; also counts loss calls and trained tokens for the receipt."""
 
     def __init__(self, *, run: Run, **kwargs: Any) -> None:
         self.run = run
@@ -82,14 +82,14 @@ class SingleTrainer(CustomSeq2SeqTrainer):
         super().__init__(**kwargs)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """One micro-batch: the host's loss."""
+        """The host's loss of one micro-batch, counted."""
         if model.training:
             self.run.loss_calls += 1
             self.selected += int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def rank_report(self) -> dict[str, Any]:
-        """This rank's part of the receipt: tokens trained on, repeated ones counted again."""
+        """This rank's part of the receipt: number of tokens trained on, over all epochs."""
         return {"tokens": {"selected": self.selected}}
 
     def run_report(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -145,5 +145,5 @@ class SingleAdapter(Adapter):
         return ["eval_accuracy"]
 
     def needs_reference(self, options: Options, finetuning_args: Any) -> bool:
-        """The host's own ASFT loss reads one."""
+        """Only the host's own ASFT loss reads a reference model."""
         return finetuning_args.use_asft_loss

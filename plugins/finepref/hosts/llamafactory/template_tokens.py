@@ -1,4 +1,4 @@
-"""Tokens by a template of LLaMA-Factory outside its runs, as its stages make them."""
+"""Tokenises with a template of LLaMA-Factory outside of its runs, with the same result as in our stages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finepref.hosts.llamafactory.tokenized import encode
 
 
 def encoder(name: str) -> Callable[[Any], Callable[[Prompt, str], tuple[list[int], list[int]]]]:
-    """What makes tokens of a prompt and a response by the template `name`, once it is given a tokenizer.
+    """A function of a tokenizer, which returns a function (prompt, response) -> their token ids by template `name`.
 
     The tokenizer gets the template's end token, as in the host's runs.
     """

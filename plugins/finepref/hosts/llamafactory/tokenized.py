@@ -1,4 +1,4 @@
-"""Tokenised data on LLaMA-Factory: by the stage's processor, and in a folder that says which stage it is for."""
+"""Tokenised data on LLaMA-Factory: made by the stage's processor, and saved in a folder marked with the stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MARKER = "finepref_tokenized.json"
 
 
 def encode(processor: Any, prompt: records.Prompt, response: str) -> tuple[list[int], list[int]]:
-    """Tokens of the prompt and of the response by the template of a host's DatasetProcessor, not cut."""
+    """Token ids of prompt and response by the template of a host's DatasetProcessor, not cut."""
     system = prompt[0].content if prompt[0].role == "system" else None
     turns = [message._asdict() for message in prompt if message.role != "system"]
     turns.append({"role": "assistant", "content": response})
@@ -30,7 +30,7 @@ def encode(processor: Any, prompt: records.Prompt, response: str) -> tuple[list[
 
 
 def dataset_processor(original: Callable) -> Callable:
-    """`_get_dataset_processor` that knows our stages (card `dataset-processor`)."""
+    """`_get_dataset_processor` that makes the processors of our stages too (card `dataset-processor`)."""
 
     @functools.wraps(original)
     def _get_dataset_processor(data_args, stage, template, tokenizer, processor, do_generate=False):
@@ -44,7 +44,7 @@ def dataset_processor(original: Callable) -> Callable:
 
 
 def preprocessed_dataset(original: Callable) -> Callable:
-    """`_get_preprocessed_dataset` between the stage's preparation and its problems (card `preprocessed-dataset`)."""
+    """`_get_preprocessed_dataset` with our preparation before and our checks after (card `preprocessed-dataset`)."""
 
     @functools.wraps(original)
     def _get_preprocessed_dataset(
@@ -63,7 +63,7 @@ def preprocessed_dataset(original: Callable) -> Callable:
 
 
 def get_dataset(original: Callable) -> Callable:
-    """`get_dataset` that marks tokenised folders with their stage and refuses others (card `get-dataset`)."""
+    """`get_dataset` that marks tokenised folders with the stage, and refuses another stage's (card `get-dataset`)."""
 
     @functools.wraps(original)
     def get_dataset(template, model_args, data_args, training_args, stage, tokenizer, processor=None):

@@ -1,7 +1,7 @@
 """Shape "unpaired" on LLaMA-Factory: a good response and ONE of its bad alternatives per epoch, each a row of its own.
 
-All alternatives of a prompt are tokenised once. The collator draws one by a hash of (seed, epoch, record id), so the
-draw does not depend on row order, data-loader workers, ranks, resume, or the dataset cache.
+All alternatives of a prompt are tokenised once. The collator draws one by a hash of (seed, epoch, record id), so a
+draw does not depend on row order, data-loader workers, ranks, resuming or the dataset cache.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from finepref.methods.batches import Unpaired
 from finepref.methods.draws import EVALUATION_EPOCH, draw_digest, draw_index, partners, prompt_key
 from finepref.methods.options import UnpairedOptions
 
-INCOMPLETE_GROUP = ("FP062", "FP063")  # what max_samples does to a prompt whose rows it separates
+INCOMPLETE_GROUP = ("FP062", "FP063")  # problems of a prompt whose rows max_samples has separated
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass
 class UnpairedProcessor(RecordProcessor):
-    """Two rows per record: its chosen response, and all its negatives as alternatives."""
+    """Two rows per record: one with its chosen response, one with all its negatives as alternatives."""
 
     schema: str = "seapo-1"
 
@@ -89,25 +89,27 @@ class UnpairedProcessor(RecordProcessor):
         return rows
 
     def _encode(self, record: records.Negatives, response: str) -> tuple[list[int], list[int], int]:
-        """(input ids, labels, untruncated prompt length), cut to cutoff_len as the host cuts."""
+        """(input ids, labels, prompt length before cutting), cut to cutoff_len as the host does."""
         prompt_ids, response_ids = encode(self, record.prompt, response)
         source, target = infer_seqlen(len(prompt_ids), len(response_ids), self.data_args.cutoff_len)
         ids = prompt_ids[:source] + response_ids[:target]
         return ids, [IGNORE_INDEX] * source + response_ids[:target], len(prompt_ids)
 
     def print_data_example(self, example: dict[str, Any]) -> None:
-        """What the host prints for the first row."""
+        """Print the first row, as the host does for its own data."""
         for name, ids in zip(example["types"], example["alternatives"], strict=True):
             print(f"{name}:\n{self.tokenizer.decode(ids, skip_special_tokens=False)}")
 
 
 @dataclass
 class UnpairedCollator(KTODataCollatorWithPadding):
-    """Draws each row's alternative, then pads as the host does.
+    """Draws an alternative of each row, then pads as the host does.
 
     Attributes:
-        epoch: one int64 in shared memory, so that persistent data-loader workers see it change.
+        seed: seed of the draws.
+        epoch: int64 [1] in shared memory, so that persistent data-loader workers see changes; None: always epoch 0.
         types: error types to draw from, None for all.
+        type_names: all error types; `negative_type` is an index into them.
     """
 
     seed: int = 42
@@ -149,7 +151,7 @@ class UnpairedCollator(KTODataCollatorWithPadding):
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the collator which epoch it is drawing for."""
+    """Sets the epoch for which the collator draws."""
 
     def __init__(self, epoch: torch.Tensor) -> None:
         self.epoch = epoch
@@ -175,7 +177,7 @@ class UnpairedTrainer(CustomKTOTrainer):
         super().__init__(**kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Evaluation draws with its own, fixed epoch."""
+        """The evaluation uses its own collator, which always draws as in the first epoch."""
         training, self.data_collator = self.data_collator, self.evaluation_collator
         try:
             return super().get_eval_dataloader(eval_dataset)
@@ -183,7 +185,7 @@ class UnpairedTrainer(CustomKTOTrainer):
             self.data_collator = training
 
     def get_batch_loss_metrics(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
-        """One micro-batch. Metrics go to the meter, on every rank."""
+        """The loss of a micro-batch. Its metrics are added to the meter."""
         kinds, draws = batch["negative_type"], batch["draw"]
         desirable = batch["kto_tags"]
         chosen, rejected, _, _, kl_logps, chosen_average = self.concatenated_forward(model, batch)
@@ -195,7 +197,7 @@ class UnpairedTrainer(CustomKTOTrainer):
         out, metrics = self.run.stage.losses(unpaired, self.run.options)
         loss = ops.reduce(out)
         ftx = self.run.options.ftx
-        if ftx > 1e-6 and len(chosen) > 0:  # NLL of the desirable rows, over all rows, as the host has it
+        if ftx > 1e-6 and len(chosen) > 0:  # NLL of the desirable rows, over all rows, as on the host
             loss = loss - ftx * chosen_average.sum() / len(chosen) ** 2 * len(desirable)
 
         if model.training:
@@ -215,7 +217,7 @@ class UnpairedTrainer(CustomKTOTrainer):
         return loss, {}
 
     def _parts(self, is_desirable: Tensor, kinds: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """(name, members [B]) of everything that has metrics of its own."""
+        """(name, bool members [B]) of each group with metrics of its own: chosen, rejected, each error type."""
         yield "chosen", is_desirable
         yield "rejected", ~is_desirable
         for index, name in enumerate(self.type_names):
@@ -235,7 +237,7 @@ class UnpairedTrainer(CustomKTOTrainer):
         return {"drawn": dict(sorted(self.drawn.items())), "drawn_sum": self.drawn_sum}
 
     def run_report(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
-        """The run's part of the receipt; an equal `digest` means equal draws of equal records in equal epochs."""
+        """The run's part of the receipt. Equal digests mean equal draws in every epoch."""
         drawn: Counter[str] = Counter()
         for rank in ranks:
             drawn.update(rank["drawn"])
@@ -244,7 +246,7 @@ class UnpairedTrainer(CustomKTOTrainer):
 
 
 def means(sums: dict[str, tuple[float, float]], type_names: tuple[str, ...]) -> dict[str, float]:
-    """Log entries from (sum, count): means, margins of chosen over rejected, how many rows of each error type."""
+    """Log entries from (sum, count): means, margins of chosen over rejected, number of rows of each error type."""
     logs = {name: total / count for name, (total, count) in sums.items()}
     for part in ("rejected", *(f"rejected/{name}" for name in type_names)):
         if {"rewards/chosen", f"rewards/{part}"} <= logs.keys():
@@ -261,7 +263,7 @@ class UnpairedAdapter(Adapter):
     schema = UnpairedProcessor.schema
 
     def arrange(self, dataset: Any, *, truncated: bool, streaming: bool) -> Any:
-        """Group feedback rows by prompt; negatives rows are one record each already."""
+        """Group rows of format feedback by prompt; rows of format negatives already are one record each."""
         run = current()
         if streaming:
             if any(entry.formatting == "feedback" for entry in run.datasets):
@@ -303,7 +305,7 @@ class UnpairedAdapter(Adapter):
         return UnpairedProcessor
 
     def check_tokenized(self, dataset: Any, options: UnpairedOptions) -> None:
-        """What the stage checks of records, of rows that another run may have tokenised."""
+        """The stage's own checks, for tokenised rows, which an earlier run may have made."""
         named = zip(dataset["example_id"], dataset["types"], dataset["kto_tags"], strict=True)
         found = [
             records.Negatives(record_id, (), "", dict.fromkeys(names, ""))
@@ -352,7 +354,7 @@ class UnpairedAdapter(Adapter):
 
     @staticmethod
     def _types_of_run(datasets: dict[str, Any], parts: Any) -> tuple[str, ...]:
-        """All error types in the data, sorted; a stream's come from its files."""
+        """All error types in the data, sorted. For a stream they are read from its files."""
         found: set[str] = set()
         if parts.args.data.streaming:
             for _, _, record in parts.run.source_records():

@@ -1,7 +1,7 @@
 """The host's value-head model: one reward per sequence, and files that its export, API and PPO can read.
 
-The head gets the pooled hidden state instead of all of them, and the output head, whose logits a reward model throws
-away, gets one position instead of all: both by forward pre-hooks, which fire inside the modules' own forward.
+The value head gets the pooled hidden state instead of all hidden states. The output head, whose logits a reward model
+does not use, gets one position instead of all. Forward pre-hooks do both, inside the modules' own forward.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from finepref.losses.pooling import pool
 
 @contextmanager
 def pooled(model: Any, attended: Tensor, position: Tensor, how: str) -> Iterator[None]:
-    """While it lasts, a forward of the value-head model on [N, T] gives values [N, 1] and logits [N, 1, V]."""
+    """Within the `with` block, a forward pass on [N, T] gives values [N, 1] and logits [N, 1, V].
+
+    Args:
+        model: the value-head model.
+        attended: [N, T], the attention mask.
+        position: [N], the position that is read with "last" and "eos".
+        how: "last", "eos", "mean" or "max", see `finepref.losses.pooling`.
+    """
     handles = [
         model.v_head.register_forward_pre_hook(lambda _, args: (pool(args[0], attended, position, how).unsqueeze(1),))
     ]
@@ -36,11 +43,12 @@ def pooled(model: Any, attended: Tensor, position: Tensor, how: str) -> Iterator
 
 
 def settle(model: Any) -> None:
-    """Make the head deterministic and exact, and leave out of training what a reward model does not use.
+    """Make the value head deterministic and exact, and freeze the parameters that a reward model does not use.
 
-    TRL gives the head a dropout of 0.1, which neither APO nor the rest of the model has; under autocast it would round
-    rewards to 8 bits. Its bias moves all rewards alike, so its gradient is 0 but for rounding errors, which Adam would
-    make into steps of full length. An output head of its own gets no gradient, and DDP must not wait for it.
+    TRL gives the head a dropout of 0.1, which neither APO nor the rest of the model has. Under autocast it would round
+    rewards to 8 bits. Its bias shifts all rewards equally, so the bias's gradient is 0 except for rounding errors,
+    which Adam would turn into steps of full length. An untied output head gets no gradient, and DDP must not wait for
+    it.
     """
     model.v_head.dropout = torch.nn.Identity()
     model.v_head.summary.bias.requires_grad_(False)
@@ -52,7 +60,7 @@ def settle(model: Any) -> None:
 
 
 def split(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(decoder, head) of the model's state dict; under ZeRO-3 the decoder's names have one more prefix."""
+    """Split a state dict into (decoder, value head). A prefix that ZeRO-3 adds to decoder names is removed."""
     head = {name: tensor for name, tensor in state_dict.items() if name.startswith("v_head.")}
     decoder = {
         name.removeprefix("pretrained_model."): tensor for name, tensor in state_dict.items() if name not in head
@@ -61,21 +69,21 @@ def split(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, T
 
 
 def save_head(head: dict[str, Tensor], folder: str) -> None:
-    """Write the head where the host's load_model, export and API look for it."""
+    """Write the head to the file that the host's load_model, export and API read."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.items()}
     save_file(tensors, str(Path(folder, V_HEAD_SAFE_WEIGHTS_NAME)), metadata={"format": "pt"})
 
 
 def load_head(model: Any, folder: str) -> None:
-    """Read the head back.
+    """Load the value head from a checkpoint.
 
     Raises:
-        FileNotFoundError: the folder has none.
+        FileNotFoundError: the folder has no value head.
     """
     file = Path(folder, V_HEAD_SAFE_WEIGHTS_NAME)
     if not file.is_file():
         raise FileNotFoundError(
-            f"there is no {V_HEAD_SAFE_WEIGHTS_NAME} in {folder}: it is no reward model's checkpoint"
+            f"there is no {V_HEAD_SAFE_WEIGHTS_NAME} in {folder}: it is not a checkpoint of a reward model"
         )
     tensors = load_file(str(file))
     model.v_head.load_state_dict({name.removeprefix("v_head."): tensor for name, tensor in tensors.items()})

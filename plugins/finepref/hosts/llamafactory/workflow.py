@@ -1,4 +1,4 @@
-"""One training run of any of our stages on LLaMA-Factory: the host's parts in the host's order, plus the receipt."""
+"""A training run of any of our stages on LLaMA-Factory: the host's own steps in its order, plus the receipt."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class HostArguments:
 
 @dataclass
 class Parts:
-    """What an adapter builds its trainer from."""
+    """The arguments of `Adapter.build_trainer`."""
 
     model: Any
     ref_model: Any
@@ -39,7 +39,7 @@ class Parts:
     run: Run
 
     def trainer_arguments(self) -> dict[str, Any]:
-        """What every trainer of ours is made with, besides a reference model and a collator."""
+        """Keyword arguments of all our trainers; the adapter adds the reference model and the collator."""
         return {
             "run": self.run,
             "model": self.model,
@@ -50,17 +50,17 @@ class Parts:
 
 
 def dispatch(original):
-    """A host `run_*` that hands stages of ours to `run` (cards `run-kto`, ...); its last argument is `callbacks`."""
+    """A host's `run_*` that calls `run` for our stages (cards `run-kto`, ...). Its last argument is `callbacks`."""
 
     @functools.wraps(original)
-    def run_carrier(model_args, data_args, training_args, finetuning_args, *rest, **named):
+    def run_stage(model_args, data_args, training_args, finetuning_args, *rest, **named):
         row = stages.find(finetuning_args.finepref_stage)
         if row is None:
             return original(model_args, data_args, training_args, finetuning_args, *rest, **named)
         callbacks = named.get("callbacks", rest[-1] if rest else None)
         return run(row, HostArguments(model_args, data_args, training_args, finetuning_args), callbacks)
 
-    return run_carrier
+    return run_stage
 
 
 def run(row: stages.Stage, args: HostArguments, callbacks: Any = None) -> None:
@@ -68,8 +68,9 @@ def run(row: stages.Stage, args: HostArguments, callbacks: Any = None) -> None:
 
     Raises:
         HostDrift: a card of the stage is not in place.
-        BadData: the data cannot be trained on; nothing has been loaded but the tokenizer.
-        FileNotFoundError: a data file or a local model is not there; the message names the command that makes it.
+        BadData: the data cannot be trained on; only the tokenizer has been loaded by then.
+        FileNotFoundError: a local model folder is missing; the message names the command that makes it.
+        ValueError: `packing` or `do_predict` is set, which the stage does not support.
         UnprovenRun: the receipt does not add up.
     """
     patching.require(row.llamafactory_cards, needed_by=f"stage {row.name}")
@@ -88,7 +89,7 @@ def run(row: stages.Stage, args: HostArguments, callbacks: Any = None) -> None:
 
 
 def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> None:
-    """The run itself, in the order of the host's own `run_*`."""
+    """Train, evaluate and predict, in the order of the host's own `run_*`."""
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
     from llamafactory.model import load_model, load_tokenizer
     from llamafactory.train.trainer_utils import create_ref_model
@@ -142,12 +143,12 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
 
 
 def _parts(split: Any) -> list[Any]:
-    """The data sets of a split; of several eval_dataset names the host makes a dict."""
+    """The data sets of a split; for several names in eval_dataset the host makes a dict."""
     return list(split.values()) if isinstance(split, dict) else [] if split is None else [split]
 
 
 def _count_rows(run: Run, dataset_module: dict[str, Any], streaming: bool) -> None:
-    """Where every row that was read went, from the `rows` column of the tokenised splits."""
+    """Count what happened to the rows that were read, from the `rows` column of the tokenised splits."""
     reads = [entry.read for entry in run.datasets]
     read = sum(reads) if None not in reads else None
     if streaming:
@@ -186,7 +187,7 @@ class ReceiptCallback(TrainerCallback):
             self.run.require_proof(content)
 
     def _write(self, folder: Path, args: Any, state: Any) -> dict[str, Any]:
-        """Gather all ranks (every rank must call this) and write on the first one."""
+        """Gather the parts of all ranks and write the receipt on the first one. Every rank must call this."""
         from accelerate.utils import gather_object
 
         ranks = gather_object([self.run.rank_part(args.process_index, self.trainer.rank_report())])
@@ -219,7 +220,7 @@ def _plot(trainer: Any, keys: list[str]) -> None:
 
 
 def _model_card(run: Run, trainer: Any, args: HostArguments) -> None:
-    """The host's model card, with a section that says what was really trained."""
+    """Write the host's model card, with a section about our stage and its settings."""
     from llamafactory.train.trainer_utils import create_modelcard_and_push
 
     create_modelcard_and_push(trainer, args.model, args.data, args.training, args.finetuning)

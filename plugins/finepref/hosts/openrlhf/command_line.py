@@ -1,7 +1,7 @@
-"""A command line of OpenRLHF's with more flags: the host's own `__main__` block, run with our parser and our `train`.
+"""OpenRLHF's command lines with further flags: the host's own `__main__` block, run with our parser and our `train`.
 
-The block is taken from the syntax tree of the host's file, so its flags, checks and defaults are the host's, whatever
-its version, nothing global is patched, and `--help` imports neither torch nor the host's modules.
+The block is taken from the syntax tree of the host's file. So its flags, checks and defaults are those of the
+installed version, nothing global is patched, and `--help` imports neither torch nor the host's modules.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from finepref.methods.options import Described, Options
 HOST = "openrlhf"
 
 UNUSED = ("data.dataset_probs", "data.dataset_split", "eval.split")
-"""Flags of the host about data that we read ourselves."""
+"""The host's data flags that have no effect, because finepref reads the data itself."""
 
 REFERENCE_FLAGS = ("ref.model_name_or_path", "ref.offload")
 
 DATASET_DIR = (
-    "Folder of the dataset_info.json that --data.dataset and --eval.dataset name data sets of; names that it lacks "
-    "are looked up in finepref's own. (default: %(default)s)"
+    "Folder with a dataset_info.json, in which the names in --data.dataset and --eval.dataset are looked up; names "
+    "that it lacks are looked up in finepref's own. (default: %(default)s)"
 )
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for.
+    """A parsed command line.
 
     Attributes:
         stage: the method.
-        host: the host's arguments as its block leaves them.
-        options: the method's own, checked.
-        attention: `--ds.attn_implementation` as given; the block changes it where samples are packed.
+        host: the host's arguments after its block has processed them.
+        options: the method's options, checked.
+        attention: `--ds.attn_implementation` as given; the block changes it if samples are packed.
     """
 
     stage: stages.Stage
@@ -53,9 +53,9 @@ class Request:
 
 
 def flag_of(row: stages.Stage, name: str) -> str:
-    """An option's flag: `sepo_ratio_chosen` of SePO -> `--selective.ratio_chosen`; the host's own where it has one.
+    """An option's flag: the host's own if it has one, else e.g. `sepo_ratio_chosen` -> `--selective.ratio_chosen`.
 
-    The flag leaves out the stage's name, or the first word of the option where it says the same again.
+    The flag omits the stage's name, or the option's first word if that repeats the stage's name or group.
     """
     described = row.options.described(HOST)
     if name in described and described[name].host_key:
@@ -69,7 +69,7 @@ def flag_of(row: stages.Stage, name: str) -> str:
 
 
 def spelled(flags: dict[str, str], name: str, value: str = "") -> str:
-    """An option as the user types it, see `finepref.methods.options.Options.read`."""
+    """An option as the user types it: the `spelling` of `finepref.methods.options.Options.read`."""
     flag = flags.get(name, name)
     return flag if value in ("", "true") else f"{flag} {value}"
 
@@ -77,7 +77,7 @@ def spelled(flags: dict[str, str], name: str, value: str = "") -> str:
 def run(row: stages.Stage) -> None:
     """Parse `sys.argv` and train.
 
-    What our checks raise as BadData, HostDrift, ValueError or FileNotFoundError is all that is printed.
+    Exits with the message alone if our checks raise BadData, HostDrift, ValueError or FileNotFoundError.
     """
     flags = {name: flag_of(row, name) for name in row.options.described(HOST)} | {"cutoff_len": "--data.max_len"}
     parser = _Parser(row, flags)
@@ -104,7 +104,7 @@ def run(row: stages.Stage) -> None:
 
 
 def unused_by(row: stages.Stage) -> tuple[str, ...]:
-    """Flags of the host that the stage does not read; they are refused."""
+    """The host's flags that the stage does not read. They are refused, since they would be ignored."""
     unused = (*UNUSED, *row.of_shape.openrlhf_unused)
     read = {each.host_key for each in row.options.described(HOST).values()}
     if row.of_shape.openrlhf_module == "openrlhf.cli.train_dpo":
@@ -133,7 +133,7 @@ def main_block(module: str) -> CodeType:
 
 
 class _Parser(argparse.ArgumentParser):
-    """The host's parser, to which our flags are added when it is complete."""
+    """The host's parser; our flags are added when the host has added its own."""
 
     def __init__(self, row: stages.Stage, flags: dict[str, str]) -> None:
         super().__init__(allow_abbrev=False)
@@ -141,10 +141,10 @@ class _Parser(argparse.ArgumentParser):
         self.flat = argparse.Namespace()
 
     def parse_args(self, args=None, namespace=None):
-        """Parse, and keep what was parsed as it is before the host rewrites it."""
+        """Add our flags and parse. Keep a copy of the result, since the host rewrites it."""
         data = self.add_argument_group("finepref data")
         data.add_argument("--data.dataset_dir", default="dataset_info", help=DATASET_DIR)
-        text = "Format of data that is given as a file. (default: %(default)s)"
+        text = "Format of --data.dataset if it is a file. (default: %(default)s)"
         formats = self.row.formats
         data.add_argument("--data.formatting", choices=formats, default=formats[0], help=text)
         ours = self.add_argument_group(f"finepref {self.row.group}")
@@ -174,7 +174,7 @@ def _argument(option: Described) -> dict[str, Any]:
 
 
 def _refuse_unused(parser: _Parser, unused: tuple[str, ...]) -> None:
-    """Raises ValueError for a flag of the host's that would be ignored."""
+    """Raise ValueError for a flag of the host that would be ignored."""
     for name in unused:
         if vars(parser.flat)[name] != parser.get_default(name):
             raise ValueError(f"--{name} does nothing here, so leave it out")

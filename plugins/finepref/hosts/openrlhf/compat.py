@@ -1,8 +1,8 @@
-"""OpenRLHF where there is no flash-attn, or no GPU. Names are rebound inside OpenRLHF's own modules only.
+"""Adapts OpenRLHF to machines without flash-attn or without a GPU. Only names in OpenRLHF's own modules are rebound.
 
-`without_flash_attn` acts where flash-attn cannot be found: OpenRLHF imports four of its functions for packing, and
-they are plain indexing. `on_cpu` acts where DeepSpeed runs on the CPU: OpenRLHF calls torch.cuda in some places that
-DeepSpeed and torch.distributed have no need of. Elsewhere nothing is touched.
+`without_flash_attn` acts if flash-attn is not installed: OpenRLHF imports four of its functions for packing, which are
+plain indexing. `on_cpu` acts if DeepSpeed runs on the CPU: OpenRLHF calls torch.cuda in places where neither DeepSpeed
+nor torch.distributed needs it. On other machines nothing is changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RING = "openrlhf.models.ring_attn_utils"
 
 
 def install() -> None:
-    """Both; must run before any other module of OpenRLHF's is imported."""
+    """Adapt OpenRLHF to this machine. Must run before any other module of OpenRLHF is imported."""
     without_flash_attn()
     on_cpu()
 
@@ -31,10 +31,10 @@ def has_flash_attn() -> bool:
 
 
 def without_flash_attn() -> None:
-    """Let `openrlhf.models` be imported without flash-attn; sdpa and eager attention need nothing of it."""
+    """Make `openrlhf.models` importable without flash-attn, which sdpa and eager attention do not use."""
     if has_flash_attn() or RING in sys.modules:
         return
-    import torch  # before the stand-ins, which no other library must see
+    import torch  # before the stand-ins are installed, since no other library may see them
 
     stand_ins = _flash_attn(torch)
     spec = importlib.util.spec_from_file_location(RING, file_of(RING))
@@ -62,7 +62,7 @@ def file_of(name: str) -> str:
 
 
 def _flash_attn(torch: Any) -> dict[str, ModuleType]:
-    """The four functions that OpenRLHF imports, over tensors flattened to [batch * length, ...]."""
+    """The four functions that OpenRLHF imports, on tensors flattened to [batch * length, ...]."""
     from einops import rearrange
 
     def index_first_axis(x, indices):
@@ -97,7 +97,7 @@ def is_cpu() -> bool:
 
 
 def on_cpu() -> None:
-    """Let OpenRLHF's DeepSpeed strategy run on the CPU, and DeepSpeed without compiling anything."""
+    """Make OpenRLHF's DeepSpeed strategy run on the CPU, without compiled DeepSpeed operators."""
     if not is_cpu():
         return
     import deepspeed.ops
@@ -130,7 +130,7 @@ def on_cpu() -> None:
 
 
 class _View(SimpleNamespace):
-    """Another object with some attributes of its own."""
+    """Another object with some of its attributes replaced."""
 
     def __init__(self, behind: Any, **own: Any) -> None:
         super().__init__(behind=behind, **own)
@@ -143,7 +143,7 @@ def require_sound_deepspeed(zero_stage: int, world_size: int) -> None:
     """Refuse a DeepSpeed that corrupts weights.
 
     Raises:
-        ValueError: ZeRO-3 over gloo before DeepSpeed 0.19.8, which waited for the last of several gathers only.
+        ValueError: ZeRO-3 over gloo with DeepSpeed before 0.19.8, which waited only for the last of several gathers.
     """
     import deepspeed
     from packaging.version import Version

@@ -1,8 +1,8 @@
-"""Records for OpenRLHF: data sets by name or by file, checked whole before a model loads, and tokenised.
+"""Records for OpenRLHF: data sets by name or by file, all checked before a model loads, and tokenised.
 
-The host would load files with `datasets`, drop rows that are too long in silence, and tokenise prompt and response as
-one text. Here every row is checked, a row that cannot be used stops the run, and prompt and response are tokenised
-each by itself, so that no token straddles them and LLaMA-Factory has the same ones.
+The host would load files with `datasets`, silently drop rows that are too long, and tokenise prompt and response as
+one text. Here every row is checked, and a row that cannot be used stops the run. Prompt and response are tokenised
+separately, so that no token spans both, and the tokens are the same as on LLaMA-Factory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from finepref.methods.pair_rows import (
 
 
 class Sourced(NamedTuple):
-    """A record, where it came from, and how many rows of the file it stands for."""
+    """A record, its file and line, and the number of rows that it was made from."""
 
     file: str
     line: int
@@ -41,12 +41,12 @@ class Sourced(NamedTuple):
     rows: int = 1
 
     def places(self, problems: Iterable[Problem]) -> list[Problem]:
-        """Problems of the record as problems of its file and line."""
+        """Add the record's file and line to its problems."""
         return record_places.pinpoint(problems, [self[:3]])
 
 
 def read(sources: Iterable[Source]) -> tuple[list[Sourced], list[DatasetEntry]]:
-    """All records of some data sets, and what the receipt says of the data sets.
+    """Read all records of some data sets. Returns them, and the receipt's entries of the data sets.
 
     Raises:
         BadData: all problems of all files.
@@ -87,13 +87,13 @@ def _parser(path: Path, source: Source) -> Any:
 
 
 def sources(names: str, arguments: Any, formats: tuple[str, ...]) -> list[Source]:
-    """The data sets behind a comma list of names and files, as `--data.dataset` has it.
+    """The data sets in a comma-separated list of names and files, such as `--data.dataset`.
 
     A file is JSON Lines or a JSON array in the format `--data.formatting`, with the columns of the host's
-    `--data.prompt_key`, `--data.chosen_key` and `--data.rejected_key`; a name's entry has all that itself.
+    `--data.prompt_key`, `--data.chosen_key` and `--data.rejected_key`. For a name, dataset_info.json has all of this.
 
     Raises:
-        BadData: a name that is in no table, a format that the method does not train on, a file that is not there.
+        BadData: an unknown name, a format that the method does not train on, or a missing file.
     """
     found = []
     for name in (part.strip() for part in names.split(",")):
@@ -103,7 +103,7 @@ def sources(names: str, arguments: Any, formats: tuple[str, ...]) -> list[Source
         folder, entry = dataset_info.find(name, arguments.dataset_dir)
         formatting = str(entry.get("formatting", "alpaca"))
         if formatting not in formats:
-            text = f"{formatting} cannot be trained on here, {' or '.join(formats)} can"
+            text = f"{formatting} cannot be trained on here; use {' or '.join(formats)}"
             table = str(Path(folder, dataset_info.FILE_NAME))
             raise BadData([Problem(table, 0, f"{name}.formatting", "FP201", text)])
         paths = tuple(dataset_info.resolve(folder, entry))
@@ -122,14 +122,17 @@ def _file(name: str, arguments: Any) -> Source:
 
 
 class Encoder:
-    """Prompts and responses as tokens, with the tokenizer's chat template or without.
+    """Tokenises prompts and responses, with or without the tokenizer's chat template.
 
-    Without (the host's default), a prompt is one user turn, put into `--data.input_template` if there is one, and the
-    end token follows the response.
+    Without it (the host's default), a prompt is one user turn, inserted into `--data.input_template` if that is given,
+    and the end token is added to the response.
 
     Args:
-        tokenizer: a fast one.
+        tokenizer: a fast tokenizer.
         arguments: the host's `--data.*`.
+
+    Raises:
+        ValueError: the tokenizer is not fast, or the chat template is missing.
     """
 
     def __init__(self, tokenizer: Any, arguments: Any) -> None:
@@ -138,14 +141,14 @@ class Encoder:
         self.chat = arguments.apply_chat_template
         self.longest = arguments.max_len
         if not tokenizer.is_fast:
-            raise ValueError("the model has no fast tokenizer, which knows the characters of its tokens")
+            raise ValueError("the model has no fast tokenizer, which is needed for the character offsets of tokens")
         if arguments.tokenizer_chat_template:
             tokenizer.chat_template = arguments.tokenizer_chat_template
         if self.chat and not tokenizer.chat_template:
             raise ValueError("--data.apply_chat_template: the tokenizer has no chat template")
 
     def prompt(self, record: records.Record, problems: list[Problem], *, whole: bool = True) -> tuple[str, list[int]]:
-        """Text and tokens of a record's prompt, which must leave room for a response if it is `whole`."""
+        """Text and token ids of a record's prompt. With `whole`, the prompt must leave room for a response (FP203)."""
         turns = [message._asdict() for message in record.prompt]
         if self.chat:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -163,10 +166,18 @@ class Encoder:
     def response(
         self, record: records.Record, field: str, text: str, before: str, problems: list[Problem]
     ) -> tuple[list[int], int, list[tuple[int, int]]]:
-        """Tokens of a response with its end, where those of its text begin (-1: nowhere), and their characters.
+        """Tokenise a response with what ends it.
 
         Args:
+            record: the record.
+            field: the response's field, for messages.
+            text: the response.
             before: the text of the prompt.
+            problems: list to which FP231 is appended.
+
+        Returns:
+            The token ids, the index of the first token of `text` (-1 if the template changed the text), and the
+            character range in `text` of each token from there on.
         """
         written = text + self.tokenizer.eos_token
         if self.chat:
@@ -174,7 +185,7 @@ class Encoder:
             turns.append({"role": "assistant", "content": text})
             both = self.tokenizer.apply_chat_template(turns, tokenize=False)
             if not both.startswith(before):
-                message = "the chat template writes the turns before a response differently when it is there"
+                message = "the chat template writes the earlier turns differently when a response follows"
                 problems.append(problem_of_record(record, field, "FP231", message))
                 return [], -1, []
             written = both[len(before) :]
@@ -188,9 +199,9 @@ class Encoder:
 
 
 def pair_rows(found: Iterable[Sourced], encoder: Encoder) -> Iterator[tuple[dict[str, Any], list[Problem]]]:
-    """Each pair as a tokenised row (see `finepref.methods.pair_rows`), with what is wrong with it.
+    """Tokenise pairs: each one as a row (see `finepref.methods.pair_rows`), with its problems.
 
-    {side}_input_ids is cut at --data.max_len, from the right.
+    The rows also have {side}_input_ids. All lists are cut on the right, at --data.max_len.
     """
     for source in found:
         record, problems = source.record, []
@@ -211,5 +222,5 @@ def pair_rows(found: Iterable[Sourced], encoder: Encoder) -> Iterator[tuple[dict
 
 
 def watched(found: list[Any], name: str) -> Iterable[Any]:
-    """The same with a progress bar, on the first process of each machine."""
+    """`found` with a progress bar, which only the first process of each machine shows."""
     return tqdm(found, desc=f"finepref: tokens of {name}", disable=os.environ.get("LOCAL_RANK", "0") != "0")

@@ -1,4 +1,4 @@
-"""What must hold before OpenRLHF is touched: arguments that fit together, the cards, a host that can be imported."""
+"""Checks before OpenRLHF runs: the arguments fit together, the patch cards hold, the host can be imported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HIDDEN = "hidden"
 
 
 class Request(Protocol):
-    """What `check` reads of a `command_line.Request`."""
+    """The part of a `command_line.Request` that `check` reads."""
 
     stage: stages.Stage
     host: Any
@@ -24,7 +24,7 @@ class Request(Protocol):
 
 
 def check(request: Request) -> None:
-    """Check, and make the host ready for this machine.
+    """Check the arguments, adapt the host to this machine, and check the patch cards.
 
     Raises:
         HostDrift: a card of the stage is not in place.
@@ -45,7 +45,7 @@ def check(request: Request) -> None:
 
 
 def start_alone() -> None:
-    """Be the only process: without a launcher's variables DeepSpeed would look for MPI."""
+    """Set a launcher's variables for a single process; without them DeepSpeed would look for MPI."""
     with socket.socket() as listening:
         listening.bind(("localhost", 0))
         port = listening.getsockname()[1]
@@ -72,9 +72,9 @@ def _check_arguments(args: Any, processes: int) -> None:
 
 
 def hide_key(wandb: Any) -> None:
-    """Log in to wandb by its environment variable.
+    """Pass wandb's key by its environment variable, and remove it from the arguments.
 
-    The host writes its arguments into wandb's config, and wandb itself the command line: the key must be in neither.
+    The host writes its arguments into wandb's config, and wandb records the command line; the key must be in neither.
     """
     if wandb.key:
         os.environ["WANDB_API_KEY"] = wandb.key

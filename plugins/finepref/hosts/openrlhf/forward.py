@@ -1,8 +1,8 @@
-"""One forward pass of OpenRLHF's unmodified Actor that needs logits at few positions.
+"""A forward pass of OpenRLHF's unmodified Actor that computes logits only where the loss reads them.
 
-One layout for padded, packed and ring-attention batches: the positions that predict a needed token are marked in the
-layout that the Actor gives its model, only they reach the output head (see `finepref.losses.chunked`), and what is
-computed there goes back to label space by the host's own functions. 2B responses, L tokens, T = L - 1, V vocabulary.
+The same code serves padded, packed and ring-attention batches. The positions that predict a needed token are marked in
+the layout that the Actor gives its model. Only these positions reach the output head (see `finepref.losses.chunked`),
+and the host's own functions bring the results back to label space. 2B responses, L tokens, T = L - 1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def run(
         ids, attention_mask: [2B, L], padded on the right.
         needed: bool [2B, T], the tokens that the loss reads, in label space.
         ring: the ring-attention process group, or None.
-        full: take the plain path.
+        full: compute the logits of every position.
 
     Returns:
         The logits, and the model's output (for the balancing loss of mixtures of experts).

@@ -1,10 +1,10 @@
-"""OpenRLHF's own command lines, and ours, where there is no flash-attn or no GPU.
+"""Runs OpenRLHF's command lines, and ours, on a machine without flash-attn or without a GPU.
 
     python -m finepref.hosts.openrlhf.host_cli openrlhf.cli.train_sft --ds.attn_implementation sdpa ...
 
-The module named first runs as `python -m` would run it, with the rest as its arguments, when the host has been made
-ready for this machine (see `compat`). Behind a launcher: deepspeed --module finepref.hosts.openrlhf.host_cli ...
-Where there are flash-attn and a GPU it changes nothing.
+The first argument names a module, which runs as with `python -m`, with the other arguments as its own. Before that,
+OpenRLHF is adapted to this machine (see `compat`). With a launcher: deepspeed --module
+finepref.hosts.openrlhf.host_cli ... On a machine with flash-attn and a GPU nothing is changed.
 """
 
 import os
@@ -15,10 +15,10 @@ from finepref.hosts.openrlhf import compat, environment
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the module that the first argument names. Exits with a message if it is missing."""
     words = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]  # DeepSpeed's launcher adds it
     if not words or words[0].startswith("-"):
-        sys.exit("which module? openrlhf.cli.train_sft, for example")
+        sys.exit("name a module to run, for example openrlhf.cli.train_sft")
     sys.argv = words
     if "RANK" not in os.environ:
         environment.start_alone()

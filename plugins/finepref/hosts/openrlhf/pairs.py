@@ -1,4 +1,4 @@
-"""Shape "pair" on OpenRLHF: rows with token weights, the host's batches of them, the host's DPO trainer."""
+"""Shape "pair" on OpenRLHF: rows with token weights, batches of them, and the host's DPO trainer with our loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from finepref.methods.pair_rows import SIDES, PairRow, weigh_all
 
 
 class WeightedResponse(NamedTuple):
-    """Prompt and response: ids int32 [L], weight [L] of each token, how many tokens the response has."""
+    """Prompt and response: ids int32 [L], weight [L] of each token, and the number of response tokens."""
 
     ids: Tensor
     weight: Tensor
@@ -32,7 +32,7 @@ class WeightedResponse(NamedTuple):
 
 
 class PairSequences(NamedTuple):
-    """One record; side as in `finepref.methods.batches.Weights`."""
+    """One tokenised pair; `side` as in `finepref.methods.batches.Weights`."""
 
     chosen: WeightedResponse
     rejected: WeightedResponse
@@ -42,7 +42,7 @@ class PairSequences(NamedTuple):
 def tokenise(
     found: list[data.Sourced], encoder: data.Encoder, name: str, *, weigh: Callable[[PairRow], Weights]
 ) -> tuple[Rows, list[Problem]]:
-    """Records as rows with the weights of `weigh`, and everything that is wrong with them."""
+    """Tokenise pairs and weigh their tokens. Returns the rows and all problems; `name` is for the progress bar."""
     rows, problems = Rows(), []
     watched = data.watched(found, name)
     for source, (row, wrong) in zip(found, data.pair_rows(watched, encoder), strict=True):
@@ -65,7 +65,7 @@ def _sequence(row: dict[str, Any], side: str, weight: list[float]) -> WeightedRe
 
 
 class PairDataset(RewardDataset):
-    """Rows for the host's loader; its fifth place, which the host hands on unread, holds the row itself."""
+    """Data set for the host's loader. The fifth item is the row itself, which the host passes on unread."""
 
     def __init__(self, rows: Rows, tokenizer: Any, *arguments: Any, is_dpo: bool = False, **options: Any) -> None:
         self.rows, self.tokenizer, self.is_dpo = rows, tokenizer, is_dpo
@@ -86,7 +86,13 @@ def masked(ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Batch(NamedTuple):
-    """weight [2B, T] in label space, the chosen half first; side [B]; tokens of the 2B responses, those selected."""
+    """The weights of a micro-batch.
+
+    Attributes:
+        weight: [2B, T] in label space, the chosen half first.
+        side: [B], see `finepref.methods.batches.Weights`.
+        tokens: for each side, the number of response tokens and of those with a weight.
+    """
 
     weight: Tensor
     side: Tensor
@@ -107,7 +113,7 @@ def batch_of(rows: list[PairSequences], length: int, device: Any) -> Batch:
 
 
 class NoReference:
-    """Stands where the host has its reference model, for a loss that has none."""
+    """Takes the place of the host's reference model if the loss needs none."""
 
     model = None
 
@@ -115,11 +121,11 @@ class NoReference:
         return False
 
     def eval(self) -> None:
-        """Nothing to do."""
+        """Do nothing; the host calls this."""
 
 
 class PairTrainer(Accounted, DPOTrainer):
-    """The host's DPO trainer, whose loop hands what the forward pass returns to the loss without reading it."""
+    """The host's DPO trainer with our loss. Its loop passes the result of the forward pass to the loss unread."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -148,14 +154,14 @@ class PairTrainer(Accounted, DPOTrainer):
         """The mean loss over all processes, and the rewards [B]."""
         out, metrics = self.run.stage.losses(self.pairs(policy, batch, reference), self.run.options)
         for logits in filter(None, (policy, reference)):
-            logits.drop()  # the host keeps what it was given until after its next forward pass
+            logits.drop()  # the host keeps a reference to them until after its next forward pass
         if torch.is_grad_enabled():  # evaluation has none
             self.count(**batch.tokens)
             self.meter.add_values("train", metrics, out.valid)
         return ops.reduce(out), out.chosen_reward, out.rejected_reward
 
     def pairs(self, policy: Logits, batch: Batch, reference: Logits | None) -> Pairs:
-        """What the loss reads: log-probabilities of policy and reference and their KL, as far as the stage asks."""
+        """The input of the stage's loss: log-probabilities of policy and reference, and their KL if it is read."""
         reference_logps = kl = None
         if reference is not None:
             with torch.no_grad():
@@ -169,7 +175,7 @@ class PairTrainer(Accounted, DPOTrainer):
 
 
 def prepare(request: Request) -> Callable[[], None]:
-    """Check data and options; the result trains. Raises as `training.prepare`."""
+    """Check data and options. Returns the function that trains. Raises as `training.prepare`."""
     stage, options = request.stage, request.options
     weigh = partial(stage.weigh or weigh_all, options=options, seed=request.host.train.seed)
     run, splits = training.prepare(request, padding_side="right", tokenise=partial(tokenise, weigh=weigh))

@@ -1,7 +1,7 @@
 """Shape "ranked" on OpenRLHF: a reward model on lists of scored responses, with the host's reward-model trainer.
 
-The host's loop knows pairs. It gets a record's best response as "chosen" and the others, [B, R - 1, L], as "rejected",
-best first; what its margin carries says whether the record is adversarial and which responses are scored alike.
+The host's training loop expects pairs. So a record's best response is "chosen", and the others, [B, R - 1, L] and best
+first, are "rejected". In place of the margin, the batch has is_apo and the rank of each response.
 B records, R responses of the longest list, L tokens.
 """
 
@@ -32,7 +32,13 @@ from finepref.synth.apo.reward_model import head_of
 
 
 class RankedRow(NamedTuple):
-    """A record: prompt and response int32 [L] each, best first; rank of each score (equal scores, equal rank)."""
+    """A tokenised record, its responses sorted from best to worst.
+
+    Attributes:
+        sequences: prompt and response, int32 [L], of each response.
+        ranks: rank of each response's score, 0 for the lowest; equal scores have equal ranks.
+        is_apo: whether the record is of kind "apo".
+    """
 
     sequences: list[Tensor]
     ranks: list[int]
@@ -42,11 +48,17 @@ class RankedRow(NamedTuple):
 def tokenise(
     found: list[data.Sourced], encoder: data.Encoder, name: str, *, options: RankedOptions
 ) -> tuple[training.Rows, list[Problem]]:
-    """Records as rows, and everything that is wrong with them.
+    """Tokenise records. Returns the rows and all problems.
 
-    The host reads the reward at a sequence's last token, so a sequence ends where it is to be read. What is longer
-    than --data.max_len, with what the template writes behind that token, loses its beginning, as in the paper: the end
-    of the response decides.
+    The host reads the reward at a sequence's last token, so a sequence ends at the token where the reward is to be
+    read. If prompt and response are longer than --data.max_len, the sequence is cut at its beginning, as in the paper,
+    because the end of a response matters most.
+
+    Args:
+        found: the records.
+        encoder: tokenises prompts and responses.
+        name: name of the data, for the progress bar.
+        options: the stage's options, for where the reward is read.
     """
     rows, problems = training.Rows(), []
     for source in data.watched(found, name):
@@ -73,7 +85,7 @@ def tokenise(
 
 
 class RankedDataset(pairs.PairDataset):
-    """Rows for the host's loader."""
+    """Data set of `RankedRow` for the host's loader."""
 
     def __getitem__(self, index: int) -> RankedRow:
         return self.rows[index]
@@ -81,8 +93,8 @@ class RankedDataset(pairs.PairDataset):
     def collate_fn(self, rows: list[RankedRow]) -> tuple[Any, ...]:
         """chosen [B, 1, L] and rejected [B, R - 1, L] with masks, padded on the left; [B][1 + R] for the loss.
 
-        A response that is not there has no attended token. The last part is is_apo and a rank per response, 0 where
-        there is none.
+        The attention mask of a missing response is 0. The last part has is_apo and the rank of each response, 0 for a
+        missing one.
         """
         width = max(len(row.sequences) for row in rows)
         length = max(len(ids) for row in rows for ids in row.sequences)
@@ -97,18 +109,18 @@ class RankedDataset(pairs.PairDataset):
 
 
 class RankedTrainer(training.Accounted, RewardModelTrainer):
-    """The host's reward-model trainer with score lists; its `acc` compares a record's best and worst response."""
+    """The host's reward-model trainer on score lists. Its metric `acc` compares a record's best and worst response."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.loss_fn = self.ranked_loss
-        self.margin_loss = True  # the loop hands on the fifth place of the batch
+        self.margin_loss = True  # so that the loop passes the fifth item of the batch to the loss
 
     def concatenated_forward(
         self, model: Any, chosen_ids: Tensor, c_mask: Tensor, reject_ids: Tensor, r_mask: Tensor
     ) -> tuple[Tensor, Tensor, Any]:
-        """Rewards of the best and of the worst response [B]; all of them are kept for the loss."""
-        if reject_ids.dim() == 2:  # the loop has taken away a dimension of one
+        """Rewards [B] of the best and of the worst response; the loss reads all rewards from `self.rewards`."""
+        if reject_ids.dim() == 2:  # the loop has squeezed a dimension of size 1
             reject_ids, r_mask = reject_ids.unsqueeze(1), r_mask.unsqueeze(1)
         there = r_mask.any(-1)  # [B, R - 1]
         best, others, balance = super().concatenated_forward(
@@ -121,7 +133,7 @@ class RankedTrainer(training.Accounted, RewardModelTrainer):
         return best, worst, balance
 
     def ranked_loss(self, best: Tensor, worst: Tensor, extra: Tensor) -> Tensor:
-        """The loss of a micro-batch, such that the mean over the micro-batches of a step is the step's loss."""
+        """The loss of a micro-batch, scaled so that the mean over a step's micro-batches is the loss of the step."""
         is_apo, ranks = extra[:, 0].bool(), extra[:, 1:]
         training_step = torch.is_grad_enabled()  # evaluation has none
         counts = self.step_counts() if training_step and self.run.options.over_step else None
@@ -136,7 +148,7 @@ class RankedTrainer(training.Accounted, RewardModelTrainer):
         return reduce(out, count=sum(counts)) * self.strategy.accumulated_gradient
 
     def step_counts(self) -> tuple[int, int]:
-        """Human and adversarial records of the current optimizer step, on all processes."""
+        """Number of human and of adversarial records in the current optimizer step, over all processes."""
         sampler = self.train_dataloader.sampler
         rows = sampler.step_rows(self.last_step % self.num_update_steps_per_epoch, self.args.train.batch_size)
         apo = sum(sampler.dataset.rows[i].is_apo for i in rows)
@@ -144,11 +156,11 @@ class RankedTrainer(training.Accounted, RewardModelTrainer):
 
 
 def prepare(request: Request) -> Callable[[], None]:
-    """Check data and options; the result trains.
+    """Check data and options. Returns the function that trains.
 
     Raises:
-        BadData, ValueError: as `training.prepare`, or the stage refuses the data as a whole.
-        FileNotFoundError: a value head is to be kept, and there is none.
+        BadData, ValueError: as in `training.prepare`, or the stage refuses the data as a whole.
+        FileNotFoundError: the value head is to be kept, but the checkpoint has none.
     """
     stage, options = request.stage, request.options
     run, splits = training.prepare(request, padding_side="left", tokenise=partial(tokenise, options=options))

@@ -1,9 +1,9 @@
-"""The host's DeepSpeed strategy with whole batches: every epoch has a multiple of the batch size of rows.
+"""The host's DeepSpeed strategy with whole batches: the rows of an epoch are a multiple of the batch size.
 
-OpenRLHF 0.11 resumes wrongly where an epoch does not divide by the batch (#1350): it counts steps by whole batches,
-but goes on with the rows that are left over, so after a resume rows are skipped, and the learning rate ends early.
-Here an epoch leaves out what does not fill a batch: other rows in every epoch, because the host shuffles first. The
-receipt says how many.
+OpenRLHF 0.11 resumes wrongly if the rows are not a multiple of the batch size (#1350): it counts only whole batches as
+steps, but also trains on the rows that are left over. After a resume, rows are skipped and the learning rate schedule
+ends early. Here the rows that do not fill a batch are left out, different ones in every epoch, because the host
+shuffles first. The receipt says how many they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from finepref.hosts.openrlhf import compat
 
 
 class WholeBatches(DistributedSampler):
-    """The host's sampler, cut to whole batches; tells the data set which epoch it is."""
+    """The host's sampler, limited to whole batches. It also sets the epoch of the data set."""
 
     def __init__(self, dataset: Any, *, batch_size: int, **kwargs: Any) -> None:
         super().__init__(dataset, drop_last=True, **kwargs)
@@ -31,18 +31,18 @@ class WholeBatches(DistributedSampler):
         self.dataset.epoch.fill_(epoch)
 
     def step_rows(self, step: int, batch_size: int) -> list[int]:
-        """The rows of all processes in an optimizer step of this epoch, counted from 0."""
+        """Indices of the rows that all processes train on in optimizer step `step` (from 0) of this epoch."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(len(self.dataset), generator=generator)
         return order[step * batch_size : (step + 1) * batch_size].tolist()
 
 
 class WholeBatchStrategy(DeepspeedStrategy):
-    """What `get_strategy` makes for our command lines."""
+    """The strategy that our command lines use instead of the host's."""
 
     @classmethod
     def of(cls, args: Any) -> WholeBatchStrategy:
-        """The strategy that the host would make of these arguments."""
+        """Make the strategy from the host's arguments, as the host's `get_strategy` does."""
         return cls(
             seed=args.train.seed,
             full_determinism=args.train.full_determinism_enable,
@@ -65,7 +65,7 @@ class WholeBatchStrategy(DeepspeedStrategy):
         consumed_samples: int = 0,
         num_workers: int = 0,
     ) -> Any:
-        """Training data, which the host shuffles, comes in whole batches."""
+        """The host's data loader. Training data, recognised by `shuffle`, comes in whole batches."""
         if shuffle and sampler is None:
             group = self.ds_device_mesh["dp"].get_group()
             sampler = WholeBatches(

@@ -1,10 +1,11 @@
-"""The command line of any stage on OpenRLHF: the host's own flags, and a group of the stage's.
+"""The command line of any stage on OpenRLHF: the host's own flags, and a group with the stage's.
 
     deepspeed --module openrlhf.cli.train_selective --data.dataset sepo_demo ...
     python -m finepref.hosts.openrlhf.train sepo --data.dataset sepo_demo ...
 
-A stage has a name under `openrlhf.cli` (see `finepref.stages.Stage.openrlhf_command`), which finepref's start-up hook
-makes importable, and finepref's own stages have console scripts such as `openrlhf-train-selective` too.
+A stage has a name under `openrlhf.cli` (see `openrlhf_command` in `finepref.methods.stage.Stage`), which
+finepref's start-up hook makes importable. finepref's own stages also have console scripts, such as
+`openrlhf-train-selective`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from finepref.hosts.openrlhf import command_line
 
 
 def main() -> None:
-    """Run the stage that the module's or the script's name stands for, or else the first word.
+    """Run the stage that the name of the module or script stands for, else the stage named by the first argument.
 
-    Exits with a message when there is no such stage.
+    Exits with a message if there is no such stage.
     """
     stages.report_broken()
     script = Path(sys.argv[0]).name.removeprefix("openrlhf-").replace("-", "_")
@@ -29,13 +30,13 @@ def main() -> None:
     place = next((i for i, word in enumerate(sys.argv) if i and not word.startswith("-")), None)
     known = ", ".join(name for name, row in stages.all_stages().items() if row.command)
     if place is None:
-        sys.exit(f"which stage? one of {known}")
+        sys.exit(f"name a stage: {known}")
     try:
         row = stages.find(sys.argv.pop(place))
     except stages.StageError as error:
         sys.exit(str(error))
     if row is None or not row.command:
-        sys.exit(f"no such stage on OpenRLHF; there are {known}")
+        sys.exit(f"no such stage on OpenRLHF; choose one of {known}")
     command_line.run(row)
 
 

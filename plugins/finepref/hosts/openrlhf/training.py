@@ -1,4 +1,4 @@
-"""One run on OpenRLHF: everything is checked, then the host's own `train` runs with four of its names rebound."""
+"""One run on OpenRLHF: everything is checked, then the host's own `train` runs with our data, strategy and trainer."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from finepref.methods.checks import record_problems
 
 
 class Rows(list):
-    """Tokenised rows, as the host's `train` handles data: it selects a range of them."""
+    """Tokenised rows, with the method `select` that the host's `train` calls."""
 
     def select(self, indices: Sequence[int]) -> Rows:
-        """The rows at some places."""
+        """The rows at these indices."""
         return Rows(self[i] for i in indices)
 
 
@@ -40,20 +40,20 @@ def prepare(
     arrange: Callable[[list[data.Sourced]], list[data.Sourced]] = list,
     tokenise: Tokenise,
 ) -> tuple[Run, list[Rows]]:
-    """Read, check and tokenise the data; nothing has been loaded then but the tokenizer.
+    """Read, check and tokenise the data. Only the tokenizer has been loaded by then.
 
     Args:
-        request: what the user asked for.
-        padding_side: of the tokenizer, as the host's command line sets it.
-        arrange: what happens to the records first.
+        request: the parsed command line.
+        padding_side: the tokenizer's, as the host's command line sets it.
+        arrange: changes the records before they are checked, e.g. groups them.
         tokenise: (records, encoder, name of the data) -> (rows, problems).
 
     Returns:
-        The run, and the rows of `--data.dataset` and, where it is given, `--eval.dataset`.
+        The run, and the rows of `--data.dataset` and, if given, of `--eval.dataset`.
 
     Raises:
         BadData: the data cannot be trained on.
-        ValueError: there is no whole batch of it, or the tokenizer does not fit.
+        ValueError: the data does not fill a batch, or the tokenizer does not fit.
     """
     args, stage = request.host, request.stage
     fast = not args.data.disable_fast_tokenizer
@@ -93,7 +93,7 @@ def prepare(
 
 
 def rebind(function: FunctionType, **names: Any) -> FunctionType:
-    """The same function over other objects of these names; its module stays as it is.
+    """A copy of a function in which these global names have other values; its module stays unchanged.
 
     Raises:
         HostDrift: the function does not use one of the names.
@@ -107,7 +107,17 @@ def rebind(function: FunctionType, **names: Any) -> FunctionType:
 
 
 def host_train(module: str, splits: list[Rows], dataset: Any, **names: Any) -> Callable[[Any], None]:
-    """The host's `train` of one of its command lines, on our rows, in whole batches."""
+    """The `train` of one of the host's command lines, on our rows, in whole batches.
+
+    Args:
+        module: the host's command line, e.g. "openrlhf.cli.train_dpo".
+        splits: rows to train on, and rows to evaluate on.
+        dataset: class that is used in place of the host's RewardDataset.
+        names: further names of the module and their new values, e.g. the trainer's class.
+
+    Raises:
+        HostDrift: the host's `train` does not use one of the names.
+    """
     order = iter(splits)  # the host asks for its training data first
     return rebind(
         importlib.import_module(module).train,
@@ -119,30 +129,30 @@ def host_train(module: str, splits: list[Rows], dataset: Any, **names: Any) -> C
 
 
 class Accounted:
-    """Mix-in of our trainers, before the host's: metrics over all processes, and the receipt.
+    """Mix-in of our trainers, a base class before the host's trainer: metrics over all processes, and the receipt.
 
-    Every micro-batch must call `count`, and add its metrics to `meter`.
+    A trainer must call `count` for every micro-batch and add its metrics to `meter`.
 
     Args:
         run: the run.
-        folder: where the receipt of the whole run goes.
-        metrics: names of the metrics that are logged beside the host's own.
+        folder: folder of the receipt of the whole run.
+        metrics: names of the metrics that are logged in addition to the host's.
     """
 
     def __init__(self, *arguments: Any, run: Run, folder: Path, metrics: Sequence[str], **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.run, self.folder = run, folder
         self.last_step = 0
-        self.counts: Counter[str] = Counter()  # whole numbers of this process, for the receipt
+        self.counts: Counter[str] = Counter()  # counts of this process, for the receipt
         self.meter = Meter(metrics)
 
     def count(self, **numbers: int) -> None:
-        """Note a training micro-batch."""
+        """Count a training micro-batch, and add numbers to the counts in the receipt."""
         self.run.loss_calls += 1
         self.counts.update(numbers)
 
     def fit(self, args: Any, consumed_samples: int = 0, num_update_steps_per_epoch: int | None = None) -> None:
-        """The host's; the run fails if our loss was not called for every micro-batch."""
+        """Train as the host does. Raises UnprovenRun if our loss was not called for every micro-batch."""
         self.run.first_step = self.last_step = consumed_samples // args.train.batch_size
         super().fit(args, consumed_samples, num_update_steps_per_epoch)
         self.run.require_proof(self.write_receipt(self.folder))
@@ -150,7 +160,7 @@ class Accounted:
     def save_logs_and_checkpoints(
         self, args: Any, global_step: int, step_bar: Any, logs_dict: Any = None, client_states: Any = None
     ) -> None:
-        """The host's, with our metrics, and a receipt in every checkpoint."""
+        """Log and save as the host does, with our metrics, and with a receipt in every checkpoint."""
         self.last_step = global_step
         logs = {**(logs_dict or {}), **self.meter.means("train", next(self.model.parameters()).device)}
         super().save_logs_and_checkpoints(args, global_step, step_bar, logs, client_states)
@@ -168,7 +178,7 @@ class Accounted:
         return {}
 
     def write_receipt(self, *folders: Path) -> dict[str, Any]:
-        """Gather all processes (every one must call this) and write on the first one."""
+        """Gather the parts of all processes and write the receipt on the first one. Every process must call this."""
         more = {"counts": dict(sorted(self.counts.items())), **self.rank_report()}
         ranks: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(ranks, self.run.rank_part(dist.get_rank(), more))
@@ -187,5 +197,5 @@ class Accounted:
 
 
 def trainer_options(run: Run, request: Request, metrics: Sequence[str]) -> Mapping[str, Any]:
-    """What `Accounted` is made with."""
+    """Keyword arguments of `Accounted`."""
     return {"run": run, "folder": Path(request.host.ckpt.output_dir), "metrics": metrics}

@@ -1,7 +1,7 @@
-"""Shape "unpaired" on OpenRLHF, with the host's DPO trainer: its pair is an answer and one of its bad alternatives.
+"""Shape "unpaired" on OpenRLHF, with the host's DPO trainer: each of its pairs is an answer and a bad alternative.
 
-A record gives the loop a desirable and an undesirable row, whose mismatched KL responses travel in the fifth place of
-the host's batch. Which alternative and which KL response an epoch has is drawn by `finepref.methods.draws`.
+So a record gives one desirable and one undesirable response. Their mismatched responses for the KL are in the fifth
+item of the host's batch. `finepref.methods.draws` draws the alternative and the mismatched responses of an epoch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from finepref.methods.draws import draw_digest, draw_index, partners, prompt_key
 
 
 class UnpairedRow(NamedTuple):
-    """A record's prompt and its responses with their ends, int32 [L] each, and those of another prompt."""
+    """A record's prompt and responses, int32 [L] each, and the responses of another prompt, by error type."""
 
     record_id: str
     prompt: Tensor
@@ -37,7 +37,15 @@ class UnpairedRow(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What an epoch trains on of a record: full sequences, where their responses begin, and the draw."""
+    """The draw of a record in an epoch.
+
+    Attributes:
+        chosen, rejected: prompt and response, int32 [L].
+        kl_chosen, kl_rejected: the same prompt with responses of another one.
+        start: index of the first response token.
+        kind: the drawn error type.
+        digest: sum of the hashes of the record's two draws, see `finepref.methods.draws.draw_digest`.
+    """
 
     chosen: Tensor
     rejected: Tensor
@@ -49,7 +57,7 @@ class Drawn(NamedTuple):
 
 
 def tokenise(found: list[data.Sourced], encoder: data.Encoder, name: str) -> tuple[training.Rows, list[Problem]]:
-    """Records as rows, each with a partner of another prompt, and everything that is wrong with them.
+    """Tokenise records, each with the responses of another prompt. Returns the rows and all problems.
 
     Raises:
         BadData: all records have the same prompt.
@@ -75,7 +83,7 @@ def tokenise(found: list[data.Sourced], encoder: data.Encoder, name: str) -> tup
 
 
 def grouped(found: list[data.Sourced]) -> list[data.Sourced]:
-    """Rows of single responses joined into records by their prompt; other records as they are.
+    """Group rows of single responses by prompt into records; other records stay unchanged.
 
     Raises:
         BadData: rows of one prompt contradict each other.
@@ -99,13 +107,13 @@ def _sides(responses: dict[str, list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 class UnpairedDataset(pairs.PairDataset):
-    """Draws by the epoch that the sampler tells. Evaluation's sampler tells none, so it always draws as in epoch 0.
+    """Draws by the epoch that the sampler sets. The evaluation's sampler sets none, so it always draws as in epoch 0.
 
     Args:
-        rows: the data.
-        tokenizer, max_length, strategy: as the host hands them over.
+        rows: the tokenised records.
+        tokenizer, max_length, strategy: as the host passes them.
         types: the error types to draw from, None for all.
-        resampled: draw anew in each epoch.
+        resampled: whether to draw again in each epoch.
     """
 
     def __init__(
@@ -151,7 +159,7 @@ class UnpairedTrainer(training.Accounted, DPOTrainer):
     def concatenated_forward(
         self, model: Any, chosen_ids: Tensor, c_mask: Tensor, reject_ids: Tensor, r_mask: Tensor, drawn: list[Drawn]
     ) -> tuple[Any, Any, Any, int]:
-        """((log pi of the 2B responses, of their 2B mismatched ones), the draws, balancing loss, 0)."""
+        """((log pi of the 2B responses, log pi of their 2B mismatched responses), the draws, balancing loss, 0)."""
         ids, mask, _ = self.concatenated_inputs(chosen_ids, c_mask, reject_ids, r_mask, [])
         starts = torch.tensor([row.start for row in drawn] * 2, device=ids.device)
         sequences = [row.kl_chosen for row in drawn] + [row.kl_rejected for row in drawn]
@@ -166,7 +174,7 @@ class UnpairedTrainer(training.Accounted, DPOTrainer):
         return (logps, kl_logps), drawn, output.get("aux_loss", 0), 0
 
     def response_logps(self, model: Any, ids: Tensor, mask: Tensor, starts: Tensor) -> tuple[Tensor, Any]:
-        """log pi of each response [2B], the end token included, and the model's output."""
+        """log pi [2B] of each response, including the end token, and the model's output."""
         places = torch.arange(1, ids.shape[1], device=ids.device)
         needed = mask[:, 1:].bool() & (places >= starts[:, None])
         ring, full = self.strategy.ring_attn_group, self.run.options.full_logits
@@ -190,18 +198,18 @@ class UnpairedTrainer(training.Accounted, DPOTrainer):
             self.meter.add_values("train", each, out.valid[:count])
         return ops.reduce(out), out.chosen_reward[:count], out.rejected_reward[count:]
 
-    draws = 0  # sum of the draws' digests, as on LLaMA-Factory
+    draws = 0  # sum of the draws' hashes, as on LLaMA-Factory
 
     def rank_report(self) -> dict[str, Any]:
         return {"drawn_sum": self.draws}
 
     def run_report(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
-        """An equal digest means equal draws of equal records in equal epochs, on either host."""
+        """The run's part of the receipt. Equal digests mean equal draws in every epoch, on either host."""
         return {"draws": {"digest": f"{sum(rank['drawn_sum'] for rank in ranks) % (1 << 62):016x}"}}
 
 
 def prepare(request: Request) -> Callable[[], None]:
-    """Check data and options; the result trains. Raises as `training.prepare`."""
+    """Check data and options. Returns the function that trains. Raises as `training.prepare`."""
     stage, options = request.stage, request.options
 
     def arrange(found: list[data.Sourced]) -> list[data.Sourced]:

@@ -1,6 +1,6 @@
 """Our stages in the host's web UI: in its Stage list with their options, data sets, command, and a view of tokens.
 
-The UI gets all of it or, on a host that is not as our cards say, nothing but a message: `drift` decides.
+If the host's web UI differs from our patch cards, it shows a message instead and has only the host's own stages.
 """
 
 import sys
@@ -12,7 +12,7 @@ from finepref.methods.shapes import WEBUI_CARDS
 
 @cache
 def drift() -> str:
-    """What in the host's web UI is not as our cards say, "" when all is. Told on standard error, once."""
+    """How the host's web UI differs from our cards, "" if it does not. Also printed to standard error, once."""
     try:
         patching.require(WEBUI_CARDS, needed_by="the web UI")
     except patching.HostDrift as error:

@@ -1,4 +1,4 @@
-"""Which data sets the web UI offers for a stage, and previews of those that come with finepref."""
+"""The data sets that the web UI offers for a stage, and previews of those that finepref ships."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIRST = next(iter(TRAINING_STAGES))
 
 
 def list_fitting(original: Callable) -> Callable:
-    """`list_datasets` that goes by format: our stages get what they train on, the host's none of ours (card
+    """`list_datasets` by format: for our stages what they train on, for the host's none of ours (card
     `webui-datasets`)."""
 
     @functools.wraps(original)
@@ -33,7 +33,7 @@ def list_fitting(original: Callable) -> Callable:
 
 
 def fitting(row: stages.Stage, dataset_dir: str | None) -> list[str]:
-    """Names of the data sets that the stage trains on: the folder's, then those with a file that finepref ships."""
+    """Names of the data sets that the stage trains on: those of the folder, then those that finepref ships."""
     entries = data.entries_of(_folder(dataset_dir))
     shipped = dataset_info.table(dataset_info.shipped_dir())
     there = {name: entry for name, entry in shipped.items() if _is_there(entry) and name not in entries}

@@ -1,4 +1,4 @@
-"""Each stage's options as form elements, made from its arguments dataclass, and back from the form to YAML keys."""
+"""Form elements for each stage's options, made from the options' dataclass, and the form's values as YAML keys."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ PER_ROW = 4
 
 
 def label_of(row: stages.Stage) -> str:
-    """The stage in the Stage list, the same in every language as the host's own are: "SePO (sepo)"."""
+    """The stage's label in the Stage list, e.g. "SePO (sepo)"; not translated, as the host's own labels."""
     return f"{row.title.partition(':')[0]} ({row.name})"
 
 
 def chosen(label: str) -> stages.Stage | None:
-    """The stage of ours that a label in the Stage list stands for; None for the host's."""
+    """Our stage with this label in the Stage list; None for the host's stages."""
     return next((row for row in stages.all_stages().values() if label_of(row) == label), None)
 
 
-HOST_ELEMENTS = ("pref_beta", "pref_ftx")  # options of the host's that its own form has
+HOST_ELEMENTS = ("pref_beta", "pref_ftx")  # host options for which the host's form has an element
 
 
 def options_of(row: stages.Stage) -> dict[str, Described]:
-    """The keys in the stage's accordion: its own, what it shares with others, then the host's that its form lacks."""
+    """The options in the stage's accordion: its own, shared ones, then host options that the host's form lacks."""
     described = row.options.described(HOST)
     new = sorted(row.options.new_on(HOST), key=lambda name: name not in row.options.__annotations__)
     host = [name for name, each in described.items() if each.host_key and name not in HOST_ELEMENTS]
@@ -42,12 +42,12 @@ def host_elements(row: stages.Stage) -> list[str]:
 
 
 def element_name(row: stages.Stage, key: str) -> str:
-    """Name of an option's element in the Train tab; the host takes what follows the last dot for the text's name."""
+    """Name of an option's element in the Train tab. The host looks up its texts by the part after the last dot."""
     return f"{row.name}.{key}"
 
 
 def build(row: stages.Stage) -> dict[str, Any]:
-    """Form elements of a stage by name; to be called inside an accordion."""
+    """Make the form elements of a stage, by name. Must be called inside an accordion."""
     gr.Markdown(f"{row.title} ({row.paper})")
     elements = {}
     options = list(options_of(row).values())
@@ -59,7 +59,7 @@ def build(row: stages.Stage) -> dict[str, Any]:
 
 
 def _element(option: Described) -> Any:
-    """One option as the element that fits its type."""
+    """Make the form element that fits an option's type."""
     hint, default = option.kind, option.default
     if get_origin(hint) in (Union, types.UnionType):
         (hint,) = (kind for kind in get_args(hint) if kind is not type(None))
@@ -77,13 +77,13 @@ def _element(option: Described) -> Any:
 
 
 def names_of(row: stages.Stage) -> dict[str, str]:
-    """YAML key -> element of the Train tab, for all the keys that the form gives the stage."""
+    """YAML key -> name of its element in the Train tab, for all keys of the stage in the form."""
     own = {key: element_name(row, key) for key in options_of(row)}
     return own | {key: key for key in host_elements(row)}
 
 
 def values(row: stages.Stage, get: Callable[[str], Any]) -> dict[str, Any]:
-    """The stage's YAML keys from the form; `get` gives an element's value by its name in the Train tab."""
+    """YAML key -> value, from the form. `get` returns an element's value by its name in the Train tab."""
     options = options_of(row)
     form = {key: get(name) for key, name in names_of(row).items()}
     return {
@@ -92,7 +92,7 @@ def values(row: stages.Stage, get: Callable[[str], Any]) -> dict[str, Any]:
 
 
 def _number(text: str) -> float | str | None:
-    """What was typed for an optional number; what is none stays a text, for the options' own check to refuse."""
+    """An optional number as typed: None if empty. Other text stays text, which the options' check refuses."""
     try:
         return float(text) if text else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""From the form to the command, and errors back as one line (card `webui-runner`)."""
+"""Starts a stage from the form, and shows errors as one line (card `webui-runner`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from finepref.hosts.llamafactory import data, webui
 from finepref.hosts.llamafactory.webui import forms
 from finepref.hosts.patching import HostDrift
 
-RUN = ("top.lang", "top.model_name", "top.finetuning_type", "train.output_dir")  # the last three name its folder
+# The last three give the output folder.
+RUN = ("top.lang", "top.model_name", "top.finetuning_type", "train.output_dir")
 
 
 def extend(original: type) -> type:
@@ -24,7 +25,7 @@ def extend(original: type) -> type:
 
         def __init__(self, manager, demo_mode=False):
             super().__init__(manager, demo_mode)
-            webui.drift()  # also where the Train tab's own card is the one that drifted
+            webui.drift()  # reports drift even if the Train tab's own card has drifted
 
         def _initialize(self, data, do_train, from_preview):
             error = super()._initialize(data, do_train, from_preview)
@@ -61,7 +62,7 @@ def extend(original: type) -> type:
 
 
 def complaint(args: dict[str, Any]) -> str:
-    """What is wrong with a command's options or formats of data, "" when nothing is. Loads no model, reads no data."""
+    """The error in a command's options or data formats, "" if there is none. Loads no model and reads no data."""
     known = {field.name for field in fields(finetuning_args.FinetuningArguments) if field.init}
     try:
         finetuning_args.FinetuningArguments(**{key: value for key, value in args.items() if key in known})
@@ -72,7 +73,7 @@ def complaint(args: dict[str, Any]) -> str:
 
 
 def last_curve(lang: str, *folder: str) -> Any:
-    """The loss curve of a run that is over: the host looks every two seconds, too seldom for a short one's end."""
+    """The loss curve of a finished run. The host updates it every two seconds and may miss the end of a run."""
     from llamafactory.webui.common import get_save_dir
     from llamafactory.webui.control import get_trainer_info
 
@@ -81,7 +82,7 @@ def last_curve(lang: str, *folder: str) -> Any:
 
 
 def with_cause(text: str, lang: str) -> str:
-    """The output box of a run that failed, with the last error's message above the traceback."""
+    """The text of the output box; for a failed run with the last error's message above the traceback."""
     from llamafactory.webui.locales import ALERTS
 
     failed = ALERTS["err_failed"][lang]

@@ -1,4 +1,4 @@
-"""What our elements are called in the languages of the host's web UI; the words are in texts.toml."""
+"""Labels and hints of our elements, from texts.toml, in the languages of the host's web UI."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ LANGUAGES = ("en", "ru", "zh", "ko", "ja")
 
 @cache
 def table() -> dict[str, dict[str, dict[str, str]]]:
-    """Name of an option or element -> language -> what the host passes to the element: label, info, value."""
+    """Name of an option or element -> language -> properties of the element: label, info, value."""
     return tomllib.loads(files(__package__).joinpath("texts.toml").read_text(encoding="utf-8"))
 
 
 def of_option(row: Stage, option: Described) -> dict[str, dict[str, str]]:
-    """An option's label and help: those of the stage's row, else of our table, else the option's own in English."""
+    """An option's label and help: from the stage's row, else from our table, else the option's own in English."""
     known = (row.texts or {}).get(option.name) or table().get(option.name, {})
     plain = {"label": option.name, "info": option.help}
     return {language: plain | dict(known.get(language, {})) for language in LANGUAGES}
@@ -33,5 +33,5 @@ def of_accordion(name: str) -> dict[str, dict[str, str]]:
 
 
 def of_elements(names: Iterable[str]) -> dict[str, Any]:
-    """The words of elements that are no options."""
+    """The texts of elements that are not options."""
     return {name: table()[name] for name in names}

@@ -31,12 +31,12 @@ Piece = tuple[str, float]  # some text, and its weight in the loss
 
 
 def selects(row: stages.Stage) -> bool:
-    """Whether the stage weighs the tokens of both responses, by what its data says and its options ask for."""
+    """Whether the stage gives a weight to each token of both responses."""
     return row.shape == "pair"
 
 
 def build() -> dict[str, Any]:
-    """The elements; to be called inside an accordion."""
+    """Make the elements, by name. Must be called inside an accordion."""
     with gr.Row():
         record = gr.Number(value=1, precision=0, minimum=1, scale=1)
         button = gr.Button(scale=1)
@@ -54,7 +54,7 @@ def build() -> dict[str, Any]:
 
 
 def wire(manager: Any, elements: dict[str, Any], options: dict[str, Any]) -> None:
-    """Show the record asked for with the options as the form has them, also before any training."""
+    """Connect the button, which shows a record with the options in the form. No training is needed before."""
     names = {name for row in stages.all_stages().values() for name in forms.names_of(row).values()}
     names |= {"training_stage", "dataset_dir", "dataset", "cutoff_len", "tokens_record"}
     inputs = {f"train.{name}": elements[name] for name in names}
@@ -68,7 +68,7 @@ def wire(manager: Any, elements: dict[str, Any], options: dict[str, Any]) -> Non
 
 
 def view(get: Callable[[str], Any]) -> tuple[str, Any, Any]:
-    """A line about the record and its two responses as highlighted text, or what is wrong.
+    """A line about the record and its two responses as highlighted text, or the error and None twice.
 
     Args:
         get: element id -> value, e.g. of "train.dataset".
@@ -106,9 +106,8 @@ def find_record(row: stages.Stage, name: str, dataset_dir: str, number: int) -> 
     """Record `number`, counted from 1, of a data set that the stage trains on.
 
     Raises:
-        BadData: the data set is of another format, or the record is not as its format says.
-        FileNotFoundError: the file is not there.
-        ValueError: there is no such record, or no local file.
+        BadData: the data set has another format, the record is invalid, or the file is missing.
+        ValueError: the data set has no such record, or is not a local file.
     """
     (attribute,) = data.check_formats([name], dataset_dir, row.name)
     if attribute.load_from != "file":
@@ -137,10 +136,10 @@ def _rows(file: Path) -> Iterator[tuple[Path, int, dict[str, Any]]]:
 
 @lru_cache(maxsize=1)
 def _tokenizer(path: str, template: str) -> tuple[dict[str, Any], Any]:
-    """The host's tokenizer of a model, as the host changes it for a template.
+    """The host's tokenizer of a model, changed for a template as in the host's runs, and the template.
 
     Raises:
-        OSError: the model is not there, or has no tokenizer.
+        OSError: the model is missing, or has no tokenizer.
     """
     if hint := missing_model_hint(path):
         raise FileNotFoundError(hint)
@@ -154,12 +153,12 @@ def _tokenizer(path: str, template: str) -> tuple[dict[str, Any], Any]:
 def by_tokens(
     row: stages.Stage, record: records.Record, tokenizer_module: dict[str, Any], template: Any, data_args: Any
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """The record as the stage's processor tokenises it, and for each side the text of each token.
+    """The record as the stage's processor tokenises it, and the text of each token by side.
 
     Args:
         row: the stage.
         record: what to tokenise.
-        tokenizer_module, template, data_args: the host's.
+        tokenizer_module, template, data_args: those of the host.
 
     Raises:
         BadData: the record and the tokenizer do not fit together.
@@ -187,10 +186,10 @@ def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
 
 
 def by_characters(record: records.Record) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """The same without a tokenizer: tokens are those of the scores, else single characters.
+    """As `by_tokens` without a tokenizer: the tokens are those of the scores, else single characters.
 
     Raises:
-        ValueError: the record has scores whose places only its tokenizer knows.
+        ValueError: the record has scores without character offsets.
     """
     row: dict[str, Any] = {"example_id": record.id, "mapped": False}
     texts = {}
@@ -206,12 +205,12 @@ def by_characters(record: records.Record) -> tuple[dict[str, Any], dict[str, lis
         row[f"{side}_score"] = list(score)
         row[f"{side}_annotated"], row[f"{side}_scored"] = bool(annotated), bool(score)
         ends = list(accumulate((end for _, end in places), max, initial=0))
-        texts[side] = [text[start:end] for start, end in pairwise(ends)]  # with what lies between two tokens
+        texts[side] = [text[start:end] for start, end in pairwise(ends)]  # with characters between tokens
     return row, texts
 
 
 def pieces(tokenized: dict[str, Any], side: str, texts: list[str], weights: list[float]) -> list[Piece]:
-    """Text and weight of each token of the response; the prompt's are left out."""
+    """Text and weight of each response token, without the prompt."""
     labels = tokenized[f"{side}_labels"]
     return [
         (text, weight) for text, weight, label in zip(texts, weights, labels, strict=True) if label != IGNORE_INDEX
@@ -219,5 +218,5 @@ def pieces(tokenized: dict[str, Any], side: str, texts: list[str], weights: list
 
 
 def highlighted(side: list[Piece]) -> list[tuple[str, str | None]]:
-    """Pieces as the host's UI library shows them: the selected ones under their weight."""
+    """Pieces in gradio's form: those with a weight are labelled with it."""
     return [(text, f"{weight:g}" if weight != 0 else None) for text, weight in side]

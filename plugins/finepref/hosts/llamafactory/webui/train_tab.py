@@ -15,12 +15,12 @@ from finepref.hosts.llamafactory.webui import forms, texts, tokens
 
 
 def extend(original: Callable) -> Callable:
-    """`create_train_tab` that offers our stages, or says why it does not."""
+    """`create_train_tab` that offers our stages, or shows why it cannot."""
 
     @functools.wraps(original)
     def create_train_tab(engine):
-        if told := webui.drift():
-            gr.Markdown(f"**finepref**\n```\n{told}\n```")
+        if message := webui.drift():
+            gr.Markdown(f"**finepref**\n```\n{message}\n```")
             return original(engine)
         rows = list(stages.all_stages().values())
         TRAINING_STAGES.update({forms.label_of(row): row.name for row in rows})
@@ -47,7 +47,7 @@ def extend(original: Callable) -> Callable:
 
 
 def _add_texts(rows: list[stages.Stage]) -> None:
-    """Put the words of our elements where the host looks them up when the language changes."""
+    """Add the texts of our elements to the table that the host reads when the language changes."""
     from llamafactory.webui.locales import LOCALES
 
     for row in rows:
@@ -57,9 +57,9 @@ def _add_texts(rows: list[stages.Stage]) -> None:
 
 
 def _with_inputs(original: Callable, engine: Any, inputs: set[Any]) -> dict[str, Any]:
-    """Let the host wire our options wherever it wires its own: preview, start, save and load, resume.
+    """Make the host's tab with our options as inputs wherever it uses its own: preview, start, save, load, resume.
 
-    The host starts its set of inputs with `get_base_elems()`, so that is where ours join, for this one call.
+    The host begins its set of inputs with `get_base_elems()`, so ours are added there, during this one call.
     """
     base_elems = engine.manager.get_base_elems
     engine.manager.get_base_elems = lambda: base_elems() | inputs
@@ -70,7 +70,7 @@ def _with_inputs(original: Callable, engine: Any, inputs: set[Any]) -> dict[str,
 
 
 def _move_behind(anchor: Any, blocks: list[Any]) -> None:
-    """Blocks that were made first, so that the host could wire them, go where they belong on the page."""
+    """Move blocks behind `anchor` on the page. They had to be made first, so that the host could wire them."""
     siblings = anchor.parent.children
     for block in blocks:
         siblings.remove(block)
@@ -79,10 +79,10 @@ def _move_behind(anchor: Any, blocks: list[Any]) -> None:
 
 
 def show_stage(label: str) -> list[Any]:
-    """What is visible for a stage: its accordion, the view of tokens if it selects any; the host's RLHF keys open.
+    """Show a stage's accordion, its view of tokens if it has one, and the host's RLHF keys if it reads any.
 
     Returns:
-        Updates of each stage's accordion, of the tokens', of the host's RLHF accordion.
+        Updates of each stage's accordion, of the view of tokens, and of the host's RLHF accordion.
     """
     row = forms.chosen(label)
     updates = [gr.Accordion(visible=other is row) for other in stages.all_stages().values()]
