@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from finepref import methods, stages
+from finepref.formats.problems import CODES
 
 EXAMPLE = (Path(__file__).parents[2] / "examples/own_stage/finepref_wsimpo.py").read_text(encoding="utf-8")
 
@@ -31,8 +32,11 @@ def register(tmp_path, monkeypatch):
         found = stages.registry()
         return found.rows, found.broken
 
+    known = dict(CODES)
     yield install
     stages.registry.cache_clear()
+    CODES.clear()
+    CODES.update(known)
 
 
 def test_the_example_is_a_stage_beside_ours_in_at_most_50_lines(register):

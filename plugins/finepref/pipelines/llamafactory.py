@@ -133,5 +133,14 @@ def _split(section: Section) -> tuple[Path, dict[str, object]]:
 def _drop_torn_checkpoints(folder: Path) -> None:
     """Remove incomplete checkpoints of a killed training, which it could not resume from."""
     for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / "trainer_state.json").is_file():  # the host writes it last
+        if not _is_complete(checkpoint):
             shutil.rmtree(checkpoint)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether the host's last file is there and whole: it may have been killed while it wrote that one too."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
