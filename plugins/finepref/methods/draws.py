@@ -7,12 +7,13 @@ epoch and record id. It does not depend on row order, workers, ranks, resuming o
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from hashlib import blake2b
 
 from finepref.formats import negatives, records
 from finepref.formats.problems import BadData, Problem
 
+DIGESTS = 1 << 62  # digests of draws are below this
 EVALUATION_EPOCH = 0  # evaluation always draws as in the first epoch, so that its values are comparable
 
 
@@ -51,6 +52,16 @@ def partners(keyed: Sequence[tuple[str, str]]) -> list[int]:
 def draw_digest(epoch: int, record_id: str, name: str) -> int:
     """62-bit hash of one draw. The sum over a run identifies its draws, independently of order and ranks."""
     return int.from_bytes(blake2b(f"{epoch}:{record_id}:{name}".encode(), digest_size=8).digest(), "big") >> 2
+
+
+def sum_digests(digests: Iterable[int]) -> int:
+    """The number that identifies all draws of a run, or of several ranks."""
+    return sum(digests) % DIGESTS
+
+
+def digest_text(digest: int) -> str:
+    """A digest as the receipt has it."""
+    return f"{digest:016x}"
 
 
 def draw_index(

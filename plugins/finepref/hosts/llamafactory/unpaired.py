@@ -32,7 +32,15 @@ from finepref.hosts.meter import Meter
 from finepref.hosts.run import Run, current, refuse
 from finepref.losses import ops
 from finepref.methods.batches import Unpaired
-from finepref.methods.draws import EVALUATION_EPOCH, draw_digest, draw_index, partners, prompt_key
+from finepref.methods.draws import (
+    EVALUATION_EPOCH,
+    digest_text,
+    draw_digest,
+    draw_index,
+    partners,
+    prompt_key,
+    sum_digests,
+)
 from finepref.methods.options import UnpairedOptions
 
 INCOMPLETE_GROUP = ("FP062", "FP063")  # problems of a prompt whose rows max_samples has separated
@@ -202,7 +210,7 @@ class UnpairedTrainer(CustomKTOTrainer):
 
         if model.training:
             self.run.loss_calls += 1
-            self.drawn_sum = (self.drawn_sum + sum(draws.tolist())) % (1 << 62)
+            self.drawn_sum = sum_digests([self.drawn_sum, *draws.tolist()])
             self.drawn.update(self.type_names[kind] for kind in kinds.tolist() if kind >= 0)
         split = "train" if model.training else "eval"
         logps = torch.cat((chosen, rejected)).detach()
@@ -241,8 +249,8 @@ class UnpairedTrainer(CustomKTOTrainer):
         drawn: Counter[str] = Counter()
         for rank in ranks:
             drawn.update(rank["drawn"])
-        digest = sum(rank["drawn_sum"] for rank in ranks) % (1 << 62)
-        return {"draws": {"counts": dict(sorted(drawn.items())), "digest": f"{digest:016x}"}}
+        digest = digest_text(sum_digests(rank["drawn_sum"] for rank in ranks))
+        return {"draws": {"counts": dict(sorted(drawn.items())), "digest": digest}}
 
 
 def means(sums: dict[str, tuple[float, float]], type_names: tuple[str, ...]) -> dict[str, float]:

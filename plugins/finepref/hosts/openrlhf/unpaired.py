@@ -22,7 +22,7 @@ from finepref.hosts.openrlhf import data, forward, pairs, training
 from finepref.hosts.openrlhf.command_line import Request
 from finepref.losses import ops
 from finepref.methods.batches import Unpaired
-from finepref.methods.draws import draw_digest, draw_index, partners, prompt_key
+from finepref.methods.draws import digest_text, draw_digest, draw_index, partners, prompt_key, sum_digests
 
 
 class UnpairedRow(NamedTuple):
@@ -155,6 +155,7 @@ class UnpairedTrainer(training.Accounted, DPOTrainer):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.loss_fn = self.unpaired_loss
+        self.draws = 0  # of this process, see `draws.sum_digests`
 
     def concatenated_forward(
         self, model: Any, chosen_ids: Tensor, c_mask: Tensor, reject_ids: Tensor, r_mask: Tensor, drawn: list[Drawn]
@@ -191,21 +192,19 @@ class UnpairedTrainer(training.Accounted, DPOTrainer):
         if torch.is_grad_enabled():  # evaluation has none
             kinds = [row.kind for row in drawn]
             self.count(**{f"drawn/{kind}": kinds.count(kind) for kind in set(kinds)})
-            self.draws = (self.draws + sum(row.digest for row in drawn)) % (1 << 62)
+            self.draws = sum_digests([self.draws, *(row.digest for row in drawn)])
             logps = policy[0]
             each = {name: value.expand(count) for name, value in metrics.items()}
             each |= {"logps/chosen": logps[:count], "logps/rejected": logps[count:]}
             self.meter.add_values("train", each, out.valid[:count])
         return ops.reduce(out), out.chosen_reward[:count], out.rejected_reward[count:]
 
-    draws = 0  # sum of the draws' hashes, as on LLaMA-Factory
-
     def rank_report(self) -> dict[str, Any]:
         return {"drawn_sum": self.draws}
 
     def run_report(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         """The run's part of the receipt. Equal digests mean equal draws in every epoch, on either host."""
-        return {"draws": {"digest": f"{sum(rank['drawn_sum'] for rank in ranks) % (1 << 62):016x}"}}
+        return {"draws": {"digest": digest_text(sum_digests(rank["drawn_sum"] for rank in ranks))}}
 
 
 def prepare(request: Request) -> Callable[[], None]:
