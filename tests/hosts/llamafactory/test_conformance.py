@@ -1,4 +1,4 @@
-"""What every stage of ours must do on the real host. A stage added to stages.py is tested here by its row alone."""
+"""What every installed stage must do on the real host, those of other packages too: its row is enough."""
 
 from __future__ import annotations
 
@@ -9,19 +9,33 @@ import pytest
 import torch
 import yaml
 from conftest import DATASETS, RECIPES, ROOT, host_keys, losses, weights
-from finepref import stages
+from finepref import methods, stages
 from finepref.formats.check import check_file
 
 STAGES = list(stages.all_stages().values())
 
+BY_FORMAT = {"negatives": "sums", "scored_pair": "scores", "span_pair": "spans", "ranked": "lists"}
+
 by_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda row: row.name)
+of_ours = pytest.mark.parametrize("stage", methods.BUILT_IN, ids=lambda row: row.name)
+with_demo = pytest.mark.parametrize("stage", [row for row in STAGES if row.demo_dataset], ids=lambda row: row.name)
 
 
-def recipe_of(stage: stages.Stage) -> str:
-    return Path(stage.recipe).stem
+def dataset_of(stage: stages.Stage) -> str:
+    """A data set of the tests that the stage trains on."""
+    return DATASETS.get(stage.name) or next(BY_FORMAT[name] for name in stage.formats if name in BY_FORMAT)
 
 
-@by_stage
+def tiny(stage: stages.Stage) -> dict[str, object]:
+    """The stage's own recipe or, of another package, that of one of ours with the same shape of batches."""
+    if stage in methods.BUILT_IN:
+        return {"name": Path(stage.recipe).stem}
+    like = next(row for row in methods.BUILT_IN if row.shape == stage.shape)
+    defaults = {name: option.default for name, option in like.options.new_on("llamafactory").items()}
+    return {"name": Path(like.recipe).stem, "stage": stage.name, "dataset": dataset_of(stage), **defaults}
+
+
+@of_ours
 def test_the_row_names_a_recipe_of_one_screen_and_a_demo_set_that_is_good_and_small(stage):
     recipe = (ROOT / stage.recipe).read_text(encoding="utf-8")
     asked = f"\nstage: {stage.host_stage}\n{stage.switch}: true" if stage.switch else f"\nstage: {stage.name}\n"
@@ -38,7 +52,7 @@ def test_the_row_names_a_recipe_of_one_screen_and_a_demo_set_that_is_good_and_sm
 def test_a_run_leaves_a_receipt_whose_loss_calls_and_rows_add_up(run, stage):
     """Batch 2 x accumulation 2 over 2 steps are 4 micro-batches, so 4 loss calls."""
     done = run(
-        name=recipe_of(stage),
+        **tiny(stage),
         val_size=2,
         do_eval=True,
         eval_strategy="steps",
@@ -67,7 +81,7 @@ def test_a_run_leaves_a_receipt_whose_loss_calls_and_rows_add_up(run, stage):
 
 @by_stage
 def test_the_plots_and_the_model_card_name_the_method(run, stage):
-    done = run(name=recipe_of(stage), plot_loss=True)
+    done = run(**tiny(stage), plot_loss=True)
     assert (done.folder / "training_loss.png").stat().st_size > 1000
     assert (done.folder / "training_rewards_chosen.png").exists() == (stage.host_stage != "sft")
     card = (done.folder / "README.md").read_text()
@@ -81,7 +95,7 @@ def test_the_plots_and_the_model_card_name_the_method(run, stage):
 @by_stage
 def test_eight_steps_equal_four_and_a_resumed_four(run, tmp_path, stage, finetuning_type):
     """12 records, batch 2 x 2: an epoch is 3 steps (6 where a record gives two rows), so 4 is in mid-epoch."""
-    common = {"name": recipe_of(stage), "finetuning_type": finetuning_type, "save_steps": 4, "max_steps": 8}
+    common = {**tiny(stage), "finetuning_type": finetuning_type, "save_steps": 4, "max_steps": 8}
     if finetuning_type == "freeze":
         common["freeze_trainable_layers"] = 1
     whole = run(output_dir=str(tmp_path / "whole"), **common)
@@ -97,7 +111,7 @@ def test_eight_steps_equal_four_and_a_resumed_four(run, tmp_path, stage, finetun
 @by_stage
 def test_two_ranks_leave_one_receipt_that_lists_both(forked, stage):
     """Under torchrun itself: test_launchers.py."""
-    both = forked(name=recipe_of(stage), processes=2)
+    both = forked(processes=2, **tiny(stage))
     assert both.code == 0, both.output[-3000:]
     ranks = both.receipt["ranks"]
     assert [rank["rank"] for rank in ranks] == [0, 1]
@@ -111,7 +125,7 @@ def test_the_exported_model_loads_in_transformers_and_generates(run, recipe, tmp
     from llamafactory.train.tuner import export_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    trained = run(name=recipe_of(stage), finetuning_type="lora")
+    trained = run(**tiny(stage), finetuning_type="lora")
     settings = recipe("seapo_export", adapter_name_or_path=str(trained.folder), export_dir=str(tmp_path / "merged"))
     wanted = ("model_name_or_path", "adapter_name_or_path", "template", "export_dir", "export_device", "export_size")
     export_model({"stage": stage.name} | {key: settings[key] for key in wanted})
@@ -123,7 +137,7 @@ def test_the_exported_model_loads_in_transformers_and_generates(run, recipe, tmp
 
 @by_stage
 def test_a_tokenised_folder_trains_as_the_files_do(run, tmp_path, stage):
-    common = {"name": recipe_of(stage), "tokenized_path": str(tmp_path / "tokens")}
+    common = {**tiny(stage), "tokenized_path": str(tmp_path / "tokens")}
     first = run(output_dir=str(tmp_path / "first"), **common)
     second = run(output_dir=str(tmp_path / "second"), **common)
     assert losses(second) == losses(first)
@@ -134,20 +148,18 @@ def test_a_tokenised_folder_trains_as_the_files_do(run, tmp_path, stage):
 
 @by_stage
 def test_a_stream_trains(run, stage):
-    done = run(
-        name=recipe_of(stage), streaming=True, dataloader_num_workers=1, max_steps=3, preprocessing_batch_size=4
-    )
+    done = run(**tiny(stage), streaming=True, dataloader_num_workers=1, max_steps=3, preprocessing_batch_size=4)
     assert done.receipt["ranks"][0]["loss_calls"] == 6
     assert len(losses(done)) == 3
     if stage.name == "seapo_kto":
         assert sum(done.receipt["draws"]["counts"].values()) > 0
 
 
-@by_stage
+@with_demo
 def test_several_evaluation_sets_are_each_checked_and_logged(run, sums, stage):
-    name = DATASETS[stage.name]
+    name = dataset_of(stage)
     done = run(
-        name=recipe_of(stage),
+        **tiny(stage),
         eval_dataset=f"{name},{stage.demo_dataset}",
         eval_on_each_dataset=True,
         do_eval=True,
@@ -162,7 +174,7 @@ def test_several_evaluation_sets_are_each_checked_and_logged(run, sums, stage):
 @by_stage
 def test_packing_is_refused(run, stage):
     with pytest.raises(ValueError, match=f"`packing` is not for stage {stage.name}"):
-        run(name=recipe_of(stage), packing=True)
+        run(**tiny(stage), packing=True)
 
 
 @by_stage
@@ -176,7 +188,7 @@ def test_the_stage_and_its_keys_are_in_the_help(stage):
 
 
 def test_every_recipe_of_the_table_is_used_by_the_tests():
-    assert {row.name: recipe_of(row) for row in STAGES} == RECIPES
+    assert {row.name: Path(row.recipe).stem for row in methods.BUILT_IN} == RECIPES
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda file: file.stem)

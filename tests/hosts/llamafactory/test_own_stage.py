@@ -79,3 +79,19 @@ def test_it_is_in_the_web_uis_list_with_its_options_and_its_data_sets(installed)
         "info": "Scale of the mean log-probability.",
     }
     assert "tdpo_demo" in shown["datasets"]
+
+
+def test_the_conformance_tests_take_it_by_its_row(installed, tmp_path):
+    program = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-k",
+        "wsimpo",
+        str(Path(__file__).with_name("test_conformance.py")),
+    ]
+    program += ["--basetemp", str(tmp_path / "conformance"), "-p", "no:cacheprovider"]
+    done = subprocess.run(program, env={**os.environ, **installed}, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "12 passed" in done.stdout
