@@ -97,11 +97,23 @@ def _problems_of_options(row: Stage) -> list[str]:
             found.append(f"options.{field.name}: declare it with finepref.methods.options.option")
         elif not str(field.metadata["help"]).strip():
             found.append(f"options.{field.name}: its help is empty")
+        elif not field.metadata["host_keys"] and not _has_own_name(field.name, row):
+            found.append(
+                f"options.{field.name}: its name must begin with {row.name}_ or a word of that, as {row.name}_"
+                f"{field.name}, so that it cannot be a key of the host's"
+            )
     if not found and row.switch and row.switch not in row.options.described("llamafactory"):
         found.append(f"switch: {row.switch} is not one of the stage's options")
     if not found:
         found += [f"options: {error}" for error in _refused_defaults(row)]
     return found
+
+
+def _has_own_name(option: str, row: Stage) -> bool:
+    """Whether no key of a host's can have the name of a new option."""
+    shared = {field.name for base in BASES.values() for field in fields(base)}
+    begins = option.startswith((f"{row.name}_", *(f"{word}_" for word in str(row.name).split("_"))))
+    return begins or option in shared or option == row.switch
 
 
 def _refused_defaults(row: Stage) -> list[str]:
@@ -153,6 +165,8 @@ def registry() -> Registry:
         for number, row in enumerate(rows if isinstance(rows, tuple) else (rows,)):
             name = getattr(row, "name", None) or f"{entry_point.name}[{number}]"
             problems = problems_of(row)
+            if name in found:
+                problems.append(f"name: {owners[name]} has a stage {name} already")
             problems += _clashes(row, found, owners) if not problems else []
             if problems:
                 lines = "".join(f"\n  {package}, stage {name}, {problem}" for problem in problems)
@@ -169,9 +183,7 @@ def _package_of(entry_point: EntryPoint) -> str:
 
 
 def _clashes(row: Stage, found: Mapping[str, Stage], owners: Mapping[str, str]) -> list[str]:
-    """Conflicts of a row with earlier ones: name, OpenRLHF command, or another meaning of an option or a code."""
-    if row.name in found:
-        return [f"name: {owners[row.name]} has a stage {row.name} already"]
+    """Conflicts of a row with earlier ones: OpenRLHF command, or another meaning of an option or a code."""
     clashes = []
     own = row.options.described("llamafactory")
     for other in found.values():

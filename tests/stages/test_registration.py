@@ -82,10 +82,10 @@ MISTAKES = {
     ),
     "no help": ('"Scale of the mean log-probability."', '" "', "options.wsimpo_beta: its help is empty"),
     "default out of bounds": ("option(2.0,", "option(-2.0,", "the defaults are refused, or a type cannot be read: "),
-    "option of ours": (
+    "key of the host's": (
         'wsimpo_gamma: float = option(0.5, "Margin',
-        'sepo_margin: float = option(0.5, "Margin',
-        "options.sepo_margin: stage sepo of finepref has another option of that name",
+        'learning_rate: float = option(0.5, "Margin',
+        "options.learning_rate: its name must begin with wsimpo_",
     ),
     "command": (
         "    losses=losses,\n",
@@ -124,6 +124,12 @@ def test_a_mistake_is_named_with_package_row_and_field_and_leaves_the_others_alo
     (text,) = broken.values()
     assert text.startswith("a stage of finepref-wsimpo cannot be used\n  finepref-wsimpo, stage ")
     assert said in text
+
+
+def test_an_option_that_means_something_else_in_another_stage_is_refused(register):
+    text = EXAMPLE.replace("wsimpo_gamma", "sepo_margin").replace('name="wsimpo"', 'name="sepo_simpo"')
+    (said,) = register(text.replace("wsimpo_beta", "sepo_simpo_beta"))[1].values()
+    assert "options.sepo_margin: stage sepo of finepref has another option of that name" in said
 
 
 def test_every_mistake_of_a_row_is_said_at_once(register):

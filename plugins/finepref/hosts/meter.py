@@ -22,7 +22,13 @@ class Meter:
         self.totals: dict[str, Tensor] = {}  # split -> [2, names] float64: sums, counts
 
     def add(self, split: str, totals: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Add (sum, count), a pair of scalars, of some of the metrics. Does not wait for the device."""
+        """Add (sum, count), a pair of scalars, of some of the metrics. Does not wait for the device.
+
+        Raises:
+            ValueError: a metric is not among `names`, which would lose it.
+        """
+        if unknown := sorted(totals.keys() - {*self.names}):
+            raise ValueError(f"the loss returned {', '.join(unknown)}: add the names to `metrics` of the stage row")
         device = next(iter(totals.values()))[0].device
         zero = torch.zeros((), dtype=torch.float64, device=device)
         flat = [part.detach().double() for name in self.names for part in totals.get(name, (zero, zero))]

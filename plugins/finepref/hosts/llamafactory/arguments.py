@@ -43,13 +43,7 @@ def extend(original: type) -> type:
     kept in `finepref_stage`, which is not an argument.
     """
     stages.report_broken()
-    taken = {field.name for field in dataclasses.fields(original)}
-    rows, _, broken = stages.registry()
-    for name, row in [*rows.items()]:
-        if clash := sorted(row.options.new_on(HOST).keys() & taken):
-            broken[name] = f"stage {name}, options.{clash[0]}: the host has a key of that name; choose another"
-            print(f"finepref: {broken[name]}", file=sys.stderr)
-            del rows[name]
+    rows = stages.all_stages()
     owners: dict[str, set[str]] = {}
     new: dict[str, Any] = {}
     for row in rows.values():
