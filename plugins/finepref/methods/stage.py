@@ -25,7 +25,8 @@ class Stage:
             list), "single" (one, for SFT). It decides which of the host's trainers is used, see `methods.shapes`.
         formats: values of `formatting` in dataset_info.json whose rows the stage trains on.
         options: a dataclass derived from the shape's base in `finepref.methods.options`.
-        losses: batch and options -> the loss of each record, and metrics. None for "single": the host's own loss.
+        losses: batch and options -> (`LossOut` [B], metrics), the metrics [B] for "pair" and "ranked", scalars for
+            "unpaired". None for "single": the host's own loss.
         weigh: pair: `PairRow`, options, seed -> `Weights`. single: the same -> a weight, 0 or 1, per token of the one
             response. Default: spans where the data has them, else every response token.
         reference: whether the loss reads a reference model; a bool, or a function options -> bool.

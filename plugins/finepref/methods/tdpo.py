@@ -110,7 +110,7 @@ def losses(pairs: Pairs, options: TdpoOptions) -> tuple[LossOut, dict[str, Tenso
 
     function = {
         "tdpo1": tdpo.tdpo1_loss,
-        "tdpo2": partial(tdpo.tdpo2_loss, **{"alpha": settings(options)["tdpo_alpha"]}),
+        "tdpo2": partial(tdpo.tdpo2_loss, alpha=settings(options)["tdpo_alpha"]),
         "dpo": tdpo.masked_dpo_loss,
     }[options.tdpo_variant]
     chosen, rejected = (

@@ -114,3 +114,14 @@ def test_automatic_weights_pull_the_chosen_weight_into_the_papers_range(run, tmp
     assert "outside [1, 4/3]" in caplog.text
     ruled = run(output_dir=str(tmp_path / "ruled"), max_steps=6, kto_chosen_weight=3.0, seapo_auto_weights=True)
     assert warned.log[0]["loss"] > ruled.log[0]["loss"]
+
+
+def test_every_loss_is_a_mean_over_the_rows_of_all_ranks(run, monkeypatch):
+    """A mean of each rank's own would weigh the rows of a rank with fewer of them more."""
+    from finepref.losses import ops
+
+    averaged = []
+    reduce = ops.reduce
+    monkeypatch.setattr(ops, "reduce", lambda out, **rest: averaged.append(len(out.loss)) or reduce(out, **rest))
+    done = run()
+    assert averaged == [2] * done.receipt["ranks"][0]["loss_calls"]

@@ -36,7 +36,7 @@ class RankedTrainer(PairwiseTrainer):
     def __init__(self, *, run: Run, **kwargs: Any) -> None:
         self.run = run
         self.trained = dict.fromkeys(reward_metrics.KINDS, 0)
-        self.meter = Meter(reward_metrics.NAMES)
+        self.meter = Meter((*reward_metrics.NAMES, *run.stage.metrics))
         super().__init__(**kwargs)
         self.remove_callback(FixValueHeadModelCallback)  # `_save` writes the file that it would make
 
@@ -53,13 +53,15 @@ class RankedTrainer(PairwiseTrainer):
         rewards = self.rewards(model, inputs)
         counts = self.step_counts if self.run.options.over_step else None
         scores, present, is_apo = inputs["scores"], inputs["present"].bool(), inputs["is_apo"].bool()
-        out, _ = self.run.stage.losses(Ranked(rewards, scores, present, is_apo, counts), self.run.options)
+        out, metrics = self.run.stage.losses(Ranked(rewards, scores, present, is_apo, counts), self.run.options)
         if counts is None:
             loss = reduce(out)
         else:  # a part of a sum; the host divides by the number of parts
             loss = reduce(out, count=sum(counts)) * self.current_gradient_accumulation_steps
         self.run.loss_calls += 1
         self.meter.add("train", reward_metrics.totals(rewards.detach(), scores, present, is_apo))
+        if metrics:
+            self.meter.add_values("train", metrics, out.valid)
         apo = int(is_apo.sum())
         self.trained["human"] += len(is_apo) - apo
         self.trained["apo"] += apo

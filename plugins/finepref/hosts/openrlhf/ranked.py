@@ -139,10 +139,12 @@ class RankedTrainer(training.Accounted, RewardModelTrainer):
         counts = self.step_counts() if training_step and self.run.options.over_step else None
         scores = ranks.double()
         batch = Ranked(self.rewards, scores, self.present, is_apo, counts)
-        out, _ = self.run.stage.losses(batch, self.run.options)
+        out, metrics = self.run.stage.losses(batch, self.run.options)
         if training_step:
             self.count(human=int((~is_apo).sum()), apo=int(is_apo.sum()))
             self.meter.add("train", reward_metrics.totals(self.rewards.detach(), scores, self.present, is_apo))
+            if metrics:
+                self.meter.add_values("train", metrics, out.valid)
         if counts is None:
             return reduce(out)
         return reduce(out, count=sum(counts)) * self.strategy.accumulated_gradient
@@ -167,7 +169,7 @@ def prepare(request: Request) -> Callable[[], None]:
     kinds = {reward_metrics.KINDS[row.is_apo] for row in splits[0]}
     if stage.check_data and (problems := stage.check_data(kinds, options)):
         raise BadData([replace(problem, file=request.host.data.dataset) for problem in problems])
-    trainer = partial(RankedTrainer, **training.trainer_options(run, request, reward_metrics.NAMES))
+    trainer = partial(RankedTrainer, **training.trainer_options(run, request, (*reward_metrics.NAMES, *stage.metrics)))
     names: dict[str, Any] = {"RewardModelTrainer": trainer}
     if options.keeps_value_head:
         head_of(Path(request.host.model.model_name_or_path))
