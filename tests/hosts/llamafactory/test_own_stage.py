@@ -10,6 +10,8 @@ from pathlib import Path
 
 import own_stage
 import pytest
+import webui_browser
+from conftest import ROOT
 from plain_pairs import Plain
 from sample_rows import span_rows
 
@@ -79,6 +81,24 @@ def test_it_is_in_the_web_uis_list_with_its_options_and_its_data_sets(installed)
         "info": "Scale of the mean log-probability.",
     }
     assert "tdpo_demo" in shown["datasets"]
+
+
+def test_it_is_chosen_and_previewed_in_the_real_web_ui(installed, sums, tiny_model, tmp_path_factory):
+    folder, profile = (tmp_path_factory.mktemp(name) for name in ("webui", "chromium"))
+    with webui_browser.serve(folder, **installed) as address, webui_browser.chromium(profile) as page:
+        page.open(address)
+        page.choose("Model name", "Custom")
+        page.fill("Model path", str(tiny_model))
+        page.fill("Data dir", str(sums))
+        page.choose("Stage", "SimPO on weighted tokens (wsimpo)")
+        page.visible("//span[normalize-space()='SimPO on weighted tokens (wsimpo) configurations']")
+        page.choose("Dataset", "spans")
+        page.fill("wsimpo_gamma", "0.4")
+        page.click("Preview command")
+        command = page.shows("--wsimpo_gamma 0.4 ")
+        page.picture(ROOT / "build" / "webui" / "own_stage.png")
+    assert "--stage wsimpo " in command
+    assert "--wsimpo_beta 2" in command
 
 
 def test_the_conformance_tests_take_it_by_its_row(installed, tmp_path):
