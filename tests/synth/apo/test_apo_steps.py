@@ -182,6 +182,15 @@ def test_golden_answers_stand_above_samples_and_what_ranks_nothing_is_reported(f
     ]
 
 
+def test_a_sample_is_compared_with_the_golden_answer_as_both_are_cut(file, tmp_path):
+    output = tmp_path / "apo.jsonl"
+    golden = [{"query_id": 1, "query": "q", "golden": "gold\n\nHuman: thanks"}]
+    samples = [{"query_id": 1, "query": "q", "sample_0": "gold", "sample_1": "other"}]
+    told = run("pair", file("s.jsonl", samples), "--golden", file("g.jsonl", golden), "--output", output)
+    assert "1 records (left out: 1 equals golden)" in told
+    assert [record.responses for record in read_records(output, "ranked")] == [("gold\n", "other")]
+
+
 def test_without_cutting_a_sample_keeps_the_turn_that_it_wrote_for_the_user(file, tmp_path):
     output = tmp_path / "apo.jsonl"
     run("pair", file("s.jsonl", SAMPLES), "--golden", file("g.jsonl", GOLDEN), "--output", output, "--no-cut")

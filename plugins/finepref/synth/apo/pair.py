@@ -89,10 +89,12 @@ def _usable(key: str, item: ApoItem, answer: ApoItem, cut: bool, left_out: Ledge
         cut: see `pair`.
         left_out: takes the other samples.
     """
+    golden, *texts = (
+        (cut_at_next_turn(text) if cut else text).strip() for text in (answer.texts["golden"], *item.texts.values())
+    )
     usable = []
-    for name, text in item.texts.items():
-        kept = (cut_at_next_turn(text) if cut else text).strip()
-        reason = "empty" if not kept else "equals golden" if kept == answer.texts["golden"].strip() else ""
+    for name, kept in zip(item.texts, texts, strict=True):
+        reason = "empty" if not kept else "equals golden" if kept == golden else ""
         if reason:
             left_out.add({"query_id": key, "sample": name}, reason)
         else:
