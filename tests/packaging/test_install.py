@@ -60,6 +60,14 @@ def attached(python: Path, **environment: str) -> bool:
     return shown.stdout.strip() == "True"
 
 
+def test_the_wheel_holds_every_module_of_the_source_tree(wheel):
+    """A folder that pyproject.toml does not list would be missing, and only in environments of users."""
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if name.startswith("finepref/")}
+    plugins = ROOT / "plugins"
+    assert {path.relative_to(plugins).as_posix() for path in (plugins / "finepref").rglob("*.py")} <= held
+
+
 def test_the_wheel_holds_start_up_files_cards_and_data_sets(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert names >= STARTUP
