@@ -66,7 +66,7 @@ def shown(value: object) -> str:
 class RowReader:
     """Reads one row field by field and collects what is wrong with it.
 
-    A getter that notes a problem returns a harmless value of its type, so that reading goes on and all problems of
+    A getter that notes a problem returns a harmless value of its type, so that reading continues and all problems of
     a row are found at once; the caller must look at `problems` before it uses any value.
     """
 
