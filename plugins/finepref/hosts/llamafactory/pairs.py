@@ -26,7 +26,7 @@ from finepref.formats import records
 from finepref.formats.check import BadData, Problem
 from finepref.hosts.llamafactory import data
 from finepref.hosts.llamafactory.adapter import Adapter
-from finepref.hosts.llamafactory.record_processor import RecordProcessor
+from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
 from finepref.hosts.llamafactory.tokenized import encode
 from finepref.hosts.logits import AllLogits, Logits, NeededLogits
 from finepref.hosts.meter import Meter
@@ -49,7 +49,7 @@ CONTENT = "{{content}}"  # stands for the message in the host's templates
 
 
 @dataclass
-class PairProcessor(RecordProcessor):
+class PairProcessor(RowPerRecordProcessor):
     """One row per record, with the columns of `finepref.methods.pair_rows` and the host's own.
 
     All lists of a response are cut to the same length.

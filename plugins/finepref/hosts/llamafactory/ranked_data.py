@@ -9,14 +9,14 @@ import torch
 
 from finepref.formats import records
 from finepref.hosts.llamafactory import data
-from finepref.hosts.llamafactory.record_processor import RecordProcessor
+from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
 from finepref.hosts.llamafactory.tokenized import encode
 from finepref.losses.pooling import tokens_read
 from finepref.methods.ranked_rows import length_problems, scored
 
 
 @dataclass
-class RankedProcessor(RecordProcessor):
+class RankedProcessor(RowPerRecordProcessor):
     """One row per record, with one sequence per response."""
 
     schema: str = "apo-rm-1"

@@ -35,15 +35,25 @@ class RecordProcessor(DatasetProcessor):
             data.raise_problems(row["problem"] for row in rows)
         return {name: [row[name] for row in rows] for name in rows[0]}
 
+    @abstractmethod
     def rows(self, found: list[records.Record], examples: dict[str, list[Any]]) -> list[dict[str, Any]]:
-        """Tokenise a batch of records, by default one row per record.
+        """Tokenise a batch of records.
+
+        Each row has `rows`, the number of rows of the data that it was made from, and `problem`: see
+        `data.note_problems`.
 
         Args:
             found: the records.
             examples: the columns that they were read from.
         """
+
+
+class RowPerRecordProcessor(RecordProcessor):
+    """A processor that makes one row of each record, whatever the other records of the batch."""
+
+    def rows(self, found: list[records.Record], examples: dict[str, list[Any]]) -> list[dict[str, Any]]:
         return [self.row(record) for record in found]
 
     @abstractmethod
     def row(self, record: records.Record) -> dict[str, Any]:
-        """Tokenise one record. `rows` says how many rows it was made from; `problem`: see `data.note_problems`."""
+        """Tokenise one record, see `rows`."""

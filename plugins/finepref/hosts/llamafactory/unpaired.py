@@ -64,9 +64,6 @@ class UnpairedProcessor(RecordProcessor):
         named = zip(found, others, counts, strict=True)
         return [row for record, other, count in named for row in self._two_rows(record, other, count)]
 
-    def row(self, record: records.Record) -> dict[str, Any]:
-        raise NotImplementedError("a record needs another one for its mismatched responses: see `rows`")
-
     def _two_rows(self, record: records.Negatives, other: records.Negatives, count: int) -> list[dict[str, Any]]:
         rows = []
         for desirable in (True, False):
@@ -280,14 +277,13 @@ class UnpairedAdapter(Adapter):
                     "with `finepref convert --from feedback --to negatives`"
                 )
             return dataset
+        if "feedback" not in set(dataset["_formatting"]):
+            return dataset
         found = [data.record_of(row) for row in dataset]
         whole = [(text, 1) for text, record in zip(dataset["_record"], found, strict=True) if _is_whole(record)]
         single = [(record_mark(record.id), 0, record) for record in found if not _is_whole(record)]
         grouped, problems = negatives.group_feedback(single)
         refuse([problem for problem in problems if not (truncated and problem.code in INCOMPLETE_GROUP)])
-        self._check_types([record for record in found if _is_whole(record)] + grouped, run.options)
-        if not single:
-            return dataset
         size = Counter(record.prompt for _, _, record in single)
         columns = whole + [(jsonl.dumps(records.to_row(record)), size[record.prompt]) for record in grouped]
         run.incomplete_rows += len(single) - sum(size[record.prompt] for record in grouped)
@@ -320,13 +316,10 @@ class UnpairedAdapter(Adapter):
             for record_id, names, desirable in named
             if not desirable
         ]
-        self._check_types(found, options)
-        if self.stage.check_record:
-            refuse([problem for record in found for problem in self.stage.check_record(record, options)])
-
-    def _check_types(self, found: list[records.Negatives], options: UnpairedOptions) -> None:
         if self.stage.check_data:
             refuse(self.stage.check_data({name for record in found for name in record.negatives}, options))
+        if self.stage.check_record:
+            refuse([problem for record in found for problem in self.stage.check_record(record, options)])
 
     def build_trainer(self, parts: Any, **common: Any) -> UnpairedTrainer:
         options, training_args = parts.run.options, parts.args.training
