@@ -267,7 +267,7 @@ class FileCheck:
                 for raw in bad:
                     self._note(raw.line, raw.problems)
                     if raw.line:
-                        yield _rejected_row(self.file, raw)
+                        yield rejected_row(self.file, raw)
                 self.rows += count
                 self.ignored.update(ignored)
                 progress(count)
@@ -277,7 +277,7 @@ class FileCheck:
         """Check all rows and yield the bad ones in the form that `check_file` writes."""
         for row in self.walk(rows):
             if row.problems and row.raw.line:
-                yield _rejected_row(self.file, row.raw._replace(problems=row.problems))
+                yield rejected_row(self.file, row.raw._replace(problems=row.problems))
 
     def walk(self, rows: Iterable[Checked]) -> Iterator[Checked]:
         """Check rows one by one and yield each."""
@@ -381,7 +381,8 @@ def digest(path: str | os.PathLike[str]) -> str:
         return ""
 
 
-def _rejected_row(file: str, raw: RawRow) -> dict[str, object]:
+def rejected_row(file: str, raw: RawRow) -> dict[str, object]:
+    """A bad row as files of rejected rows have it, see `check_file`."""
     problems = [{"field": p.field, "code": p.code, "message": p.message} for p in raw.problems]
     row: dict[str, object] = {"file": file, "line": raw.line, "problems": problems}
     text = raw.raw.removesuffix(b"\n")

@@ -72,6 +72,7 @@ CODES: dict[str, str] = {
     "FP084": "the token ids do not fit the text",
     "FP085": "a train_detail is not {begin_offset, end_offset, train}",
     "FP086": "a dialogue that no query in the HH layout stands for",
+    "FP091": "too many rows of the input are bad",
     "FP201": "the dataset is of a format that the stage does not train on",
     "FP202": "the file is of a kind that cannot be checked",
     "FP203": "the prompt does not fit into cutoff_len",

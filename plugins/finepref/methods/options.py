@@ -13,6 +13,9 @@ from functools import cache
 from types import UnionType
 from typing import Any, ClassVar, Literal, NamedTuple, Self, Union, get_args, get_origin, get_type_hints
 
+from finepref.formats.bad_rows import BadRows, share_of
+from finepref.methods.overlong import Overlong
+
 HOSTS = ("llamafactory", "openrlhf")
 
 
@@ -75,12 +78,29 @@ class Described(NamedTuple):
     host_key: str  # the host's own key or flag for it, "" where it is ours
 
 
+OVERLONG_HELP = (
+    "Records longer than cutoff_len: host (cut as the host does), keep_prompt (cut responses only), truncate_left "
+    "(drop the beginning of the prompt), skip, error."
+)
+
+
 @dataclass
 class Options:
-    """Base of every method's options."""
+    """Base of every method's options: what happens to rows that do not fit, and to a resume of another run."""
 
     host: ClassVar[str] = "llamafactory"
     spelling: ClassVar[Callable[[str, str], str]]
+
+    finepref_overlong: Overlong = option(  # noqa: RUF009 (it makes a field)
+        "host", OVERLONG_HELP, openrlhf={"help": OVERLONG_HELP.replace("cutoff_len", "--data.max_len")}
+    )
+    finepref_bad_rows: Literal["error", "skip"] = option(
+        "error", "Rows with a coded problem: error stops the run; skip writes them to rejected.jsonl."
+    )
+    finepref_max_bad: str = option("1%", "Largest share of the rows that finepref_bad_rows may skip.")
+    finepref_resume_changed: bool = option(
+        False, "Resume although data, stage, options or seed differ from those in the checkpoint's receipt."
+    )
 
     @classmethod
     @cache
@@ -126,8 +146,17 @@ class Options:
         for each in fields(cls):
             if each.name in described:
                 made._check_value(each, described[each.name].kind)
+        try:
+            share_of(made.finepref_max_bad)
+        except ValueError as error:
+            raise ValueError(f"{made.key('finepref_max_bad')}: {error}") from None
         made.check_together()
         return made
+
+    @property
+    def bad_rows(self) -> BadRows:
+        """A new collector of bad rows."""
+        return BadRows.of(self.finepref_bad_rows, self.finepref_max_bad)
 
     def check_together(self) -> None:
         """Refuse values that contradict each other. Override it to raise ValueError."""
@@ -237,7 +266,14 @@ class UnpairedOptions(Options):
 
 @dataclass
 class RankedOptions(Options):
-    """Base of the options of shape "ranked". A method overrides the properties that it has an option for."""
+    """Base of the options of shape "ranked". A method overrides the properties that it has an option for.
+
+    A reward is read at the end of a response, so by default only the beginning of a prompt is dropped.
+    """
+
+    finepref_overlong: Overlong = option(  # noqa: RUF009 (it makes a field)
+        "truncate_left", OVERLONG_HELP, openrlhf={"help": OVERLONG_HELP.replace("cutoff_len", "--data.max_len")}
+    )
 
     @property
     def pooling(self) -> tuple[str, str]:

@@ -1,0 +1,64 @@
+"""Reads the data sets of a run from its local files, with the reader and the checks of `finepref validate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+from finepref.formats import record_places, records
+from finepref.formats.bad_rows import BadRows
+from finepref.formats.check import FileCheck, digest, parse_rows
+from finepref.formats.jsonl import read_rows
+from finepref.formats.problems import Problem
+from finepref.hosts.receipt import DatasetEntry
+from finepref.hosts.run import Source
+
+
+class Sourced(NamedTuple):
+    """A record, its file and line, and the number of rows that it was made from."""
+
+    file: str
+    line: int
+    record: records.Record
+    rows: int = 1
+
+    @property
+    def place(self) -> str:
+        """File and line, for messages."""
+        return f"{self.file}:{self.line}"
+
+    def places(self, problems: Iterable[Problem]) -> list[Problem]:
+        """Add the record's file and line to its problems."""
+        return record_places.pinpoint(problems, [self[:3]])
+
+
+class SourceReader:
+    """Reads one data set: iterate over it once; bad rows are collected in `bad_rows`.
+
+    Attributes:
+        entry: the receipt's entry of the data set, complete after the iteration.
+    """
+
+    def __init__(self, source: Source, bad_rows: BadRows) -> None:
+        self.source, self.bad_rows = source, bad_rows
+        self.entry = DatasetEntry(source.name, source.formatting, {}, 0)
+
+    def __iter__(self) -> Iterator[Sourced]:
+        for path in self.source.files:
+            file = str(path)
+            parse = partial(
+                records.parse,
+                formatting=self.source.formatting,
+                columns=self.source.columns,
+                file=file,
+                error_type=self.source.error_type,
+            )
+            check = FileCheck(file, self.source.formatting, columns=self.source.columns or {})
+            rows = check.walk(parse_rows(read_rows(path), lambda value, line, parse=parse: parse(value, line=line)))
+            for row in self.bad_rows.good(file, rows):
+                yield from (Sourced(file, row.raw.line, record) for record in row.records)
+            report = check.report()
+            self.bad_rows.problems += [problem for problem in report.problems if problem.line == 0]
+            self.entry.files[path.name] = digest(path)
+            self.entry.read = (self.entry.read or 0) + report.rows
