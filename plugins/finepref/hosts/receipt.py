@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class DatasetEntry:
     files: dict[str, str]  # file name -> SHA-256
     read: int | None  # None when the host fetches the data itself or streams it
     skipped: int = 0  # beyond max_samples
+    rejected: dict[str, int] = field(default_factory=dict)  # code -> rows with a problem, left out
 
 
 def micro_batches(*, first_step: int, last_step: int, accumulation: int, batches_per_epoch: int | None) -> int:
@@ -75,13 +76,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def rows_add_up(rows: dict[str, int | None]) -> bool:
-    """Whether rows read = trained + evaluated + skipped + rejected. True if the rows could not be counted (None)."""
-    if rows["read"] is None or rows["trained"] is None:
-        return True
-    return rows["read"] == sum(count or 0 for kind, count in rows.items() if kind != "read")
 
 
 def write(folder: str | os.PathLike[str], content: dict[str, Any]) -> None:

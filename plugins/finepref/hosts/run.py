@@ -15,6 +15,7 @@ from typing import Any
 from finepref.formats import jsonl, record_places, records
 from finepref.formats.problems import BadData, Problem
 from finepref.hosts import patching, receipt
+from finepref.hosts.rows import Rows
 from finepref.methods.options import Options
 from finepref.methods.stage import Stage
 
@@ -48,10 +49,9 @@ class Run:
         settings: the options with the values in use, for the receipt.
         sources: the data sets with local files.
         datasets: the receipt's entry of each data set.
-        rows: number of rows that were read, trained on, evaluated on, or left out.
+        rows: what happened to the rows of the data.
         loss_calls: how often our loss was called in training.
         first_step: optimizer steps done before this process started.
-        incomplete_rows: rows left out because `max_samples` separated the rows of their prompt.
         more: further entries of the receipt.
     """
 
@@ -61,10 +61,9 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
     sources: list[Source] = field(default_factory=list)
     datasets: list[receipt.DatasetEntry] = field(default_factory=list)
-    rows: dict[str, int | None] = field(default_factory=lambda: {"read": None, "trained": None})
+    rows: Rows = field(default_factory=Rows)
     loss_calls: int = 0
     first_step: int = 0
-    incomplete_rows: int = 0
     more: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -115,7 +114,7 @@ class Run:
             "seed": seed,
             "versions": receipt.versions(),
             "datasets": [asdict(entry) for entry in self.datasets],
-            "rows": self.rows,
+            "rows": self.rows.content(),
             **self.more,
             "optimizer_steps": last_step - self.first_step,
             "first_step": self.first_step,
