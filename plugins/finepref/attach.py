@@ -12,7 +12,6 @@ import sys
 # Host modules in which patch cards rebind a name -> the function called once, right after the module was imported.
 # A test keeps this table equal to the cards in patches/.
 WATCHED = {
-    "llamafactory.data.converter": "finepref.hosts.patching:attach",
     "llamafactory.data.loader": "finepref.hosts.patching:attach",
     "llamafactory.data.parser": "finepref.hosts.patching:attach",
     "llamafactory.hparams.finetuning_args": "finepref.hosts.patching:attach",

@@ -14,7 +14,7 @@ LLAMAFACTORY_CARDS = (
     "finetuning-arguments",
     "run-exp",
     "dataset-list",
-    "dataset-converter",
+    "align-dataset",
     "merged-dataset",
     "dataset-processor",
     "preprocessed-dataset",

@@ -377,7 +377,7 @@ def test_sequences_are_cut_from_the_left_and_counted(apo, start, tmp_path):
     records = ranked(3)
     records[1]["prompt"] = "Well, well. " * 30 + records[1]["prompt"]
     done = apo(records, cutoff_len=64, max_steps=1)
-    assert done.receipt["responses_cut"] == len(records[1]["responses"])
+    assert done.receipt["rows"]["cut"] == {"prompt": 1}
     from finepref.formats.records import parse
     from finepref.hosts.llamafactory.ranked_data import RankedProcessor
     from llamafactory.data import TEMPLATES

@@ -47,7 +47,7 @@ def release_files(folder, count: int = 12):
 
 def test_the_files_of_the_seapo_release_load_as_they_are(run, tmp_path):
     done = run(dataset="correctness,logic", dataset_dir=str(release_files(tmp_path / "release")), max_steps=6)
-    assert done.receipt["rows"]["read"] == done.receipt["rows"]["trained"] == 48
+    assert done.receipt["rows"]["read"] == done.receipt["rows"]["in_training_set"] == 48
     assert sum(done.receipt["draws"]["counts"].values()) == 12
     assert set(done.receipt["draws"]["counts"]) == {"correctness", "logic"}
 
@@ -56,8 +56,8 @@ def test_max_samples_counts_what_it_leaves_out_even_inside_a_prompt(run, tmp_pat
     """7 of 24 rows a file: 3 whole prompts each, the 4th has only its original in both files: 6 + 6 + 2 cut rows."""
     folder = release_files(tmp_path / "release")
     done = run(dataset="correctness,logic", dataset_dir=str(folder), max_samples=7)
-    assert done.receipt["rows"]["trained"] == 12
-    assert done.receipt["rows"]["skipped_by_max_samples"] == 48 - 12
+    assert done.receipt["rows"]["in_training_set"] == 12
+    assert done.receipt["rows"]["skipped"] == {"max_samples": 34, "prompt_split_by_max_samples": 2}
 
 
 def test_a_stream_stops_at_a_prompt_beyond_cutoff_len(run, tmp_path):

@@ -31,8 +31,8 @@ class Adapter(ABC):
         """Change the records of the merged dataset before the train/eval split, e.g. group them.
 
         Args:
-            dataset: rows {"_record": canonical JSON, "_formatting": name} of all datasets of the run.
-            truncated: whether `max_samples` shortened a dataset.
+            dataset: rows of the cache (see `row_cache.COLUMNS`) of all data sets of the run.
+            truncated: whether `max_samples`, `num_samples` or the mix leaves out rows.
             streaming: whether `dataset` is an IterableDataset.
 
         Raises:
@@ -45,15 +45,18 @@ class Adapter(ABC):
         return dataset
 
     @abstractmethod
-    def processor(self) -> Any:
+    def processor(self, options: Options) -> Any:
         """A callable that makes the DatasetProcessor; its class has `schema` as a dataclass field."""
 
     @abstractmethod
-    def check_tokenized(self, dataset: Any, options: Options) -> None:
-        """Refuse a tokenised train or eval split that the stage's options cannot use.
+    def check(self, options: Options) -> Any:
+        """A `tokenized.TokenizedCheck` that finds the rows of a split that the options cannot use, or None."""
+
+    def check_split(self, dataset: Any, options: Options) -> None:  # noqa: B027 - optional
+        """Refuse a tokenised train or eval split as a whole.
 
         Raises:
-            BadData: naming the records.
+            BadData: naming what is wrong.
         """
 
     def check_training(self, dataset: Any, options: Options) -> None:  # noqa: B027 - optional

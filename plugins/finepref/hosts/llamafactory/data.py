@@ -1,25 +1,33 @@
 """Reads our data formats on LLaMA-Factory: all rows are checked and counted before anything is tokenised.
 
-The converter passes each row to the processor as the canonical JSON of its record. So Arrow sees string columns for
-every format, and data sets of different formats can be merged without null columns.
+Each row becomes the canonical JSON of its record (see `row_cache`). So Arrow sees the same columns for every format,
+and data sets of different formats can be merged.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import astuple, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+import datasets
+
 from finepref import stages
-from finepref.formats import dataset_info, jsonl, records
-from finepref.formats.check import BadData, Problem, check_file
-from finepref.hosts import receipt
+from finepref.formats import dataset_info, records
+from finepref.formats.check import BadData, Problem
+from finepref.hosts import receipt, rows
+from finepref.hosts.llamafactory import row_cache
 from finepref.hosts.llamafactory.adapter import Adapter
-from finepref.hosts.run import Source, current, refuse
+from finepref.hosts.llamafactory.verdicts import drop_in_stream, keep_good, verdict
+from finepref.hosts.reading import Sourced
+from finepref.hosts.run import Run, Source, current
 from finepref.methods.checks import record_problems
+from finepref.methods.options import Options
+
+NAMES = tuple(row_cache.COLUMNS.names)
 
 
 def adapter_of(stage: stages.Stage) -> Adapter:
@@ -33,7 +41,10 @@ def own_formats() -> set[str]:
 
 
 def dataset_list(original: Callable) -> Callable:
-    """`get_dataset_list` that also finds shipped data sets and keeps our keys of each entry (card `dataset-list`)."""
+    """`get_dataset_list` that also finds shipped data sets and keeps our keys of each entry (card `dataset-list`).
+
+    In a run of our stages, the file of a data set is the one that `row_cache` has made of it.
+    """
 
     @functools.wraps(original)
     def get_dataset_list(dataset_names, dataset_dir):
@@ -48,16 +59,28 @@ def dataset_list(original: Callable) -> Callable:
                 if "file_name" in shipped[name]:
                     entries[name]["file_name"] = str(dataset_info.shipped_dir() / shipped[name]["file_name"])
             attributes = original(dataset_names, entries)
+        prepared = _prepared_files()
         for name, attribute in zip(dataset_names or [], attributes, strict=True):
             entry = entries.get(name, {})
             if attribute.formatting in own_formats():
                 attribute.ranking = False
+                attribute.finepref_name = name
                 attribute.finepref_columns = entry.get("columns")
                 attribute.finepref_error_type = entry.get("error_type")
                 attribute.finepref_make = entry.get("make")
+                if name in prepared:
+                    attribute.dataset_name = str(prepared[name])
         return attributes
 
     return get_dataset_list
+
+
+def _prepared_files() -> Mapping[str, Path]:
+    """Data set -> its file in the row cache, for those that the run of this process has read; {} outside a run."""
+    try:
+        return current().prepared
+    except LookupError:
+        return {}
 
 
 def entries_of(dataset_dir: Any) -> dict[str, Any]:
@@ -65,58 +88,99 @@ def entries_of(dataset_dir: Any) -> dict[str, Any]:
     return dict(dataset_dir) if isinstance(dataset_dir, dict) else dict(dataset_info.table(dataset_dir))
 
 
-def register_formats(original: Callable) -> Callable:
-    """Register our formats through the host's own `register_dataset_converter` (card `dataset-converter`)."""
-    from llamafactory.data.converter import DatasetConverter
+def align_dataset(original: Callable) -> Callable:
+    """`align_dataset` that passes on rows of the cache and parses what the host fetched (card `align-dataset`)."""
 
-    class RecordConverter(DatasetConverter):
-        """A raw row -> {"_record", "_formatting", "_problem"}."""
+    @functools.wraps(original)
+    def align_dataset(dataset, dataset_attr, data_args, training_args):
+        if dataset_attr.formatting not in own_formats():
+            return original(dataset, dataset_attr, data_args, training_args)
+        if dataset_attr.load_from == "file":
+            return dataset
+        parse = ParseFetched(
+            dataset_attr.finepref_name,
+            dataset_attr.formatting,
+            dataset_attr.finepref_columns,
+            dataset_attr.finepref_error_type,
+        )
+        return _parsed(dataset, parse, data_args)
 
-        schema = "records-1"
-
-        def __call__(self, example: dict[str, Any]) -> dict[str, str]:
-            formatting = self.dataset_attr.formatting
-            parsed = records.parse(
-                example,
-                formatting,
-                columns=self.dataset_attr.finepref_columns,
-                error_type=self.dataset_attr.finepref_error_type,
-                file=str(self.dataset_attr),
-                nulls_absent=True,
-            )
-            if isinstance(parsed, list):
-                return {"_record": "", "_formatting": formatting, "_problem": note_problems(parsed)}
-            return {"_record": jsonl.dumps(records.to_row(parsed)), "_formatting": formatting, "_problem": ""}
-
-    for formatting in sorted(own_formats()):
-        original(formatting, RecordConverter)
-    return original
+    return align_dataset
 
 
-def record_of(row: dict[str, Any]) -> records.Record:
-    """The record of a row that the converter has made."""
-    return records.revive(json.loads(row["_record"]), row["_formatting"])
+@dataclass(frozen=True)
+class ParseFetched:
+    """Raw rows that the host has fetched -> rows as in the row cache, for `datasets.map`."""
+
+    name: str
+    formatting: str
+    columns: Mapping[str, str] | None
+    error_type: str | None
+    schema: str = row_cache.SCHEMA
+
+    def __call__(self, examples: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
+        found = [dict(zip(examples, values, strict=True)) for values in zip(*examples.values(), strict=True)]
+        made = [self._row(row, index + 1) for row, index in zip(found, indices, strict=True)]
+        return {name: [row[name] for row in made] for name in made[0]}
+
+    def _row(self, value: Mapping[str, Any], line: int) -> dict[str, Any]:
+        parsed = records.parse(
+            value,
+            self.formatting,
+            columns=self.columns,
+            error_type=self.error_type,
+            file=self.name,
+            line=line,
+            nulls_absent=True,
+        )
+        place, empty = f"{self.name}:{line}", dict.fromkeys(NAMES, "") | {"_rows": 1}
+        if isinstance(parsed, list):
+            return empty | {"_place": place} | verdict("", place, 1, problems=parsed)
+        return row_cache.cached_row(Sourced(self.name, line, parsed)) | verdict(parsed.id, place, 1)
+
+
+def _parsed(dataset: Any, parse: ParseFetched, data_args: Any) -> Any:
+    """The rows of a data set that the host fetched itself, as in the row cache; bad rows are settled."""
+    run = current()
+    names = list(next(iter(dataset)))
+    if data_args.streaming:
+        mapped = dataset.map(parse, with_indices=True, batched=True, remove_columns=names)
+        return drop_in_stream(mapped, run.options)
+    run.bad_rows.read += len(dataset)
+    for entry in run.datasets:
+        if entry.name == parse.name:
+            entry.read = len(dataset)
+    mapped = dataset.map(
+        parse, with_indices=True, batched=True, remove_columns=names, num_proc=data_args.preprocessing_num_workers
+    )
+    return keep_good(run, mapped)
 
 
 def merged_dataset(original: Callable) -> Callable:
-    """`_get_merged_dataset` that checks formats and files first (card `merged-dataset`)."""
+    """`_get_merged_dataset` that reads and checks the files first (card `merged-dataset`)."""
 
     @functools.wraps(original)
     def _get_merged_dataset(dataset_names, model_args, data_args, training_args, stage, return_dict=False):
         if dataset_names is None:
             return None
         row = stages.find(stage)
-        attributes = check_formats(dataset_names, data_args.dataset_dir, stage)
+        names = list(dict.fromkeys(dataset_names))
+        attributes = check_formats(names, data_args.dataset_dir, stage)
         if row is None:
             return original(dataset_names, model_args, data_args, training_args, stage, return_dict)
 
-        entries = _check_sources(dataset_names, attributes, data_args)
-        current().datasets.extend(entries)
+        run = current()
+        _refuse_numbers(names, attributes, data_args, training_args)
+        read = _read(run, names, attributes, model_args, data_args)
         # the host expects `ranking` in its preference stages, which is for its own formats; ours pass as "sft"
-        datasets = original(dataset_names, model_args, data_args, training_args, "sft", return_dict)
-        truncated = any(entry.skipped for entry in entries)
-        arrange = functools.partial(_arrange, row, truncated=truncated, streaming=data_args.streaming)
-        return {name: arrange(part) for name, part in datasets.items()} if return_dict else arrange(datasets)
+        found = original(names, model_args, data_args, training_args, "sft", return_dict)
+        splits = found if return_dict else {"": found}
+        arranged = {}
+        for name, split in splits.items():
+            here = [each for each in read if return_dict is False or each[0].name == name]
+            left_out = 0 if data_args.streaming else _count_left_out(run, here, split, data_args)
+            arranged[name] = _arrange(row, split, data_args, truncated=left_out > 0)
+        return arranged if return_dict else arranged[""]
 
     return _get_merged_dataset
 
@@ -149,38 +213,45 @@ def _refuse_foreign_format(name: str, formatting: str, row: stages.Stage | None,
     raise BadData([Problem("dataset_info.json", 0, f"{name}.formatting", "FP201", problem)])
 
 
-def _check_sources(names: list[str], attributes: list[Any], data_args: Any) -> list[receipt.DatasetEntry]:
-    """Check every local file once, with line numbers, before anything is tokenised.
+def _refuse_numbers(names: list[str], attributes: list[Any], data_args: Any, training_args: Any) -> None:
+    """Raise ValueError for numbers with which the host would end in a traceback."""
+    if data_args.max_samples is not None and data_args.max_samples < 1:
+        raise ValueError(f"`max_samples: {data_args.max_samples}` leaves no row; leave it out to take all")
+    for name, attribute in zip(names, attributes, strict=True):
+        if attribute.num_samples is not None and attribute.num_samples < 1:
+            raise ValueError(f"`num_samples: {attribute.num_samples}` of dataset {name} leaves no row; leave it out")
+    if data_args.streaming and data_args.max_samples is not None:
+        raise ValueError("`max_samples` cannot shorten a stream, whose length is not known; use `max_steps`")
+    local = any(attribute.load_from == "file" for attribute in attributes)
+    if data_args.streaming and local and training_args.dataloader_num_workers < 1:
+        raise ValueError(
+            "`streaming` reads a file in as many parts as `dataloader_num_workers`, so set it to 1 or more"
+        )
+
+
+Read = tuple[receipt.DatasetEntry, Any]  # and the host's DatasetAttr
+
+
+def _read(run: Run, names: list[str], attributes: list[Any], model_args: Any, data_args: Any) -> list[Read]:
+    """Read every local file once, or find it in the row cache, before anything is tokenised.
 
     Raises:
-        BadData: all problems of all files; or a file is missing or in a forbidden place, see `dataset_info.resolve`.
+        BadData: bad rows that `finepref_bad_rows` and `finepref_max_bad` do not allow; or a file is missing or in a
+            forbidden place, see `dataset_info.resolve`.
     """
-    entries: list[receipt.DatasetEntry] = []
-    problems: list[Problem] = []
-    total = 0
+    cache = Path(model_args.cache_dir or datasets.config.HF_DATASETS_CACHE, "finepref")
+    read: list[Read] = []
     for name, attribute in zip(names, attributes, strict=True):
-        digests: dict[str, str] = {}
-        read: int | None = None
+        entry = receipt.DatasetEntry(name, attribute.formatting, {}, None)
         if attribute.load_from == "file":
-            read = 0
+            run.prepared.pop(name, None)
             source = source_of(name, attribute, data_args.dataset_dir)
-            current().sources.append(source)
-            for file in source.files:
-                checked = check_file(file, source.formatting, columns=source.columns, error_type=source.error_type)
-                digests[file.name] = checked.sha256
-                read += checked.rows
-                problems += checked.problems
-                total += checked.total_problems
-        kept = attribute.num_samples if attribute.num_samples is not None else read
-        if read is not None and attribute.num_samples is not None:
-            read = kept  # the host samples this many rows, some of them twice if there are fewer
-        skipped = 0
-        if read is not None and data_args.max_samples is not None:
-            skipped = max(0, read - data_args.max_samples)
-        entries.append(receipt.DatasetEntry(name, attribute.formatting, digests, read, skipped))
-    if problems:
-        raise BadData(problems, total)
-    return entries
+            run.sources.append(source)
+            run.prepared[name], entry = row_cache.prepared(source, run.bad_rows, cache)
+        read.append((entry, attribute))
+    run.bad_rows.settle()
+    run.datasets.extend(entry for entry, _ in read)
+    return read
 
 
 def source_of(name: str, attribute: Any, dataset_dir: str) -> Source:
@@ -202,30 +273,57 @@ def source_of(name: str, attribute: Any, dataset_dir: str) -> Source:
     return Source(name, attribute.formatting, tuple(files), attribute.finepref_columns, attribute.finepref_error_type)
 
 
-def _arrange(row: stages.Stage, dataset: Any, *, truncated: bool, streaming: bool) -> Any:
-    if not streaming:
-        raise_problems(dataset["_problem"])
-    dataset = adapter_of(row).arrange(dataset, truncated=truncated, streaming=streaming)
-    if not streaming and checks_records(row, dataset["_record"]):
-        run = current()
-        refuse([found for each in dataset for found in record_problems(record_of(each), row, run.options)])
-    return dataset
+def _count_left_out(run: Run, read: list[Read], merged: Any, data_args: Any) -> int:
+    """Count the rows that `num_samples`, `max_samples` and `mix_strategy` leave out or repeat. Returns the former."""
+    good = [(entry.read or 0) - sum(entry.rejected.values()) for entry, _ in read]
+    wanted = [attribute.num_samples for _, attribute in read]
+    here = sum(merged["_rows"])
+    once = here
+    if any(wanted) or data_args.mix_strategy != "concat":
+        once = sum(dict(zip(merged["_place"], merged["_rows"], strict=True)).values())
+        run.rows.repeated += here - once
+    left = total = sum(good) - once
+    beyond = {rows.NEVER_DRAWN: sum(max(0, have - (want or have)) for have, want in zip(good, wanted, strict=True))}
+    if data_args.max_samples is not None:
+        having = (min(have, want or have) for have, want in zip(good, wanted, strict=True))
+        beyond[rows.MAX_SAMPLES] = sum(max(0, have - data_args.max_samples) for have in having)
+    for reason, count in beyond.items():
+        run.rows.skipped[reason] += min(left, count)
+        left -= min(left, count)
+    run.rows.skipped[rows.MIXED_OUT] += left
+    run.rows.skipped = +run.rows.skipped  # without zeros
+    return total
 
 
-def checks_records(row: stages.Stage, texts: Iterable[str]) -> bool:
-    """Whether records must be read again for `record_problems`: the stage checks them, or they may have weights."""
-    return row.check_record is not None or row.shape == "ranked" or any('"weight"' in text for text in texts)
+@dataclass(frozen=True)
+class RecordCheck:
+    """Rows of the cache -> the verdict on each record before it is tokenised, for `datasets.map`."""
+
+    stage: str
+    options: Options
+
+    def __call__(self, examples: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        stage = stages.find(self.stage)
+        names = zip(*(examples[name] for name in ("_record", "_formatting", "_place", "_rows")), strict=True)
+        found = []
+        for text, formatting, place, count in names:
+            record = row_cache.record_of({"_record": text, "_formatting": formatting})
+            found.append(verdict(record.id, place, count, problems=record_problems(record, stage, self.options)))
+        return {name: [row[name] for row in found] for name in found[0]}
 
 
-def note_problems(problems: Iterable[Problem]) -> str:
-    """Write problems as the text of one cell, since a map function cannot return objects."""
-    return "\n".join(json.dumps(astuple(problem)) for problem in problems)
-
-
-def raise_problems(texts: Iterable[str]) -> None:
-    """Raise the problems that converters or processors wrote into a column.
-
-    Raises:
-        BadData: any of the texts is not empty.
-    """
-    refuse([Problem(*json.loads(line)) for text in texts if text for line in text.split("\n")])
+def _arrange(row: stages.Stage, dataset: Any, data_args: Any, *, truncated: bool) -> Any:
+    run = current()
+    dataset = adapter_of(row).arrange(dataset, truncated=truncated, streaming=data_args.streaming)
+    check = RecordCheck(row.name, run.options)
+    if data_args.streaming:
+        return drop_in_stream(dataset.map(check, batched=True), run.options)
+    found = dataset.map(
+        check,
+        batched=True,
+        remove_columns=dataset.column_names,
+        load_from_cache_file=not data_args.overwrite_cache,
+        num_proc=data_args.preprocessing_num_workers,
+        desc="Checking records",
+    )
+    return keep_good(run, dataset, found)

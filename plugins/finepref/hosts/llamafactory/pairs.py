@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,22 +16,23 @@ from typing import Any, ClassVar
 
 import torch
 from llamafactory.data import PairwiseDataCollatorWithPadding
-from llamafactory.data.processor.processor_utils import infer_seqlen
 from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
 from transformers import Trainer
 
+from finepref import stages
 from finepref.formats import records
 from finepref.formats.check import BadData, Problem
-from finepref.hosts.llamafactory import data
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
-from finepref.hosts.llamafactory.tokenized import encode
+from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encode
+from finepref.hosts.llamafactory.verdicts import verdict
 from finepref.hosts.logits import AllLogits, Logits, NeededLogits
 from finepref.hosts.meter import Meter
-from finepref.hosts.run import Run, pinpoint, refuse
+from finepref.hosts.run import Run, pinpoint
 from finepref.losses import chunked, ops
+from finepref.methods import overlong
 from finepref.methods.batches import Pairs, Response, Weights
 from finepref.methods.options import Options
 from finepref.methods.pair_rows import (
@@ -39,7 +40,6 @@ from finepref.methods.pair_rows import (
     PairRow,
     facts,
     offsets_in,
-    problem_of_record,
     selects,
     weigh_all,
     weights_and_scores,
@@ -52,37 +52,37 @@ CONTENT = "{{content}}"  # stands for the message in the host's templates
 class PairProcessor(RowPerRecordProcessor):
     """One row per record, with the columns of `finepref.methods.pair_rows` and the host's own.
 
-    All lists of a response are cut to the same length.
+    All lists of a response are cut to the same length, and both responses keep the same tokens of the prompt.
     """
 
-    schema: str = "pairs-1"
+    schema: str = "pairs-2"
     sides: ClassVar[tuple[str, ...]] = SIDES
 
-    def row(self, record: records.Pair | records.SpanPair | records.ScoredPair) -> dict[str, Any]:
+    def row(
+        self, record: records.Pair | records.SpanPair | records.ScoredPair, place: str, count: int
+    ) -> dict[str, Any]:
         texts = {side: record.chosen if side == "chosen" else record.rejected for side in self.sides}
         responses = {}
         for side, text in texts.items():
             prompt_ids, responses[side] = encode(self, record.prompt, text)
-        cutoff = self.data_args.cutoff_len
-        source, target = infer_seqlen(len(prompt_ids), max(map(len, responses.values())), cutoff)
-
-        problems = []
-        if len(prompt_ids) >= cutoff:
-            text = f"the prompt has {len(prompt_ids)} tokens, cutoff_len is {cutoff}"
-            problems.append(problem_of_record(record, "prompt", "FP203", text))
-        row: dict[str, Any] = {**facts(record, self.tokenizer), "rows": 1}
-        for side, ids in responses.items():
-            start, offsets = self._offsets(texts[side], ids) if selects(record, side) else (0, [])
+        kept, problems = self.fit(record, prompt_ids, responses)
+        skipped = kept.skipped
+        if len(responses) > 1 and not (skipped or problems):
+            skipped = overlong.equal([*responses.values()], kept.response)
+        prompt = prompt_ids[kept.start : kept.stop]
+        row: dict[str, Any] = {**facts(record, self.tokenizer), "rows": count, "place": place, "cut": kept.cut}
+        for side, whole in responses.items():
+            start, offsets = self._offsets(texts[side], whole) if selects(record, side) else (0, [])
             weight, score = weights_and_scores(
-                record, side, len(ids), start, offsets, tokenizer=self.tokenizer, problems=problems
+                record, side, len(whole), start, offsets, tokenizer=self.tokenizer, problems=problems
             )
-            row[f"{side}_input_ids"] = prompt_ids[:source] + ids[:target]
+            ids = whole[: kept.response]
+            row[f"{side}_input_ids"] = prompt + ids
             row[f"{side}_attention_mask"] = [1] * len(row[f"{side}_input_ids"])
-            row[f"{side}_labels"] = [IGNORE_INDEX] * source + ids[:target]
-            row[f"{side}_weight"] = [0.0] * source + weight[:target]
-            row[f"{side}_score"] = [math.nan] * source + score[:target]
-        row["problem"] = data.note_problems(problems)
-        return row
+            row[f"{side}_labels"] = [IGNORE_INDEX] * len(prompt) + ids
+            row[f"{side}_weight"] = [0.0] * len(prompt) + weight[: kept.response]
+            row[f"{side}_score"] = [math.nan] * len(prompt) + score[: kept.response]
+        return row | verdict(record.id, place, count, cut=kept.cut, skipped=skipped, problems=problems)
 
     def _offsets(self, text: str, ids: list[int]) -> tuple[int, list[tuple[int, int]]]:
         """(index of the first token of `text` in `ids`, -1 if not found; character range of each of its tokens)."""
@@ -227,27 +227,32 @@ class PairTrainer(CustomDPOTrainer):
         return {"tokens": dict(sorted(tokens.items()))}
 
 
+class PairCheck(TokenizedCheck):
+    """Weighs every row once, so that all problems are known before a model loads."""
+
+    def row(self, row: dict[str, Any]) -> tuple[str, Sequence[Problem]]:
+        stage = stages.find(self.stage)
+        try:
+            (stage.weigh or weigh_all)(PairRow.of(row), self.options, 0)
+        except BadData as error:
+            return self.of_cut(row, error.problems, "FP214", overlong.NOTHING_SELECTED)
+        return "", ()
+
+
 class PairAdapter(Adapter):
     """Data and training of the stages on pairs."""
 
     schema = PairProcessor.schema
 
-    def processor(self) -> Any:
-        return PairProcessor
+    def processor(self, options: Options) -> Any:
+        return partial(PairProcessor, overlong=options.finepref_overlong)
 
     def weigh(self, row: PairRow, options: Options, seed: int) -> Weights:
         """The weights of a tokenised pair. Raises BadData for an unfit one."""
         return (self.stage.weigh or weigh_all)(row, options, seed)
 
-    def check_tokenized(self, dataset: Any, options: Options) -> None:
-        """Weigh every row once, so that all problems are known before a model loads."""
-        problems: list[Problem] = []
-        for row in dataset:
-            try:
-                self.weigh(PairRow.of(row), options, 0)
-            except BadData as error:
-                problems += error.problems
-        refuse(problems)
+    def check(self, options: Options) -> PairCheck:
+        return PairCheck(self.stage.name, options)
 
     def build_trainer(self, parts: Any, **common: Any) -> PairTrainer:
         collator = PairCollator(

@@ -7,6 +7,8 @@ gradient accumulation nor the number of processes changes the loss.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,16 @@ from llamafactory.train.callbacks import FixValueHeadModelCallback
 from llamafactory.train.rm.trainer import PairwiseTrainer
 from transformers import Trainer
 
-from finepref.formats.check import BadData
+from finepref.formats.check import BadData, Problem
 from finepref.hosts import reward_metrics
 from finepref.hosts.llamafactory import value_head
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.ranked_data import RankedCollator, RankedProcessor
+from finepref.hosts.llamafactory.tokenized import TokenizedCheck
 from finepref.hosts.meter import Meter
-from finepref.hosts.run import Run, current, refuse
+from finepref.hosts.run import Run
 from finepref.losses.ops import reduce, sum_over_ranks
+from finepref.methods import overlong
 from finepref.methods.batches import Ranked
 from finepref.methods.options import RankedOptions
 from finepref.methods.ranked_rows import without_end
@@ -136,9 +140,8 @@ class RankedTrainer(PairwiseTrainer):
         return {"records": dict(self.trained)}
 
     def run_report(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
-        """The run's part of the receipt: records trained on by kind, and the number of responses cut by cutoff_len."""
-        records = {kind: sum(rank["records"][kind] for rank in ranks) for kind in reward_metrics.KINDS}
-        return {"records": records, "responses_cut": self.run.more.get("responses_cut")}
+        """The run's part of the receipt: records trained on by kind."""
+        return {"records": {kind: sum(rank["records"][kind] for rank in ranks) for kind in reward_metrics.KINDS}}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Save decoder or adapter with its own save_pretrained, which handles tied weights, and the head beside it."""
@@ -161,6 +164,15 @@ class RankedTrainer(PairwiseTrainer):
         value_head.load_head(self.model, resume_from_checkpoint)
 
 
+class RankedCheck(TokenizedCheck):
+    """Finds records whose reward is to be read at an end token that is not there."""
+
+    def row(self, row: dict[str, Any]) -> tuple[str, Sequence[Problem]]:
+        if min(row["end"]) >= 0:
+            return "", ()
+        return self.of_cut(row, [without_end(row["example_id"], self.options)], "FP222", overlong.END_CUT)
+
+
 class RankedAdapter(Adapter):
     """Data and training of the stages on scored lists."""
 
@@ -168,16 +180,11 @@ class RankedAdapter(Adapter):
     adds_value_head = True
     predicts = True
 
-    def processor(self) -> Any:
-        return RankedProcessor
+    def processor(self, options: RankedOptions) -> Any:
+        return partial(RankedProcessor, overlong=options.finepref_overlong)
 
-    def check_tokenized(self, dataset: Any, options: RankedOptions) -> None:
-        """FP222 if the reward is read at the end token and a response has none. Also counts cut responses."""
-        run = current()
-        run.more["responses_cut"] = run.more.get("responses_cut", 0) + sum(dataset["cut"])
-        if options.pooling[1] == "eos":
-            named = zip(dataset["example_id"], dataset["end"], strict=True)
-            refuse([without_end(name, options) for name, ends in named if min(ends) < 0])
+    def check(self, options: RankedOptions) -> RankedCheck | None:
+        return RankedCheck(self.stage.name, options) if options.pooling[1] == "eos" else None
 
     def check_training(self, dataset: Any, options: RankedOptions) -> None:
         """The stage's own check of the kinds of records in its training data."""

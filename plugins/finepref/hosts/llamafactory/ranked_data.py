@@ -8,48 +8,44 @@ from typing import Any
 import torch
 
 from finepref.formats import records
-from finepref.hosts.llamafactory import data
 from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
 from finepref.hosts.llamafactory.tokenized import encode
+from finepref.hosts.llamafactory.verdicts import verdict
 from finepref.losses.pooling import tokens_read
-from finepref.methods.ranked_rows import length_problems, scored
+from finepref.methods.ranked_rows import equal_and_ranked, response_field, scored
 
 
 @dataclass
 class RankedProcessor(RowPerRecordProcessor):
     """One row per record, with one sequence per response."""
 
-    schema: str = "apo-rm-1"
+    schema: str = "apo-rm-2"
 
-    def row(self, record: records.Record) -> dict[str, Any]:
+    def row(self, record: records.Record, place: str, count: int) -> dict[str, Any]:
         """Tokenise a record. `last`, `end`: positions of each response's last text token and end token (-1: none)."""
         responses, scores, kind = scored(record)
-        problems = []
-        cutoff = self.data_args.cutoff_len
-        sequences: list[list[int]] = []
-        last, end = [], []
-        cut = 0
+        encoded = {}
         for index, response in enumerate(responses):
-            prompt_ids, response_ids = encode(self, record.prompt, response)
-            problems += length_problems(record, index, len(response_ids), limit="cutoff_len", longest=cutoff)
-            ids = prompt_ids + response_ids
-            dropped = max(0, len(ids) - cutoff)  # from the left, as in the paper: the end of a response matters most
-            cut += dropped > 0
-            to_last, to_end = (tokens_read(response_ids, self.tokenizer.eos_token_id, how) for how in ("last", "eos"))
-            sequences.append(ids[dropped:])
-            last.append(len(prompt_ids) + to_last - 1 - dropped)
-            end.append(-1 if to_end is None else len(prompt_ids) + to_end - 1 - dropped)
+            prompt_ids, encoded[response_field(record, index)] = encode(self, record.prompt, response)
+        kept, problems = self.fit(record, prompt_ids, encoded)
+        skipped = kept.skipped or ("" if problems else equal_and_ranked([*encoded.values()], scores, kept.response))
+        prompt = prompt_ids[kept.start : kept.stop]
+        last, end = [], []
+        for whole in encoded.values():
+            to_last, to_end = (tokens_read(whole, self.tokenizer.eos_token_id, how) for how in ("last", "eos"))
+            last.append(len(prompt) + min(to_last, kept.response) - 1)
+            end.append(-1 if to_end is None or to_end > kept.response else len(prompt) + to_end - 1)
         return {
             "example_id": record.id,
-            "sequences": sequences,
+            "sequences": [prompt + whole[: kept.response] for whole in encoded.values()],
             "last": last,
             "end": end,
             "scores": [float(score) for score in scores],
             "is_apo": kind == "apo",
-            "cut": cut,
-            "rows": 1,
-            "problem": data.note_problems(problems),
-        }
+            "rows": count,
+            "place": place,
+            "cut": kept.cut,
+        } | verdict(record.id, place, count, cut=kept.cut, skipped=skipped, problems=problems)
 
     def print_data_example(self, example: dict[str, Any]) -> None:
         """Print the first row, as the host does for its own data."""

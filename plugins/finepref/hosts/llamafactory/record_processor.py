@@ -3,57 +3,79 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
-from llamafactory.data.processor.processor_utils import DatasetProcessor
+from llamafactory.data.processor.processor_utils import DatasetProcessor, infer_seqlen
 
 from finepref.formats import records
-from finepref.hosts.llamafactory import data
-from finepref.hosts.run import current, refuse
-from finepref.methods.checks import record_problems
+from finepref.formats.problems import Problem
+from finepref.hosts.llamafactory import row_cache
+from finepref.hosts.llamafactory.verdicts import rows_of
+from finepref.methods import overlong
+from finepref.methods.pair_rows import problem_of_record
 
 
+@dataclass
 class RecordProcessor(DatasetProcessor):
-    """Parses the records of a batch and tokenises them. Subclasses are dataclasses with a `schema` field."""
+    """Tokenises the records of a batch of rows of the cache.
+
+    Attributes:
+        overlong: the option `finepref_overlong`.
+        schema: to be changed whenever tokenised rows change their meaning, see `Adapter.schema`.
+    """
+
+    overlong: overlong.Overlong = "host"
+    schema: str = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What tokenised rows depend on, and no more: the host finds them in its cache by a hash of this."""
+        settings = SimpleNamespace(cutoff_len=self.data_args.cutoff_len)
+        return {**vars(self), "data_args": settings}
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Tokenise a batch of rows from our converter.
-
-        Raises:
-            BadData: a row is not a valid record; in a stream also if its stage cannot train on it.
-        """
-        data.raise_problems(examples["_problem"])
-        found = [
-            data.record_of({"_record": text, "_formatting": formatting})
-            for text, formatting in zip(examples["_record"], examples["_formatting"], strict=True)
-        ]
-        if self.data_args.streaming:  # a stream's records are not checked as a whole, neither before nor later
-            run = current()
-            refuse([problem for record in found for problem in record_problems(record, run.stage, run.options)])
-        rows = self.rows(found, examples)
-        if self.data_args.streaming:
-            data.raise_problems(row["problem"] for row in rows)
+        """Tokenise a batch. The columns `verdicts.COLUMNS` say what is to be done with each row."""
+        rows = self.rows(list(rows_of(examples)))
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     @abstractmethod
-    def rows(self, found: list[records.Record], examples: dict[str, list[Any]]) -> list[dict[str, Any]]:
-        """Tokenise a batch of records.
+    def rows(self, cached: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Tokenise a batch of rows of the cache. Each row that is made has `rows`, the number of rows that it is."""
 
-        Each row has `rows`, the number of rows of the data that it was made from, and `problem`: see
-        `data.note_problems`.
+    def fit(
+        self, record: records.Record, prompt: Sequence[int], responses: Mapping[str, Sequence[int]]
+    ) -> tuple[overlong.Fit, list[Problem]]:
+        """What is kept of a record, and FP203 if it is too long and must not be.
 
         Args:
-            found: the records.
-            examples: the columns that they were read from.
+            record: the record.
+            prompt: token ids of its prompt.
+            responses: name of each response -> its token ids.
         """
+        cutoff = self.data_args.cutoff_len
+        lengths = [len(ids) for ids in responses.values()]
+        found = overlong.fit(len(prompt), lengths, cutoff, policy=self.overlong, host_rule=infer_seqlen)
+        if not found.refused:
+            return found, []
+        text = overlong.told(len(prompt), lengths, cutoff, "cutoff_len")
+        return found, [problem_of_record(record, "prompt", "FP203", text)]
 
 
+@dataclass
 class RowPerRecordProcessor(RecordProcessor):
     """A processor that makes one row of each record, whatever the other records of the batch."""
 
-    def rows(self, found: list[records.Record], examples: dict[str, list[Any]]) -> list[dict[str, Any]]:
-        return [self.row(record) for record in found]
+    def rows(self, cached: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [self.row(row_cache.record_of(row), row["_place"], row["_rows"]) for row in cached]
 
     @abstractmethod
-    def row(self, record: records.Record) -> dict[str, Any]:
-        """Tokenise one record, see `rows`."""
+    def row(self, record: records.Record, place: str, count: int) -> dict[str, Any]:
+        """Tokenise one record.
+
+        Args:
+            record: the record.
+            place: its file and line.
+            count: the number of rows that it was made from.
+        """

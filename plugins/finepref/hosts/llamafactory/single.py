@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -15,11 +15,14 @@ from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
 from finepref.formats import records
 from finepref.formats.check import BadData, Problem
 from finepref.formats.record_places import record_mark
-from finepref.hosts.llamafactory import data, pairs
+from finepref.hosts.llamafactory import pairs
 from finepref.hosts.llamafactory.adapter import Adapter
-from finepref.hosts.run import Run, current, refuse
+from finepref.hosts.llamafactory.tokenized import TokenizedCheck
+from finepref.hosts.llamafactory.verdicts import COLUMNS, verdict
+from finepref.hosts.run import Run
+from finepref.methods import overlong
 from finepref.methods.options import Options
-from finepref.methods.pair_rows import NO_RESPONSE, PairRow, ResponseRow, spans_of, weigh_chosen
+from finepref.methods.pair_rows import NO_RESPONSE, PairRow, ResponseRow, weigh_chosen
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
 
@@ -33,7 +36,7 @@ class SingleProcessor(pairs.PairProcessor):
         asked: how the user chose the stage, for messages.
     """
 
-    schema: str = "granular-1"
+    schema: str = "granular-2"
     sides: ClassVar[tuple[str, ...]] = ("chosen",)
     weigh: Callable[[PairRow], list[float]] | None = None
     asked: str = ""
@@ -42,21 +45,22 @@ class SingleProcessor(pairs.PairProcessor):
         if self.data_args.train_on_prompt:
             raise ValueError(f"`train_on_prompt` contradicts {self.asked}, which trains on spans of the response")
 
-    def row(self, record: records.Pair | records.SpanPair | records.ScoredPair) -> dict[str, Any]:
-        row = super().row(record)
+    def row(
+        self, record: records.Pair | records.SpanPair | records.ScoredPair, place: str, count: int
+    ) -> dict[str, Any]:
+        row = super().row(record, place, count)
         chosen = ResponseRow(*(row[f"chosen_{name}"] for name in ResponseRow._fields))
         try:
             weight = self.weigh(PairRow(record.id, chosen, NO_RESPONSE, row["mapped"]))
         except BadData as error:
             weight = chosen.weight
-            row["problem"] = row["problem"] or data.note_problems(error.problems)
+            row["_problem"] = row["_problem"] or verdict("", place, count, problems=error.problems)["_problem"]
         return {
             "input_ids": row["chosen_input_ids"],
             "attention_mask": row["chosen_attention_mask"],
             "labels": [label if w else IGNORE_INDEX for label, w in zip(chosen.labels, weight, strict=True)],
-            "example_id": record.id,
-            "rows": 1,
-            "problem": row["problem"],
+            "annotated": chosen.annotated,
+            **{name: row[name] for name in ("example_id", "place", "rows", "cut", *COLUMNS)},
         }
 
     def print_data_example(self, example: dict[str, Any]) -> None:
@@ -97,30 +101,33 @@ class SingleTrainer(CustomSeq2SeqTrainer):
         return {"tokens": {"selected": sum(rank["tokens"]["selected"] for rank in ranks)}}
 
 
+class SingleCheck(TokenizedCheck):
+    """Finds rows without a token to train on."""
+
+    def row(self, row: dict[str, Any]) -> tuple[str, Sequence[Problem]]:
+        if any(label != IGNORE_INDEX for label in row["labels"]):
+            return "", ()
+        text = "no span has a token with the weight 1"
+        found = Problem(record_mark(row["example_id"]), 0, "chosen_spans", "FP214", text)
+        return self.of_cut(row, [found], "FP214", overlong.NOTHING_SELECTED)
+
+
 class SingleAdapter(Adapter):
     """Data and training of the stages on single responses."""
 
     schema = SingleProcessor.schema
 
-    def arrange(self, dataset: Any, *, truncated: bool, streaming: bool) -> Any:
-        if not streaming and self.stage.check_data:
-            with_spans = sum(bool(spans_of(data.record_of(row), "chosen")) for row in dataset)
-            refuse(self.stage.check_data(with_spans, current().options))
-        return dataset
-
-    def processor(self) -> Any:
-        weigh = partial(self.stage.weigh or weigh_chosen, options=current().options, seed=0)
+    def processor(self, options: Options) -> Any:
+        weigh = partial(self.stage.weigh or weigh_chosen, options=options, seed=0)
         asked = f"`{self.stage.switch}`" if self.stage.switch else f"stage {self.stage.name}"
-        return partial(SingleProcessor, weigh=weigh, asked=asked)
+        return partial(SingleProcessor, overlong=options.finepref_overlong, weigh=weigh, asked=asked)
 
-    def check_tokenized(self, dataset: Any, options: Options) -> None:
-        refuse(
-            [
-                Problem(record_mark(row["example_id"]), 0, "chosen_spans", "FP214", "cutoff_len cuts off every span")
-                for row in dataset.select_columns(["example_id", "labels"])
-                if all(label == IGNORE_INDEX for label in row["labels"])
-            ]
-        )
+    def check(self, options: Options) -> SingleCheck:
+        return SingleCheck(self.stage.name, options)
+
+    def check_split(self, dataset: Any, options: Options) -> None:
+        if self.stage.check_data and (problems := self.stage.check_data(sum(dataset["annotated"]), options)):
+            raise BadData(problems)
 
     def build_trainer(self, parts: Any, **common: Any) -> SingleTrainer:
         collator = SingleCollator(

@@ -1,19 +1,24 @@
-"""Tokenised data on LLaMA-Factory: made by the stage's processor, and saved in a folder marked with the stage."""
+"""Tokenised data on LLaMA-Factory: made by the stage's processor, and saved in a folder that says what it is."""
 
 from __future__ import annotations
 
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from finepref import stages
-from finepref.formats import records
+from finepref.formats import records, scores
+from finepref.formats.problems import Problem
 from finepref.hosts import receipt
-from finepref.hosts.llamafactory.data import adapter_of, raise_problems
-from finepref.hosts.run import current
+from finepref.hosts.llamafactory.data import adapter_of
+from finepref.hosts.llamafactory.verdicts import drop_in_stream, keep_good, rows_of, verdict
+from finepref.hosts.run import Run, current
+from finepref.methods import overlong
+from finepref.methods.options import Options
 
 MARKER = "finepref_tokenized.json"
 
@@ -37,58 +42,147 @@ def dataset_processor(original: Callable) -> Callable:
         row = stages.find(stage)
         if row is None:
             return original(data_args, stage, template, tokenizer, processor, do_generate)
-        make = adapter_of(row).processor()
+        make = adapter_of(row).processor(current().options)
         return make(template=template, tokenizer=tokenizer, processor=processor, data_args=data_args)
 
     return _get_dataset_processor
 
 
 def preprocessed_dataset(original: Callable) -> Callable:
-    """`_get_preprocessed_dataset` with our preparation before and our checks after (card `preprocessed-dataset`)."""
+    """`_get_preprocessed_dataset` that counts and drops rows that cannot be used (card `preprocessed-dataset`)."""
 
     @functools.wraps(original)
     def _get_preprocessed_dataset(
         dataset, data_args, training_args, stage, template, tokenizer, processor=None, is_eval=False
     ):
         row = stages.find(stage)
-        if row is not None and dataset is not None:
-            dataset = adapter_of(row).prepare(dataset, streaming=data_args.streaming)
+        if row is None or dataset is None:
+            return original(dataset, data_args, training_args, stage, template, tokenizer, processor, is_eval)
+        run = current()
+        dataset = adapter_of(row).prepare(dataset, streaming=data_args.streaming)
         tokenized = original(dataset, data_args, training_args, stage, template, tokenizer, processor, is_eval)
-        if row is None or tokenized is None or data_args.streaming:
-            return tokenized
-        raise_problems(tokenized["problem"])
-        return tokenized.remove_columns("problem")
+        if data_args.streaming:
+            kept = drop_in_stream(tokenized, run.options)
+            check = adapter_of(row).check(run.options)
+            return kept if check is None else drop_in_stream(kept.map(check, batched=True), run.options)
+        return keep_good(run, tokenized)
 
     return _get_preprocessed_dataset
 
 
+@dataclass
+class TokenizedCheck:
+    """Tokenised rows -> the verdict on each by the stage's options, for `datasets.map`. Subclasses define `row`.
+
+    Attributes:
+        stage: the stage's name.
+        options: its options.
+    """
+
+    stage: str
+    options: Options
+
+    def __call__(self, examples: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        found = []
+        for row in rows_of(examples):
+            skipped, problems = self.row(row)
+            place, count = row["place"], row["rows"]
+            found.append(verdict(row["example_id"], place, count, skipped=skipped, problems=problems))
+        return {name: [row[name] for row in found] for name in found[0]}
+
+    def row(self, row: dict[str, Any]) -> tuple[str, Sequence[Problem]]:
+        """(reason to skip the row, or ""; its problems)."""
+        raise NotImplementedError
+
+    @staticmethod
+    def of_cut(row: dict[str, Any], problems: Sequence[Problem], code: str, reason: str) -> tuple[str, list[Problem]]:
+        """The verdict on a row with problems: it is skipped if only the cut of its responses is to blame.
+
+        Args:
+            row: the tokenised row.
+            problems: what is wrong with it.
+            code: the code that a cut can cause.
+            reason: the reason for skipping it then.
+        """
+        cut = overlong.RESPONSE_CUT in row["cut"].split(",")
+        if problems and cut and all(problem.code == code for problem in problems):
+            return reason, []
+        return "", [*problems]
+
+
+def usable(run: Run, check: TokenizedCheck | None, dataset: Any, data_args: Any) -> Any:
+    """The rows of a tokenised split that the run's options can use. The others are counted.
+
+    Raises:
+        BadData: there are more bad rows than the options allow.
+        ValueError: no row is left.
+    """
+    if check is not None:
+        found = dataset.map(
+            check,
+            batched=True,
+            remove_columns=dataset.column_names,
+            load_from_cache_file=not data_args.overwrite_cache,
+            num_proc=data_args.preprocessing_num_workers,
+            desc="Checking tokens",
+        )
+        dataset = keep_good(run, dataset, found)
+    if not len(dataset):
+        raise ValueError("; ".join(["no row is left", *run.rows.summary(longest="`cutoff_len`")]))
+    return dataset
+
+
 def get_dataset(original: Callable) -> Callable:
-    """`get_dataset` that marks tokenised folders with the stage, and refuses another stage's (card `get-dataset`)."""
+    """`get_dataset` that describes tokenised folders, and refuses one of another run (card `get-dataset`)."""
 
     @functools.wraps(original)
     def get_dataset(template, model_args, data_args, training_args, stage, tokenizer, processor=None):
         row = stages.find(stage)
         folder = data_args.tokenized_path
         marker = Path(folder, MARKER) if folder else None
-        content = {"stage": row.name, "schema": adapter_of(row).schema} if row else None
+        content = _made_by(row, data_args, tokenizer) if row else None
         if marker is not None and os.path.isdir(folder) and os.listdir(folder):
             found = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
-            kept = {key: found[key] for key in ("stage", "schema")} if found else None
-            if kept != content:
-                raise ValueError(
-                    f"tokenized_path {folder} was written for {_describe(kept)}, this run is {_describe(content)}; "
-                    "use another folder"
-                )
+            _refuse_other(folder, found, content)
             if found:
-                current().datasets = [receipt.DatasetEntry(**entry) for entry in found["datasets"]]
+                run = current()
+                run.datasets = [receipt.DatasetEntry(**entry) for entry in found["datasets"]]
+                run.rows.restore(found["rows"])
         module = original(template, model_args, data_args, training_args, stage, tokenizer, processor)
         if row is not None and marker is not None and not marker.is_file() and training_args.should_save:
-            datasets = [vars(entry) for entry in current().datasets]
-            marker.write_text(json.dumps({**content, "datasets": datasets}, indent=2), encoding="utf-8")
+            run = current()
+            made = {**content, "datasets": [asdict(entry) for entry in run.datasets], "rows": asdict(run.rows)}
+            marker.write_text(json.dumps(made, indent=2), encoding="utf-8")
         return module
 
     return get_dataset
 
 
-def _describe(content: dict[str, str] | None) -> str:
-    return f"stage {content['stage']} (rows {content['schema']})" if content else "a stage of the host"
+def _made_by(row: stages.Stage, data_args: Any, tokenizer: Any) -> dict[str, Any]:
+    """What tokenised rows depend on, as the user names it."""
+    return {
+        "stage": row.name,
+        "schema": adapter_of(row).schema,
+        "cutoff_len": data_args.cutoff_len,
+        "template": data_args.template,
+        "tokenizer": scores.fingerprint(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else "",
+        "finepref_overlong": current().options.finepref_overlong,
+    }
+
+
+def _refuse_other(folder: str, found: dict[str, Any] | None, content: dict[str, Any] | None) -> None:
+    """Raise ValueError if a folder of tokenised rows is not what this run would make."""
+    if found is None and content is None:
+        return
+    if found is None or content is None:
+        theirs, ours = ("a stage of the host", content) if found is None else (found, "a stage of the host")
+        named = [each if isinstance(each, str) else f"stage {each['stage']}" for each in (theirs, ours)]
+        differing = f"was written for {named[0]}, this run is {named[1]}"
+    else:
+        changed = [
+            f"{name} {found.get(name)!r}, now {value!r}" for name, value in content.items() if found.get(name) != value
+        ]
+        if not changed:
+            return
+        differing = f"was written with {'; '.join(changed)}"
+    raise ValueError(f"tokenized_path {folder} {differing}; use another folder")

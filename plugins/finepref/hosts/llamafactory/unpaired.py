@@ -7,30 +7,34 @@ draw does not depend on row order, data-loader workers, ranks, resuming or the d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
 from llamafactory.data import KTODataCollatorWithPadding
-from llamafactory.data.processor.processor_utils import infer_seqlen
 from llamafactory.extras import logging
 from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.train.kto.trainer import CustomKTOTrainer
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
-from finepref.formats import jsonl, negatives, records
-from finepref.formats.check import Problem
-from finepref.formats.record_places import record_mark
-from finepref.hosts.llamafactory import data
+from finepref import stages
+from finepref.formats import negatives, records
+from finepref.formats.check import BadData, Problem
+from finepref.hosts.llamafactory import row_cache
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
-from finepref.hosts.llamafactory.tokenized import encode
+from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encode
+from finepref.hosts.llamafactory.verdicts import rejected_record, verdict
 from finepref.hosts.meter import Meter
-from finepref.hosts.run import Run, current, refuse
+from finepref.hosts.reading import Sourced
+from finepref.hosts.rows import INCOMPLETE
+from finepref.hosts.run import Run, current
 from finepref.losses import ops
+from finepref.methods import overlong
 from finepref.methods.batches import Unpaired
 from finepref.methods.draws import (
     EVALUATION_EPOCH,
@@ -38,7 +42,6 @@ from finepref.methods.draws import (
     draw_digest,
     draw_index,
     partners,
-    prompt_key,
     sum_digests,
 )
 from finepref.methods.options import UnpairedOptions
@@ -50,55 +53,82 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class UnpairedProcessor(RecordProcessor):
-    """Two rows per record: one with its chosen response, one with all its negatives as alternatives."""
+    """Two rows per record: one with its chosen response, one with all its negatives as alternatives.
 
-    schema: str = "seapo-1"
+    All of them, and the mismatched responses of the KL term, keep the same tokens of the prompt. So where the host
+    cuts the prompt of one row and not of another, these rows differ from the host's on purpose.
+    """
 
-    def rows(self, found: list[records.Record], examples: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    schema: str = "seapo-2"
+
+    def rows(self, cached: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """See `_two_rows` for the columns."""
-        if "_partner" in examples:
-            others = [data.record_of({"_record": text, "_formatting": "negatives"}) for text in examples["_partner"]]
+        found = [row_cache.record_of(row) for row in cached]
+        if "_partner" in cached[0]:
+            named = [{"_record": row["_partner"], "_formatting": "negatives"} for row in cached]
+            others = [row_cache.record_of(row) for row in named]
         else:  # streaming: partners come from the same batch
-            others = [found[i] for i in partners([(prompt_key(record), record.id) for record in found])]
-        counts = examples.get("_rows", [1] * len(found))
-        named = zip(found, others, counts, strict=True)
-        return [row for record, other, count in named for row in self._two_rows(record, other, count)]
+            others = [found[i] for i in partners([(row["_prompt_key"], row["_record_id"]) for row in cached])]
+        each = zip(found, others, cached, strict=True)
+        return [made for record, other, row in each for made in self._two_rows(record, other, row)]
 
-    def _two_rows(self, record: records.Negatives, other: records.Negatives, count: int) -> list[dict[str, Any]]:
+    def _two_rows(
+        self, record: records.Negatives, other: records.Negatives, cached: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        prompt_ids, responses = self._encoded(record, record)
+        _, mismatched = self._encoded(record, other)
+        kept, problems = self.fit(record, prompt_ids, responses)
+        prompt = prompt_ids[kept.start : kept.stop]
+        room = self.data_args.cutoff_len - len(prompt)  # for mismatched responses
+        dropped = {}
+        if not (kept.skipped or problems):
+            for name in record.negatives:
+                if reason := overlong.equal([responses["chosen"], responses[name]], kept.response):
+                    dropped[name] = reason
+        alone = len(dropped) == len(record.negatives)
+        skipped = kept.skipped or (max(dropped.values()) if alone else "")
+        left = sorted(record.negatives.keys() - (set() if alone else dropped.keys()))
         rows = []
         for desirable in (True, False):
-            mine = {"chosen": record.chosen} if desirable else record.negatives
-            theirs = {"chosen": other.chosen} if desirable else other.negatives
-            encoded = [self._encode(record, mine[name]) for name in sorted(mine)]
-            mismatched = [self._encode(record, theirs[name]) for name in sorted(theirs)]
-            prompt_length = encoded[0][2]
-            problem = ""
-            if desirable and prompt_length >= self.data_args.cutoff_len:
-                text = f"the prompt has {prompt_length} tokens, cutoff_len is {self.data_args.cutoff_len}"
-                problem = data.note_problems([Problem(record_mark(record.id), 0, "prompt", "FP203", text)])
+            mine = ["chosen"] if desirable else left
+            theirs = ["chosen"] if desirable else sorted(other.negatives)
+            count = cached["_rows"] if desirable else 0
+            alternatives = [responses[name][: kept.response] for name in mine]
+            kl_alternatives = [mismatched[name][:room] for name in theirs]
             rows.append(
                 {
                     "example_id": record.id,
-                    "prompt_key": prompt_key(record),
+                    "prompt_key": cached["_prompt_key"],
                     "kto_tags": desirable,
-                    "types": sorted(mine),
-                    "alternatives": [ids for ids, _, _ in encoded],
-                    "alternative_labels": [labels for _, labels, _ in encoded],
-                    "kl_types": sorted(theirs),
-                    "kl_alternatives": [ids for ids, _, _ in mismatched],
-                    "kl_alternative_labels": [labels for _, labels, _ in mismatched],
-                    "rows": count if desirable else 0,
-                    "problem": problem,
+                    "types": mine,
+                    "negative_types": left,
+                    "alternatives": [prompt + ids for ids in alternatives],
+                    "alternative_labels": [[IGNORE_INDEX] * len(prompt) + ids for ids in alternatives],
+                    "kl_types": theirs,
+                    "kl_alternatives": [prompt + ids for ids in kl_alternatives],
+                    "kl_alternative_labels": [[IGNORE_INDEX] * len(prompt) + ids for ids in kl_alternatives],
+                    "dropped": sorted(dropped),
+                    "rows": count,
+                    "place": cached["_place"],
+                    "cut": kept.cut,
                 }
+                | verdict(
+                    record.id,
+                    cached["_place"],
+                    count,
+                    cut=kept.cut,
+                    skipped=skipped,
+                    problems=problems,
+                    dropped=None if desirable else dropped,
+                )
             )
         return rows
 
-    def _encode(self, record: records.Negatives, response: str) -> tuple[list[int], list[int], int]:
-        """(input ids, labels, prompt length before cutting), cut to cutoff_len as the host does."""
-        prompt_ids, response_ids = encode(self, record.prompt, response)
-        source, target = infer_seqlen(len(prompt_ids), len(response_ids), self.data_args.cutoff_len)
-        ids = prompt_ids[:source] + response_ids[:target]
-        return ids, [IGNORE_INDEX] * source + response_ids[:target], len(prompt_ids)
+    def _encoded(self, record: records.Negatives, other: records.Negatives) -> tuple[list[int], dict[str, list[int]]]:
+        """Token ids of the record's prompt, and of each response of `other` after it, by name."""
+        texts = {"chosen": other.chosen, **other.negatives}
+        both = {name: encode(self, record.prompt, text) for name, text in texts.items()}
+        return both["chosen"][0], {name: ids for name, (_, ids) in both.items()}
 
     def print_data_example(self, example: dict[str, Any]) -> None:
         """Print the first row, as the host does for its own data."""
@@ -262,6 +292,17 @@ def means(sums: dict[str, tuple[float, float]], type_names: tuple[str, ...]) -> 
     return logs
 
 
+class UnpairedCheck(TokenizedCheck):
+    """The stage's own check of each record, for tokenised rows, which an earlier run may have made."""
+
+    def row(self, row: dict[str, Any]) -> tuple[str, Sequence[Problem]]:
+        known = records.Negatives(row["example_id"], (), "", dict.fromkeys(row["negative_types"], ""))
+        problems = stages.find(self.stage).check_record(known, self.options)
+        if problems and row["dropped"]:
+            return overlong.EQUAL_AFTER_CUT, ()
+        return "", problems
+
+
 class UnpairedAdapter(Adapter):
     """Data and training of the stages on unpaired responses."""
 
@@ -279,47 +320,34 @@ class UnpairedAdapter(Adapter):
             return dataset
         if "feedback" not in set(dataset["_formatting"]):
             return dataset
-        found = [data.record_of(row) for row in dataset]
-        whole = [(text, 1) for text, record in zip(dataset["_record"], found, strict=True) if _is_whole(record)]
-        single = [(record_mark(record.id), 0, record) for record in found if not _is_whole(record)]
-        grouped, problems = negatives.group_feedback(single)
-        refuse([problem for problem in problems if not (truncated and problem.code in INCOMPLETE_GROUP)])
-        size = Counter(record.prompt for _, _, record in single)
-        columns = whole + [(jsonl.dumps(records.to_row(record)), size[record.prompt]) for record in grouped]
-        run.incomplete_rows += len(single) - sum(size[record.prompt] for record in grouped)
-        return Dataset.from_dict(
-            {
-                "_record": [text for text, _ in columns],
-                "_formatting": ["negatives"] * len(columns),
-                "_problem": [""] * len(columns),
-                "_rows": [count for _, count in columns],
-            }
-        )
+        whole = [row for row in dataset if row["_formatting"] != "feedback"]
+        single = []
+        for row in dataset:
+            if row["_formatting"] == "feedback":
+                file, _, line = row["_place"].rpartition(":")
+                single.append((file, int(line), row_cache.record_of(row)))
+        joined = _grouped(run, single, truncated=truncated)
+        rows = whole + [row_cache.cached_row(each) for each in joined]
+        return Dataset.from_list(rows)
 
     def prepare(self, dataset: Any, *, streaming: bool) -> Any:
         """Give every record of a split a partner of another prompt for the KL term."""
         if streaming:
             return dataset
-        texts = dataset["_record"]
-        found = map(data.record_of, dataset)
-        keyed = [(prompt_key(record), record.id) for record in found]
+        keyed = list(zip(dataset["_prompt_key"], dataset["_record_id"], strict=True))
+        texts = dataset["_record"][:]
         return dataset.add_column("_partner", [texts[index] for index in partners(keyed)])
 
-    def processor(self) -> Any:
-        return UnpairedProcessor
+    def processor(self, options: UnpairedOptions) -> Any:
+        return partial(UnpairedProcessor, overlong=options.finepref_overlong)
 
-    def check_tokenized(self, dataset: Any, options: UnpairedOptions) -> None:
-        """The stage's own checks, for tokenised rows, which an earlier run may have made."""
-        named = zip(dataset["example_id"], dataset["types"], dataset["kto_tags"], strict=True)
-        found = [
-            records.Negatives(record_id, (), "", dict.fromkeys(names, ""))
-            for record_id, names, desirable in named
-            if not desirable
-        ]
-        if self.stage.check_data:
-            refuse(self.stage.check_data({name for record in found for name in record.negatives}, options))
-        if self.stage.check_record:
-            refuse([problem for record in found for problem in self.stage.check_record(record, options)])
+    def check(self, options: UnpairedOptions) -> UnpairedCheck | None:
+        return UnpairedCheck(self.stage.name, options) if self.stage.check_record else None
+
+    def check_split(self, dataset: Any, options: UnpairedOptions) -> None:
+        found = {name for names in dataset["types"] for name in names} - {"chosen"}
+        if self.stage.check_data and (problems := self.stage.check_data(found, options)):
+            raise BadData(problems)
 
     def build_trainer(self, parts: Any, **common: Any) -> UnpairedTrainer:
         options, training_args = parts.run.options, parts.args.training
@@ -375,5 +403,28 @@ class UnpairedAdapter(Adapter):
         return ["rewards/chosen", "rewards/rejected", "rewards/margins", *(f"rewards/margins/{n}" for n in names)]
 
 
-def _is_whole(record: records.Record) -> bool:
-    return isinstance(record, records.Negatives)
+def _grouped(run: Run, single: list[tuple[str, int, records.Feedback]], *, truncated: bool) -> list[Sourced]:
+    """Feedback rows joined by prompt. Prompts with a problem are counted.
+
+    Args:
+        run: the run that counts.
+        single: (file, line, record) of each row.
+        truncated: whether rows were left out before, so that a prompt may have lost some of its rows.
+    """
+    joined, problems = negatives.group_feedback(single)
+    size = Counter(record.prompt for _, _, record in single)
+    prompts = {(file, line): record.prompt for file, line, record in single}
+    places = {record.prompt: (file, line) for file, line, record in reversed(single)}
+    found: dict[records.Prompt, list[Problem]] = {}
+    for problem in problems:
+        found.setdefault(prompts[problem.file, problem.line], []).append(problem)
+    for prompt, wrong in found.items():
+        name = records.content_id(prompt)
+        if truncated and all(problem.code in INCOMPLETE_GROUP for problem in wrong):
+            file, line = places[prompt]
+            run.rows.skip(name, f"{file}:{line}", INCOMPLETE, size[prompt])
+        else:
+            run.bad_rows.problems += wrong
+            run.bad_rows.add(rejected_record(name, wrong), wrong, rows=size[prompt])
+    run.bad_rows.settle()
+    return [Sourced(*places[record.prompt], record, size[record.prompt]) for record in joined]

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llamafactory.extras import logging
 from transformers import TrainerCallback
 
 from finepref import stages
 from finepref.hosts import patching, receipt
-from finepref.hosts.llamafactory import arguments, data
+from finepref.hosts.llamafactory import arguments, data, tokenized
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.missing_model import missing_model_hint
 from finepref.hosts.run import Run
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,9 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
     tokenizer = tokenizer_module["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, args.data)
     dataset_module = get_dataset(template, args.model, args.data, args.training, stage=row.name, **tokenizer_module)
-    for split in ("train_dataset", "eval_dataset"):
-        if dataset_module.get(split) is not None and not args.data.streaming:
-            for part in _parts(dataset_module[split]):
-                adapter.check_tokenized(part, options)
-                if split == "train_dataset" and args.training.do_train:
-                    adapter.check_training(part, options)
-    _count_rows(run, dataset_module, args.data.streaming)
+    if not args.data.streaming:
+        _check_splits(adapter, run, dataset_module, args)
+    _count_rows(run, dataset_module, args)
 
     training = args.training.do_train
     model = load_model(tokenizer, args.model, args.finetuning, training, add_valuehead=adapter.adds_value_head)
@@ -147,24 +146,45 @@ def _parts(split: Any) -> list[Any]:
     return list(split.values()) if isinstance(split, dict) else [] if split is None else [split]
 
 
-def _count_rows(run: Run, dataset_module: dict[str, Any], streaming: bool) -> None:
-    """Count what happened to the rows that were read, from the `rows` column of the tokenised splits."""
+def _check_splits(adapter: Adapter, run: Run, dataset_module: dict[str, Any], args: HostArguments) -> None:
+    """Leave out the rows of each split that cannot be used, and check each split as a whole."""
+
+    def usable(part: Any) -> Any:
+        part = tokenized.usable(run, adapter.check(run.options), part, args.data)
+        adapter.check_split(part, run.options)
+        return part
+
+    for name in ("train_dataset", "eval_dataset"):
+        split = dataset_module.get(name)
+        if isinstance(split, dict):
+            dataset_module[name] = {key: usable(part) for key, part in split.items()}
+        elif split is not None:
+            dataset_module[name] = usable(split)
+    if dataset_module.get("train_dataset") is not None and args.training.do_train:
+        adapter.check_training(dataset_module["train_dataset"], run.options)
+
+
+def _count_rows(run: Run, dataset_module: dict[str, Any], args: HostArguments) -> None:
+    """Count the rows of the splits and tell what was left out.
+
+    Raises:
+        UnprovenRun: rows are missing without a reason.
+    """
     reads = [entry.read for entry in run.datasets]
-    read = sum(reads) if None not in reads else None
-    if streaming:
-        run.rows = {"read": read, "trained": None}
+    run.rows.read = sum(reads) if None not in reads else None
+    if args.data.streaming:
         return
-    parts = _parts(dataset_module.get("eval_dataset"))
     train = dataset_module.get("train_dataset")
-    run.rows = {
-        "read": read,
-        "trained": sum(train["rows"]) if train is not None else 0,
-        "evaluated": sum(sum(part["rows"]) for part in parts),
-        "skipped_by_max_samples": sum(entry.skipped for entry in run.datasets) + run.incomplete_rows,
-        "rejected": 0,
-    }
-    if not receipt.rows_add_up(run.rows):
-        raise receipt.UnprovenRun(f"rows went missing between file and trainer: {run.rows}")
+    run.rows.training = sum(train["rows"]) if train is not None else 0
+    run.rows.evaluation = sum(sum(part["rows"]) for part in _parts(dataset_module.get("eval_dataset")))
+    if not run.rows.add_up():
+        raise receipt.UnprovenRun(f"rows went missing between file and trainer: {run.rows.content()}")
+    for line in run.rows.summary(longest="`cutoff_len`"):
+        logger.info_rank0(line)
+    if warning := run.rows.warning(option="`finepref_overlong`"):
+        logger.warning_rank0(warning)
+    if args.training.should_save:
+        run.rows.write(Path(args.training.output_dir))
 
 
 class ReceiptCallback(TrainerCallback):

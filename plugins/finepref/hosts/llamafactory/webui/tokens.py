@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import accumulate, islice, pairwise
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -16,13 +14,17 @@ from llamafactory.hparams import DataArguments, ModelArguments, finetuning_args
 from llamafactory.model import load_tokenizer
 
 from finepref import stages
-from finepref.formats import jsonl, records, spans
+from finepref.formats import records, spans
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import BadData
-from finepref.hosts.llamafactory import arguments, data
+from finepref.hosts.llamafactory import arguments, data, row_cache
+from finepref.hosts.llamafactory.verdicts import problems_of
 from finepref.hosts.llamafactory.webui import forms
 from finepref.hosts.missing_model import missing_model_hint
 from finepref.hosts.patching import HostDrift
+from finepref.hosts.reading import Sourced, SourceReader
 from finepref.methods.checks import record_problems
+from finepref.methods.options import Options
 from finepref.methods.pair_rows import SIDES, PairRow, scores_of, spans_of
 
 ELEMENTS = ("tokens_tab", "tokens_record", "tokens_btn", "tokens_chosen", "tokens_rejected")
@@ -80,13 +82,14 @@ def view(get: Callable[[str], Any]) -> tuple[str, Any, Any]:
         values = forms.values(row, lambda name: get(f"train.{name}"))
         options = arguments.options_of(row, finetuning_args.FinetuningArguments(stage=row.name, **values))
         name, number = get("train.dataset")[0], int(get("train.tokens_record") or 0)
-        record = find_record(row, name, get("train.dataset_dir"), number)
+        sourced = find_record(row, name, get("train.dataset_dir"), number)
+        record = sourced.record
         if problems := record_problems(record, row, options):
             raise BadData(problems)
         if get("top.model_path"):
             tokenizer_module, template = _tokenizer(get("top.model_path"), get("top.template"))
             data_args = DataArguments(template=get("top.template"), cutoff_len=get("train.cutoff_len"))
-            tokenized, texts = by_tokens(row, record, tokenizer_module, template, data_args)
+            tokenized, texts = by_tokens(row, sourced, options, tokenizer_module, template, data_args)
         else:
             tokenized, texts = by_characters(record)
         *weights, _ = data.adapter_of(row).weigh(PairRow.of(tokenized), options, SEED)
@@ -102,36 +105,23 @@ def view(get: Callable[[str], Any]) -> tuple[str, Any, Any]:
     return f"**{name}** {number} `{record.id}`: {', '.join(counts)}\n```\n{prompt}\n```", *map(highlighted, sides)
 
 
-def find_record(row: stages.Stage, name: str, dataset_dir: str, number: int) -> records.Record:
+def find_record(row: stages.Stage, name: str, dataset_dir: str, number: int) -> Sourced:
     """Record `number`, counted from 1, of a data set that the stage trains on.
 
     Raises:
-        BadData: the data set has another format, the record is invalid, or the file is missing.
+        BadData: the data set has another format, a row up to the record is bad, or the file is missing.
         ValueError: the data set has no such record, or is not a local file.
     """
     (attribute,) = data.check_formats([name], dataset_dir, row.name)
     if attribute.load_from != "file":
         raise ValueError(f"dataset {name} is not a local file")
-    source = data.source_of(name, attribute, dataset_dir)
-    rows = (found for file in source.files for found in _rows(file))
-    file, line, value = next(islice(rows, max(number, 1) - 1, None), (None, 0, None))
-    if number < 1 or file is None:
+    bad_rows = BadRows()
+    reader = SourceReader(data.source_of(name, attribute, dataset_dir), bad_rows)
+    found = next(islice(reader, max(number, 1) - 1, None), None)
+    bad_rows.settle()
+    if number < 1 or found is None:
         raise ValueError(f"dataset {name} has no record {number}")
-    parsed = records.parse(
-        value,
-        source.formatting,
-        columns=source.columns,
-        error_type=source.error_type,
-        file=str(file),
-        line=line,
-    )
-    if isinstance(parsed, list):
-        raise BadData(parsed)
-    return parsed
-
-
-def _rows(file: Path) -> Iterator[tuple[Path, int, dict[str, Any]]]:
-    return ((file, line, value) for line, value in jsonl.read_jsonl(file, problems=None))
+    return found
 
 
 @lru_cache(maxsize=1)
@@ -151,24 +141,33 @@ def _tokenizer(path: str, template: str) -> tuple[dict[str, Any], Any]:
 
 
 def by_tokens(
-    row: stages.Stage, record: records.Record, tokenizer_module: dict[str, Any], template: Any, data_args: Any
+    row: stages.Stage,
+    sourced: Sourced,
+    options: Options,
+    tokenizer_module: dict[str, Any],
+    template: Any,
+    data_args: Any,
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """The record as the stage's processor tokenises it, and the text of each token by side.
 
     Args:
         row: the stage.
-        record: what to tokenise.
+        sourced: the record with its place.
+        options: the stage's options.
         tokenizer_module, template, data_args: those of the host.
 
     Raises:
         BadData: the record and the tokenizer do not fit together.
+        ValueError: the record would be skipped.
     """
-    processor = data.adapter_of(row).processor()(template=template, data_args=data_args, **tokenizer_module)
-    formatting = next(name for name, kind in records.FORMATS.items() if type(record) is kind)
-    text = json.dumps(records.to_row(record))
-    columns = processor.preprocess_dataset({"_record": [text], "_formatting": [formatting], "_problem": [""]})
+    make = data.adapter_of(row).processor(options)
+    processor = make(template=template, data_args=data_args, **tokenizer_module)
+    columns = processor.preprocess_dataset({k: [v] for k, v in row_cache.cached_row(sourced).items()})
     tokenized = {name: column[0] for name, column in columns.items()}
-    data.raise_problems([tokenized["problem"]])
+    if problems := problems_of(tokenized["_problem"]):
+        raise BadData(problems)
+    if tokenized["_skipped"]:
+        raise ValueError(f"the record is skipped: {tokenized['_skipped']}")
     tokenizer = tokenizer_module["tokenizer"]
     return tokenized, {side: token_texts(tokenizer, tokenized[f"{side}_input_ids"]) for side in SIDES}
 

@@ -1,0 +1,133 @@
+"""What is decided about each row while it is prepared: kept, cut, skipped or rejected.
+
+A map function cannot count for the run, since it may run in other processes, or not at all if the cache has its
+result. So it writes its verdict into columns, which are counted and removed afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from llamafactory.extras import logging
+
+from finepref.formats import record_places
+from finepref.formats.problems import BadData, Problem
+from finepref.hosts.run import Run
+from finepref.methods.options import Options
+
+logger = logging.get_logger(__name__)
+
+COLUMNS = ("_id", "_at", "_count", "_cut", "_skipped", "_problem", "_dropped")
+
+
+def verdict(
+    record_id: str,
+    place: str,
+    count: int,
+    *,
+    cut: str = "",
+    skipped: str = "",
+    problems: Sequence[Problem] = (),
+    dropped: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The columns of a verdict on one row.
+
+    Args:
+        record_id: id of its record.
+        place: file and line.
+        count: number of rows of the data that the row was made from.
+        cut, skipped: see `finepref.methods.overlong.Fit`.
+        problems: what is wrong with it.
+        dropped: name of a response of the record that is left out -> the reason.
+    """
+    found = record_places.at(problems, place)
+    texts = "\n".join(json.dumps(astuple(problem)) for problem in found)
+    values = (record_id, place, count, cut, skipped, texts, json.dumps(dropped) if dropped else "")
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def problems_of(text: str) -> list[Problem]:
+    """The problems in a cell of the column `_problem`."""
+    return [Problem(*json.loads(line)) for line in text.split("\n")] if text else []
+
+
+def keep_good(run: Run, dataset: Any, found: Any = None) -> Any:
+    """Count the verdicts on a data set and drop the rows that are skipped or rejected.
+
+    Args:
+        run: the run that counts.
+        dataset: the rows.
+        found: the verdict on each; default: the columns of `dataset`, which are then removed.
+
+    Returns:
+        The rows that are left.
+
+    Raises:
+        BadData: there are more bad rows than the options allow.
+    """
+    source = dataset if found is None else found
+    kept = []
+    for index, values in enumerate(zip(*(source[name] for name in COLUMNS), strict=True)):
+        record_id, place, count, cut, skipped, problem, dropped = values
+        if problem:
+            problems = problems_of(problem)
+            run.bad_rows.problems += problems
+            if count:
+                run.bad_rows.add(rejected_record(record_id, problems), problems, rows=count)
+        elif skipped:
+            if count:
+                run.rows.skip(record_id, place, skipped, count)
+        else:
+            kept.append(index)
+            run.rows.note_cut(cut, count)
+            for name, reason in json.loads(dropped or "{}").items():
+                run.rows.skip_response(record_id, place, name, reason)
+    run.bad_rows.settle()
+    if found is None:
+        dataset = dataset.remove_columns(list(COLUMNS))
+    return dataset if len(kept) == len(source) else dataset.select(kept)
+
+
+def rejected_record(record_id: str, problems: Sequence[Problem]) -> dict[str, Any]:
+    """A record with problems that its row alone does not have, as rejected.jsonl lists it."""
+    told = [{"field": each.field, "code": each.code, "message": each.message} for each in problems]
+    return {"file": problems[0].file, "line": problems[0].line, "id": record_id, "problems": told}
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Drops rows by their verdicts in a stream, where nothing can be counted for the run."""
+
+    options: Options
+
+    def drop(self, examples: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """The rows that are kept, for `IterableDataset.map`. Each row that is dropped is logged.
+
+        Raises:
+            ValueError: a row has a problem, and `finepref_bad_rows` is not skip. (A data-loader process can pass on
+                only a text.)
+        """
+        kept = []
+        columns = (examples[name] for name in ("_id", "_at", "_count", "_skipped", "_problem"))
+        for index, (record_id, place, count, skipped, problem) in enumerate(zip(*columns, strict=True)):
+            if problem and self.options.finepref_bad_rows == "error":
+                raise ValueError(str(BadData(problems_of(problem))))
+            if not problem and not skipped:
+                kept.append(index)
+            elif count:
+                reason = "; ".join(map(str, problems_of(problem))) or skipped
+                logger.warning(f"finepref: {record_id} ({place}) is left out of the stream: {reason}")
+        return {name: [values[i] for i in kept] for name, values in examples.items() if name not in COLUMNS}
+
+
+def drop_in_stream(dataset: Any, options: Options) -> Any:
+    """A stream without the rows that are skipped or rejected, see `Verdicts.drop`."""
+    return dataset.map(Verdicts(options).drop, batched=True, remove_columns=list(next(iter(dataset))))
+
+
+def rows_of(examples: Mapping[str, Sequence[Any]]) -> Iterable[dict[str, Any]]:
+    """The rows of a batch of columns."""
+    return (dict(zip(examples, values, strict=True)) for values in zip(*examples.values(), strict=True))
