@@ -245,7 +245,7 @@ class PairAdapter(Adapter):
     schema = PairProcessor.schema
 
     def processor(self, options: Options) -> Any:
-        return partial(PairProcessor, overlong=options.finepref_overlong)
+        return partial(PairProcessor, overlong=options.overlong)
 
     def weigh(self, row: PairRow, options: Options, seed: int) -> Weights:
         """The weights of a tokenised pair. Raises BadData for an unfit one."""

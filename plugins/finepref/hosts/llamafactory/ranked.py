@@ -181,7 +181,7 @@ class RankedAdapter(Adapter):
     predicts = True
 
     def processor(self, options: RankedOptions) -> Any:
-        return partial(RankedProcessor, overlong=options.finepref_overlong)
+        return partial(RankedProcessor, overlong=options.overlong)
 
     def check(self, options: RankedOptions) -> RankedCheck | None:
         return RankedCheck(self.stage.name, options) if options.pooling[1] == "eos" else None

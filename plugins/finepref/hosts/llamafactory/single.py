@@ -120,7 +120,7 @@ class SingleAdapter(Adapter):
     def processor(self, options: Options) -> Any:
         weigh = partial(self.stage.weigh or weigh_chosen, options=options, seed=0)
         asked = f"`{self.stage.switch}`" if self.stage.switch else f"stage {self.stage.name}"
-        return partial(SingleProcessor, overlong=options.finepref_overlong, weigh=weigh, asked=asked)
+        return partial(SingleProcessor, overlong=options.overlong, weigh=weigh, asked=asked)
 
     def check(self, options: Options) -> SingleCheck:
         return SingleCheck(self.stage.name, options)

@@ -166,7 +166,7 @@ def _made_by(row: stages.Stage, data_args: Any, tokenizer: Any) -> dict[str, Any
         "cutoff_len": data_args.cutoff_len,
         "template": data_args.template,
         "tokenizer": scores.fingerprint(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else "",
-        "finepref_overlong": current().options.finepref_overlong,
+        "finepref_overlong": current().options.overlong,
     }
 
 

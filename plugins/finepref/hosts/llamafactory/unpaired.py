@@ -339,7 +339,7 @@ class UnpairedAdapter(Adapter):
         return dataset.add_column("_partner", [texts[index] for index in partners(keyed)])
 
     def processor(self, options: UnpairedOptions) -> Any:
-        return partial(UnpairedProcessor, overlong=options.finepref_overlong)
+        return partial(UnpairedProcessor, overlong=options.overlong)
 
     def check(self, options: UnpairedOptions) -> UnpairedCheck | None:
         return UnpairedCheck(self.stage.name, options) if self.stage.check_record else None
