@@ -21,7 +21,7 @@ from finepref.formats.check import BadData, Problem
 from finepref.hosts import receipt, rows
 from finepref.hosts.llamafactory import row_cache
 from finepref.hosts.llamafactory.adapter import Adapter
-from finepref.hosts.llamafactory.verdicts import drop_in_stream, keep_good, verdict
+from finepref.hosts.llamafactory.verdicts import drop_in_stream, keep_good, rows_of, verdict
 from finepref.hosts.reading import Sourced
 from finepref.hosts.run import Run, Source, current
 from finepref.methods.checks import record_problems
@@ -303,13 +303,17 @@ class RecordCheck:
     options: Options
 
     def __call__(self, examples: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        stage = stages.find(self.stage)
-        names = zip(*(examples[name] for name in ("_record", "_formatting", "_place", "_rows")), strict=True)
         found = []
-        for text, formatting, place, count in names:
-            record = row_cache.record_of({"_record": text, "_formatting": formatting})
-            found.append(verdict(record.id, place, count, problems=record_problems(record, stage, self.options)))
+        for row in rows_of(examples):
+            problems = self._problems(row)
+            found.append(verdict(row["_record_id"], row["_place"], row["_rows"], problems=problems))
         return {name: [row[name] for row in found] for name in found[0]}
+
+    def _problems(self, row: Mapping[str, Any]) -> list[Problem]:
+        stage = stages.find(self.stage)
+        if stage.check_record is None and stage.shape != "ranked" and '"weight"' not in row["_record"]:
+            return []  # `record_problems` would find none
+        return record_problems(row_cache.record_of(row), stage, self.options)
 
 
 def _arrange(row: stages.Stage, dataset: Any, data_args: Any, *, truncated: bool) -> Any:

@@ -230,6 +230,8 @@ class PairTrainer(CustomDPOTrainer):
 class PairCheck(TokenizedCheck):
     """Weighs every row once, so that all problems are known before a model loads."""
 
+    unread = tuple(f"{side}_{name}" for side in SIDES for name in ("input_ids", "attention_mask"))
+
     def row(self, row: dict[str, Any]) -> tuple[str, Sequence[Problem]]:
         stage = stages.find(self.stage)
         try:

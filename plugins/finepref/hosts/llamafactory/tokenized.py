@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from finepref import stages
 from finepref.formats import records, scores
@@ -77,7 +77,10 @@ class TokenizedCheck:
     Attributes:
         stage: the stage's name.
         options: its options.
+        unread: columns that `row` does not read, which need not be decoded.
     """
+
+    unread: ClassVar[tuple[str, ...]] = ()
 
     stage: str
     options: Options
@@ -118,10 +121,11 @@ def usable(run: Run, check: TokenizedCheck | None, dataset: Any, data_args: Any)
         ValueError: no row is left.
     """
     if check is not None:
-        found = dataset.map(
+        read = [name for name in dataset.column_names if name not in check.unread]
+        found = dataset.select_columns(read).map(
             check,
             batched=True,
-            remove_columns=dataset.column_names,
+            remove_columns=read,
             load_from_cache_file=not data_args.overwrite_cache,
             num_proc=data_args.preprocessing_num_workers,
             desc="Checking tokens",

@@ -69,8 +69,9 @@ def keep_good(run: Run, dataset: Any, found: Any = None) -> Any:
         BadData: there are more bad rows than the options allow.
     """
     source = dataset if found is None else found
+    table = source.select_columns(list(COLUMNS)).with_format("arrow")[:]
     kept = []
-    for index, values in enumerate(zip(*(source[name] for name in COLUMNS), strict=True)):
+    for index, values in enumerate(zip(*(table[name].to_pylist() for name in COLUMNS), strict=True)):
         record_id, place, count, cut, skipped, problem, dropped = values
         if problem:
             problems = problems_of(problem)
@@ -82,7 +83,8 @@ def keep_good(run: Run, dataset: Any, found: Any = None) -> Any:
                 run.rows.skip(record_id, place, skipped, count)
         else:
             kept.append(index)
-            run.rows.note_cut(cut, count)
+            if cut:
+                run.rows.note_cut(cut, count)
             for name, reason in json.loads(dropped or "{}").items():
                 run.rows.skip_response(record_id, place, name, reason)
     run.bad_rows.settle()

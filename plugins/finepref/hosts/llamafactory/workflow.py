@@ -103,8 +103,8 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
     template = get_template_and_fix_tokenizer(tokenizer, args.data)
     dataset_module = get_dataset(template, args.model, args.data, args.training, stage=row.name, **tokenizer_module)
     if not args.data.streaming:
-        _check_splits(adapter, run, dataset_module, args)
-    _count_rows(run, dataset_module, args)
+        check_splits(adapter, run, dataset_module, args)
+    count_rows(run, dataset_module, args)
 
     training = args.training.do_train
     model = load_model(tokenizer, args.model, args.finetuning, training, add_valuehead=adapter.adds_value_head)
@@ -146,7 +146,7 @@ def _parts(split: Any) -> list[Any]:
     return list(split.values()) if isinstance(split, dict) else [] if split is None else [split]
 
 
-def _check_splits(adapter: Adapter, run: Run, dataset_module: dict[str, Any], args: HostArguments) -> None:
+def check_splits(adapter: Adapter, run: Run, dataset_module: dict[str, Any], args: HostArguments) -> None:
     """Leave out the rows of each split that cannot be used, and check each split as a whole."""
 
     def usable(part: Any) -> Any:
@@ -164,7 +164,7 @@ def _check_splits(adapter: Adapter, run: Run, dataset_module: dict[str, Any], ar
         adapter.check_training(dataset_module["train_dataset"], run.options)
 
 
-def _count_rows(run: Run, dataset_module: dict[str, Any], args: HostArguments) -> None:
+def count_rows(run: Run, dataset_module: dict[str, Any], args: HostArguments) -> None:
     """Count the rows of the splits and tell what was left out.
 
     Raises:
