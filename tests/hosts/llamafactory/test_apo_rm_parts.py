@@ -197,7 +197,6 @@ def test_bad_options_give_one_clear_line(refused, overrides, message):
         ({"scores": [1, 1]}, "FP052", "scores"),
         ({"kind": "robot"}, "FP053", "kind"),
         ({"scores": [1, None]}, "FP011", "scores[1]"),
-        ({"responses": ["Yes, it is.", "no " * 200]}, "FP221", "responses[1]"),
     ],
 )
 def test_a_bad_list_is_named_by_code_line_and_field(refused, fields, code, field):

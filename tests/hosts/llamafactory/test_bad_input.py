@@ -43,17 +43,6 @@ def test_all_problems_of_a_file_come_at_once(refused):
     assert message.endswith("3 problems")
 
 
-def test_prompts_beyond_cutoff_len_are_all_named_not_cut(refused):
-    records = rows()
-    for index in (3, 7):
-        records[index]["prompt"] = "Why? " * 80
-    message = refused(records, cutoff_len=128)
-    assert "FP203" in message
-    assert "sums.jsonl:4 prompt" in message
-    assert "sums.jsonl:8 prompt" in message
-    assert "cutoff_len is 128" in message
-
-
 def test_a_type_that_no_record_has_is_refused_by_name(refused):
     assert "no record has an error of type spelling" in refused(rows(), seapo_error_types="logic,spelling")
 

@@ -60,21 +60,12 @@ def test_scores_that_do_not_fit_the_tokens_are_refused(refused, tiny_model, extr
     assert "scores.jsonl:5 rejected_scores: " in message
 
 
-def test_a_span_that_cutoff_len_cuts_off_is_named(refused):
-    records = span_rows()
-    records[4]["rejected"] += " And so on." * 20 + " End."
-    end = len(records[4]["rejected"])
-    message = refused(
-        changed(records, 4, rejected_spans=[{"start": end - 4, "end": end}]), SPANS, name="tdpo_spans", cutoff_len=96
-    )
+def test_a_span_whose_weights_are_all_zero_is_named_even_if_the_prompt_is_cut(refused):
+    spans = [{**span, "weight": 0.0} for span in span_rows()[4]["rejected_spans"]]
+    records = changed(span_rows(), 4, prompt="Why? " * 80, rejected_spans=spans)
+    message = refused(records, SPANS, name="tdpo_spans", cutoff_len=256, finepref_overlong="truncate_left")
     assert "FP214 " in message
     assert "spans.jsonl:5 rejected_spans: " in message
-
-
-def test_a_prompt_beyond_cutoff_len_is_named(refused):
-    message = refused(changed(span_rows(), 4, prompt="Why? " * 80), SPANS, name="tdpo_spans", cutoff_len=128)
-    assert "FP203 " in message
-    assert "spans.jsonl:5 prompt: " in message
 
 
 def test_a_template_that_changes_the_response_is_an_error_not_a_shifted_mask(refused, monkeypatch):
@@ -166,4 +157,21 @@ def test_a_key_that_both_stages_have_is_named_with_both(refused):
 def test_a_tokenised_folder_of_the_other_pair_stage_is_refused(run, refused, tmp_path):
     folder = str(tmp_path / "tokens")
     run(name="tdpo_spans", tokenized_path=folder)
-    assert "was written for stage tdpo" in refused(name="sepo", dataset="spans", tokenized_path=folder)
+    message = refused(name="sepo", dataset="spans", tokenized_path=folder)
+    assert f"tokenized_path {folder} was written with stage 'tdpo', now 'sepo'" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"cutoff_len": 64}, "cutoff_len 2048, now 64"),
+        ({"template": "default"}, "template 'chatml', now 'default'"),
+        ({"finepref_overlong": "skip"}, "finepref_overlong 'host', now 'skip'"),
+    ],
+)
+def test_a_tokenised_folder_of_other_settings_is_refused_by_their_names(run, refused, tmp_path, overrides, message):
+    folder = str(tmp_path / "tokens")
+    done = run(name="tdpo_spans", tokenized_path=folder)
+    again = run(name="tdpo_spans", tokenized_path=folder)
+    assert again.receipt["rows"] == done.receipt["rows"]
+    assert message in refused(name="tdpo_spans", tokenized_path=folder, **overrides)

@@ -220,8 +220,6 @@ def _refuse_numbers(names: list[str], attributes: list[Any], data_args: Any, tra
     for name, attribute in zip(names, attributes, strict=True):
         if attribute.num_samples is not None and attribute.num_samples < 1:
             raise ValueError(f"`num_samples: {attribute.num_samples}` of dataset {name} leaves no row; leave it out")
-    if data_args.streaming and data_args.max_samples is not None:
-        raise ValueError("`max_samples` cannot shorten a stream, whose length is not known; use `max_steps`")
     local = any(attribute.load_from == "file" for attribute in attributes)
     if data_args.streaming and local and training_args.dataloader_num_workers < 1:
         raise ValueError(
