@@ -73,10 +73,10 @@ class BadRows:
             else:
                 yield row
 
-    def add(self, row: Mapping[str, object], problems: list[Problem]) -> None:
-        """Collect a bad row that was already counted as read."""
+    def add(self, row: Mapping[str, object], problems: list[Problem], *, rows: int = 1) -> None:
+        """Collect a bad row, or a record of several rows, that was already counted as read."""
         self.rejected.append(row)
-        self.codes[problems[0].code] += 1
+        self.codes[problems[0].code] += rows
 
     def settle(self) -> None:
         """Accept what was read, or refuse it.
@@ -88,9 +88,10 @@ class BadRows:
         of_files = [problem for problem in self.problems if problem.line == 0]
         if of_files or (self.rejected and not self.skip):
             raise BadData([*of_files, *(p for p in self.problems if p.line)][:SHOWN], len(self.problems))
-        if len(self.rejected) > self.max_bad * self.read:
-            share = len(self.rejected) / self.read
-            text = f"{len(self.rejected)} of {self.read} rows are bad, {share:.1%}; max_bad is {self.max_bad:.4%}"
+        bad = self.codes.total()
+        if bad > self.max_bad * self.read:
+            share = bad / self.read
+            text = f"{bad} of {self.read} rows are bad, {share:.1%}; max_bad is {self.max_bad:.4%}"
             limit = Problem(self.problems[0].file, 0, "", "FP091", text.replace("0000%", "%"))
             raise BadData([limit, *self.problems][:SHOWN], len(self.problems) + 1)
 
@@ -101,4 +102,4 @@ class BadRows:
     def __str__(self) -> str:
         """The counts for a line of output: "3 rows rejected: 2 FP010, 1 FP012"."""
         told = ", ".join(f"{count} {code}" for code, count in sorted(self.codes.items()))
-        return f"{len(self.rejected)} rows rejected: {told}" if told else "no row rejected"
+        return f"{self.codes.total()} rows rejected: {told}" if told else "no row rejected"

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from finepref.formats.jsonl import write_aside
 from finepref.methods.overlong import PROMPT_CUT
@@ -30,6 +31,7 @@ class Rows:
         skipped: reason -> rows that are in no set although nothing is wrong with them.
         rejected: code -> rows with a problem, which `finepref_bad_rows: skip` left out.
         cut: what is cut -> rows that are trained or evaluated on, but not as a whole.
+        responses_skipped: reason -> responses that are left out of records that are kept.
         named: the skipped rows: {id, place, reason}.
         bad: the rejected rows, see `formats.check.rejected_row`.
     """
@@ -41,6 +43,7 @@ class Rows:
     skipped: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     cut: Counter[str] = field(default_factory=Counter)
+    responses_skipped: Counter[str] = field(default_factory=Counter)
     named: list[Mapping[str, object]] = field(default_factory=list)
     bad: list[Mapping[str, object]] = field(default_factory=list)
 
@@ -49,10 +52,23 @@ class Rows:
         self.skipped[reason] += rows
         self.named.append({"id": record_id, "place": place, "reason": reason})
 
+    def skip_response(self, record_id: str, place: str, name: str, reason: str) -> None:
+        """Count and name a response that is left out of a record, such as a negative of one error type."""
+        self.responses_skipped[reason] += 1
+        self.named.append({"id": record_id, "place": place, "response": name, "reason": reason})
+
     def note_cut(self, cut: str, rows: int = 1) -> None:
         """Count what is cut of a record that is kept, see `methods.overlong.Fit.cut`."""
         for part in filter(None, cut.split(",")):
             self.cut[part] += rows
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Take over the counts of the run that prepared the rows; `kept` is `dataclasses.asdict` of its Rows."""
+        self.read, self.repeated = kept["read"], kept["repeated"]
+        self.named += kept["named"]
+        self.bad += kept["bad"]
+        for name in ("skipped", "rejected", "cut", "responses_skipped"):
+            getattr(self, name).update(kept[name])
 
     def content(self) -> dict[str, object]:
         """The receipt's entry `rows`."""
@@ -64,6 +80,7 @@ class Rows:
             "skipped": dict(sorted(self.skipped.items())),
             "rejected": dict(sorted(self.rejected.items())),
             "cut": dict(sorted(self.cut.items())),
+            "responses_skipped": dict(sorted(self.responses_skipped.items())),
         }
 
     def add_up(self) -> bool:
@@ -83,6 +100,8 @@ class Rows:
         for reason, count in sorted(self.skipped.items()):
             examples = [f"{row['id']} ({row['place']})" for row in self.named if row["reason"] == reason][:3]
             lines.append(f"{count} rows skipped: {reason}" + (f", such as {', '.join(examples)}" if examples else ""))
+        for reason, count in sorted(self.responses_skipped.items()):
+            lines.append(f"{count} responses skipped: {reason}, see skipped.jsonl")
         for code, count in sorted(self.rejected.items()):
             lines.append(f"{count} rows rejected: {code}, see rejected.jsonl")
         for part, count in sorted(self.cut.items()):

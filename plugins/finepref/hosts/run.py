@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finepref.formats import jsonl, record_places, records
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.problems import BadData, Problem
 from finepref.hosts import patching, receipt
 from finepref.hosts.rows import Rows
@@ -49,6 +50,8 @@ class Run:
         settings: the options with the values in use, for the receipt.
         sources: the data sets with local files.
         datasets: the receipt's entry of each data set.
+        prepared: data set -> the file with its records, if the host opens one that we made.
+        bad_rows: the collector of bad rows, by the options.
         rows: what happened to the rows of the data.
         loss_calls: how often our loss was called in training.
         first_step: optimizer steps done before this process started.
@@ -61,12 +64,16 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
     sources: list[Source] = field(default_factory=list)
     datasets: list[receipt.DatasetEntry] = field(default_factory=list)
+    prepared: dict[str, Path] = field(default_factory=dict)
+    bad_rows: BadRows = field(init=False)
     rows: Rows = field(default_factory=Rows)
     loss_calls: int = 0
     first_step: int = 0
     more: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.bad_rows = self.options.bad_rows
+        self.rows.rejected, self.rows.bad = self.bad_rows.codes, self.bad_rows.rejected
         self.settings = self.stage.settings_of(self.options) | self.settings
 
     @contextmanager

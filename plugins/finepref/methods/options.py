@@ -80,7 +80,7 @@ class Described(NamedTuple):
 
 OVERLONG_HELP = (
     "Records longer than cutoff_len: host (cut as the host does), keep_prompt (cut responses only), truncate_left "
-    "(drop the beginning of the prompt), skip, error."
+    "(drop the beginning of the prompt), skip, error. Default: host; truncate_left for reward models."
 )
 
 
@@ -89,10 +89,11 @@ class Options:
     """Base of every method's options: what happens to rows that do not fit, and to a resume of another run."""
 
     host: ClassVar[str] = "llamafactory"
+    default_overlong: ClassVar[Overlong] = "host"
     spelling: ClassVar[Callable[[str, str], str]]
 
-    finepref_overlong: Overlong = option(  # noqa: RUF009 (it makes a field)
-        "host", OVERLONG_HELP, openrlhf={"help": OVERLONG_HELP.replace("cutoff_len", "--data.max_len")}
+    finepref_overlong: Overlong | None = option(  # noqa: RUF009 (it makes a field)
+        None, OVERLONG_HELP, openrlhf={"help": OVERLONG_HELP.replace("cutoff_len", "--data.max_len")}
     )
     finepref_bad_rows: Literal["error", "skip"] = option(
         "error", "Rows with a coded problem: error stops the run; skip writes them to rejected.jsonl."
@@ -150,6 +151,7 @@ class Options:
             share_of(made.finepref_max_bad)
         except ValueError as error:
             raise ValueError(f"{made.key('finepref_max_bad')}: {error}") from None
+        made.finepref_overlong = made.finepref_overlong or cls.default_overlong
         made.check_together()
         return made
 
@@ -271,9 +273,7 @@ class RankedOptions(Options):
     A reward is read at the end of a response, so by default only the beginning of a prompt is dropped.
     """
 
-    finepref_overlong: Overlong = option(  # noqa: RUF009 (it makes a field)
-        "truncate_left", OVERLONG_HELP, openrlhf={"help": OVERLONG_HELP.replace("cutoff_len", "--data.max_len")}
-    )
+    default_overlong: ClassVar[Overlong] = "truncate_left"
 
     @property
     def pooling(self) -> tuple[str, str]:

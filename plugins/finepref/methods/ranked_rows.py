@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from finepref.formats import records
 from finepref.formats.problems import Problem
 from finepref.formats.record_places import record_mark
+from finepref.methods import overlong
 from finepref.methods.options import RankedOptions
 
 
@@ -37,20 +40,23 @@ def margin_problems(record: records.Record) -> list[Problem]:
     return [Problem(record_mark(record.id), 0, "margin", "FP220", text)]
 
 
-def length_problems(record: records.Record, index: int, length: int, *, limit: str, longest: int) -> list[Problem]:
-    """FP221 if a response fills the whole sequence, so that no token of its prompt would be left.
+def equal_and_ranked(responses: Sequence[Sequence[int]], scores: Sequence[float], keep: int) -> str:
+    """The reason for which responses cannot be compared: two with different scores are equal in what is kept.
 
     Args:
-        record: the record.
-        index: index of the response.
-        length: number of its tokens, including what the template writes after it.
-        limit: the option that limits a sequence's length, as the user writes it.
-        longest: its value, in tokens.
+        responses: the token ids of each response.
+        scores: the score of each.
+        keep: most tokens that are kept of each.
+
+    Returns:
+        See `overlong.equal`; "" if the responses can be compared.
     """
-    if length < longest:
-        return []
-    text = f"has {length} tokens, {limit} is {longest}, so nothing of the prompt would be left"
-    return [Problem(record_mark(record.id), 0, response_field(record, index), "FP221", text)]
+    known: dict[tuple[int, ...], int] = {}
+    for index, ids in enumerate(responses):
+        first = known.setdefault(tuple(ids[:keep]), index)
+        if scores[first] != scores[index]:
+            return overlong.equal([responses[first], ids], keep)
+    return ""
 
 
 def without_end(record_id: str, options: RankedOptions) -> Problem:
