@@ -19,8 +19,7 @@ def test_every_default_passes_its_own_check_and_has_a_help(stage, host):
     options = stage.options.read(host, {}, in_yaml)
     for name, option in stage.options.described(host).items():
         assert option.help
-        usual = {"finepref_overlong": "truncate_left" if stage.shape == "ranked" else "host"}
-        assert getattr(options, name) == usual.get(name, option.default)
+        assert getattr(options, name) == option.default
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,8 @@ class Described(NamedTuple):
 
 
 OVERLONG_HELP = (
-    "Records longer than cutoff_len: host (cut as the host does), keep_prompt (cut responses only), truncate_left "
-    "(drop the beginning of the prompt), skip, error. Default: host; truncate_left for reward models."
+    "Records longer than cutoff_len: host (cut as the host does; the default), keep_prompt (cut responses only), "
+    "truncate_left (drop the beginning of the prompt; the default of reward models), skip, error."
 )
 
 
@@ -89,7 +89,6 @@ class Options:
     """Base of every method's options: what happens to rows that do not fit, and to a resume of another run."""
 
     host: ClassVar[str] = "llamafactory"
-    default_overlong: ClassVar[Overlong] = "host"
     spelling: ClassVar[Callable[[str, str], str]]
 
     finepref_overlong: Overlong | None = option(  # noqa: RUF009 (it makes a field)
@@ -151,9 +150,13 @@ class Options:
             share_of(made.finepref_max_bad)
         except ValueError as error:
             raise ValueError(f"{made.key('finepref_max_bad')}: {error}") from None
-        made.finepref_overlong = made.finepref_overlong or cls.default_overlong
         made.check_together()
         return made
+
+    @property
+    def overlong(self) -> Overlong:
+        """What happens to records that are too long, see `finepref.methods.overlong`."""
+        return self.finepref_overlong or "host"
 
     @property
     def bad_rows(self) -> BadRows:
@@ -268,12 +271,12 @@ class UnpairedOptions(Options):
 
 @dataclass
 class RankedOptions(Options):
-    """Base of the options of shape "ranked". A method overrides the properties that it has an option for.
+    """Base of the options of shape "ranked". A method overrides the properties that it has an option for."""
 
-    A reward is read at the end of a response, so by default only the beginning of a prompt is dropped.
-    """
-
-    default_overlong: ClassVar[Overlong] = "truncate_left"
+    @property
+    def overlong(self) -> Overlong:
+        """What happens to records that are too long: by default the end of the response is kept, where it is read."""
+        return self.finepref_overlong or "truncate_left"
 
     @property
     def pooling(self) -> tuple[str, str]:

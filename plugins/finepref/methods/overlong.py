@@ -75,6 +75,8 @@ def fit(prompt: int, responses: Sequence[int], longest: int, *, policy: Overlong
     if policy == "keep_prompt":
         return _left_out(NO_ROOM) if prompt >= longest else _kept(0, prompt, longest - prompt, prompt, most)
     response = min(most, longest - 1)
+    if response < 1:
+        return _left_out(NO_ROOM)
     return _kept(max(0, prompt - (longest - response)), prompt, response, prompt, most)
 
 

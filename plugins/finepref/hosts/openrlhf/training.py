@@ -67,7 +67,7 @@ def prepare(
         raise ValueError(f"--data.max_samples must be at least 1, not {args.data.max_samples}")
     fast = not args.data.disable_fast_tokenizer
     tokenizer = get_tokenizer(args.model.model_name_or_path, None, padding_side, None, use_fast=fast)
-    encoder = data.Encoder(tokenizer, args.data, policy=options.finepref_overlong, rule=rule)
+    encoder = data.Encoder(tokenizer, args.data, policy=options.overlong, rule=rule)
     run = Run(stage, options, stage.openrlhf_cards, more={"host": "openrlhf"})
     notes = Notes(run.rows, run.bad_rows)
     parts = [_read(names, request, run, notes) for names in filter(None, (args.data.dataset, args.eval.dataset))]
