@@ -225,6 +225,17 @@ def test_a_run_in_which_many_prompts_are_cut_warns_and_names_the_other_policies(
     assert done.receipt["rows"]["cut"] == {"prompt": 3}
 
 
+def test_of_several_processes_the_first_one_tells_and_writes(train, tmp_path):
+    records = span_rows()
+    records[2]["prompt"] = LONG
+    folder = write_rows(tmp_path / "data", records, "long", formatting="span_pair")
+    done = train("tdpo", processes=2, data__dataset="long", data__dataset_dir=folder, data__max_len=96)
+    assert len(said(done.output)) == 1
+    assert not said((tmp_path / "output.1").read_text())
+    assert len(lines_of(done.folder / "skipped.jsonl")) == 1
+    assert done.receipt["rows"]["skipped"] == {"overlong": 1}
+
+
 # records of which nothing is left to learn
 
 
