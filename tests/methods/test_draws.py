@@ -50,7 +50,7 @@ def test_partners_are_the_first_records_of_the_next_prompt_in_the_order_of_their
 
 def test_one_prompt_alone_has_no_partner():
     with pytest.raises(BadData, match="FP205 my_set prompt: "):
-        partners([("p", "1"), ("p", "2")], data="my_set")
+        partners([("p", "1"), ("p", "2")], name="my_set")
 
 
 def test_a_partner_has_no_response_that_is_also_the_rows_own():

@@ -25,7 +25,7 @@ def prompt_key(record: records.Negatives) -> str:
 
 
 def partners(
-    keyed: Sequence[tuple[str, str]], texts: Sequence[Collection[str]] | None = None, *, data: str = "dataset"
+    keyed: Sequence[tuple[str, str]], texts: Sequence[Collection[str]] | None = None, *, name: str = "dataset"
 ) -> list[int]:
     """Each row's partner: a row with another prompt, whose responses are its mismatched completions for the KL.
 
@@ -37,7 +37,7 @@ def partners(
     Args:
         keyed: (prompt key, record id) of every row.
         texts: the responses of every row; None to compare none.
-        data: name of the data, for the message.
+        name: of the data, for messages.
 
     Returns:
         The index of each row's partner.
@@ -51,7 +51,7 @@ def partners(
             first[key] = (record_id, index)
     ring = sorted(first)
     if len(ring) < 2:
-        raise BadData([Problem(data, 0, "prompt", "FP205", "KTO needs two different prompts for its KL term")])
+        raise BadData([Problem(name, 0, "prompt", "FP205", "KTO needs two different prompts for its KL term")])
     heads = [first[key][1] for key in ring]
     place = {key: i for i, key in enumerate(ring)}
     texts = texts or [()] * len(keyed)

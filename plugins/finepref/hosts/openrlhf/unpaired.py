@@ -93,7 +93,7 @@ def tokenise(
     keyed = [(prompt_key(record), record.id) for record in records_kept]
     texts = [{record.chosen, *_negatives(record, types).values()} for record in records_kept]
     try:
-        ring = partners(keyed, texts, data=name)
+        ring = partners(keyed, texts, name=name)
     except BadData as error:
         notes.bad_rows.problems += error.problems
         return data.TokenisedRows()
