@@ -53,6 +53,9 @@ INTENDED = {
     r"receipt\.settings\.(beta|pref_beta)": (None, "one name on both hosts"),
     r"receipt\.settings\.kto_chosen_weight": (None, "the weight that was used, also where the paper's rule set it"),
     r"calls\.kto_reference_point\.": (None, "LLaMA-Factory hands on the log-ratio too, its z0 is as recorded"),
+    r"receipt\.settings\.finepref_(overlong|bad_rows|max_bad|resume_changed)": (None, "options of every stage since"),
+    r"receipt\.rows\.": (None, "rows are counted by reason"),
+    r"receipt\.datasets\[\d+\]\.rejected": (None, "rejected rows are counted for each data set"),
     r"log\[\d+\]\.train/(logps|kl)\b": (1e-7, "sums of metrics are float64 on OpenRLHF too"),
 }
 SHOWN_CALLS = 2  # calls of a loss that are recorded in full; all further ones are in the digests

@@ -7,7 +7,9 @@ epoch and record id. It does not depend on row order, workers, ranks, resuming o
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Sequence
+from functools import cache
 from hashlib import blake2b
 
 from finepref.formats import negatives, records
@@ -22,15 +24,20 @@ def prompt_key(record: records.Negatives) -> str:
     return blake2b(json.dumps(record.prompt, ensure_ascii=False).encode(), digest_size=16).hexdigest()
 
 
-def partners(keyed: Sequence[tuple[str, str]]) -> list[int]:
+def partners(
+    keyed: Sequence[tuple[str, str]], texts: Sequence[Collection[str]] | None = None, *, name: str = "dataset"
+) -> list[int]:
     """Each row's partner: a row with another prompt, whose responses are its mismatched completions for the KL.
 
     LLaMA-Factory shifts the completions by one row, which pairs adjacent rows of the same prompt. Here the distinct
     prompts form a ring, sorted by key, and a row's partner is the record with the smallest id of the next prompt. So
-    neither row order nor repeated prompts matter.
+    neither row order nor repeated prompts matter. Prompts whose record has a response that is also one of the row's
+    own are passed over, because such a response is not mismatched; if there are only such prompts, none is.
 
     Args:
         keyed: (prompt key, record id) of every row.
+        texts: the responses of every row; None to compare none.
+        name: of the data, for messages.
 
     Returns:
         The index of each row's partner.
@@ -44,9 +51,27 @@ def partners(keyed: Sequence[tuple[str, str]]) -> list[int]:
             first[key] = (record_id, index)
     ring = sorted(first)
     if len(ring) < 2:
-        raise BadData([Problem("dataset", 0, "prompt", "FP205", "KTO needs two different prompts for its KL term")])
-    following = dict(zip(ring, ring[1:] + ring[:1], strict=True))
-    return [first[following[key]][1] for key, _ in keyed]
+        raise BadData([Problem(name, 0, "prompt", "FP205", "KTO needs two different prompts for its KL term")])
+    heads = [first[key][1] for key in ring]
+    place = {key: i for i, key in enumerate(ring)}
+    texts = texts or [()] * len(keyed)
+    owners: dict[str, str] = {}
+    shared = {
+        text for (key, _), own in zip(keyed, texts, strict=True) for text in own if owners.setdefault(text, key) != key
+    }
+
+    @cache
+    def without(own: frozenset[str]) -> list[int]:
+        """Places in the ring of the prompts whose record has none of these responses."""
+        return [i for i, head in enumerate(heads) if own.isdisjoint(texts[head])]
+
+    def partner(key: str, own: frozenset[str]) -> int:
+        free = without(own) if own else range(len(ring))
+        after = bisect_left(free, place[key] + 1)
+        turn = [*free[after : after + 1], *free[:1], (place[key] + 1) % len(ring)]
+        return heads[next(i for i in turn if i != place[key])]
+
+    return [partner(key, frozenset(shared.intersection(own))) for (key, _), own in zip(keyed, texts, strict=True)]
 
 
 def draw_digest(epoch: int, record_id: str, name: str) -> int:

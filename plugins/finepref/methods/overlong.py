@@ -75,6 +75,8 @@ def fit(prompt: int, responses: Sequence[int], longest: int, *, policy: Overlong
     if policy == "keep_prompt":
         return _left_out(NO_ROOM) if prompt >= longest else _kept(0, prompt, longest - prompt, prompt, most)
     response = min(most, longest - 1)
+    if response < 1:
+        return _left_out(NO_ROOM)
     return _kept(max(0, prompt - (longest - response)), prompt, response, prompt, most)
 
 
@@ -103,3 +105,23 @@ def equal(responses: Sequence[Sequence[int]], keep: int) -> str:
     if len({tuple(ids[:keep]) for ids in responses}) == len(responses):
         return ""
     return EQUAL_AFTER_CUT if len({tuple(ids) for ids in responses}) == len(responses) else EQUAL_AFTER_TEMPLATE
+
+
+def same(scores: Sequence[float], whole: Sequence[Sequence[int]], kept: Sequence[Sequence[int]]) -> str:
+    """The reason for which a record has nothing to compare, "" if it has.
+
+    Two responses of different scores, such as chosen and rejected, must not be the same tokens.
+
+    Args:
+        scores: the score of each response.
+        whole: the token ids of each response.
+        kept: what the cut leaves of each.
+    """
+
+    def contradict(responses: Sequence[Sequence[int]]) -> bool:
+        found: dict[tuple[int, ...], float] = {}
+        return any(found.setdefault(tuple(ids), score) != score for ids, score in zip(responses, scores, strict=True))
+
+    if not contradict(kept):
+        return ""
+    return EQUAL_AFTER_TEMPLATE if contradict(whole) else EQUAL_AFTER_CUT

@@ -51,26 +51,38 @@ def test_scores_are_those_of_the_hosts_reward_model(train, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("pooling", ["last", "eos"])
 def test_the_scorer_reads_the_tokens_that_were_trained_on_also_where_they_were_cut(train, pooling):
+    """The scorer cuts each response's prompt alone, training as its list's longest response needs it."""
     from finepref.hosts.openrlhf import data, ranked
+    from finepref.hosts.openrlhf.notes import Notes
+    from finepref.hosts.reading import Sourced
+    from finepref.hosts.rows import Rows
     from finepref.methods.apo_rm import STAGE as APO_RM
     from finepref.methods.options import in_yaml
 
     model = RewardModel(train("apo_rm").folder, pooling=pooling)
     options = APO_RM.options.read("openrlhf", {"apo_pooling": pooling}, in_yaml)
     rows = [row | {"scores": [*range(len(row["scores"]), 0, -1)]} for row in ranked_rows()]
-    found = [data.Sourced("", i, records.parse(row, "ranked", file="", line=i)) for i, row in enumerate(rows)]
-    texts = [(source.record.prompt, text) for source in found for text in source.record.responses]
-    longest = max(len(model.sequence(*each).ids) for each in texts)
-    for limit in (longest - 1, longest - 3):
-        settings = {"apply_chat_template": True, "tokenizer_chat_template": None, "max_len": limit}
-        encoder = data.Encoder(model.tokenizer, SimpleNamespace(input_template=None, **settings))
-        trained, problems = ranked.tokenise(found, encoder, "rows", options=options)
-        assert not problems
+    found = [Sourced("", i, records.parse(row, "ranked", file="", line=i)) for i, row in enumerate(rows)]
+
+    def read() -> list[list]:
+        return [[model.sequence(each.record.prompt, text) for text in each.record.responses] for each in found]
+
+    lengths = [[len(row.ids) for row in each] for each in read()]
+    for limit in (max(map(max, lengths)) - 1, max(map(max, lengths)) - 3):
+        given = SimpleNamespace(
+            input_template=None, apply_chat_template=True, tokenizer_chat_template=None, max_len=limit
+        )
+        encoder = data.Encoder(model.tokenizer, given, policy=options.overlong, rule=data.reward_rule)
+        trained = ranked.tokenise(found, encoder, "rows", Notes(Rows(), options.bad_rows), options=options)
         model.cutoff_len = limit
-        read = [model.sequence(*each) for each in texts]
-        assert {row.cut for row in read} == {False, True}
-        sequences = [ids.tolist() for row in trained for ids in row.sequences]
-        assert [row.ids[: row.position + 1] for row in read] == sequences
+        seen = set()
+        for scored, row, whole in zip(read(), trained, lengths, strict=True):
+            for each, ids, length in zip(scored, row.sequences, whole, strict=True):
+                seen.add(each.cut)
+                sequence = each.ids[: each.position + 1]
+                beyond = max(0, max(whole) - limit) - max(0, length - limit)
+                assert sequence[beyond:] == ids.tolist()
+        assert seen == {False, True}
 
 
 def test_a_reward_model_goes_on_with_its_own_value_head_where_it_is_told_to(train, attempt, tiny_model, tmp_path):

@@ -83,15 +83,6 @@ def test_a_row_that_is_no_record_is_named_with_line_and_field(refused):
     assert "bad.jsonl:3 chosen: expected a string" in refused("tdpo", records, "span_pair")
 
 
-def test_a_prompt_that_does_not_fit_stops_the_run_where_the_host_drops_the_row(refused):
-    records = span_rows()
-    records[6]["prompt"] = "and so on " * 90
-    message = refused("tdpo", records, "span_pair", data__max_len=64)
-    assert "FP203 " in message
-    assert "bad.jsonl:7 prompt: the prompt has " in message
-    assert message.endswith("tokens, --data.max_len is 64")
-
-
 def test_several_turns_need_a_chat_template(refused):
     records = rows()
     turns = [("user", "1 + 1?"), ("assistant", "2."), ("user", "And 2 + 2?")]
@@ -185,10 +176,13 @@ def test_data_can_be_a_file_with_the_hosts_keys_for_its_columns(train, tmp_path)
     assert done.receipt["datasets"][0]["name"] == "mine.jsonl"
     assert done.receipt["rows"] == {
         "read": 12,
-        "trained": 9,
-        "evaluated": 0,
-        "skipped_by_max_samples": 3,
-        "rejected": 0,
+        "in_training_set": 9,
+        "in_evaluation_set": 0,
+        "repeated": 0,
+        "skipped": {"max_samples": 3},
+        "rejected": {},
+        "cut": {},
+        "responses_skipped": {},
     }
     assert done.receipt["records_left_out_per_epoch"] == 1
 

@@ -210,4 +210,4 @@ def test_feedback_rows_are_grouped_by_prompt(train, tmp_path):
     folder = write_rows(tmp_path / "data", feedback, "feedback", formatting="feedback")
     done = train("kto", data__dataset="feedback", data__dataset_dir=folder)
     assert done.receipt["rows"]["read"] == 48
-    assert done.receipt["rows"]["trained"] == 48
+    assert done.receipt["rows"]["in_training_set"] == 48

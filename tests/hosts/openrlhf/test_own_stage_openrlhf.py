@@ -27,5 +27,12 @@ def test_it_trains_with_the_loss_computed_without_finepref(command, tiny_model, 
     expected = own_stage.first_loss(Plain(tiny_model), span_rows(), beta=2.0, gamma=0.3)
     assert done.log["train/loss_mean"][0] == pytest.approx(expected, abs=1e-5)
     assert done.receipt["stage"] == "wsimpo"
-    assert done.receipt["settings"] == {"finepref_full_logits": False, "wsimpo_beta": 2.0, "wsimpo_gamma": 0.3}
+    of_every_stage = {
+        "finepref_overlong": "host",
+        "finepref_bad_rows": "error",
+        "finepref_max_bad": "1%",
+        "finepref_resume_changed": False,
+        "finepref_full_logits": False,
+    }
+    assert done.receipt["settings"] == of_every_stage | {"wsimpo_beta": 2.0, "wsimpo_gamma": 0.3}
     assert done.receipt["ranks"][0]["loss_calls"] == done.receipt["expected_loss_calls"] == 1

@@ -99,10 +99,13 @@ def test_evaluation_is_the_hosts_and_its_loss_is_ours(train, tiny_model):
     assert done.log["eval/eval_loss"] == pytest.approx([sum(expected) / len(expected)], abs=1e-5)
     assert done.receipt["rows"] == {
         "read": 24,
-        "trained": 12,
-        "evaluated": 12,
-        "skipped_by_max_samples": 0,
-        "rejected": 0,
+        "in_training_set": 12,
+        "in_evaluation_set": 12,
+        "repeated": 0,
+        "skipped": {},
+        "rejected": {},
+        "cut": {},
+        "responses_skipped": {},
     }
 
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import partial
 from pkgutil import resolve_name
 from types import CodeType, SimpleNamespace, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from finepref import stages
 from finepref.formats.problems import BadData
@@ -167,9 +167,9 @@ def _argument(option: Described) -> dict[str, Any]:
         return settings | {"action": "store_true"}
     if option.default is not None:
         settings["help"] += " (default: %(default)s)"
-    if get_origin(option.kind) is Literal:
-        return settings | {"choices": get_args(option.kind)}
-    kinds = get_args(option.kind) if isinstance(option.kind, UnionType) else (option.kind,)
+    kinds = get_args(option.kind) if get_origin(option.kind) in (Union, UnionType) else (option.kind,)
+    if choices := next((kind for kind in kinds if get_origin(kind) is Literal), None):
+        return settings | {"choices": get_args(choices)}
     return settings | {"type": next(kind for kind in (float, int, str) if kind in kinds)}
 
 

@@ -1,26 +1,28 @@
 """Records for OpenRLHF: data sets by name or by file, all checked before a model loads, and tokenised.
 
-The host would load files with `datasets`, silently drop rows that are too long, and tokenise prompt and response as
-one text. Here every row is checked, and a row that cannot be used stops the run. Prompt and response are tokenised
-separately, so that no token spans both, and the tokens are the same as on LLaMA-Factory.
+The host would load files with `datasets` and silently drop or cut rows that are too long. Here every row is checked,
+and what happens to rows that do not fit is an option and is counted. Prompt and response are tokenised separately, so
+that no token spans both, and the tokens are the same as on LLaMA-Factory.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from finepref.formats import dataset_info, record_places, records
-from finepref.formats.check import FileCheck, digest, parse_rows
-from finepref.formats.jsonl import read_rows
+from finepref.formats import dataset_info, records
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.problems import BadData, Problem
+from finepref.hosts.openrlhf.notes import LONGEST, Notes
+from finepref.hosts.reading import Sourced, SourceReader
 from finepref.hosts.receipt import DatasetEntry
 from finepref.hosts.run import Source
+from finepref.methods import overlong
 from finepref.methods.pair_rows import (
     IGNORED,
     SIDES,
@@ -30,60 +32,41 @@ from finepref.methods.pair_rows import (
     selects,
     weights_and_scores,
 )
+from finepref.synth.engines.checkpoint import RefusedByTemplateError, rendered
 
 
-class Sourced(NamedTuple):
-    """A record, its file and line, and the number of rows that it was made from."""
+class TokenisedRows(list):
+    """Tokenised records, with the method `select` that the host's `train` calls."""
 
-    file: str
-    line: int
-    record: records.Record
-    rows: int = 1
-
-    def places(self, problems: Iterable[Problem]) -> list[Problem]:
-        """Add the record's file and line to its problems."""
-        return record_places.pinpoint(problems, [self[:3]])
+    def select(self, indices: Sequence[int]) -> TokenisedRows:
+        """The rows at these indices."""
+        return TokenisedRows(self[i] for i in indices)
 
 
-def read(sources: Iterable[Source]) -> tuple[list[Sourced], list[DatasetEntry]]:
+def dpo_rule(prompt: int, response: int, longest: int) -> tuple[int, int] | None:
+    """What `train_dpo` keeps (`overlong.HostRule`): it leaves out long prompts and cuts responses."""
+    return None if prompt >= longest - 2 else (prompt, min(response, longest - prompt))
+
+
+def reward_rule(prompt: int, response: int, longest: int) -> tuple[int, int] | None:
+    """What `train_rm` keeps (`overlong.HostRule`): the beginning, also of a response of which nothing is left then."""
+    return prompt, min(response, longest - prompt)
+
+
+def read(sources: Iterable[Source], bad_rows: BadRows) -> tuple[list[Sourced], list[DatasetEntry]]:
     """Read all records of some data sets. Returns them, and the receipt's entries of the data sets.
 
-    Raises:
-        BadData: all problems of all files.
+    Rows with a problem are collected in `bad_rows`.
     """
     found: list[Sourced] = []
     entries: list[DatasetEntry] = []
-    problems: list[Problem] = []
-    total = 0
     for source in sources:
-        digests: dict[str, str] = {}
-        count = 0
-        for path in source.files:
-            check = FileCheck(str(path), source.formatting, columns=source.columns)
-            for row in check.walk(parse_rows(read_rows(path), _parser(path, source))):
-                found += [Sourced(str(path), row.raw.line, record) for record in row.records]
-            report = check.report()
-            digests[path.name], count = digest(path), count + report.rows
-            problems += report.problems
-            total += report.total_problems
-        entries.append(DatasetEntry(source.name, source.formatting, digests, count))
-    if problems:
-        raise BadData(problems, total)
+        before = bad_rows.codes.copy()
+        reader = SourceReader(source, bad_rows)
+        found += reader
+        reader.entry.rejected = dict(bad_rows.codes - before)
+        entries.append(reader.entry)
     return found, entries
-
-
-def _parser(path: Path, source: Source) -> Any:
-    def parse_row(value: object, line: int) -> records.Record | list[Problem]:
-        return records.parse(
-            value,
-            source.formatting,
-            columns=source.columns,
-            file=str(path),
-            line=line,
-            error_type=source.error_type,
-        )
-
-    return parse_row
 
 
 def sources(names: str, arguments: Any, formats: tuple[str, ...]) -> list[Source]:
@@ -121,6 +104,20 @@ def _file(name: str, arguments: Any) -> Source:
     return Source(path.name, arguments.formatting, (path,), columns)
 
 
+class Encoded(NamedTuple):
+    """A tokenised response with what ends it.
+
+    Attributes:
+        ids: its token ids.
+        start: index of the first token of the response's text, -1 if the template changed the text.
+        offsets: character range in the text of each token from there on.
+    """
+
+    ids: list[int]
+    start: int
+    offsets: list[tuple[int, int]]
+
+
 class Encoder:
     """Tokenises prompts and responses, with or without the tokenizer's chat template.
 
@@ -130,16 +127,21 @@ class Encoder:
     Args:
         tokenizer: a fast tokenizer.
         arguments: the host's `--data.*`.
+        policy: what happens to records longer than `--data.max_len`, see `finepref.methods.overlong`.
+        rule: the host's own way to cut.
 
     Raises:
         ValueError: the tokenizer is not fast, or the chat template is missing.
     """
 
-    def __init__(self, tokenizer: Any, arguments: Any) -> None:
+    def __init__(
+        self, tokenizer: Any, arguments: Any, *, policy: overlong.Overlong, rule: overlong.HostRule = dpo_rule
+    ) -> None:
         self.tokenizer = tokenizer
         self.template = arguments.input_template
         self.chat = arguments.apply_chat_template
         self.longest = arguments.max_len
+        self.policy, self.rule = policy, rule
         if not tokenizer.is_fast:
             raise ValueError("the model has no fast tokenizer, which is needed for the character offsets of tokens")
         if arguments.tokenizer_chat_template:
@@ -147,78 +149,148 @@ class Encoder:
         if self.chat and not tokenizer.chat_template:
             raise ValueError("--data.apply_chat_template: the tokenizer has no chat template")
 
-    def prompt(self, record: records.Record, problems: list[Problem], *, whole: bool = True) -> tuple[str, list[int]]:
-        """Text and token ids of a record's prompt. With `whole`, the prompt must leave room for a response (FP203)."""
-        turns = [message._asdict() for message in record.prompt]
-        if self.chat:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        elif len(turns) > 1:
-            problems.append(problem_of_record(record, "prompt", "FP230", "give --data.apply_chat_template"))
-            return "", []
-        else:
-            text = self.template.format(turns[0]["content"]) if self.template else turns[0]["content"]
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if whole and len(ids) >= self.longest:
-            message = f"the prompt has {len(ids)} tokens, --data.max_len is {self.longest}"
-            problems.append(problem_of_record(record, "prompt", "FP203", message))
-        return text, ids
-
-    def response(
-        self, record: records.Record, field: str, text: str, before: str, problems: list[Problem]
-    ) -> tuple[list[int], int, list[tuple[int, int]]]:
-        """Tokenise a response with what ends it.
+    def encode(
+        self, record: records.Record, texts: Mapping[str, str], problems: list[Problem]
+    ) -> tuple[list[int], list[Encoded]]:
+        """Tokenise a record.
 
         Args:
             record: the record.
-            field: the response's field, for messages.
-            text: the response.
-            before: the text of the prompt.
-            problems: list to which FP231 is appended.
+            texts: field of each response, for messages -> its text.
+            problems: list to which FP230, FP231 and FP240 are appended.
 
         Returns:
-            The token ids, the index of the first token of `text` (-1 if the template changed the text), and the
-            character range in `text` of each token from there on.
+            The token ids of the prompt, and the responses; both empty if there is a problem.
         """
+        try:
+            before = self._prompt(record)
+            written = [self._response(record, field, text, before) for field, text in texts.items()]
+        except BadData as error:
+            problems += error.problems
+            return [], []
+        except RefusedByTemplateError as error:
+            problems.append(problem_of_record(record, error.field, "FP240", str(error)))
+            return [], []
+        return self.tokenizer(before, add_special_tokens=False)["input_ids"], written
+
+    def _prompt(self, record: records.Record) -> str:
+        if self.chat:
+            return rendered(self.tokenizer, record.prompt)
+        if len(record.prompt) > 1:
+            raise BadData([problem_of_record(record, "prompt", "FP230", "give --data.apply_chat_template")])
+        text = record.prompt[0].content
+        return self.template.format(text) if self.template else text
+
+    def _response(self, record: records.Record, field: str, text: str, before: str) -> Encoded:
+        """Tokenise a response with what ends it; `before` is the text of the prompt."""
         written = text + self.tokenizer.eos_token
         if self.chat:
-            turns = [message._asdict() for message in record.prompt]
-            turns.append({"role": "assistant", "content": text})
-            both = self.tokenizer.apply_chat_template(turns, tokenize=False)
+            both = rendered(self.tokenizer, [*record.prompt, records.Message("assistant", text)], answer=False)
             if not both.startswith(before):
                 message = "the chat template writes the earlier turns differently when a response follows"
-                problems.append(problem_of_record(record, field, "FP231", message))
-                return [], -1, []
+                raise BadData([problem_of_record(record, field, "FP231", message)])
             written = both[len(before) :]
         encoded = self.tokenizer(written, add_special_tokens=False, return_offsets_mapping=True)
         place = written.find(text)
         if place < 0:
-            return encoded["input_ids"], -1, []
+            return Encoded(encoded["input_ids"], -1, [])
         offsets = offsets_in(text, encoded["offset_mapping"], before=place)
         first = next((i for i, (start, end) in enumerate(offsets) if start < end), 0)
-        return encoded["input_ids"], first, offsets[first:]
+        return Encoded(encoded["input_ids"], first, offsets[first:])
+
+    def fit(
+        self, source: Sourced, prompt: Sequence[int], responses: Sequence[Sequence[int]], notes: Notes
+    ) -> overlong.Fit | None:
+        """What is kept of a record; None if it is left out, which is noted.
+
+        Args:
+            source: the record.
+            prompt: token ids of its prompt.
+            responses: token ids of each of its responses.
+            notes: where it is noted.
+        """
+        lengths = [len(ids) for ids in responses]
+        fit = overlong.fit(len(prompt), lengths, self.longest, policy=self.policy, host_rule=self.rule)
+        if fit.refused:
+            text = overlong.told(len(prompt), lengths, self.longest, LONGEST)
+            notes.reject(source, [problem_of_record(source.record, "prompt", "FP203", text)])
+        elif fit.skipped:
+            notes.skip(source, fit.skipped)
+        else:
+            return fit
+        return None
+
+    def kept(self, response: Sequence[int], most: int) -> list[int]:
+        """Indices of at most `most` tokens of a response: its beginning, and as on the host its end token."""
+        if len(response) <= most:
+            return list(range(len(response)))
+        end = self.tokenizer.eos_token_id
+        last = len(response) - 1 - response[::-1].index(end) if end in response else -1
+        return [*range(most - 1), last] if last >= most else list(range(most))
+
+    def cut(self, response: Sequence[int], most: int) -> list[int]:
+        """The tokens of a response that `kept` keeps."""
+        return [response[i] for i in self.kept(response, most)]
 
 
-def pair_rows(found: Iterable[Sourced], encoder: Encoder) -> Iterator[tuple[dict[str, Any], list[Problem]]]:
-    """Tokenise pairs: each one as a row (see `finepref.methods.pair_rows`), with its problems.
+class TokenisedPair(NamedTuple):
+    """A pair, and the same pair as it would be without a cut.
 
-    The rows also have {side}_input_ids. All lists are cut on the right, at --data.max_len.
+    Attributes:
+        row: a row of `finepref.methods.pair_rows`, also with {side}_input_ids.
+        whole: the same without a cut.
+        cut: what is cut, see `overlong.Fit`.
     """
-    for source in found:
-        record, problems = source.record, []
-        before, prompt = encoder.prompt(record, problems)
-        row = facts(record, encoder.tokenizer)
-        for side, text in zip(SIDES, (record.chosen, record.rejected), strict=True):
-            ids, start, offsets = encoder.response(record, side, text, before, problems)
-            weight, score = [1.0] * len(ids), [math.nan] * len(ids)
-            if selects(record, side):
-                weight, score = weights_and_scores(
-                    record, side, len(ids), start, offsets, tokenizer=encoder.tokenizer, problems=problems
-                )
-            row[f"{side}_input_ids"] = (prompt + ids)[: encoder.longest]
-            row[f"{side}_labels"] = ([IGNORED] * len(prompt) + ids)[: encoder.longest]
-            row[f"{side}_weight"] = ([0.0] * len(prompt) + weight)[: encoder.longest]
-            row[f"{side}_score"] = ([math.nan] * len(prompt) + score)[: encoder.longest]
-        yield row, source.places(problems)
+
+    row: dict[str, Any]
+    whole: dict[str, Any]
+    cut: str
+
+
+def tokenised_pair(source: Sourced, encoder: Encoder, notes: Notes) -> TokenisedPair | None:
+    """Tokenise a pair; None if it is left out, which is noted."""
+    record, problems = source.record, []
+    prompt, encoded = encoder.encode(record, {"chosen": record.chosen, "rejected": record.rejected}, problems)
+    sides = {}
+    for side, (ids, start, offsets) in zip(SIDES, encoded, strict=False):
+        weight, score = [1.0] * len(ids), [math.nan] * len(ids)
+        if selects(record, side):
+            weight, score = weights_and_scores(
+                record, side, len(ids), start, offsets, tokenizer=encoder.tokenizer, problems=problems
+            )
+        sides[side] = ids, weight, score
+    if problems:
+        notes.reject(source, problems)
+        return None
+    responses = [response.ids for response in encoded]
+    fit = encoder.fit(source, prompt, responses, notes)
+    if fit is None:
+        return None
+    reason = overlong.same((1, 0), responses, [encoder.cut(ids, fit.response) for ids in responses])
+    if reason:
+        notes.skip(source, reason)
+        return None
+    about = facts(record, encoder.tokenizer)
+    whole = about | _columns(prompt, sides)
+    if not fit.cut:
+        return TokenisedPair(whole, whole, "")
+    kept = {}
+    for side, (ids, *rest) in sides.items():
+        places = encoder.kept(ids, fit.response)
+        kept[side] = tuple([values[i] for i in places] for values in (ids, *rest))
+    return TokenisedPair(about | _columns(prompt[fit.start : fit.stop], kept), whole, fit.cut)
+
+
+def _columns(prompt: list[int], sides: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a tokenised pair about its tokens; `sides` has (ids, weight, score) of each response."""
+    count = len(prompt)
+    row = {}
+    for side, (ids, weight, score) in sides.items():
+        row[f"{side}_input_ids"] = prompt + ids
+        row[f"{side}_labels"] = [IGNORED] * count + ids
+        row[f"{side}_weight"] = [0.0] * count + weight
+        row[f"{side}_score"] = [math.nan] * count + score
+    return row
 
 
 def watched(found: list[Any], name: str) -> Iterable[Any]:

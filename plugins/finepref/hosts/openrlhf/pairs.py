@@ -13,13 +13,16 @@ from openrlhf.models import Actor
 from openrlhf.trainer.dpo_trainer import DPOTrainer
 from torch import Tensor
 
-from finepref.formats.problems import BadData, Problem
+from finepref.formats.problems import BadData
 from finepref.hosts.logits import Logits
 from finepref.hosts.openrlhf import data, forward, training
 from finepref.hosts.openrlhf.command_line import Request
-from finepref.hosts.openrlhf.training import Accounted, Rows
+from finepref.hosts.openrlhf.notes import Notes
+from finepref.hosts.openrlhf.training import Accounted
+from finepref.hosts.reading import Sourced
 from finepref.losses import ops
 from finepref.methods.batches import Pairs, Response, Weights
+from finepref.methods.overlong import NOTHING_SELECTED
 from finepref.methods.pair_rows import SIDES, PairRow, weigh_all
 
 
@@ -40,23 +43,42 @@ class PairSequences(NamedTuple):
 
 
 def tokenise(
-    found: list[data.Sourced], encoder: data.Encoder, name: str, *, weigh: Callable[[PairRow], Weights]
-) -> tuple[Rows, list[Problem]]:
-    """Tokenise pairs and weigh their tokens. Returns the rows and all problems; `name` is for the progress bar."""
-    rows, problems = Rows(), []
-    watched = data.watched(found, name)
-    for source, (row, wrong) in zip(found, data.pair_rows(watched, encoder), strict=True):
-        problems += wrong
-        if wrong:
+    found: list[Sourced], encoder: data.Encoder, name: str, notes: Notes, *, weigh: Callable[[PairRow], Weights]
+) -> data.TokenisedRows:
+    """Tokenise pairs and weigh their tokens.
+
+    Args:
+        found: the records.
+        encoder: tokenises prompts and responses.
+        name: name of the data, for the progress bar.
+        notes: where it is noted what becomes of each record.
+        weigh: `Stage.weigh` with options and seed.
+    """
+    rows = data.TokenisedRows()
+    for source in data.watched(found, name):
+        pair = data.tokenised_pair(source, encoder, notes)
+        if pair is None:
             continue
         try:
-            weights = weigh(PairRow.of(row))
+            weights = weigh(PairRow.of(pair.row))
         except BadData as error:
-            problems += source.places(error.problems)
+            if pair.cut and _can_be_weighed(pair.whole, weigh):
+                notes.skip(source, NOTHING_SELECTED)
+            else:
+                notes.reject(source, error.problems)
             continue
+        notes.keep(source, pair.cut)
         sides = zip(SIDES, (weights.chosen, weights.rejected), strict=True)
-        rows.append(PairSequences(*(_sequence(row, *side) for side in sides), weights.side))
-    return rows, problems
+        rows.append(PairSequences(*(_sequence(pair.row, *side) for side in sides), weights.side))
+    return rows
+
+
+def _can_be_weighed(row: dict[str, Any], weigh: Callable[[PairRow], Weights]) -> bool:
+    try:
+        weigh(PairRow.of(row))
+    except BadData:
+        return False
+    return True
 
 
 def _sequence(row: dict[str, Any], side: str, weight: list[float]) -> WeightedResponse:
@@ -67,7 +89,9 @@ def _sequence(row: dict[str, Any], side: str, weight: list[float]) -> WeightedRe
 class PairDataset(RewardDataset):
     """Data set for the host's loader. The fifth item is the row itself, which the host passes on unread."""
 
-    def __init__(self, rows: Rows, tokenizer: Any, *arguments: Any, is_dpo: bool = False, **options: Any) -> None:
+    def __init__(
+        self, rows: data.TokenisedRows, tokenizer: Any, *arguments: Any, is_dpo: bool = False, **options: Any
+    ) -> None:
         self.rows, self.tokenizer, self.is_dpo = rows, tokenizer, is_dpo
         self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # seen by the loader's processes
 

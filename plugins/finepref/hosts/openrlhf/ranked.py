@@ -19,15 +19,18 @@ from openrlhf.trainer.rm_trainer import RewardModelTrainer
 from torch import Tensor
 from torch.nn.functional import pad
 
-from finepref.formats.problems import BadData, Problem
+from finepref.formats.problems import BadData
 from finepref.hosts import reward_metrics
 from finepref.hosts.openrlhf import data, pairs, training
 from finepref.hosts.openrlhf.command_line import Request
+from finepref.hosts.openrlhf.notes import Notes
+from finepref.hosts.reading import Sourced
 from finepref.losses.ops import reduce
 from finepref.losses.pooling import tokens_read
 from finepref.methods.batches import Ranked
 from finepref.methods.options import RankedOptions
-from finepref.methods.ranked_rows import length_problems, response_field, scored, without_end
+from finepref.methods.overlong import same
+from finepref.methods.ranked_rows import response_field, scored, without_end
 from finepref.synth.apo.reward_model import head_of
 
 
@@ -46,42 +49,55 @@ class RankedRow(NamedTuple):
 
 
 def tokenise(
-    found: list[data.Sourced], encoder: data.Encoder, name: str, *, options: RankedOptions
-) -> tuple[training.Rows, list[Problem]]:
-    """Tokenise records. Returns the rows and all problems.
+    found: list[Sourced], encoder: data.Encoder, name: str, notes: Notes, *, options: RankedOptions
+) -> data.TokenisedRows:
+    """Tokenise records.
 
     The host reads the reward at a sequence's last token, so a sequence ends at the token where the reward is to be
-    read. If prompt and response are longer than --data.max_len, the sequence is cut at its beginning, as in the paper,
-    because the end of a response matters most.
+    read. All responses of a record have the same tokens of the prompt. A response that is cut keeps its end token.
 
     Args:
         found: the records.
         encoder: tokenises prompts and responses.
         name: name of the data, for the progress bar.
+        notes: where it is noted what becomes of each record.
         options: the stage's options, for where the reward is read.
     """
-    rows, problems = training.Rows(), []
+    rows = data.TokenisedRows()
+    end, how = encoder.tokenizer.eos_token_id, options.pooling[1]
     for source in data.watched(found, name):
-        record, wrong = source.record, []
+        record, problems = source.record, []
         responses, scores, kind = scored(record)
-        before, prompt = encoder.prompt(record, wrong, whole=False)
-        sequences = []
-        for index, response in enumerate(responses):
-            whole, *_ = encoder.response(record, response_field(record, index), response, before, wrong)
-            read = tokens_read(whole, encoder.tokenizer.eos_token_id, options.pooling[1])
-            if read is None:
-                wrong.append(without_end(record.id, options))
-                continue
-            wrong += length_problems(record, index, len(whole), limit="--data.max_len", longest=encoder.longest)
-            beyond = max(0, len(prompt) + len(whole) - encoder.longest)
-            sequences.append(torch.tensor((prompt + whole[:read])[beyond:], dtype=torch.int32))
-        problems += source.places(wrong)
-        if not wrong:
-            best_first = sorted(range(len(scores)), key=lambda i: -scores[i])
-            order = sorted(set(scores))
-            ranks = [order.index(scores[i]) for i in best_first]
-            rows.append(RankedRow([sequences[i] for i in best_first], ranks, kind == "apo"))
-    return rows, problems
+        texts = {response_field(record, index): text for index, text in enumerate(responses)}
+        prompt, encoded = encoder.encode(record, texts, problems)
+        whole = [response.ids for response in encoded]
+        if not problems and any(tokens_read(ids, end, how) is None for ids in whole):
+            problems.append(without_end(record.id, options))
+        if problems:
+            notes.reject(source, problems)
+            continue
+        fit = encoder.fit(source, prompt, whole, notes)
+        if fit is None:
+            continue
+        kept = [encoder.cut(ids, fit.response) for ids in whole]
+        if reason := same(scores, whole, kept):
+            notes.skip(source, reason)
+            continue
+        notes.keep(source, fit.cut)
+        start = prompt[fit.start : fit.stop]
+        best_first = sorted(range(len(scores)), key=lambda i: -scores[i])
+        order = sorted(set(scores))
+        rows.append(
+            RankedRow(
+                [
+                    torch.tensor(start + kept[i][: tokens_read(kept[i], end, how)], dtype=torch.int32)
+                    for i in best_first
+                ],
+                [order.index(scores[i]) for i in best_first],
+                kind == "apo",
+            )
+        )
+    return rows
 
 
 class RankedDataset(pairs.PairDataset):
@@ -165,7 +181,9 @@ def prepare(request: Request) -> Callable[[], None]:
         FileNotFoundError: the value head is to be kept, but the checkpoint has none.
     """
     stage, options = request.stage, request.options
-    run, splits = training.prepare(request, padding_side="left", tokenise=partial(tokenise, options=options))
+    run, splits = training.prepare(
+        request, padding_side="left", rule=data.reward_rule, tokenise=partial(tokenise, options=options)
+    )
     kinds = {reward_metrics.KINDS[row.is_apo] for row in splits[0]}
     if stage.check_data and (problems := stage.check_data(kinds, options)):
         raise BadData([replace(problem, file=request.host.data.dataset) for problem in problems])

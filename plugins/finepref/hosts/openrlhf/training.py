@@ -3,50 +3,56 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from openrlhf.utils import get_tokenizer
 from torch import distributed as dist
 
-from finepref.formats.problems import BadData, Problem
 from finepref.hosts import patching, receipt
 from finepref.hosts.meter import Meter
 from finepref.hosts.openrlhf import data
 from finepref.hosts.openrlhf.command_line import Request
+from finepref.hosts.openrlhf.notes import Notes
 from finepref.hosts.openrlhf.strategy import WholeBatchStrategy
+from finepref.hosts.reading import Sourced
 from finepref.hosts.run import Run
+from finepref.methods import overlong
 from finepref.methods.checks import record_problems
 
-
-class Rows(list):
-    """Tokenised rows, with the method `select` that the host's `train` calls."""
-
-    def select(self, indices: Sequence[int]) -> Rows:
-        """The rows at these indices."""
-        return Rows(self[i] for i in indices)
+Arrange = Callable[[list[Sourced], Notes], list[Sourced]]
+Tokenise = Callable[[list[Sourced], data.Encoder, str, Notes], data.TokenisedRows]
 
 
-Tokenise = Callable[[list[data.Sourced], data.Encoder, str], tuple[Rows, list[Problem]]]
+def as_they_are(found: list[Sourced], notes: Notes) -> list[Sourced]:
+    """Records of which each is a row."""
+    return found
 
 
 def prepare(
     request: Request,
     *,
     padding_side: str,
-    arrange: Callable[[list[data.Sourced]], list[data.Sourced]] = list,
+    arrange: Arrange = as_they_are,
+    rule: overlong.HostRule = data.dpo_rule,
     tokenise: Tokenise,
-) -> tuple[Run, list[Rows]]:
+) -> tuple[Run, list[data.TokenisedRows]]:
     """Read, check and tokenise the data. Only the tokenizer has been loaded by then.
+
+    The first process prints what is skipped, rejected or cut, and writes rejected.jsonl and skipped.jsonl into
+    `--ckpt.output_dir`.
 
     Args:
         request: the parsed command line.
         padding_side: the tokenizer's, as the host's command line sets it.
         arrange: changes the records before they are checked, e.g. groups them.
-        tokenise: (records, encoder, name of the data) -> (rows, problems).
+        rule: the host's own way to cut.
+        tokenise: (records, encoder, name of the data, notes) -> rows.
 
     Returns:
         The run, and the rows of `--data.dataset` and, if given, of `--eval.dataset`.
@@ -54,42 +60,81 @@ def prepare(
     Raises:
         BadData: the data cannot be trained on.
         ValueError: the data does not fill a batch, or the tokenizer does not fit.
+        UnprovenRun: a row went missing.
     """
-    args, stage = request.host, request.stage
+    args, stage, options = request.host, request.stage, request.options
+    if args.data.max_samples < 1:
+        raise ValueError(f"--data.max_samples must be at least 1, not {args.data.max_samples}")
     fast = not args.data.disable_fast_tokenizer
     tokenizer = get_tokenizer(args.model.model_name_or_path, None, padding_side, None, use_fast=fast)
-    encoder = data.Encoder(tokenizer, args.data)
-    run = Run(stage, request.options, stage.openrlhf_cards, more={"host": "openrlhf"})
-    splits: list[Rows] = []
-    problems: list[Problem] = []
-    used: list[int] = []
-    for names, limit in ((args.data.dataset, args.data.max_samples), (args.eval.dataset, None)):
-        if names:
-            sources = data.sources(names, args.data, stage.formats)
-            found, entries = data.read(sources)
-            found = arrange(found)[:limit]
-            wrong = [p for each in found for p in each.places(record_problems(each.record, stage, request.options))]
-            if not wrong:
-                rows, wrong = tokenise(found, encoder, names)
-                splits.append(rows)
-            run.sources += sources
-            run.datasets += entries
-            used.append(sum(source.rows for source in found))
-            problems += wrong
-    if problems:
-        raise BadData(problems)
+    encoder = data.Encoder(tokenizer, args.data, policy=options.overlong, rule=rule)
+    run = Run(stage, options, stage.openrlhf_cards, more={"host": "openrlhf"})
+    notes = Notes(run.rows, run.bad_rows)
+    parts = [_read(names, request, run, notes) for names in filter(None, (args.data.dataset, args.eval.dataset))]
+    notes.settle()
+    parts[0] = parts[0]._replace(limit=args.data.max_samples)
+    found = [_checked(part, request, notes, arrange) for part in parts]
+    notes.settle()
+    splits, kept = [], []
+    for part, sourced in zip(parts, found, strict=True):
+        notes.entries, before = part.entries, notes.kept
+        splits.append(tokenise(sourced, encoder, part.names, notes))
+        kept.append(notes.kept - before)
+    notes.settle()
+    notes.close(read=sum(entry.read or 0 for entry in run.datasets), training=kept[0], evaluation=sum(kept[1:]))
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        tell(run)
     if len(splits[0]) < args.train.batch_size:
         raise ValueError(f"{len(splits[0])} records make no batch of --train.batch_size {args.train.batch_size}")
-    read = sum(entry.read or 0 for entry in run.datasets)
-    run.rows = {
-        "read": read,
-        "trained": used[0],
-        "evaluated": sum(used[1:]),
-        "skipped_by_max_samples": read - sum(used),
-        "rejected": 0,
-    }
+    if not all(splits):
+        raise ValueError(f"--eval.dataset {args.eval.dataset}: no record is left to evaluate on")
+    if first:
+        run.rows.write(Path(args.ckpt.output_dir))
     run.more["records_left_out_per_epoch"] = len(splits[0]) % args.train.batch_size
     return run, splits
+
+
+class _Part(NamedTuple):
+    """The records of `--data.dataset` or of `--eval.dataset`; `entries` as in `Notes`."""
+
+    names: str
+    found: list[Sourced]
+    entries: dict[str, receipt.DatasetEntry]
+    limit: int | None = None
+
+
+def _read(names: str, request: Request, run: Run, notes: Notes) -> _Part:
+    sources = data.sources(names, request.host.data, request.stage.formats)
+    found, entries = data.read(sources, notes.bad_rows)
+    run.sources += sources
+    run.datasets += entries
+    of_files = {str(path): entry for source, entry in zip(sources, entries, strict=True) for path in source.files}
+    return _Part(names, found, of_files)
+
+
+def _checked(part: _Part, request: Request, notes: Notes, arrange: Arrange) -> list[Sourced]:
+    """The records of a part that are to be tokenised: arranged, not beyond the limit, without problems."""
+    notes.entries = part.entries
+    arranged = arrange(part.found, notes)
+    if part.limit is not None:
+        notes.skip_beyond(arranged[part.limit :])
+    kept = []
+    for source in arranged[: part.limit]:
+        if problems := record_problems(source.record, request.stage, request.options):
+            notes.reject(source, problems)
+        else:
+            kept.append(source)
+    return kept
+
+
+def tell(run: Run) -> None:
+    """Print what is skipped, rejected or cut."""
+    lines = run.rows.summary(longest=data.LONGEST)
+    if warning := run.rows.warning(option=run.options.key("finepref_overlong")):
+        lines.append(f"warning: {warning}")
+    for line in lines:
+        print(f"finepref: {line}", file=sys.stderr)
 
 
 def rebind(function: FunctionType, **names: Any) -> FunctionType:
@@ -106,7 +151,7 @@ def rebind(function: FunctionType, **names: Any) -> FunctionType:
     return FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__)
 
 
-def host_train(module: str, splits: list[Rows], dataset: Any, **names: Any) -> Callable[[Any], None]:
+def host_train(module: str, splits: list[data.TokenisedRows], dataset: Any, **names: Any) -> Callable[[Any], None]:
     """The `train` of one of the host's command lines, on our rows, in whole batches.
 
     Args:

@@ -7,7 +7,6 @@ item of the host's batch. `finepref.methods.draws` draws the alternative and the
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,9 +19,14 @@ from finepref.formats import negatives, records
 from finepref.formats.problems import BadData, Problem
 from finepref.hosts.openrlhf import data, forward, pairs, training
 from finepref.hosts.openrlhf.command_line import Request
+from finepref.hosts.openrlhf.notes import Notes
+from finepref.hosts.reading import Sourced
 from finepref.losses import ops
 from finepref.methods.batches import Unpaired
 from finepref.methods.draws import digest_text, draw_digest, draw_index, partners, prompt_key, sum_digests
+from finepref.methods.overlong import same
+
+MISMATCHED_CUT = "mismatched_response"  # what is cut, see `finepref.hosts.rows.Rows.cut`
 
 
 class UnpairedRow(NamedTuple):
@@ -56,46 +60,108 @@ class Drawn(NamedTuple):
     digest: int
 
 
-def tokenise(found: list[data.Sourced], encoder: data.Encoder, name: str) -> tuple[training.Rows, list[Problem]]:
-    """Tokenise records, each with the responses of another prompt. Returns the rows and all problems.
+class _Kept(NamedTuple):
+    """A record that is trained on: the tokens of its prompt that are kept, its responses as they are and as they are
+    kept, by kind, and what is cut of them."""
 
-    Raises:
-        BadData: all records have the same prompt.
+    source: Sourced
+    prompt: list[int]
+    whole: dict[str, list[int]]
+    kept: dict[str, list[int]]
+    cut: str
+
+
+def tokenise(
+    found: list[Sourced], encoder: data.Encoder, name: str, notes: Notes, *, types: tuple[str, ...] | None
+) -> data.TokenisedRows:
+    """Tokenise records, each with the responses of another prompt.
+
+    All responses of a record, also the mismatched ones, have the same tokens of the prompt. A negative of which the
+    template or the cut makes the desirable response is not drawn.
+
+    Args:
+        found: the records.
+        encoder: tokenises prompts and responses.
+        name: name of the data, for the progress bar and for messages.
+        notes: where it is noted what becomes of each record.
+        types: the error types to draw from, None for all.
     """
-    problems: list[Problem] = []
-    prompts: list[list[int]] = []
-    responses: list[dict[str, list[int]]] = []
-    for source in data.watched(found, name):
-        record, wrong = source.record, []
-        before, ids = encoder.prompt(record, wrong)
-        prompts.append(ids)
-        texts = {"chosen": record.chosen, **record.negatives}
-        encoded = {kind: encoder.response(record, kind, text, before, wrong) for kind, text in texts.items()}
-        responses.append({kind: response for kind, (response, *_) in encoded.items()})
-        problems += source.places(wrong)
+    kept = [each for source in data.watched(found, name) if (each := _kept(source, encoder, notes, types))]
+    if not kept:
+        return data.TokenisedRows()
+    records_kept = [each.source.record for each in kept]
+    keyed = [(prompt_key(record), record.id) for record in records_kept]
+    texts = [{record.chosen, *_negatives(record, types).values()} for record in records_kept]
+    try:
+        ring = partners(keyed, texts, name=name)
+    except BadData as error:
+        notes.bad_rows.problems += error.problems
+        return data.TokenisedRows()
+    rows = data.TokenisedRows()
+    for each, other in zip(kept, ring, strict=True):
+        room = encoder.longest - len(each.prompt)
+        theirs = kept[other].whole
+        is_cut = any(len(ids) > room for ids in theirs.values())
+        notes.keep(each.source, ",".join(filter(None, (each.cut, MISMATCHED_CUT if is_cut else ""))))
+        mismatched = {kind: encoder.cut(ids, room) for kind, ids in theirs.items()}
+        rows.append(UnpairedRow(each.source.record.id, _ids(each.prompt), *_sides(each.kept), *_sides(mismatched)))
+    return rows
+
+
+def _kept(source: Sourced, encoder: data.Encoder, notes: Notes, types: tuple[str, ...] | None) -> _Kept | None:
+    """Tokenise a record alone; None if it is left out, which is noted."""
+    record, problems = source.record, []
+    own = _negatives(record, types)
+    texts = {"chosen": record.chosen} | {f"negatives.{kind}": text for kind, text in own.items()}
+    prompt, encoded = encoder.encode(record, texts, problems)
     if problems:
-        return training.Rows(), problems
-    rows = training.Rows()
-    ring = partners([(prompt_key(source.record), source.record.id) for source in found])
-    for source, prompt, mine, other in zip(found, prompts, responses, ring, strict=True):
-        rows.append(UnpairedRow(source.record.id, _ids(prompt), *_sides(mine), *_sides(responses[other])))
-    return rows, problems
+        notes.reject(source, problems)
+        return None
+    whole = {kind: response.ids for kind, response in zip(("chosen", *own), encoded, strict=True)}
+    fit = encoder.fit(source, prompt, [*whole.values()], notes)
+    if fit is None:
+        return None
+    kept = {kind: encoder.cut(ids, fit.response) for kind, ids in whole.items()}
+    equal = {
+        kind: reason
+        for kind in kept
+        if kind != "chosen" and (reason := same((1, 0), (whole["chosen"], whole[kind]), (kept["chosen"], kept[kind])))
+    }
+    if len(equal) == len(kept) - 1:
+        notes.skip(source, next(iter(equal.values())))
+        return None
+    for kind, reason in equal.items():
+        notes.skip_response(source, kind, reason)
+        del kept[kind]
+    return _Kept(source, prompt[fit.start : fit.stop], whole, kept, fit.cut)
 
 
-def grouped(found: list[data.Sourced]) -> list[data.Sourced]:
+def _negatives(record: records.Negatives, types: tuple[str, ...] | None) -> dict[str, str]:
+    """The negatives that may be drawn, by error type."""
+    return {kind: text for kind, text in record.negatives.items() if not types or kind in types}
+
+
+def grouped(found: list[Sourced], notes: Notes) -> list[Sourced]:
     """Group rows of single responses by prompt into records; other records stay unchanged.
 
-    Raises:
-        BadData: rows of one prompt contradict each other.
+    Rows of a prompt that contradict each other are rejected.
     """
-    single = [source[:3] for source in found if isinstance(source.record, records.Feedback)]
-    joined, problems = negatives.group_feedback(single)
-    if problems:
-        raise BadData(problems)
-    places = {record.prompt: (file, line) for file, line, record in reversed(single)}
+    groups: dict[records.Prompt, list[Sourced]] = {}
+    for source in found:
+        if isinstance(source.record, records.Feedback):
+            groups.setdefault(source.record.prompt, []).append(source)
+    joined, problems = negatives.group_feedback(source[:3] for group in groups.values() for source in group)
+    notes.members |= {
+        (group[0].file, group[0].line): [(source.file, source.line) for source in group] for group in groups.values()
+    }
+    prompts = {(source.file, source.line): prompt for prompt, group in groups.items() for source in group}
+    wrong: dict[records.Prompt, list[Problem]] = {}
+    for problem in problems:
+        wrong.setdefault(prompts[problem.file, problem.line], []).append(problem)
+    for prompt, told in wrong.items():
+        notes.reject(groups[prompt][0], told)
     whole = [source for source in found if not isinstance(source.record, records.Feedback)]
-    sizes = Counter(record.prompt for _, _, record in single)
-    return whole + [data.Sourced(*places[record.prompt], record, sizes[record.prompt]) for record in joined]
+    return whole + [Sourced(*groups[record.prompt][0][:2], record, len(groups[record.prompt])) for record in joined]
 
 
 def _ids(ids: list[int]) -> Tensor:
@@ -112,39 +178,36 @@ class UnpairedDataset(pairs.PairDataset):
     Args:
         rows: the tokenised records.
         tokenizer, max_length, strategy: as the host passes them.
-        types: the error types to draw from, None for all.
         resampled: whether to draw again in each epoch.
     """
 
     def __init__(
         self,
-        rows: training.Rows,
+        rows: data.TokenisedRows,
         tokenizer: Any,
         max_length: int,
         strategy: Any,
         *,
-        types: tuple[str, ...] | None,
         resampled: bool,
         **options: Any,
     ) -> None:
         super().__init__(rows, tokenizer, **options)
-        self.longest, self.seed = max_length, strategy.args.train.seed
-        self.types, self.resampled = types, resampled
+        self.seed, self.resampled = strategy.args.train.seed, resampled
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         drawn = self.draw(self.rows[index], int(self.epoch) if self.resampled else 0)
         return *pairs.masked(drawn.chosen), *pairs.masked(drawn.rejected), drawn
 
     def draw(self, row: UnpairedRow, epoch: int) -> Drawn:
-        """The sequences of a record in an epoch, cut at --data.max_len from the right."""
+        """The sequences of a record in an epoch."""
 
         def pick(alternatives: dict[str, Tensor]) -> str:
             names = sorted(alternatives)
-            return names[draw_index(names, row.record_id, seed=self.seed, epoch=epoch, types=self.types)]
+            return names[draw_index(names, row.record_id, seed=self.seed, epoch=epoch)]
 
         kind = pick(row.negatives)
         texts = (row.chosen, row.negatives[kind], row.other_chosen, row.other_negatives[pick(row.other_negatives)])
-        sequences = (torch.cat((row.prompt, text))[: self.longest] for text in texts)
+        sequences = (torch.cat((row.prompt, text)) for text in texts)
         digest = draw_digest(epoch, row.record_id, "chosen") + draw_digest(epoch, row.record_id, kind)
         return Drawn(*sequences, len(row.prompt), kind, digest)
 
@@ -211,8 +274,8 @@ def prepare(request: Request) -> Callable[[], None]:
     """Check data and options. Returns the function that trains. Raises as `training.prepare`."""
     stage, options = request.stage, request.options
 
-    def arrange(found: list[data.Sourced]) -> list[data.Sourced]:
-        joined = grouped(found)
+    def arrange(found: list[Sourced], notes: Notes) -> list[Sourced]:
+        joined = grouped(found, notes)
         types = {name for source in joined for name in source.record.negatives}
         if stage.check_data and (problems := stage.check_data(types, options)):
             raise BadData(problems)
@@ -220,8 +283,9 @@ def prepare(request: Request) -> Callable[[], None]:
 
     if options.advice:
         print(f"finepref: warning: {options.advice}", file=sys.stderr)
-    run, splits = training.prepare(request, padding_side="right", arrange=arrange, tokenise=tokenise)
-    dataset = partial(UnpairedDataset, types=options.error_types, resampled=options.resampled)
+    tokenising = partial(tokenise, types=options.error_types)
+    run, splits = training.prepare(request, padding_side="right", arrange=arrange, tokenise=tokenising)
+    dataset = partial(UnpairedDataset, resampled=options.resampled)
     metrics = (*stage.metrics, "logps/chosen", "logps/rejected")
     trainer = partial(UnpairedTrainer, **training.trainer_options(run, request, metrics))
     train = training.host_train(stage.of_shape.openrlhf_module, splits, dataset, DPOTrainer=trainer)
