@@ -27,6 +27,11 @@ WorkerCpus = Annotated[float, typer.Option(min=0.0, help="CPUs per worker.")]
 WorkerGpus = Annotated[float | None, typer.Option(min=0.0, help="GPUs per worker; default: 1 if a GPU is present.")]
 
 
+MergeSystem = Annotated[
+    bool, typer.Option("--merge-system", help="hf, vllm: a system turn that the template refuses joins the user turn.")
+]
+
+
 class EngineName(StrEnum):
     """The engines."""
 
@@ -47,6 +52,7 @@ class EngineOptions:
     workers: WorkerCount = 0
     worker_cpus: WorkerCpus = 1.0
     worker_gpus: WorkerGpus = None
+    merge_system: MergeSystem = False
 
 
 def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -75,6 +81,8 @@ def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | 
     """
     if options.vllm_options and name is not EngineName.vllm:
         raise ValueError("--vllm-options are for --engine vllm")
+    if options.merge_system and name in {EngineName.rules, EngineName.openai}:
+        raise ValueError("--merge-system is for --engine hf and vllm; an endpoint applies its own chat template")
     if options.workers and name in {EngineName.rules, EngineName.openai}:
         raise ValueError("--workers are for --engine hf and vllm; an endpoint has --concurrency")
     if name is EngineName.rules:
@@ -92,9 +100,9 @@ def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | 
     from finepref.synth.engines.vllm import VllmEngine
 
     engine = (
-        VllmEngine(model, **vllm_settings(options.vllm_options))
+        VllmEngine(model, merge_system=options.merge_system, **vllm_settings(options.vllm_options))
         if name is EngineName.vllm
-        else HfEngine(model, batch_size=options.batch_size)
+        else HfEngine(model, batch_size=options.batch_size, merge_system=options.merge_system)
     )
     if not options.workers:
         return engine
