@@ -78,6 +78,7 @@ def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | 
 
     Raises:
         ValueError: the remote engine has no address or an invalid one, or the engine has no such option.
+        FileNotFoundError: see `check_models`.
     """
     if options.vllm_options and name is not EngineName.vllm:
         raise ValueError("--vllm-options are for --engine vllm")
@@ -94,6 +95,7 @@ def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | 
 
         return OpenAIEngine(model, base_url=options.base_url, concurrency=options.concurrency)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    check_models(model)
     if options.workers:
         model = for_workers(model)
     from finepref.synth.engines.hf import HfEngine
@@ -121,6 +123,19 @@ def engine_for(name: EngineName, model: str, options: EngineOptions) -> Engine:
     if made is None:
         raise ValueError("--engine rules cannot answer: use hf, vllm or openai")
     return made
+
+
+def check_models(*models: str | None) -> None:
+    """Check that local folders among the models exist, before anything is loaded; None is ignored.
+
+    Raises:
+        FileNotFoundError: the first that does not exist.
+    """
+    from finepref.hosts.missing_model import missing_model_hint
+
+    for model in models:
+        if model is not None and (hint := missing_model_hint(model)):
+            raise FileNotFoundError(hint)
 
 
 def for_workers(model: str) -> str:

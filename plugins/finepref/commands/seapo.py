@@ -11,6 +11,7 @@ from finepref.commands.engine_options import (
     EngineName,
     EngineOptions,
     MergeSystem,
+    check_models,
     engine_of,
     exit_if_unanswered,
     with_engine_options,
@@ -140,6 +141,7 @@ def margins(
 
     check_outputs(output, rejected_path(output), inputs=[data])
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
+        check_models(model, adapter)
         result = run(data, output, model=model, adapter=adapter, merge_system=merge_system, bad_rows=bad)
     for name, summary in {**result["types"], "overall": result["overall"]}.items():
         figures = f"margin {summary['mean']:+.4f}, above 0 in {summary['share_above_zero']:.0%} of {summary['n']}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
 from finepref.formats.bad_rows import BadRows
-from finepref.formats.check import Checked
+from finepref.formats.checked_rows import Checked
 from finepref.formats.jsonl import read_rows
 from finepref.formats.problems import Problem
 from finepref.formats.row import RowReader
