@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from finepref.formats.bad_rows import MAX_BAD, BadRows
+from finepref.formats.bad_rows import MAX_BAD, BadRows, rejected_path
 from finepref.formats.problems import BadData
 
 
@@ -28,11 +28,6 @@ MaxBad = Annotated[
     str, typer.Option("--max-bad", help="--bad-rows skip: the largest share of bad rows, such as 0.1% or 0.001.")
 ]
 AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Exit code 0 even if no row is left.")]
-
-
-def rejected_path(output: Path) -> Path:
-    """The file of the rows that a command rejects."""
-    return output.with_name(f"{output.name}.rejected.jsonl")
 
 
 @contextmanager
