@@ -132,6 +132,7 @@ def test_diversity_counts_the_rows_that_it_leaves_out(tmp_path):
     assert "FP004" in run("diversity", source).stderr
     found = run("diversity", source, "--bad-rows", "skip", "--max-bad", "0.1")
     assert (found.exit_code, json.loads(found.stdout)["texts"]) == (0, 9)
+    assert f"FP004 {source}:10" in found.stderr
     assert "1 rows rejected: 1 FP004" in found.stderr
 
 
@@ -282,6 +283,22 @@ def test_an_answer_of_reasoning_alone_is_a_failure_by_name(tmp_path, field):
     for each in (found, told):
         assert "the model gave only reasoning and no answer; raise the most tokens of an answer" in each.output
     assert read(output) == []
+
+
+def test_a_refusal_in_a_field_of_its_own_is_the_answer(tmp_path):
+    source = write(tmp_path / "q.jsonl", [{"id": "p0", "prompt": "Why?"}])
+    output = tmp_path / "a.jsonl"
+    with answering(lambda _: {"content": None, "refusal": "I can't help with that."}) as endpoint:
+        assert run(*asking("answer", source, endpoint.url), "--output", output).exit_code == 0
+    assert read(output)[0]["response"] == "I can't help with that."
+
+
+def test_answers_that_are_cut_off_are_counted(tmp_path, caplog):
+    source = write(tmp_path / "q.jsonl", [{"id": str(i), "prompt": f"Why {i}?"} for i in range(3)])
+    reply = lambda asked: {"content": "So", "finish_reason": "length" if "1" in asked else "stop"}  # noqa: E731
+    with answering(reply) as endpoint:
+        run(*asking("answer", source, endpoint.url), "--output", tmp_path / "a.jsonl")
+    assert "reversegen answer: 1 of 3 answers were cut off at their most tokens" in caplog.text
 
 
 def test_seapo_inject_without_a_usable_negative_fails_with_the_reasons_and_what_was_measured(tmp_path):

@@ -35,7 +35,7 @@ def bad_rows_of(output: Path | None, policy: Policy, max_bad: str = MAX_BAD) -> 
     """The collector of bad rows of a command. At the end it writes them beside the output and tells their number.
 
     Args:
-        output: of the command; None = bad rows are only counted.
+        output: of the command; None = the first bad rows are told, and all are counted.
         policy: --bad-rows.
         max_bad: --max-bad.
 
@@ -55,6 +55,9 @@ def bad_rows_of(output: Path | None, policy: Policy, max_bad: str = MAX_BAD) -> 
         raise
     if output is not None:
         collected.write(rejected_path(output))
+    if output is None:
+        for problem in collected.problems[:10]:
+            typer.echo(problem, err=True)
     if collected.rejected:
         place = "" if output is None else f"{rejected_path(output)}: "
         typer.echo(f"{place}{collected}", err=output is None)

@@ -8,7 +8,8 @@ import pytest
 from finepref.formats.records import Message
 from finepref.synth.ask import Job, ask
 from finepref.synth.engines.protocol import Completion, Request
-from finepref.synth.engines.thoughts import ONLY_REASONING, split, without_thought
+from finepref.synth.engines.thoughts import ONLY_REASONING, decoded, split, without_thought
+from tiny_llama import byte_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,14 @@ def test_an_answer_of_a_thought_alone_is_a_failure_by_name_and_no_empty_answer()
         assert (found.text, found.error) == ("", ONLY_REASONING)
     failed = Completion("i", error="HTTP 500")
     assert without_thought(failed) == failed
+
+
+def test_tags_that_are_special_tokens_stay_in_the_text_of_generated_tokens():
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    tokens = tokenizer("[THINK]a[/THINK]b</s>", add_special_tokens=False)["input_ids"]
+    assert decoded(tokenizer, tokens) == "[THINK]a[/THINK]b"
+    assert decoded(tokenizer, tokens[-2:]) == "b"
 
 
 class Thinking:

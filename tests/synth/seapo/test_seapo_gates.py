@@ -79,6 +79,7 @@ SOURCE = Source("a", (Message("user", "Where does the Nile flow?"),), CHOSEN, {}
         (f"<think>\nPut in an error.\n</think>\n\n{CHANGED}", ("thought",)),
         (f"Put in an error.\n</think>\n{CHANGED}", ("thought",)),
         (f"```\n{CHANGED}\n```", ("fence",)),
+        (f"```{CHANGED}```", ("fence",)),
         (f"<think>So.</think>\n```text\n{CHANGED}\n```\n", ("thought", "fence")),
         (CHANGED, ()),
     ],
