@@ -281,7 +281,7 @@ def test_an_answer_of_reasoning_alone_is_a_failure_by_name(tmp_path, field):
         told = run(*asking("answer", source, endpoint.url), "--output", tmp_path / "a.jsonl")
     assert found.exit_code == told.exit_code == 1
     for each in (found, told):
-        assert "the model gave only reasoning and no answer; raise the most tokens of an answer" in each.output
+        assert "the model gave only reasoning and no answer; raise --max-new-tokens" in each.output
     assert read(output) == []
 
 

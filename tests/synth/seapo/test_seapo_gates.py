@@ -8,7 +8,7 @@ from finepref.formats.spans import diff_spans
 from finepref.synth.engines.protocol import Completion
 from finepref.synth.engines.thoughts import without_thought
 from finepref.synth.seapo.attempts import Attempt, by_model, by_rule
-from finepref.synth.seapo.gates import FEW_WORDS, fault
+from finepref.synth.seapo.gates import fault
 from finepref.synth.seapo.prompts import ERRORS, PROMPT_VERSION, Source, request
 
 CHOSEN = "The Nile flows north through Egypt and ends in the Mediterranean Sea, near Alexandria."
@@ -64,7 +64,7 @@ def test_the_bounds_are_shares_of_words_and_of_characters():
     assert long == ("long", "length ratio 1.25 > --max-length-ratio 1.24")
 
 
-@pytest.mark.parametrize(("words", "gate"), [(FEW_WORDS, None), (FEW_WORDS + 1, "edit_large")])
+@pytest.mark.parametrize(("words", "gate"), [(1, None), (8, None), (9, "edit_large")])
 def test_a_good_answer_of_few_words_may_change_in_all_of_them(words, gate):
     found = fault(" ".join(["yes"] * words), " ".join(["not"] * words))
     assert (found and found.gate) == gate

@@ -12,7 +12,7 @@ from finepref.synth.engines.protocol import Completion
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ONLY_REASONING = "the model gave only reasoning and no answer; raise the most tokens of an answer"
+ONLY_REASONING = "the model gave only reasoning and no answer; raise --max-new-tokens"
 """The error of a completion without anything after its thought."""
 
 _NAMES = "think|thinking|thought|thoughts|reasoning|seed:think"
