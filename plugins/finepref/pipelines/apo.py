@@ -200,7 +200,8 @@ def _imported(run: Pipeline, name: str, source: Path, formatting: str, own_rows:
         own_rows: options for bad rows.
     """
     target = run.path(f"data/{name}", f"{name}.jsonl")
-    words = ["finepref", "convert", "--from", formatting, "--to", "ranked", *settings.options(own_rows)]
+    accepted = {"max_bad": own_rows.get("max_bad")}  # `convert` leaves bad rows out if it accepts a share of them
+    words = ["finepref", "convert", "--from", formatting, "--to", "ranked", *settings.options(accepted)]
     words += [str(source), str(target)]
     run.run(f"data/{name}", words, inputs=[source], outputs=[target])
     return target
