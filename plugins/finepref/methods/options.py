@@ -79,8 +79,8 @@ class Described(NamedTuple):
 
 
 OVERLONG_HELP = (
-    "Records longer than cutoff_len: host (cut as the host does), keep_prompt (cut responses only), truncate_left "
-    "(drop the beginning of the prompt), skip, error."
+    "Records longer than cutoff_len: host (cut as the host does; the default), keep_prompt (cut responses only), "
+    "truncate_left (drop the beginning of the prompt; the default of reward models), skip, error."
 )
 
 
@@ -91,8 +91,8 @@ class Options:
     host: ClassVar[str] = "llamafactory"
     spelling: ClassVar[Callable[[str, str], str]]
 
-    finepref_overlong: Overlong = option(  # noqa: RUF009 (it makes a field)
-        "host", OVERLONG_HELP, openrlhf={"help": OVERLONG_HELP.replace("cutoff_len", "--data.max_len")}
+    finepref_overlong: Overlong | None = option(  # noqa: RUF009 (it makes a field)
+        None, OVERLONG_HELP, openrlhf={"help": OVERLONG_HELP.replace("cutoff_len", "--data.max_len")}
     )
     finepref_bad_rows: Literal["error", "skip"] = option(
         "error", "Rows with a coded problem: error stops the run; skip writes them to rejected.jsonl."
@@ -152,6 +152,11 @@ class Options:
             raise ValueError(f"{made.key('finepref_max_bad')}: {error}") from None
         made.check_together()
         return made
+
+    @property
+    def overlong(self) -> Overlong:
+        """What happens to records that are too long, see `finepref.methods.overlong`."""
+        return self.finepref_overlong or "host"
 
     @property
     def bad_rows(self) -> BadRows:
@@ -266,14 +271,12 @@ class UnpairedOptions(Options):
 
 @dataclass
 class RankedOptions(Options):
-    """Base of the options of shape "ranked". A method overrides the properties that it has an option for.
+    """Base of the options of shape "ranked". A method overrides the properties that it has an option for."""
 
-    A reward is read at the end of a response, so by default only the beginning of a prompt is dropped.
-    """
-
-    finepref_overlong: Overlong = option(  # noqa: RUF009 (it makes a field)
-        "truncate_left", OVERLONG_HELP, openrlhf={"help": OVERLONG_HELP.replace("cutoff_len", "--data.max_len")}
-    )
+    @property
+    def overlong(self) -> Overlong:
+        """What happens to records that are too long: by default the end of the response is kept, where it is read."""
+        return self.finepref_overlong or "truncate_left"
 
     @property
     def pooling(self) -> tuple[str, str]:

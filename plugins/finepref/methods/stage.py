@@ -109,4 +109,5 @@ class Stage:
     def settings_of(self, options: Any) -> dict[str, Any]:
         """The options of a run with the values in use, for the receipt and the model card."""
         given = {name: getattr(options, name) for name in self.options.described(options.host)}
+        given["finepref_overlong"] = options.overlong
         return given | dict(self.settings(options) if self.settings else {})
