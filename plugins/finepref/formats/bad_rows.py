@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finepref.formats.check import Checked, rejected_row
-from finepref.formats.jsonl import write_aside
+from finepref.formats.checked_rows import Checked, rejected_row
+from finepref.formats.jsonl import RawRow, write_aside
 from finepref.formats.problems import SHOWN, BadData, Problem
 
 POLICIES = ("error", "skip")
@@ -41,7 +41,7 @@ class BadRows:
 
     Attributes:
         read: number of rows that were read.
-        rejected: the bad rows, see `check.rejected_row`.
+        rejected: the bad rows, see `checked_rows.rejected_row`.
         problems: their problems, and those of whole files.
         codes: number of bad rows by the code of their first problem.
     """
@@ -67,11 +67,15 @@ class BadRows:
         for row in rows:
             self.read += row.raw.line > 0
             if row.problems:
-                self.problems += row.problems
-                if row.raw.line > 0:
-                    self.add(rejected_row(file, row.raw._replace(problems=row.problems)), row.problems)
+                self.refuse(file, row.raw, row.problems)
             else:
                 yield row
+
+    def refuse(self, file: str, raw: RawRow, problems: list[Problem]) -> None:
+        """Collect the problems of a row that was already counted as read, or of a whole file (line 0)."""
+        self.problems += problems
+        if raw.line > 0:
+            self.add(rejected_row(file, raw._replace(problems=problems)), problems)
 
     def add(self, row: Mapping[str, object], problems: list[Problem], *, rows: int = 1) -> None:
         """Collect a bad row, or a record of several rows, that was already counted as read."""
@@ -91,8 +95,8 @@ class BadRows:
         bad = self.codes.total()
         if bad > self.max_bad * self.read:
             share = bad / self.read
-            text = f"{bad} of {self.read} rows are bad, {share:.1%}; max_bad is {self.max_bad:.4%}"
-            limit = Problem(self.problems[0].file, 0, "", "FP091", text.replace("0000%", "%"))
+            text = f"{bad} of {self.read} rows are bad, {share:.1%}; max_bad is {100 * self.max_bad:g}%"
+            limit = Problem(self.problems[0].file, 0, "", "FP091", text)
             raise BadData([limit, *self.problems][:SHOWN], len(self.problems) + 1)
 
     def write(self, path: Path) -> None:
@@ -103,3 +107,8 @@ class BadRows:
         """The counts for a line of output: "3 rows rejected: 2 FP010, 1 FP012"."""
         told = ", ".join(f"{count} {code}" for code, count in sorted(self.codes.items()))
         return f"{self.codes.total()} rows rejected: {told}" if told else "no row rejected"
+
+
+def rejected_path(output: Path) -> Path:
+    """The file of the rows that a command rejects, beside its output."""
+    return output.with_name(f"{output.name}.rejected.jsonl")

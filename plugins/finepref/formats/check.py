@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import sqlite3
@@ -14,7 +13,9 @@ from itertools import chain
 from operator import attrgetter
 from typing import NamedTuple
 
-from finepref.formats.jsonl import CHUNK, Chunk, RawRow, read_chunks, read_jsonl, rows_of, write_jsonl
+from finepref.formats.bad_rows import BadRows
+from finepref.formats.checked_rows import Checked, rejected_row
+from finepref.formats.jsonl import CHUNK, Chunk, RawRow, read_chunks, read_rows, rows_of, write_jsonl
 from finepref.formats.pool import ordered_map
 from finepref.formats.problems import CODES, SHOWN, BadData, Problem
 from finepref.formats.records import FIELDS, Feedback, Record, parse
@@ -61,14 +62,6 @@ class FileReport:
     def passes(self, max_bad: float = 0.0) -> bool:
         """Whether the file as a whole has no problem and at most a share `max_bad` of its rows is rejected."""
         return not any(p.line == 0 for p in self.problems) and self.rejected <= max_bad * self.rows
-
-
-class Checked(NamedTuple):
-    """A row as read, with its record (several in some released files) or its problems."""
-
-    raw: RawRow
-    records: Sequence[Record]
-    problems: list[Problem]
 
 
 class Found(NamedTuple):
@@ -157,17 +150,36 @@ def check_file(
     return check.report()
 
 
-def read_records(path: str | os.PathLike[str], formatting: str) -> list[Record]:
-    """All records of a file.
+def read_records(
+    path: str | os.PathLike[str],
+    formatting: str,
+    *,
+    bad_rows: BadRows | None = None,
+    check: Callable[[Record, int], list[Problem]] = lambda record, line: [],
+) -> list[Record]:
+    """All good records of a file.
+
+    Args:
+        path: JSON Lines or a JSON array.
+        formatting: as for `records.parse`.
+        bad_rows: collects the other rows and decides about them; None = each is an error.
+        check: gives further problems of a record, from the record and its line.
 
     Raises:
-        BadData: all problems of the file.
+        BadData: there are bad rows and `bad_rows` does not accept them, or the file as a whole has a problem.
     """
-    report = check_file(path, formatting)
-    if report.total_problems:
-        raise BadData(report.problems, report.total_problems)
-    parsed = (parse(row, formatting, line=line) for line, row in read_jsonl(path, problems=None))
-    return [record for record in parsed if not isinstance(record, list)]
+    name, bad = os.fspath(path), BadRows() if bad_rows is None else bad_rows
+    whole = FileCheck(name, formatting, columns={})
+    rows = whole.walk(parse_rows(read_rows(path), partial(parse, formatting=formatting, file=name)))
+    records: list[Record] = []
+    for row in bad.good(name, rows):
+        if found := [problem for record in row.records for problem in check(record, row.raw.line)]:
+            bad.refuse(name, row.raw, found)
+        else:
+            records += row.records
+    bad.problems += [problem for problem in whole.of_file if problem not in bad.problems]
+    bad.settle()
+    return records
 
 
 def check_columns(
@@ -379,14 +391,3 @@ def digest(path: str | os.PathLike[str]) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
-
-
-def rejected_row(file: str, raw: RawRow) -> dict[str, object]:
-    """A bad row as files of rejected rows have it, see `check_file`."""
-    problems = [{"field": p.field, "code": p.code, "message": p.message} for p in raw.problems]
-    row: dict[str, object] = {"file": file, "line": raw.line, "problems": problems}
-    text = raw.raw.removesuffix(b"\n")
-    try:
-        return row | {"row": text.decode()}
-    except UnicodeDecodeError:
-        return row | {"row_base64": base64.b64encode(text).decode()}

@@ -12,7 +12,8 @@ from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
 from finepref.hosts.llamafactory.tokenized import encode
 from finepref.hosts.llamafactory.verdicts import verdict
 from finepref.losses.pooling import tokens_read
-from finepref.methods.ranked_rows import equal_and_ranked, response_field, scored
+from finepref.methods import overlong
+from finepref.methods.ranked_rows import response_field, scored
 
 
 @dataclass
@@ -28,7 +29,8 @@ class RankedProcessor(RowPerRecordProcessor):
         for index, response in enumerate(responses):
             prompt_ids, encoded[response_field(record, index)] = encode(self, record.prompt, response)
         kept, problems = self.fit(record, prompt_ids, encoded)
-        skipped = kept.skipped or ("" if problems else equal_and_ranked([*encoded.values()], scores, kept.response))
+        left = [ids[: kept.response] for ids in encoded.values()]
+        skipped = kept.skipped or ("" if problems else overlong.same(scores, [*encoded.values()], left))
         prompt = prompt_ids[kept.start : kept.stop]
         last, end = [], []
         for whole in encoded.values():
@@ -37,7 +39,7 @@ class RankedProcessor(RowPerRecordProcessor):
             end.append(-1 if to_end is None or to_end > kept.response else len(prompt) + to_end - 1)
         return {
             "example_id": record.id,
-            "sequences": [prompt + whole[: kept.response] for whole in encoded.values()],
+            "sequences": [prompt + ids for ids in left],
             "last": last,
             "end": end,
             "scores": [float(score) for score in scores],

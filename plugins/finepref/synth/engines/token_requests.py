@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from finepref.synth.engines.checkpoint import prompt_ids
 from finepref.synth.engines.protocol import Completion, Request
+from finepref.synth.engines.thoughts import decoded
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -20,9 +21,13 @@ class Planned(NamedTuple):
     limit: int
 
 
-def plan(request: Request, tokenizer: PreTrainedTokenizerBase, *, room: int) -> Planned:
-    """A request with its prompt as tokens, for a model with a context of `room` tokens."""
-    prompt = prompt_ids(tokenizer, request.messages)
+def plan(request: Request, tokenizer: PreTrainedTokenizerBase, *, room: int, merge_system: bool = False) -> Planned:
+    """A request with its prompt as tokens, for a model with a context of `room` tokens.
+
+    Raises:
+        RefusedByTemplateError: see `checkpoint.rendered`, also for `merge_system`.
+    """
+    prompt = prompt_ids(tokenizer, request.messages, merge_system=merge_system)
     return Planned(request, prompt, max(0, min(request.max_new_tokens, room - len(prompt))))
 
 
@@ -40,7 +45,7 @@ def completion(
     answer = tokens[: plan.limit if end is None else end]
     return Completion(
         id=plan.request.id,
-        text=tokenizer.decode(answer, skip_special_tokens=True),
+        text=decoded(tokenizer, answer),
         stop_reason="length" if end is None else "stop",
         prompt_tokens=len(plan.prompt),
         completion_tokens=len(answer) + (end is not None),
