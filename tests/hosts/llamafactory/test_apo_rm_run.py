@@ -285,7 +285,7 @@ def test_pairs_and_lists_of_both_kinds_mix_from_several_data_sets(apo, tmp_path)
     common = {"dataset": "lists,pairs", "eval_dataset": "pairs,lists", "do_predict": True}
     done = apo([*ranked(), nine], max_steps=-1, num_train_epochs=1.0, **common)
     assert done.receipt["records"] == {"human": 15, "apo": 4}
-    assert done.receipt["rows"]["trained"] == 19
+    assert done.receipt["rows"]["in_training_set"] == 19
     lines = scores_file(folder.parent / "out")
     for i, pair in enumerate(pairs):
         assert lines[pair["id"]]["scores"] == [pair.get("margin", 1.0), 0.0], i

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from finepref.formats.check import BadData
 from sample_rows import rows, write_rows
 
 
@@ -16,7 +15,7 @@ def test_the_shipped_demo_set_is_found_by_name_beside_a_users_own(run, sums):
     done = run(dataset="sums,seapo_demo")
     names = [entry["name"] for entry in done.receipt["datasets"]]
     assert names == ["sums", "seapo_demo"]
-    assert done.receipt["rows"]["trained"] == sum(entry["read"] for entry in done.receipt["datasets"])
+    assert done.receipt["rows"]["in_training_set"] == sum(entry["read"] for entry in done.receipt["datasets"])
 
 
 def test_columns_may_have_any_names(run, tmp_path):
@@ -60,12 +59,15 @@ def test_max_samples_counts_what_it_leaves_out_even_inside_a_prompt(run, tmp_pat
     assert done.receipt["rows"]["skipped"] == {"max_samples": 34, "prompt_split_by_max_samples": 2}
 
 
-def test_a_stream_stops_at_a_prompt_beyond_cutoff_len(run, tmp_path):
+def test_a_stream_stops_at_a_prompt_beyond_cutoff_len_only_if_it_is_told_to(run, tmp_path):
     records = rows()
     records[5]["prompt"] = "Why? " * 80
     folder = write_rows(tmp_path / "long", records)
-    with pytest.raises(BadData, match=r"FP203 .*sums.jsonl:6 prompt"):
-        run(dataset_dir=str(folder), streaming=True, dataloader_num_workers=1, cutoff_len=128, max_steps=6)
+    stream = {"dataset_dir": str(folder), "streaming": True, "dataloader_num_workers": 1, "cutoff_len": 128}
+    with pytest.raises(ValueError, match=r"FP203 .*sums.jsonl:6 prompt"):
+        run(**stream, max_steps=6, finepref_overlong="error")
+    assert run(**stream, max_steps=6).receipt["ranks"][0]["loss_calls"] == 12
+    assert run(**stream, max_steps=6, finepref_overlong="skip").receipt["ranks"][0]["loss_calls"] == 12
 
 
 def test_a_stream_of_feedback_rows_is_refused_with_the_way_out(run, tmp_path):
@@ -85,7 +87,7 @@ def test_records_with_system_and_several_turns_keep_them(run, tmp_path):
         ]
     folder = write_rows(tmp_path / "turns", records)
     done = run(dataset_dir=str(folder), max_steps=1)
-    assert done.receipt["rows"]["trained"] == 12
+    assert done.receipt["rows"]["in_training_set"] == 12
 
 
 def test_kl_partners_never_share_the_prompt_even_when_rows_of_one_prompt_sit_side_by_side(tmp_path):

@@ -47,7 +47,7 @@ def test_its_recipe_trains_by_the_real_command_with_the_loss_computed_without_fi
         "finetuning_type": "full",
     }
     assert done.receipt["ranks"][0]["loss_calls"] == done.receipt["expected_loss_calls"] == 2
-    assert done.receipt["rows"]["trained"] == 12
+    assert done.receipt["rows"]["in_training_set"] == 12
     assert "SimPO on weighted tokens (arXiv 2405.14734)" in (done.folder / "README.md").read_text()
     assert (done.folder / "training_rewards_chosen.png").stat().st_size > 1000
 

@@ -109,7 +109,7 @@ def test_a_stage_is_chosen_previewed_and_trained_in_the_browser(web, page, sums,
         assert yaml.safe_load((folder / "training_args.yaml").read_text())[option[0]] == 0.4
     receipt = json.loads((folder / "finepref_receipt.json").read_text())
     assert receipt["stage"] == stage
-    assert receipt["rows"]["evaluated"] == 3
+    assert receipt["rows"]["in_evaluation_set"] == 3
     log = [json.loads(line) for line in (folder / "trainer_log.jsonl").read_text().splitlines()]
     assert [entry["current_steps"] for entry in log if entry.get("loss") is not None] == list(range(1, STEPS + 1))
 

@@ -28,7 +28,7 @@ from finepref.hosts.llamafactory import row_cache
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encode
-from finepref.hosts.llamafactory.verdicts import rejected_record, verdict
+from finepref.hosts.llamafactory.verdicts import rejected_record, rows_of, verdict
 from finepref.hosts.meter import Meter
 from finepref.hosts.reading import Sourced
 from finepref.hosts.rows import INCOMPLETE
@@ -68,7 +68,8 @@ class UnpairedProcessor(RecordProcessor):
             named = [{"_record": row["_partner"], "_formatting": "negatives"} for row in cached]
             others = [row_cache.record_of(row) for row in named]
         else:  # streaming: partners come from the same batch
-            others = [found[i] for i in partners([(row["_prompt_key"], row["_record_id"]) for row in cached])]
+            keyed = [(row["_prompt_key"], row["_record_id"]) for row in cached]
+            others = [found[i] for i in partners(keyed, [*map(_texts, found)])]
         each = zip(found, others, cached, strict=True)
         return [made for record, other, row in each for made in self._two_rows(record, other, row)]
 
@@ -335,8 +336,9 @@ class UnpairedAdapter(Adapter):
         if streaming:
             return dataset
         keyed = list(zip(dataset["_prompt_key"], dataset["_record_id"], strict=True))
-        texts = dataset["_record"][:]
-        return dataset.add_column("_partner", [texts[index] for index in partners(keyed)])
+        rows = dataset.select_columns(["_record", "_formatting"])[:]
+        texts = [_texts(row_cache.record_of(row)) for row in rows_of(rows)]
+        return dataset.add_column("_partner", [rows["_record"][index] for index in partners(keyed, texts)])
 
     def processor(self, options: UnpairedOptions) -> Any:
         return partial(UnpairedProcessor, overlong=options.overlong)
@@ -401,6 +403,10 @@ class UnpairedAdapter(Adapter):
     def plot_keys(self, options: UnpairedOptions) -> list[str]:
         names = options.error_types or negatives.ERROR_TYPES
         return ["rewards/chosen", "rewards/rejected", "rewards/margins", *(f"rewards/margins/{n}" for n in names)]
+
+
+def _texts(record: records.Negatives) -> set[str]:
+    return {record.chosen, *record.negatives.values()}
 
 
 def _grouped(run: Run, single: list[tuple[str, int, records.Feedback]], *, truncated: bool) -> list[Sourced]:
