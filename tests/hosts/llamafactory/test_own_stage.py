@@ -40,12 +40,15 @@ def test_its_recipe_trains_by_the_real_command_with_the_loss_computed_without_fi
     assert log[0]["loss"] == pytest.approx(expected, abs=1e-5)
     assert {"rewards/margins", "logps/chosen"} <= log[0].keys()
     assert done.receipt["stage"] == "wsimpo"
-    assert done.receipt["settings"] == {
+    of_every_stage = {
+        "finepref_overlong": "host",
+        "finepref_bad_rows": "error",
+        "finepref_max_bad": "1%",
+        "finepref_resume_changed": False,
         "finepref_full_logits": False,
-        "wsimpo_beta": 2.0,
-        "wsimpo_gamma": 0.3,
-        "finetuning_type": "full",
     }
+    own = {"wsimpo_beta": 2.0, "wsimpo_gamma": 0.3, "finetuning_type": "full"}
+    assert done.receipt["settings"] == of_every_stage | own
     assert done.receipt["ranks"][0]["loss_calls"] == done.receipt["expected_loss_calls"] == 2
     assert done.receipt["rows"]["in_training_set"] == 12
     assert "SimPO on weighted tokens (arXiv 2405.14734)" in (done.folder / "README.md").read_text()
