@@ -51,12 +51,7 @@ def equal_and_ranked(responses: Sequence[Sequence[int]], scores: Sequence[float]
     Returns:
         See `overlong.equal`; "" if the responses can be compared.
     """
-    known: dict[tuple[int, ...], int] = {}
-    for index, ids in enumerate(responses):
-        first = known.setdefault(tuple(ids[:keep]), index)
-        if scores[first] != scores[index]:
-            return overlong.equal([responses[first], ids], keep)
-    return ""
+    return overlong.same(scores, responses, [ids[:keep] for ids in responses])
 
 
 def without_end(record_id: str, options: RankedOptions) -> Problem:
