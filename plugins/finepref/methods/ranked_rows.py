@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from finepref.formats import records
 from finepref.formats.problems import Problem
 from finepref.formats.record_places import record_mark
-from finepref.methods import overlong
 from finepref.methods.options import RankedOptions
 
 
@@ -38,20 +35,6 @@ def margin_problems(record: records.Record) -> list[Problem]:
         return []
     text = f"is {scores[0]:g}, so chosen is not above rejected"
     return [Problem(record_mark(record.id), 0, "margin", "FP220", text)]
-
-
-def equal_and_ranked(responses: Sequence[Sequence[int]], scores: Sequence[float], keep: int) -> str:
-    """The reason for which responses cannot be compared: two with different scores are equal in what is kept.
-
-    Args:
-        responses: the token ids of each response.
-        scores: the score of each.
-        keep: most tokens that are kept of each.
-
-    Returns:
-        See `overlong.equal`; "" if the responses can be compared.
-    """
-    return overlong.same(scores, responses, [ids[:keep] for ids in responses])
 
 
 def without_end(record_id: str, options: RankedOptions) -> Problem:
