@@ -102,9 +102,7 @@ def equal(responses: Sequence[Sequence[int]], keep: int) -> str:
         responses: the token ids of each response.
         keep: most tokens that are kept of each.
     """
-    if len({tuple(ids[:keep]) for ids in responses}) == len(responses):
-        return ""
-    return EQUAL_AFTER_CUT if len({tuple(ids) for ids in responses}) == len(responses) else EQUAL_AFTER_TEMPLATE
+    return same(range(len(responses)), responses, [ids[:keep] for ids in responses])
 
 
 def same(scores: Sequence[float], whole: Sequence[Sequence[int]], kept: Sequence[Sequence[int]]) -> str:
