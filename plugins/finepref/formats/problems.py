@@ -75,7 +75,7 @@ CODES: dict[str, str] = {
     "FP091": "too many rows of the input are bad",
     "FP201": "the dataset is of a format that the stage does not train on",
     "FP202": "the file is of a kind that cannot be checked",
-    "FP203": "the prompt does not fit into cutoff_len",
+    "FP203": "prompt and response do not fit into cutoff_len",
     "FP204": "no negative of the error types asked for",
     "FP205": "no second prompt to form mismatched pairs with",
     "FP210": "a record has no spans or token scores to select tokens by",
@@ -87,7 +87,6 @@ CODES: dict[str, str] = {
     "FP216": "a span weight where a token can only be taken or left",
     "FP217": "a span weight is negative, which the stage does not allow",
     "FP220": "the margin of a pair is not above 0",
-    "FP221": "the response leaves no room for the prompt in cutoff_len",
     "FP222": "the reward is read at an end token that is not there",
     "FP223": "all records to train on have the coefficient 0",
     "FP224": "the loss asked for is for records of which there are none",
@@ -96,7 +95,7 @@ CODES: dict[str, str] = {
     "FP240": "the chat template refuses the dialogue",
     "FP241": "the row is longer than the model's context",
 }
-"""Code -> short meaning. Codes are never reused for another meaning (FP044 was one)."""
+"""Code -> short meaning. Codes are never reused for another meaning (FP044 and FP221 were codes)."""
 
 SHOWN = 100
 """The most problems that are kept for showing; the rest are counted."""
