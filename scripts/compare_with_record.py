@@ -54,7 +54,7 @@ INTENDED = {
     r"receipt\.settings\.kto_chosen_weight": (None, "the weight that was used, also where the paper's rule set it"),
     r"calls\.kto_reference_point\.": (None, "LLaMA-Factory hands on the log-ratio too, its z0 is as recorded"),
     r"receipt\.settings\.finepref_(overlong|bad_rows|max_bad|resume_changed)": (None, "options of every stage since"),
-    r"receipt\.(rows\.|responses_cut$)": (None, "rows are counted by reason, with those that are cut"),
+    r"receipt\.(rows\.(?!read$)|responses_cut$)": (None, "rows are counted by reason, with those that are cut"),
     r"receipt\.datasets\[\d+\]\.rejected": (None, "rejected rows are counted for each data set"),
     r"log\[\d+\]\.train/(logps|kl)\b": (1e-7, "sums of metrics are float64 on OpenRLHF too"),
 }
