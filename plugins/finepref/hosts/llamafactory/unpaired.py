@@ -286,7 +286,8 @@ class UnpairedAdapter(Adapter):
         refuse([problem for problem in problems if not (truncated and problem.code in INCOMPLETE_GROUP)])
         size = Counter(record.prompt for _, _, record in single)
         columns = whole + [(jsonl.dumps(records.to_row(record)), size[record.prompt]) for record in grouped]
-        run.incomplete_rows += len(single) - sum(size[record.prompt] for record in grouped)
+        if lost := len(single) - sum(size[record.prompt] for record in grouped):
+            run.rows.skipped["prompt_split_by_max_samples"] += lost
         return Dataset.from_dict(
             {
                 "_record": [text for text, _ in columns],

@@ -151,20 +151,18 @@ def _count_rows(run: Run, dataset_module: dict[str, Any], streaming: bool) -> No
     """Count what happened to the rows that were read, from the `rows` column of the tokenised splits."""
     reads = [entry.read for entry in run.datasets]
     read = sum(reads) if None not in reads else None
+    run.rows.read = read
     if streaming:
-        run.rows = {"read": read, "trained": None}
         return
     parts = _parts(dataset_module.get("eval_dataset"))
     train = dataset_module.get("train_dataset")
-    run.rows = {
-        "read": read,
-        "trained": sum(train["rows"]) if train is not None else 0,
-        "evaluated": sum(sum(part["rows"]) for part in parts),
-        "skipped_by_max_samples": sum(entry.skipped for entry in run.datasets) + run.incomplete_rows,
-        "rejected": 0,
-    }
-    if not receipt.rows_add_up(run.rows):
-        raise receipt.UnprovenRun(f"rows went missing between file and trainer: {run.rows}")
+    run.rows.training = sum(train["rows"]) if train is not None else 0
+    run.rows.evaluation = sum(sum(part["rows"]) for part in parts)
+    left = sum(entry.skipped for entry in run.datasets)
+    if left:
+        run.rows.skipped["max_samples"] += left
+    if not run.rows.add_up():
+        raise receipt.UnprovenRun(f"rows went missing between file and trainer: {run.rows.content()}")
 
 
 class ReceiptCallback(TrainerCallback):

@@ -81,13 +81,9 @@ def prepare(
     if len(splits[0]) < args.train.batch_size:
         raise ValueError(f"{len(splits[0])} records make no batch of --train.batch_size {args.train.batch_size}")
     read = sum(entry.read or 0 for entry in run.datasets)
-    run.rows = {
-        "read": read,
-        "trained": used[0],
-        "evaluated": sum(used[1:]),
-        "skipped_by_max_samples": read - sum(used),
-        "rejected": 0,
-    }
+    run.rows.read, run.rows.training, run.rows.evaluation = read, used[0], sum(used[1:])
+    if read > sum(used):
+        run.rows.skipped["max_samples"] += read - sum(used)
     run.more["records_left_out_per_epoch"] = len(splits[0]) % args.train.batch_size
     return run, splits
 
