@@ -65,10 +65,13 @@ def test_a_run_leaves_a_receipt_whose_loss_calls_and_rows_add_up(run, stage):
     assert receipt["ranks"][0]["loss_calls"] == receipt["expected_loss_calls"] == 4
     assert receipt["rows"] == {
         "read": 12,
-        "trained": 10,
-        "evaluated": 2,
-        "skipped_by_max_samples": 0,
-        "rejected": 0,
+        "in_training_set": 10,
+        "in_evaluation_set": 2,
+        "repeated": 0,
+        "skipped": {},
+        "rejected": {},
+        "cut": {},
+        "seen": 8,
     }
     assert {card["outcome"] for card in receipt["ranks"][0]["cards"]} == {"applied", "verified"}
     assert {card["source"] for card in receipt["ranks"][0]["cards"]} == {"tested"}
