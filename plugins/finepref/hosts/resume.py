@@ -56,10 +56,10 @@ def _data(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]
     old, new = (_training_sets(each) for each in (before, now))
     if [each["files"] or each["name"] for each in old] != [each["files"] or each["name"] for each in new]:
         yield Change("dataset", _named(old), _named(new))
+    size = "in_training_set"
     theirs, ours = before["rows"], now["rows"]
-    for key in ("read", "in_training_set", "skipped", "rejected", "cut"):
-        if key in theirs and key in ours and theirs[key] != ours[key]:
-            yield Change(f"rows {key}", theirs[key], ours[key])
+    if size in theirs and theirs[size] != ours[size]:
+        yield Change(f"rows {size}", theirs[size], ours[size])
 
 
 def _training_sets(content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -135,9 +135,7 @@ def message(folder: Path, found: list[Change]) -> str:
     return f"the checkpoint {folder} " + "; it ".join(parts)
 
 
-def continue_from(
-    run: Any, folder: Path, *, seed: int, switch: str, warn: Callable[[str], None]
-) -> None:
+def continue_from(run: Any, folder: Path, *, seed: int, switch: str, warn: Callable[[str], None]) -> None:
     """Compare this run with the receipt in a checkpoint, and note in the run what was trained before.
 
     Args:

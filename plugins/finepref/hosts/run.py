@@ -154,8 +154,10 @@ class Run:
         seen = sum(rank["seen"] for rank in ranks) // copies
         whole = None if self.seen_before is None else self.seen_before + seen
         part = {"first_step": self.first_step, "last_step": last_step, "receipt": True, "differs": self.differs}
-        earlier = [{**each, "last_step": self.first_step if each["last_step"] is None else each["last_step"]}
-                   for each in self.parts]
+        earlier = [
+            {**each, "last_step": self.first_step if each["last_step"] is None else each["last_step"]}
+            for each in self.parts
+        ]
         return {
             **facts,
             "run": {

@@ -72,7 +72,9 @@ def test_a_continued_adapter_starts_at_its_reference(run, recipe_of, adapter, st
 
 
 @preference
-def test_the_kept_adapter_is_the_reference_that_two_models_would_give(run, recipe_of, adapter, tmp_path, stage, tiny_model):
+def test_the_kept_adapter_is_the_reference_that_two_models_would_give(
+    run, recipe_of, adapter, tmp_path, stage, tiny_model
+):
     """The same run with a second model, the base with the adapter merged into it."""
     kept = run(**recipe_of(stage, adapter_name_or_path=str(adapter), output_dir=str(tmp_path / "kept")))
     two = {"ref_model": str(tiny_model), "ref_model_adapters": str(adapter)}

@@ -1,8 +1,8 @@
 """The reference model of a run on LLaMA-Factory: which one it is, and the one that the host does not have.
 
-If a run continues an adapter (`adapter_name_or_path` without `create_new_adapter`), the host takes the base model below
-that adapter as reference, so that the policy is away from its reference before the first step. The methods start at
-the reference (loss ln 2). Here it is the model with the adapter as it was loaded.
+If a run continues an adapter (`adapter_name_or_path` without `create_new_adapter`), the host takes the base model
+below that adapter as reference, so that the policy is away from its reference before the first step. The methods start
+at the reference (loss ln 2). Here it is the model with the adapter as it was loaded.
 """
 
 from __future__ import annotations

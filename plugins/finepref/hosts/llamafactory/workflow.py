@@ -221,8 +221,9 @@ class ReceiptCallback(TrainerCallback):
         """Write the receipt of a run that only evaluates or predicts; the one of a training stays beside it."""
         args = self.trainer.args
         there = receipt.read(args.output_dir)
-        trained = there is not None and (there["optimizer_steps"] or there.get("run", {}).get("purposes") == ["train"])
-        self._write(Path(args.output_dir), args, self.trainer.state, receipt.EVALUATION if trained else receipt.FILE_NAME)
+        trained = there is not None and there["first_step"] + there["optimizer_steps"] > 0
+        name = receipt.EVALUATION if trained else receipt.FILE_NAME
+        self._write(Path(args.output_dir), args, self.trainer.state, name)
 
     def _write(self, folder: Path, args: Any, state: Any, name: str = receipt.FILE_NAME) -> dict[str, Any]:
         """Gather the parts of all ranks and write the receipt on the first one. Every rank must call this."""
