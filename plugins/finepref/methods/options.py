@@ -271,10 +271,6 @@ class RankedOptions(Options):
     A reward is read at the end of a response, so by default only the beginning of a prompt is dropped.
     """
 
-    finepref_overlong: Overlong = option(  # noqa: RUF009 (it makes a field)
-        "truncate_left", OVERLONG_HELP, openrlhf={"help": OVERLONG_HELP.replace("cutoff_len", "--data.max_len")}
-    )
-
     @property
     def pooling(self) -> tuple[str, str]:
         """(option's name, where the reward is read: "last", "eos", "mean" or "max"), see `losses.pooling`."""
