@@ -28,6 +28,10 @@ WATCHED = {
     "llamafactory.webui.runner": "finepref.hosts.patching:attach",
 }
 
+SWITCH = "FINEPREF_DISABLE"
+
+HOST_PARSER = "llamafactory.hparams.parser"  # imported by a training before it reads its arguments
+
 # Prefix of OpenRLHF's command lines. Each stage adds one (see `finepref.methods.stage.Stage.command`).
 COMMANDS = "openrlhf.cli.train_"
 
@@ -78,8 +82,35 @@ def _command(name):
     return spec_from_file_location(name, os.path.join(os.path.dirname(__file__), "hosts", "openrlhf", "train.py"))
 
 
+class _Off:
+    """On `sys.meta_path` while finepref is off: says so to a run of one of its stages, which the host does not know.
+
+    Nothing of finepref is imported unless a host reads a command line, or a command under `openrlhf.cli` is not there.
+    """
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == HOST_PARSER:
+            from finepref.hosts import patching
+
+            asked = patching.asked_stage(sys.argv)
+        elif name.startswith(COMMANDS):
+            asked = name.rpartition(".")[2]
+            others = [finder for finder in sys.meta_path if finder is not _Off]
+            if any(finder.find_spec(name, path, target) is not None for finder in others):
+                return None
+        else:
+            return None
+        from finepref import stages
+
+        if asked and (stages.find(asked) or stages.of_command(asked)):
+            sys.exit(f"{asked} is finepref's, and FINEPREF_DISABLE={os.environ[SWITCH]} switches it off: unset it")
+        return None
+
+
 def install():
-    """Start to watch for host modules. A second call, or any call with FINEPREF_DISABLE set, does nothing."""
-    if os.environ.get("FINEPREF_DISABLE", "") not in ("", "0") or _Finder in sys.meta_path:
+    """Start to watch for host modules. A second call does nothing. With FINEPREF_DISABLE set, nothing is adapted."""
+    finder = _Finder if os.environ.get(SWITCH, "") in ("", "0") else _Off
+    if _Finder in sys.meta_path or _Off in sys.meta_path:
         return
-    sys.meta_path.insert(0, _Finder)
+    sys.meta_path.insert(0, finder)
