@@ -22,7 +22,7 @@ def prompt_key(record: records.Negatives) -> str:
     return blake2b(json.dumps(record.prompt, ensure_ascii=False).encode(), digest_size=16).hexdigest()
 
 
-def partners(keyed: Sequence[tuple[str, str]]) -> list[int]:
+def partners(keyed: Sequence[tuple[str, str]], *, name: str = "dataset") -> list[int]:
     """Each row's partner: a row with another prompt, whose responses are its mismatched completions for the KL.
 
     LLaMA-Factory shifts the completions by one row, which pairs adjacent rows of the same prompt. Here the distinct
@@ -31,6 +31,7 @@ def partners(keyed: Sequence[tuple[str, str]]) -> list[int]:
 
     Args:
         keyed: (prompt key, record id) of every row.
+        name: of the data, for messages.
 
     Returns:
         The index of each row's partner.
@@ -44,7 +45,7 @@ def partners(keyed: Sequence[tuple[str, str]]) -> list[int]:
             first[key] = (record_id, index)
     ring = sorted(first)
     if len(ring) < 2:
-        raise BadData([Problem("dataset", 0, "prompt", "FP205", "KTO needs two different prompts for its KL term")])
+        raise BadData([Problem(name, 0, "prompt", "FP205", "KTO needs two different prompts for its KL term")])
     following = dict(zip(ring, ring[1:] + ring[:1], strict=True))
     return [first[following[key]][1] for key, _ in keyed]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from sample_rows import rows, write_rows
@@ -68,7 +69,21 @@ def test_a_data_set_of_one_prompt_cannot_form_kl_pairs(refused):
     records = rows(3)
     for record in records:
         record["prompt"] = "Always the same?"
-    assert "FP205" in refused(records)
+    assert "FP205 the training split prompt: KTO needs two different prompts" in refused(records)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"val_size": 1}, "the evaluation split, val_size 1"),
+        ({"eval_dataset": "one"}, "the evaluation split, eval_dataset"),
+    ],
+)
+def test_an_evaluation_split_of_one_prompt_is_named(refused, sums, tmp_path, given, named):
+    folder = shutil.copytree(sums, tmp_path / "data")
+    write_rows(folder, rows()[:1], "one")
+    message = refused(dataset_dir=str(folder), eval_strategy="steps", eval_steps=1, **given)
+    assert message.startswith(f"FP205 {named} prompt: KTO needs two different prompts for its KL term")
 
 
 def test_the_hosts_own_format_is_refused_by_our_stage(refused):
@@ -125,7 +140,8 @@ def test_a_path_that_leads_out_of_the_dataset_folder_or_to_no_data_is_refused(re
         ({"seapo_resample": "never"}, "`seapo_resample` must be epoch or once, not 'never'"),
         ({"seapo_error_types": "logic,,"}, "`seapo_error_types` has an empty name"),
         ({"stage": "sft", "seapo_resample": "once"}, "`seapo_resample` is a key of stage seapo_kto, not of sft"),
-        ({"model_name_or_path": "models/nowhere"}, "`finepref model smollm2 --output models/nowhere`"),
+        ({"model_name_or_path": "models/nowhere"}, "there is no model folder 'models/nowhere'"),
+        ({"model_name_or_path": "models/smollm2"}, "`finepref model smollm2 --output models/smollm2`"),
         ({"dataset": "seapo_ultrafeedback", "dataset_dir": "dataset_info"}, "make it with: finepref seapo inject"),
         ({"dataset": "sums,nothing"}, "Undefined dataset nothing"),
     ],

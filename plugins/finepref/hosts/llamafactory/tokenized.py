@@ -6,11 +6,13 @@ import functools
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from finepref import stages
 from finepref.formats import records
+from finepref.formats.problems import BadData
 from finepref.hosts import receipt
 from finepref.hosts.llamafactory.data import adapter_of, raise_problems
 from finepref.hosts.run import current
@@ -52,7 +54,10 @@ def preprocessed_dataset(original: Callable) -> Callable:
     ):
         row = stages.find(stage)
         if row is not None and dataset is not None:
-            dataset = adapter_of(row).prepare(dataset, streaming=data_args.streaming)
+            try:
+                dataset = adapter_of(row).prepare(dataset, streaming=data_args.streaming)
+            except BadData as error:
+                raise _of_split(error, data_args, is_eval=is_eval) from None
         tokenized = original(dataset, data_args, training_args, stage, template, tokenizer, processor, is_eval)
         if row is None or tokenized is None or data_args.streaming:
             return tokenized
@@ -60,6 +65,17 @@ def preprocessed_dataset(original: Callable) -> Callable:
         return tokenized.remove_columns("problem")
 
     return _get_preprocessed_dataset
+
+
+def _of_split(error: BadData, data_args: Any, *, is_eval: bool) -> BadData:
+    """The error with the name of the split, in problems of a data set as a whole."""
+    if not is_eval:
+        name = "the training split"
+    elif data_args.eval_dataset:
+        name = "the evaluation split, eval_dataset"
+    else:
+        name = f"the evaluation split, val_size {data_args.val_size}"
+    return BadData([p if p.line else replace(p, file=name) for p in error.problems], error.total)
 
 
 def get_dataset(original: Callable) -> Callable:

@@ -76,7 +76,7 @@ def tokenise(found: list[data.Sourced], encoder: data.Encoder, name: str) -> tup
     if problems:
         return training.Rows(), problems
     rows = training.Rows()
-    ring = partners([(prompt_key(source.record), source.record.id) for source in found])
+    ring = partners([(prompt_key(source.record), source.record.id) for source in found], name=name)
     for source, prompt, mine, other in zip(found, prompts, responses, ring, strict=True):
         rows.append(UnpairedRow(source.record.id, _ids(prompt), *_sides(mine), *_sides(responses[other])))
     return rows, problems
