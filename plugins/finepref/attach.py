@@ -32,6 +32,9 @@ SWITCH = "FINEPREF_DISABLE"
 
 HOST_PARSER = "llamafactory.hparams.parser"  # imported by a training before it reads its arguments
 
+# While finepref is off: called with HOST_PARSER, or the name of a command line of OpenRLHF, when that is imported.
+WHEN_OFF = "finepref.hosts.patching:stop_if_asked"
+
 # Prefix of OpenRLHF's command lines. Each stage adds one (see `finepref.methods.stage.Stage.command`).
 COMMANDS = "openrlhf.cli.train_"
 
@@ -90,21 +93,10 @@ class _Off:
 
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name == HOST_PARSER:
-            from finepref.hosts import patching
-
-            asked = patching.asked_stage(sys.argv)
-        elif name.startswith(COMMANDS):
-            asked = name.rpartition(".")[2]
-            others = [finder for finder in sys.meta_path if finder is not _Off]
-            if any(finder.find_spec(name, path, target) is not None for finder in others):
-                return None
-        else:
-            return None
-        from finepref import stages
-
-        if asked and (stages.find(asked) or stages.of_command(asked)):
-            sys.exit(f"{asked} is finepref's, and FINEPREF_DISABLE={os.environ[SWITCH]} switches it off: unset it")
+        if name == HOST_PARSER or name.startswith(COMMANDS):
+            where, _, function = WHEN_OFF.partition(":")
+            __import__(where)
+            getattr(sys.modules[where], function)(name)
         return None
 
 

@@ -312,6 +312,23 @@ def _drift(states: Sequence[State]) -> HostDrift:
     return HostDrift(f"the host differs from what finepref expects\n{lines}\n  see `finepref doctor`")
 
 
+def stop_if_asked(module: str) -> None:
+    """While finepref is off: exit if a stage of finepref was asked for, since the host does not know it.
+
+    Args:
+        module: the host's parser, or a command line under `openrlhf.cli`, which is about to be imported.
+    """
+    if module == attach_table.HOST_PARSER:
+        asked = asked_stage(sys.argv)
+        row = stages.find(asked)
+    else:
+        asked = module.rpartition(".")[2]
+        row = stages.of_command(asked)
+    if row is not None:
+        value = os.environ[attach_table.SWITCH]
+        sys.exit(f"{asked} is finepref's, and {attach_table.SWITCH}={value} switches it off: unset it")
+
+
 def asked_stage(arguments: Sequence[str]) -> str | None:
     """The stage named on a command line or in its config file, None if there is none.
 

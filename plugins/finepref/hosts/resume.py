@@ -64,8 +64,7 @@ def _data(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]
 
 def _training_sets(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """{name, files: digests} of each set that is trained on; of a receipt without names, of all sets."""
-    names = content["run"]["datasets"] if "run" in content else [each["name"] for each in content["datasets"]]
-    left = list(names)
+    left = list(content.get("run", {}).get("datasets") or [each["name"] for each in content["datasets"]])
     found = []
     for each in content["datasets"]:
         if each["name"] in left:
@@ -120,7 +119,7 @@ def _shown(value: Any) -> str:
         if "kind" in inner:
             return str(inner["kind"])
         if "path" in inner:
-            return f"{inner['path']} (sha256 {str(inner['weights_sha256'])[:8]})"
+            return f"{inner['path']} (sha256 {str(inner.get('weights_sha256'))[:8]})"
     if isinstance(value, list):
         return ", ".join(map(_shown, value)) or "none"
     return str(value)
