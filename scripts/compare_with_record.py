@@ -52,6 +52,14 @@ INTENDED = {
     r"receipt\.settings\.tdpo_alpha": (None, "None where the variant has none, which was left out"),
     r"receipt\.settings\.(beta|pref_beta)": (None, "one name on both hosts"),
     r"receipt\.settings\.kto_chosen_weight": (None, "the weight that was used, also where the paper's rule set it"),
+    r"receipt\.settings\.finepref_(overlong|bad_rows|max_bad|resume_changed)": (None, "options that are new"),
+    r"receipt\.(rows\.|datasets\[\d+\]\.rejected)": (
+        None,
+        "rows are counted by reason, and those that the trainer has seen; the tests of both hosts have the numbers",
+    ),
+    r"receipt\.(run|parts)": (None, "what was trained, with what, and in which parts"),
+    r"receipt\.ranks\[\d+\]\.(device|seen)": (None, "each rank's device, and what it has seen"),
+    r"receipt\.(tokens|records)$": (None, "the sum over the ranks, on OpenRLHF too"),
     r"calls\.kto_reference_point\.": (None, "LLaMA-Factory hands on the log-ratio too, its z0 is as recorded"),
     r"log\[\d+\]\.train/(logps|kl)\b": (1e-7, "sums of metrics are float64 on OpenRLHF too"),
 }

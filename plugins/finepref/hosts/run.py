@@ -54,7 +54,7 @@ class Run:
         rows: what happened to the rows of the data.
         loss_calls: how often our loss was called in training.
         first_step: optimizer steps done before this process started.
-        seen: how many records this process has trained on, over all epochs; responses, where a record has no pairs.
+        seen: how many records this process has trained on, over all epochs; responses, in a stage of shape "unpaired".
         seen_before: as `seen`, of all processes before a resume; None if it is not known.
         setup: what the run was asked to do.
         started: time.

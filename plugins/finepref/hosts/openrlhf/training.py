@@ -153,7 +153,8 @@ class Accounted:
 
     def count(self, **numbers: int) -> None:
         """Count a training micro-batch, and add numbers to the counts in the receipt."""
-        self.run.count(self.args.train.micro_batch_size)
+        responses = 2 if self.run.stage.shape == "unpaired" else 1  # of a record, each counted by itself
+        self.run.count(self.args.train.micro_batch_size * responses)
         self.counts.update(numbers)
 
     def fit(self, args: Any, consumed_samples: int = 0, num_update_steps_per_epoch: int | None = None) -> None:
