@@ -85,6 +85,22 @@ def test_a_reference_with_the_same_tokens_passes_also_with_more_of_its_own(tmp_p
     require_same_tokens(tokenizer, str(tmp_path / "larger"), key="ref_model")
 
 
+def test_a_reference_of_the_hub_is_downloaded_for_the_comparison_or_not_compared(tmp_path, monkeypatch):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    small = folder(tmp_path / "small", config={"vocab_size": 255})
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file: f"{small}/{file}")
+    byte_tokenizer().save_pretrained(small)
+    with pytest.raises(ValueError, match=r"^ref_model owner/name has an embedding for 255 tokens"):
+        require_same_tokens(byte_tokenizer(), "owner/name", key="ref_model")
+
+    def offline(name: str, file: str) -> str:
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    require_same_tokens(byte_tokenizer(), "owner/name", key="ref_model")
+
+
 def test_a_reference_with_other_ids_or_too_few_is_refused_by_the_key(tmp_path):
     tokenizer = byte_tokenizer()
     small = folder(tmp_path / "small", config={"vocab_size": 255})

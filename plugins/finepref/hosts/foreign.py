@@ -20,7 +20,7 @@ def require_same_tokens(tokenizer: Any, reference: str, *, key: str) -> None:
     Raises:
         ValueError: one line: a token has another id there, or its embedding lacks some of the ids.
     """
-    theirs, size, _ = vocabulary(reference)
+    theirs, size = vocabulary(reference)
     ours = tokenizer.get_vocab()
     if theirs is not None:
         other = sorted((ours[token], token) for token in ours.keys() & theirs.keys() if ours[token] != theirs[token])

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from finepref.formats.check import digest
-from finepref.formats.scores import fingerprint
 
 WHOLE = 64 * 2**20
 """Weights of up to this many bytes are hashed as a whole."""
@@ -86,19 +85,31 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.get("path") == other.get("path")
 
 
-def vocabulary(name: str) -> tuple[dict[str, int] | None, int | None, str]:
-    """(token -> id, number of rows of the embedding, fingerprint) of a model; None, None and "" where unknown."""
-    folder = folder_of(name)
-    if folder is None:
-        return None, None, ""
+def vocabulary(name: str) -> tuple[dict[str, int] | None, int | None]:
+    """(token -> id, number of rows of the embedding) of a model; None for what its files do not tell."""
+    config, tokenizer = (_file(name, file) for file in ("config.json", "tokenizer.json"))
     size = None
-    if (folder / "config.json").is_file():
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        return None, size, ""
+    if config:
+        content = json.loads(config.read_text(encoding="utf-8"))
+        size = content.get("vocab_size", (content.get("text_config") or {}).get("vocab_size"))
+    if tokenizer is None:
+        return None, size
     from tokenizers import Tokenizer
 
-    text = file.read_text(encoding="utf-8")
-    return Tokenizer.from_str(text).get_vocab(), size, fingerprint(text)
+    return Tokenizer.from_file(str(tokenizer)).get_vocab(), size
+
+
+def _file(name: str, file: str) -> Path | None:
+    """A file of a model, downloaded if the model is on the hub; None if there is none, or no connection."""
+    folder = folder_of(name)
+    if folder is not None and (folder / file).is_file():
+        return folder / file
+    if Path(name).expanduser().is_dir():
+        return None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled):
+        return None

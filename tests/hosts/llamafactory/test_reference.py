@@ -171,3 +171,9 @@ def test_new_tokens_train_with_a_second_model_that_starts_equal(run, recipe_of, 
     done = run(**recipe_of("tdpo", **more, freeze_trainable_layers=1))
     assert losses(done)[0] == pytest.approx(math.log(2), abs=1e-6)
     assert done.receipt["run"]["reference"]["kind"] == "model"
+
+
+def test_asft_with_lora_needs_a_reference_model(refused):
+    """The host calls None."""
+    message = refused(name="granular_sft", **LORA, use_asft_loss=True)
+    assert message.startswith("`use_asft_loss` with LoRA needs `ref_model`, such as ")

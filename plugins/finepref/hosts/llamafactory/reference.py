@@ -66,6 +66,17 @@ def continues_adapter(args: Any) -> bool:
     return not finetuning.create_new_adapter or unmergeable or model.use_unsloth
 
 
+def refuse_missing(args: Any, *, needed: bool) -> None:
+    """Refuse the host's ASFT loss with LoRA and no `ref_model`: the host calls a reference model that is not there.
+
+    Raises:
+        ValueError: one line that names the keys.
+    """
+    lora = args.finetuning.finetuning_type == "lora"
+    if needed and lora and args.training.do_train and args.finetuning.ref_model is None:
+        raise ValueError(f"`use_asft_loss` with LoRA needs `ref_model`, such as {args.model.model_name_or_path}")
+
+
 def refuse_sharded(args: Any) -> None:
     """Refuse a run whose reference would be a copy of sharded weights.
 

@@ -19,7 +19,7 @@ from finepref.hosts.missing_model import missing_model_hint
 from finepref.hosts.resume import continue_from
 from finepref.hosts.run import Run
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger("llamafactory.finepref")  # the host shows what is below its own name
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def run(row: stages.Stage, args: HostArguments, callbacks: Any = None) -> None:
     if args.training.do_predict and not adapter.predicts:
         raise ValueError(f"`do_predict` is not for stage {row.name}: it has no scores to write")
     options = arguments.options_of(row, args.finetuning)
+    reference.refuse_missing(args, needed=row.shape == "single" and adapter.needs_reference(options, args.finetuning))
     more = {"finetuning_type": args.finetuning.finetuning_type}
     with Run(row, options, row.llamafactory_cards, settings=more).active() as started:
         _train(adapter, started, args, callbacks)
