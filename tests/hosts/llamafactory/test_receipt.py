@@ -70,6 +70,14 @@ def test_the_receipt_says_what_was_trained_how_and_how_far(run, tiny_model, monk
     assert "abc" not in json.dumps(done.receipt)
 
 
+def test_what_the_host_reports_to_its_loggers_does_not_have_the_yaml(recipe):
+    from llamafactory.hparams import get_train_args
+
+    *_, finetuning, _ = get_train_args(recipe(**TDPO, hub_token="abc"))
+    assert finetuning.finepref_given["hub_token"] == "hidden"
+    assert "finepref_given" not in finetuning.to_dict()
+
+
 def test_a_checkpoint_says_how_much_was_planned_and_how_much_is_done(run):
     """12 records, 2 x 2 a step: 3 steps an epoch, so the second checkpoint is after 8 records."""
     done = run(**TDPO, num_train_epochs=2, max_steps=-1, save_steps=2)

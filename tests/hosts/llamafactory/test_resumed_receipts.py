@@ -164,3 +164,8 @@ def test_the_last_checkpoint_of_the_output_folder_is_compared_too(run, data, tmp
     run(**common)
     with pytest.raises(ValueError, match=r"checkpoint-2 was trained on spans .*, this run reads spans7"):
         run(**common | {"dataset": "spans7", "max_steps": 4})
+
+
+def test_a_checkpoint_that_is_not_there_is_named(refused, data):
+    message = refused(**LORA, dataset_dir=str(data), resume_from_checkpoint="runs/nowhere")
+    assert message == "`resume_from_checkpoint`: there is no folder 'runs/nowhere'"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from finepref import stages
 from finepref.hosts import patching
 from finepref.hosts.llamafactory import value_types
+from finepref.hosts.run_setup import without_secrets
 from finepref.methods.options import Options, in_yaml
 
 HOST = "llamafactory"
@@ -75,6 +76,7 @@ def extend(original: type) -> type:
     def to_dict(self: object) -> dict:
         values = original.to_dict(self)
         values["stage"] = self.finepref_stage or self.stage
+        values.pop("finepref_given", None)  # the whole YAML is not an argument
         return values
 
     host_stages = original.__annotations__["stage"].__args__
@@ -150,7 +152,7 @@ def keep_given(original):
         _, _, training_args, finetuning_args, _ = parsed
         finetuning_args.finepref_resume = training_args.resume_from_checkpoint
         if isinstance(given, dict):
-            finetuning_args.finepref_given = given
+            finetuning_args.finepref_given = without_secrets(given)
         return parsed
 
     return _parse_train_args

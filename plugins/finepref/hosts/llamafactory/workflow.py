@@ -119,7 +119,9 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
 
     run.setup = setup_of(args, template, tokenizer, needs_reference=needs_reference)
     resumed = arguments.resume_point(args.training, args.finetuning) if training else None
-    if resumed:
+    if isinstance(resumed, str):
+        if not Path(resumed).is_dir():
+            raise FileNotFoundError(f"`resume_from_checkpoint`: there is no folder {resumed!r}")
         continue_from(
             run,
             Path(resumed),
