@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -230,6 +231,12 @@ def trainer_options(run: Run, request: Request, metrics: Sequence[str]) -> Mappi
             checkpoint,
             seed=request.host.train.seed,
             switch=request.options.key("finepref_resume_changed", "true"),
-            warn=lambda text: print(f"finepref: warning: {text}", file=sys.stderr),
+            warn=_warn,
         )
     return {"run": run, "folder": Path(request.host.ckpt.output_dir), "metrics": metrics}
+
+
+def _warn(text: str) -> None:
+    """Print a warning, in the first process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"finepref: warning: {text}", file=sys.stderr)
