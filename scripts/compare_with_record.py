@@ -52,10 +52,15 @@ INTENDED = {
     r"receipt\.settings\.tdpo_alpha": (None, "None where the variant has none, which was left out"),
     r"receipt\.settings\.(beta|pref_beta)": (None, "one name on both hosts"),
     r"receipt\.settings\.kto_chosen_weight": (None, "the weight that was used, also where the paper's rule set it"),
+    r"receipt\.settings\.finepref_(overlong|bad_rows|max_bad|resume_changed)": (None, "options that are new"),
+    r"receipt\.(rows\.(?!read$)|datasets\[\d+\]\.rejected|responses_cut$)": (
+        None,
+        "rows are counted by reason, and those that the trainer has seen; the tests of both hosts have the numbers",
+    ),
+    r"receipt\.(run|parts)": (None, "what was trained, with what, and in which parts"),
+    r"receipt\.ranks\[\d+\]\.(device|seen)": (None, "each rank's device, and what it has seen"),
+    r"receipt\.(tokens|records)$": (None, "the sum over the ranks, on OpenRLHF too"),
     r"calls\.kto_reference_point\.": (None, "LLaMA-Factory hands on the log-ratio too, its z0 is as recorded"),
-    r"receipt\.settings\.finepref_(overlong|bad_rows|max_bad|resume_changed)": (None, "options of every stage since"),
-    r"receipt\.(rows\.(?!read$)|responses_cut$)": (None, "rows are counted by reason, with those that are cut"),
-    r"receipt\.datasets\[\d+\]\.rejected": (None, "rejected rows are counted for each data set"),
     r"log\[\d+\]\.train/(logps|kl)\b": (1e-7, "sums of metrics are float64 on OpenRLHF too"),
 }
 SHOWN_CALLS = 2  # calls of a loss that are recorded in full; all further ones are in the digests

@@ -51,6 +51,11 @@ def save_chatml_llama(folder: Path) -> Path:
     )
 
 
+def save_byte_llama(folder: Path) -> Path:
+    """Save one with the tokenizer of `byte_tokenizer`, whose ids are other bytes than those of `save_chatml_llama`."""
+    return save_tiny_llama(folder, byte_tokenizer())
+
+
 def save_tiny_llama(folder: Path, tokenizer: Any, **config: Any) -> Path:
     """Save the model beside its tokenizer (a PreTrainedTokenizerFast); `config` says more to LlamaConfig."""
     import torch

@@ -27,6 +27,13 @@ WATCHED = {
     "llamafactory.webui.runner": "finepref.hosts.patching:attach",
 }
 
+SWITCH = "FINEPREF_DISABLE"
+
+HOST_PARSER = "llamafactory.hparams.parser"  # imported by a training before it reads its arguments
+
+# While finepref is off: called with HOST_PARSER, or the name of a command line of OpenRLHF, when that is imported.
+WHEN_OFF = "finepref.hosts.patching:stop_if_asked"
+
 # Prefix of OpenRLHF's command lines. Each stage adds one (see `finepref.methods.stage.Stage.command`).
 COMMANDS = "openrlhf.cli.train_"
 
@@ -77,8 +84,24 @@ def _command(name):
     return spec_from_file_location(name, os.path.join(os.path.dirname(__file__), "hosts", "openrlhf", "train.py"))
 
 
+class _Off:
+    """On `sys.meta_path` while finepref is off: says so to a run of one of its stages, which the host does not know.
+
+    Nothing of finepref is imported unless a host reads a command line, or a command under `openrlhf.cli` is not there.
+    """
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == HOST_PARSER or name.startswith(COMMANDS):
+            where, _, function = WHEN_OFF.partition(":")
+            __import__(where)
+            getattr(sys.modules[where], function)(name)
+        return None
+
+
 def install():
-    """Start to watch for host modules. A second call, or any call with FINEPREF_DISABLE set, does nothing."""
-    if os.environ.get("FINEPREF_DISABLE", "") not in ("", "0") or _Finder in sys.meta_path:
+    """Start to watch for host modules. A second call does nothing. With FINEPREF_DISABLE set, nothing is adapted."""
+    finder = _Finder if os.environ.get(SWITCH, "") in ("", "0") else _Off
+    if _Finder in sys.meta_path or _Off in sys.meta_path:
         return
-    sys.meta_path.insert(0, _Finder)
+    sys.meta_path.insert(0, finder)

@@ -6,9 +6,12 @@ import importlib
 import importlib.util
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from finepref import attach
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -62,6 +65,36 @@ def test_finepref_disable_switches_the_hook_off(monkeypatch, value, installed):
     monkeypatch.setenv("FINEPREF_DISABLE", value)
     attach.install()
     assert (attach._Finder in sys.meta_path) is installed
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "named"),
+    [
+        ("llamafactory.hparams.parser", ["llamafactory-cli", "--stage", "tdpo"], "tdpo"),
+        ("llamafactory.hparams.parser", ["llamafactory-cli", "stage=sepo"], "sepo"),
+        ("openrlhf.cli.train_selective", ["-m"], "train_selective"),
+        ("llamafactory.hparams.parser", ["llamafactory-cli", "--stage", "sft", "--granular", "true"], "granular"),
+        ("llamafactory.hparams.parser", ["llamafactory-cli", "examples/granular_sft.yaml"], "granular"),
+        ("llamafactory.hparams.parser", ["llamafactory-cli", "examples/tdpo_spans.yaml"], "tdpo"),
+        ("llamafactory.hparams.parser", ["llamafactory-cli", "--stage", "dpo"], ""),
+        ("openrlhf.cli.train_dpo", ["-m"], ""),
+        ("llamafactory.data.loader", ["llamafactory-cli", "--stage", "tdpo"], ""),
+    ],
+)
+def test_switched_off_only_a_run_of_our_stages_is_told_so(monkeypatch, module, words, named):
+    monkeypatch.setenv("FINEPREF_DISABLE", "yes")
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if f is not attach._Finder])
+    attach.install()
+    attach.install()
+    assert sys.meta_path.count(attach._Off) == 1
+    if not named:
+        assert attach._Off.find_spec(module) is None
+        return
+    with pytest.raises(SystemExit) as ended:
+        attach._Off.find_spec(module)
+    assert str(ended.value) == f"{named} is finepref's, and FINEPREF_DISABLE=yes switches it off: unset it"
 
 
 def test_a_watched_module_that_does_not_exist_stays_a_module_not_found_error(watched, monkeypatch):

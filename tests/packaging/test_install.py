@@ -51,7 +51,10 @@ def contents(python: Path) -> set[str]:
 
 
 def attached(python: Path, **environment: str) -> bool:
-    code = "import sys; print(any(getattr(f, '__module__', '') == 'finepref.attach' for f in sys.meta_path))"
+    code = (
+        "import sys; names = [(f.__module__, f.__name__) for f in sys.meta_path if isinstance(f, type)]\n"
+        "print(('finepref.attach', '_Finder') in names)"
+    )
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "FINEPREF"))}
     shown = subprocess.run(
         [str(python), "-c", code], capture_output=True, text=True, check=True, env={**clean, **environment}, cwd="/"

@@ -312,20 +312,55 @@ def _drift(states: Sequence[State]) -> HostDrift:
     return HostDrift(f"the host differs from what finepref expects\n{lines}\n  see `finepref doctor`")
 
 
+def stop_if_asked(module: str) -> None:
+    """While finepref is off: exit if a stage of finepref was asked for, since the host does not know it.
+
+    Args:
+        module: the host's parser, or a command line under `openrlhf.cli`, which is about to be imported.
+    """
+    if module == attach_table.HOST_PARSER:
+        asked = asked_stage(sys.argv)
+        row = stages.find(asked) or _switched_on(sys.argv)
+    else:
+        asked = module.rpartition(".")[2]
+        row = stages.of_command(asked)
+    if row is not None:
+        value = os.environ[attach_table.SWITCH]
+        name = row.switch if row.switch else asked
+        sys.exit(f"{name} is finepref's, and {attach_table.SWITCH}={value} switches it off: unset it")
+
+
 def asked_stage(arguments: Sequence[str]) -> str | None:
     """The stage named on a command line or in its config file, None if there is none.
 
     It is read without the host's parser, so that drift can stop the run before the host has imported its modules.
     """
     stage = None
-    for argument in arguments:
-        if argument.endswith((".yaml", ".yml", ".json")) and os.path.isfile(argument):
-            text = Path(argument).read_text(encoding="utf-8", errors="replace")
-            written = re.search(r'^\s*"?stage"?\s*:\s*["\']?([\w-]+)', text, re.MULTILINE)
-            stage = written.group(1) if written else stage
+    for text in _settings_files(arguments):
+        written = re.search(r'^\s*"?stage"?\s*:\s*["\']?([\w-]+)', text, re.MULTILINE)
+        stage = written.group(1) if written else stage
     for position, argument in enumerate(arguments):
         if found := re.match(r"(?:--)?stage=(.+)", argument):
             stage = found.group(1)
         elif argument == "--stage" and position + 1 < len(arguments):
             stage = arguments[position + 1]
     return stage
+
+
+def _settings_files(arguments: Sequence[str]) -> Iterator[str]:
+    """The texts of the YAML and JSON files on a command line."""
+    for argument in arguments:
+        if argument.endswith((".yaml", ".yml", ".json")) and os.path.isfile(argument):
+            yield Path(argument).read_text(encoding="utf-8", errors="replace")
+
+
+def _switched_on(arguments: Sequence[str]) -> stages.Stage | None:
+    """The stage whose switch is set on a command line or in its config file."""
+    for row in stages.all_stages().values():
+        if not row.switch:
+            continue
+        written = re.compile(rf'^\s*"?{row.switch}"?\s*:\s*true\b', re.MULTILINE)
+        given = re.compile(rf"(--)?{row.switch}(=true)?", re.IGNORECASE)
+        if any(map(written.search, _settings_files(arguments))) or any(map(given.fullmatch, arguments)):
+            return row
+    return None

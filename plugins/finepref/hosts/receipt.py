@@ -2,7 +2,7 @@
 
 A typical failure is the silent no-op: a run that succeeds although the method was never used. So the receipt in each
 checkpoint records how often our loss was called, which must equal the number of micro-batches, and what happened to
-every row that was read.
+every row that was read. It also answers "what was trained?": model, reference, template, settings and command line.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import platform
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 from finepref.formats.files import replacing
 
 FILE_NAME = "finepref_receipt.json"
+EVALUATION = "finepref_evaluation_receipt.json"
+"""Written instead by a run without training, into a folder that has the receipt of a training."""
 PACKAGES = (
     "finepref",
     "llamafactory",
@@ -67,6 +70,11 @@ def micro_batches(*, first_step: int, last_step: int, accumulation: int, batches
     return steps * accumulation - short * (accumulation - batches_per_epoch % accumulation)
 
 
+def now() -> str:
+    """The time, in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the installed packages among `PACKAGES`."""
     found = {"python": platform.python_version()}
@@ -78,7 +86,25 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write(folder: str | os.PathLike[str], content: dict[str, Any]) -> None:
+def read(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The receipt in a checkpoint or output folder, None if there is none.
+
+    Raises:
+        ValueError: the file is not a receipt.
+    """
+    file = Path(folder, FILE_NAME)
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if {"stage", "settings", "seed", "datasets", "rows", "first_step", "optimizer_steps"} <= content.keys():
+            return dict(content)
+    except (ValueError, AttributeError):
+        pass
+    raise ValueError(f"{file} is not a receipt of finepref: remove it if it was damaged")
+
+
+def write(folder: str | os.PathLike[str], content: dict[str, Any], name: str = FILE_NAME) -> None:
     """Write the receipt atomically into a checkpoint or output folder."""
-    with replacing(Path(folder, FILE_NAME)) as file:
+    with replacing(Path(folder, name)) as file:
         file.write(json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")

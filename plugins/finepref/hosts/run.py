@@ -5,6 +5,7 @@ A host calls our functions without passing objects of ours, so they find the run
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ from finepref.formats.bad_rows import BadRows
 from finepref.formats.problems import BadData, Problem
 from finepref.hosts import patching, receipt
 from finepref.hosts.rows import Rows
+from finepref.hosts.run_setup import Setup, device_name
 from finepref.methods.options import Options
 from finepref.methods.stage import Stage
 
@@ -55,6 +57,13 @@ class Run:
         rows: what happened to the rows of the data.
         loss_calls: how often our loss was called in training.
         first_step: optimizer steps done before this process started.
+        seen: how many records this process has trained on, over all epochs; responses, in a stage of shape "unpaired".
+        seen_before: as `seen`, of all processes before a resume; None if it is not known.
+        setup: what the run was asked to do.
+        started: time.
+        planned: optimizer steps of the whole training, those before a resume among them; None if it is not known.
+        parts: the parts of the training before a resume, as in the receipt.
+        differs: in what this part differs from the one before, see `finepref.hosts.resume`.
         more: further entries of the receipt.
     """
 
@@ -69,6 +78,13 @@ class Run:
     rows: Rows = field(default_factory=Rows)
     loss_calls: int = 0
     first_step: int = 0
+    seen: int = 0
+    seen_before: int | None = 0
+    setup: Setup | None = None
+    started: str = field(default_factory=receipt.now)
+    planned: int | None = None
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    differs: dict[str, Any] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,9 +106,34 @@ class Run:
         for source in self.sources:
             yield from source.records()
 
+    def count(self, records: int) -> None:
+        """Count a micro-batch that our loss was called for in training, of so many records."""
+        self.loss_calls += 1
+        self.seen += records
+
     def rank_part(self, rank: int, more: Mapping[str, Any]) -> dict[str, Any]:
         """One rank's part of the receipt."""
-        return {"rank": rank, "loss_calls": self.loss_calls, "cards": patching.report(self.cards), **more}
+        return {
+            "rank": rank,
+            "device": device_name(),
+            "loss_calls": self.loss_calls,
+            "seen": self.seen,
+            "cards": patching.report(self.cards),
+            **more,
+        }
+
+    def facts(self, seed: int) -> dict[str, Any]:
+        """The receipt's entries that are known before training: what is trained, with what, on what."""
+        return {
+            "stage": self.stage.name,
+            "paper": self.stage.paper,
+            "settings": self.settings,
+            "seed": seed,
+            "versions": receipt.versions(),
+            "run": asdict(self.setup) if self.setup else {},
+            "datasets": [asdict(entry) for entry in self.datasets],
+            "rows": self.rows.content(),
+        }
 
     def content(
         self,
@@ -103,6 +144,7 @@ class Run:
         expected_loss_calls: int,
         ranks: Sequence[Mapping[str, Any]],
         more: Mapping[str, Any],
+        copies: int = 1,
     ) -> dict[str, Any]:
         """The receipt.
 
@@ -113,15 +155,27 @@ class Run:
             expected_loss_calls: micro-batches that each rank must have trained on.
             ranks: `rank_part` of each rank.
             more: the trainer's entries.
+            copies: how many ranks train on each record together.
         """
+        facts = self.facts(seed)
+        seen = sum(rank["seen"] for rank in ranks) // copies
+        whole = None if self.seen_before is None else self.seen_before + seen
+        part = {"first_step": self.first_step, "last_step": last_step, "receipt": True, "differs": self.differs}
+        earlier = [
+            {**each, "last_step": self.first_step if each["last_step"] is None else each["last_step"]}
+            for each in self.parts
+        ]
         return {
-            "stage": self.stage.name,
-            "paper": self.stage.paper,
-            "settings": self.settings,
-            "seed": seed,
-            "versions": receipt.versions(),
-            "datasets": [asdict(entry) for entry in self.datasets],
-            "rows": self.rows.content(),
+            **facts,
+            "run": {
+                **facts["run"],
+                "steps": {"planned": self.planned, "done": last_step},
+                "started": self.started,
+                "ended": receipt.now(),
+                "devices": dict(sorted(Counter(rank["device"] for rank in ranks).items())),
+            },
+            "parts": [*earlier, {**part, "started": self.started, "ended": receipt.now(), "seen": seen}],
+            "rows": {**facts["rows"], "seen": whole},
             **self.more,
             "optimizer_steps": last_step - self.first_step,
             "first_step": self.first_step,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from sample_rows import rows, write_rows
@@ -57,7 +58,21 @@ def test_a_data_set_of_one_prompt_cannot_form_kl_pairs(refused):
     records = rows(3)
     for record in records:
         record["prompt"] = "Always the same?"
-    assert "FP205" in refused(records)
+    assert "FP205 the training split prompt: KTO needs two different prompts" in refused(records)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"val_size": 1}, "the evaluation split, val_size 1"),
+        ({"eval_dataset": "one"}, "the evaluation split, eval_dataset"),
+    ],
+)
+def test_an_evaluation_split_of_one_prompt_is_named(refused, sums, tmp_path, given, named):
+    folder = shutil.copytree(sums, tmp_path / "data")
+    write_rows(folder, rows()[:1], "one")
+    message = refused(dataset_dir=str(folder), eval_strategy="steps", eval_steps=1, **given)
+    assert message.startswith(f"FP205 {named} prompt: KTO needs two different prompts for its KL term")
 
 
 def test_the_hosts_own_format_is_refused_by_our_stage(refused):

@@ -72,6 +72,7 @@ def test_a_run_leaves_a_receipt_whose_loss_calls_and_rows_add_up(run, stage):
         "rejected": {},
         "cut": {},
         "responses_skipped": {},
+        "seen": 8,
     }
     assert {card["outcome"] for card in receipt["ranks"][0]["cards"]} == {"applied", "verified"}
     assert {card["source"] for card in receipt["ranks"][0]["cards"]} == {"tested"}

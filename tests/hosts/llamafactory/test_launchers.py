@@ -56,10 +56,12 @@ def test_flags_work_as_yaml_keys_do_and_a_misspelt_value_is_refused_by_argparse(
     assert "invalid choice: 'sometimes'" in refused.stderr.splitlines()[-1]
 
 
-def test_finepref_disable_leaves_the_host_without_the_stage(command):
+def test_finepref_disable_leaves_the_host_without_the_stage_and_names_the_switch(command):
     off = command(environment={"FINEPREF_DISABLE": "1"})
     assert off.code != 0
     assert not off.folder.exists()
+    assert off.output.splitlines()[-1] == ("seapo_kto is finepref's, and FINEPREF_DISABLE=1 switches it off: unset it")
+    assert "Traceback" not in off.output
 
 
 def test_the_watched_modules_are_exactly_those_that_cards_rebind():

@@ -30,14 +30,17 @@ def deepspeed():
 
 @pytest.fixture
 def two_ranks(deepspeed, recipe_file, tmp_path):
-    """Train on two ranks under DeepSpeed; returns the output folder."""
+    """Train on two ranks under DeepSpeed; returns the output folder, or the output of a run that is refused."""
 
-    def train(zero_stage: int, **overrides: object) -> Path:
+    def train(zero_stage: int, *, refused: bool = False, **overrides: object) -> Path | str:
         config = tmp_path / "zero.json"
         config.write_text(json.dumps(zero(zero_stage)))
         file, folder = recipe_file(deepspeed=str(config), output_dir=str(tmp_path / "sharded"), **overrides)
         worker = Path(__file__).with_name("sharded_worker.py")
         done = deepspeed.run(["python", worker, file], processes=2, environment={"DS_ACCELERATOR": "cpu"})
+        if refused:
+            assert done.code != 0
+            return done.output
         assert done.code == 0, done.output[-3000:]
         return folder
 
@@ -58,3 +61,37 @@ def test_shards_on_two_ranks_train_as_one_process_does(run, two_ranks, stage, ze
     assert [rank["loss_calls"] for rank in receipt["ranks"]] == [receipt["expected_loss_calls"]] * 2
     for name, tensor in weights(folder).items():
         torch.testing.assert_close(tensor, weights(alone.folder)[name], rtol=0, atol=2e-5)
+
+
+CONTINUED = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "all", "optim": "sgd", "learning_rate": 5.0}
+
+
+@pytest.fixture
+def adapter(run, tmp_path) -> Path:
+    """A LoRA that makes the model another one."""
+    more = {**CONTINUED, "optim": "adamw_torch", "learning_rate": 0.05, "max_steps": 4}
+    return run(name="granular_sft", output_dir=str(tmp_path / "adapter"), **more).folder
+
+
+@pytest.mark.parametrize("stage", ["tdpo", "seapo_kto"])
+def test_a_continued_adapter_keeps_its_reference_under_zero_2(run, two_ranks, adapter, stage):
+    """The optimizer's shards are views of the weights, which a forward pass of the reference takes away and back."""
+    common = {"name": RECIPES[stage], **CONTINUED, "adapter_name_or_path": str(adapter), "max_steps": 3}
+    common["gradient_accumulation_steps"] = 1
+    alone = run(per_device_train_batch_size=4, **common)
+    folder = two_ranks(2, per_device_train_batch_size=2, **common)
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    assert alone.receipt["run"]["reference"]["kind"] == "adapter"
+    assert [entry["loss"] for entry in log[:3]] == pytest.approx(losses(alone), abs=1e-5)
+    assert losses(alone)[2] != pytest.approx(losses(alone)[0], abs=2e-4)
+    for name, tensor in weights(folder).items():
+        torch.testing.assert_close(tensor, weights(alone.folder)[name], rtol=0, atol=2e-5)
+
+
+def test_a_continued_adapter_under_zero_3_is_one_line_that_names_the_keys(two_ranks, adapter, tiny_model):
+    common = {"name": RECIPES["tdpo"], **CONTINUED, "adapter_name_or_path": str(adapter)}
+    output = two_ranks(3, refused=True, **common)
+    assert (
+        f"ValueError: the run continues the adapter {adapter}, and under DeepSpeed ZeRO-3 it cannot keep a copy of it "
+        f"as reference: set `ref_model: {tiny_model}` and `ref_model_adapters: {adapter}`"
+    ) in output

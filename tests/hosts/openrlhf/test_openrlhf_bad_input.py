@@ -58,6 +58,12 @@ def test_a_flag_that_does_not_fit_is_refused_by_its_own_name(refused, name, give
     assert expected in refused(name, **given)
 
 
+def test_an_evaluation_set_of_one_prompt_is_named(refused, sums, tmp_path):
+    folder = write_rows(tmp_path / "one", rows()[:1], "one", formatting="negatives")
+    message = refused("kto", rows(), "negatives", eval__dataset=folder / "one.jsonl", data__formatting="negatives")
+    assert f"FP205 {folder / 'one.jsonl'} prompt: KTO needs two different prompts for its KL term" in message
+
+
 def without(records: list[dict], index: int, field: str) -> list[dict]:
     del records[index][field]
     return records

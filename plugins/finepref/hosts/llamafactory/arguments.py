@@ -4,10 +4,13 @@ import dataclasses
 import functools
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from finepref import stages
 from finepref.hosts import patching
+from finepref.hosts.llamafactory import value_types
+from finepref.hosts.run_setup import without_secrets
 from finepref.methods.options import Options, in_yaml
 
 HOST = "llamafactory"
@@ -73,6 +76,7 @@ def extend(original: type) -> type:
     def to_dict(self: object) -> dict:
         values = original.to_dict(self)
         values["stage"] = self.finepref_stage or self.stage
+        values.pop("finepref_given", None)  # the whole YAML is not an argument
         return values
 
     host_stages = original.__annotations__["stage"].__args__
@@ -85,6 +89,7 @@ def extend(original: type) -> type:
             ("stage", Literal[(*host_stages, *rows)], stage),
             ("finepref_stage", str | None, dataclasses.field(init=False, default=None)),
             ("finepref_resume", str | None, dataclasses.field(init=False, default=None)),
+            ("finepref_given", dict | None, dataclasses.field(init=False, default=None)),
             *((name, option.kind, _field(option)) for name, option in new.items()),
         ],
         bases=(original,),
@@ -129,20 +134,34 @@ def guard(original):
     return run_exp
 
 
-def keep_resume(original):
-    """`_parse_train_args` that keeps the checkpoint to resume from (card `parse-train-args`).
+def keep_given(original):
+    """`_parse_train_args` that checks types, and keeps what was given (card `parse-train-args`).
 
-    The host later discards it for reward models with full or frozen weights, which it cannot resume.
+    It keeps the settings of a YAML with what overrides them, for the receipt, and the checkpoint to resume from. The
+    host later discards that for reward models with full or frozen weights, which it cannot resume.
     """
 
     @functools.wraps(original)
     def _parse_train_args(args=None):
+        from llamafactory.hparams.parser import _TRAIN_ARGS, read_args
+
+        given = read_args(args)
+        if isinstance(given, dict) and _stage_of(given):
+            value_types.check(given, _TRAIN_ARGS)
         parsed = original(args)
         _, _, training_args, finetuning_args, _ = parsed
         finetuning_args.finepref_resume = training_args.resume_from_checkpoint
+        if isinstance(given, dict):
+            finetuning_args.finepref_given = without_secrets(given)
         return parsed
 
     return _parse_train_args
+
+
+def _stage_of(given: Mapping[str, Any]) -> stages.Stage | None:
+    """Our stage that the settings of a YAML ask for, None for one of the host's."""
+    asked = given.get("stage", "sft")
+    return stages.find(asked) or stages.switched(asked, given)
 
 
 def resume_point(training_args, finetuning_args) -> str | None:
@@ -150,6 +169,8 @@ def resume_point(training_args, finetuning_args) -> str | None:
     from transformers.trainer_utils import get_last_checkpoint
 
     asked = training_args.resume_from_checkpoint or finetuning_args.finepref_resume
+    if asked is True:
+        return get_last_checkpoint(training_args.output_dir) or asked
     if asked or training_args.overwrite_output_dir or not os.path.isdir(training_args.output_dir):
         return asked
     return get_last_checkpoint(training_args.output_dir)

@@ -137,7 +137,13 @@ REWARDS = tuple(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies
 
 
 class PairTrainer(CustomDPOTrainer):
-    """The host's DPO trainer with our loss, logits only where it reads them, and metrics over all ranks."""
+    """The host's DPO trainer with our loss, logits only where it reads them, and metrics over all ranks.
+
+    Attributes:
+        frozen: the weights of the reference, if it is the policy with other weights (`reference.Frozen`).
+    """
+
+    frozen: Any = None
 
     def __init__(self, *, run: Run, **kwargs: Any) -> None:
         self.run = run
@@ -158,7 +164,7 @@ class PairTrainer(CustomDPOTrainer):
             raise ValueError("the batch has no token weights: it was not made by finepref's PairCollator")
         out, metrics = self.run.stage.losses(self.pairs(model, batch), self.run.options)
         if train_eval == "train":
-            self.run.loss_calls += 1
+            self.run.count(len(batch["side"]))
             for side, weight, labels in zip(SIDES, batch["weight"].chunk(2), batch["labels"].chunk(2), strict=True):
                 self.tokens[f"{side}_selected"] += int((weight != 0).sum())
                 self.tokens[f"{side}_responses"] += int((labels[:, 1:] != IGNORE_INDEX).sum())
@@ -198,8 +204,10 @@ class PairTrainer(CustomDPOTrainer):
 
     @contextmanager
     def reference(self, model: Any) -> Iterator[Any]:
-        """The reference model, without gradients: the host's second model, or the base model under the adapters."""
-        if self.ref_model is None:
+        """The reference, without gradients: a second model, the base model, or the adapter as it was loaded."""
+        if self.frozen is not None:
+            chosen, base = model, self.frozen.in_place()
+        elif self.ref_model is None:
             chosen, base = model, self.accelerator.unwrap_model(model).disable_adapter()
         else:
             chosen, base = self.ref_model, nullcontext()

@@ -62,7 +62,7 @@ class RankedTrainer(PairwiseTrainer):
             loss = reduce(out)
         else:  # a part of a sum; the host divides by the number of parts
             loss = reduce(out, count=sum(counts)) * self.current_gradient_accumulation_steps
-        self.run.loss_calls += 1
+        self.run.count(len(is_apo))
         self.meter.add("train", reward_metrics.totals(rewards.detach(), scores, present, is_apo))
         if metrics:
             self.meter.add_values("train", metrics, out.valid)

@@ -88,7 +88,7 @@ class SingleTrainer(CustomSeq2SeqTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The host's loss of one micro-batch, counted."""
         if model.training:
-            self.run.loss_calls += 1
+            self.run.count(len(inputs["labels"]))
             self.selected += int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
         return super().compute_loss(model, inputs, *args, **kwargs)
 

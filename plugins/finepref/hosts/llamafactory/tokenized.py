@@ -6,13 +6,13 @@ import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from finepref import stages
 from finepref.formats import records, scores
-from finepref.formats.problems import Problem
+from finepref.formats.problems import BadData, Problem
 from finepref.hosts import receipt
 from finepref.hosts.llamafactory.data import adapter_of
 from finepref.hosts.llamafactory.verdicts import drop_in_stream, keep_good, rows_of, verdict
@@ -59,7 +59,10 @@ def preprocessed_dataset(original: Callable) -> Callable:
         if row is None or dataset is None:
             return original(dataset, data_args, training_args, stage, template, tokenizer, processor, is_eval)
         run = current()
-        dataset = adapter_of(row).prepare(dataset, streaming=data_args.streaming)
+        try:
+            dataset = adapter_of(row).prepare(dataset, streaming=data_args.streaming)
+        except BadData as error:
+            raise _of_split(error, data_args, is_eval=is_eval) from None
         tokenized = original(dataset, data_args, training_args, stage, template, tokenizer, processor, is_eval)
         if data_args.streaming:
             kept = drop_in_stream(tokenized, run.options)
@@ -134,6 +137,17 @@ def usable(run: Run, check: TokenizedCheck | None, dataset: Any, data_args: Any)
     if not len(dataset):
         raise ValueError("; ".join(["no row is left", *run.rows.summary(longest="`cutoff_len`")]))
     return dataset
+
+
+def _of_split(error: BadData, data_args: Any, *, is_eval: bool) -> BadData:
+    """The error with the name of the split, in problems of a data set as a whole."""
+    if not is_eval:
+        name = "the training split"
+    elif data_args.eval_dataset:
+        name = "the evaluation split, eval_dataset"
+    else:
+        name = f"the evaluation split, val_size {data_args.val_size}"
+    return BadData([p if p.line else replace(p, file=name) for p in error.problems], error.total)
 
 
 def get_dataset(original: Callable) -> Callable:

@@ -200,7 +200,13 @@ SIDES = ("chosen", "rejected")
 
 
 class UnpairedTrainer(CustomKTOTrainer):
-    """The host's KTO trainer with the stage's loss, and metrics per error type over all ranks."""
+    """The host's KTO trainer with the stage's loss, and metrics per error type over all ranks.
+
+    Attributes:
+        frozen: the weights of the reference, if it is the policy with other weights (`reference.Frozen`).
+    """
+
+    frozen: Any = None
 
     def __init__(
         self, *, run: Run, type_names: tuple[str, ...], evaluation_collator: UnpairedCollator, **kwargs: Any
@@ -237,7 +243,7 @@ class UnpairedTrainer(CustomKTOTrainer):
             loss = loss - ftx * chosen_average.sum() / len(chosen) ** 2 * len(desirable)
 
         if model.training:
-            self.run.loss_calls += 1
+            self.run.count(len(desirable))
             self.drawn_sum = sum_digests([self.drawn_sum, *draws.tolist()])
             self.drawn.update(self.type_names[kind] for kind in kinds.tolist() if kind >= 0)
         split = "train" if model.training else "eval"
@@ -251,6 +257,14 @@ class UnpairedTrainer(CustomKTOTrainer):
                 totals[f"{metric}/{part}"] = torch.where(members, value, 0.0).sum(), members.sum()
         self.meter.add(split, totals)
         return loss, {}
+
+    def compute_reference_log_probs(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities of the reference: the host's, or those of the adapter as it was loaded."""
+        if self.frozen is None:
+            return super().compute_reference_log_probs(model, batch)
+        with self.frozen.in_place():
+            chosen, rejected, _, _, kl_logps, _ = self.concatenated_forward(model, batch)
+        return chosen, rejected, kl_logps
 
     def _parts(self, is_desirable: Tensor, kinds: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(name, bool members [B]) of each group with metrics of its own: chosen, rejected, each error type."""

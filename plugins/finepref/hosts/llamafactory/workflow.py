@@ -11,13 +11,15 @@ from llamafactory.extras import logging
 from transformers import TrainerCallback
 
 from finepref import stages
-from finepref.hosts import patching, receipt
-from finepref.hosts.llamafactory import arguments, data, tokenized
+from finepref.hosts import card, patching, receipt
+from finepref.hosts.llamafactory import arguments, data, reference, tokenized
 from finepref.hosts.llamafactory.adapter import Adapter
+from finepref.hosts.llamafactory.run_setup import setup_of
 from finepref.hosts.missing_model import missing_model_hint
+from finepref.hosts.resume import continue_from
 from finepref.hosts.run import Run
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger("llamafactory.finepref")  # the host shows what is below its own name
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,14 @@ def run(row: stages.Stage, args: HostArguments, callbacks: Any = None) -> None:
     patching.require(row.llamafactory_cards, needed_by=f"stage {row.name}")
     if args.data.packing:
         raise ValueError(f"`packing` is not for stage {row.name}: its responses are compared one by one")
-    for path in filter(None, (args.model.model_name_or_path, args.finetuning.ref_model)):
-        if hint := missing_model_hint(path):
+    for path in (args.model.model_name_or_path, args.finetuning.ref_model, *(args.model.adapter_name_or_path or ())):
+        if path and (hint := missing_model_hint(path)):
             raise FileNotFoundError(hint)
     adapter = data.adapter_of(row)
     if args.training.do_predict and not adapter.predicts:
         raise ValueError(f"`do_predict` is not for stage {row.name}: it has no scores to write")
     options = arguments.options_of(row, args.finetuning)
+    reference.refuse_missing(args, needed=row.shape == "single" and adapter.needs_reference(options, args.finetuning))
     more = {"finetuning_type": args.finetuning.finetuning_type}
     with Run(row, options, row.llamafactory_cards, settings=more).active() as started:
         _train(adapter, started, args, callbacks)
@@ -95,32 +98,58 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
     """Train, evaluate and predict, in the order of the host's own `run_*`."""
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
     from llamafactory.model import load_model, load_tokenizer
-    from llamafactory.train.trainer_utils import create_ref_model
 
-    row, options = run.stage, run.options
+    row, options, training = run.stage, run.options, args.training.do_train
     tokenizer_module = load_tokenizer(args.model)
     tokenizer = tokenizer_module["tokenizer"]
+    needs_reference = adapter.needs_reference(options, args.finetuning)
+    if needs_reference:
+        reference.refuse_foreign(args, tokenizer)
+        if training and reference.continues_adapter(args):
+            reference.refuse_sharded(args)
     template = get_template_and_fix_tokenizer(tokenizer, args.data)
     dataset_module = get_dataset(template, args.model, args.data, args.training, stage=row.name, **tokenizer_module)
     if not args.data.streaming:
         check_splits(adapter, run, dataset_module, args)
     count_rows(run, dataset_module, args)
 
-    training = args.training.do_train
+    run.setup = setup_of(args, template, tokenizer, needs_reference=needs_reference)
+    resumed = arguments.resume_point(args.training, args.finetuning) if training else None
+    if isinstance(resumed, str):
+        if not Path(resumed).is_dir():
+            raise FileNotFoundError(f"`resume_from_checkpoint`: there is no folder {resumed!r}")
+        continue_from(
+            run,
+            Path(resumed),
+            seed=args.training.seed,
+            switch=options.key("finepref_resume_changed", "true"),
+            warn=logger.warning_rank0,
+        )
+
     model = load_model(tokenizer, args.model, args.finetuning, training, add_valuehead=adapter.adds_value_head)
-    if not adapter.needs_reference(options, args.finetuning):
+    frozen = None
+    if not needs_reference:
         ref_model = None
-    elif args.finetuning.ref_model is None and not args.training.do_train:
+    elif args.finetuning.ref_model is None and not training:
         ref_model = model
     else:
-        ref_model = create_ref_model(args.model, args.finetuning)
+        ref_model = reference.make(model, args)
+        if run.setup.reference["kind"] == "adapter":
+            frozen = reference.Frozen(model)
+            logger.info_rank0(
+                "The reference is the model with the adapter that is trained further, as it was loaded; set "
+                "`ref_model` for another one."
+            )
 
     parts = Parts(model, ref_model, template, tokenizer_module, args, run)
     trainer = adapter.build_trainer(parts, callbacks=callbacks, **dataset_module)
-    trainer.add_callback(ReceiptCallback(run, trainer, args.data))
+    if frozen is not None:
+        trainer.frozen = frozen
+    receipts = ReceiptCallback(run, trainer, args.data)
+    trainer.add_callback(receipts)
 
-    if args.training.do_train:
-        result = trainer.train(resume_from_checkpoint=arguments.resume_point(args.training, args.finetuning))
+    if training:
+        result = trainer.train(resume_from_checkpoint=resumed)
         trainer.save_model()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
@@ -138,6 +167,8 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
     if args.training.do_predict:
         trainer.write_scores(dataset_module["eval_dataset"])
 
+    if not training:
+        receipts.write_without_training()
     _model_card(run, trainer, args)
 
 
@@ -192,10 +223,12 @@ class ReceiptCallback(TrainerCallback):
 
     def __init__(self, run: Run, trainer: Any, data_args: Any) -> None:
         self.run, self.trainer, self.data_args = run, trainer, data_args
+        self.batches: int | None = 0
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         self.run.first_step = state.global_step
-        self.run.loss_calls = 0
+        self.run.loss_calls = self.run.seen = 0
+        self.run.planned = state.max_steps
         self.batches = None if self.data_args.streaming else len(train_dataloader)
 
     def on_save(self, args, state, control, **kwargs):
@@ -206,7 +239,15 @@ class ReceiptCallback(TrainerCallback):
         if not self.data_args.streaming:
             self.run.require_proof(content)
 
-    def _write(self, folder: Path, args: Any, state: Any) -> dict[str, Any]:
+    def write_without_training(self) -> None:
+        """Write the receipt of a run that only evaluates or predicts; the one of a training stays beside it."""
+        args = self.trainer.args
+        there = receipt.read(args.output_dir)
+        trained = there is not None and there["first_step"] + there["optimizer_steps"] > 0
+        name = receipt.EVALUATION if trained else receipt.FILE_NAME
+        self._write(Path(args.output_dir), args, self.trainer.state, name)
+
+    def _write(self, folder: Path, args: Any, state: Any, name: str = receipt.FILE_NAME) -> dict[str, Any]:
         """Gather the parts of all ranks and write the receipt on the first one. Every rank must call this."""
         from accelerate.utils import gather_object
 
@@ -226,7 +267,7 @@ class ReceiptCallback(TrainerCallback):
             more=self.trainer.run_report(ranks),
         )
         if args.should_save:
-            receipt.write(folder, content)
+            receipt.write(folder, content, name)
         return content
 
 
@@ -244,9 +285,5 @@ def _model_card(run: Run, trainer: Any, args: HostArguments) -> None:
     from llamafactory.train.trainer_utils import create_modelcard_and_push
 
     create_modelcard_and_push(trainer, args.model, args.data, args.training, args.finetuning)
-    card = Path(args.training.output_dir, "README.md")
-    if args.training.do_train and args.training.should_save and card.is_file():
-        options = "\n".join(f"- `{key}`: {value}" for key, value in run.settings.items())
-        row = run.stage
-        section = f"\n## Stage `{row.name}`\n\n{row.title} ({row.paper}), trained with finepref.\n\n{options}\n"
-        card.write_text(card.read_text(encoding="utf-8") + section, encoding="utf-8")
+    if args.training.do_train and args.training.should_save:
+        card.append(Path(args.training.output_dir), run)

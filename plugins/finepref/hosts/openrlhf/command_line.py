@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pkgutil import resolve_name
@@ -44,12 +45,14 @@ class Request:
         host: the host's arguments after its block has processed them.
         options: the method's options, checked.
         attention: `--ds.attn_implementation` as given; the block changes it if samples are packed.
+        given: the flags that differ from their default, and their values.
     """
 
     stage: stages.Stage
     host: Any
     options: Options
     attention: str
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 def flag_of(row: stages.Stage, name: str) -> str:
@@ -88,7 +91,8 @@ def run(row: stages.Stage) -> None:
             given = vars(parser.flat)
             values = {name: given[flags[name][2:]] for name in row.options.described(HOST)}
             options = row.options.read(HOST, values, partial(spelled, flags))
-            request = Request(row, host, options, given["ds.attn_implementation"])
+            differing = {name: value for name, value in given.items() if value != parser.get_default(name)}
+            request = Request(row, host, options, given["ds.attn_implementation"], differing)
             environment.check(request)
             train = resolve_name(row.of_shape.openrlhf_prepare)(request)
         except (BadData, HostDrift, ValueError, FileNotFoundError) as error:

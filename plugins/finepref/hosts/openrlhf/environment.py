@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import Any, Protocol
 
 from finepref import stages
@@ -62,6 +64,9 @@ def _check_arguments(args: Any, processes: int) -> None:
     for path in filter(None, (args.model.model_name_or_path, reference)):
         if hint := missing_model_hint(path):
             raise FileNotFoundError(hint)
+    _refuse_adapter(args.model.model_name_or_path, "--model.model_name_or_path")
+    if reference and Path(reference, "config.json").is_file():
+        _refuse_adapter(reference, "--ref.model_name_or_path")
     per_step = args.train.micro_batch_size * processes
     samples = args.train.batch_size * args.ds.ring_attn_size * args.ds.tensor_parallel_size
     if args.train.batch_size < 1 or samples % per_step:
@@ -69,6 +74,21 @@ def _check_arguments(args: Any, processes: int) -> None:
             f"--train.batch_size {args.train.batch_size} is not a multiple of --train.micro_batch_size "
             f"{args.train.micro_batch_size} on each of {processes} processes"
         )
+
+
+def _refuse_adapter(path: str, flag: str) -> None:
+    """Refuse a folder with an adapter: the host trains another one instead of it, or fails.
+
+    The adapters that the host itself saves have a config.json beside them, which transformers then takes for a model.
+    """
+    file = Path(path, "adapter_config.json")
+    if not file.is_file():
+        return
+    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path", "BASE")
+    raise ValueError(
+        f"{flag} {path} is an adapter, which OpenRLHF does not train further; merge it first, with "
+        f"`python -m openrlhf.cli.lora_combiner --model_path {base} --lora_path {path} --output_path MERGED`"
+    )
 
 
 def hide_key(wandb: Any) -> None:

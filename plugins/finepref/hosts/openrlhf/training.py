@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 from collections import Counter
@@ -14,13 +15,15 @@ from typing import Any, NamedTuple
 from openrlhf.utils import get_tokenizer
 from torch import distributed as dist
 
-from finepref.hosts import patching, receipt
+from finepref.hosts import card, patching, receipt
 from finepref.hosts.meter import Meter
 from finepref.hosts.openrlhf import data
 from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
+from finepref.hosts.openrlhf.run_setup import resumed_from, setup_of
 from finepref.hosts.openrlhf.strategy import WholeBatchStrategy
 from finepref.hosts.reading import Sourced
+from finepref.hosts.resume import continue_from
 from finepref.hosts.run import Run
 from finepref.methods import overlong
 from finepref.methods.checks import record_problems
@@ -173,10 +176,15 @@ def host_train(module: str, splits: list[data.TokenisedRows], dataset: Any, **na
     )
 
 
+# Shape -> the receipt's entry with the sum of what its trainer counts, as on LLaMA-Factory.
+COUNTED = {"pair": "tokens", "ranked": "records"}
+
+
 class Accounted:
     """Mix-in of our trainers, a base class before the host's trainer: metrics over all processes, and the receipt.
 
-    A trainer must call `count` for every micro-batch and add its metrics to `meter`.
+    A trainer must call `count` for every micro-batch and add its metrics to `meter`. What it counts is in the receipt
+    by rank and, under the name of `COUNTED`, as a sum.
 
     Args:
         run: the run.
@@ -193,14 +201,20 @@ class Accounted:
 
     def count(self, **numbers: int) -> None:
         """Count a training micro-batch, and add numbers to the counts in the receipt."""
-        self.run.loss_calls += 1
+        responses = 2 if self.run.stage.shape == "unpaired" else 1  # of a record, each counted by itself
+        self.run.count(self.args.train.micro_batch_size * responses)
         self.counts.update(numbers)
 
     def fit(self, args: Any, consumed_samples: int = 0, num_update_steps_per_epoch: int | None = None) -> None:
         """Train as the host does. Raises UnprovenRun if our loss was not called for every micro-batch."""
         self.run.first_step = self.last_step = consumed_samples // args.train.batch_size
+        if num_update_steps_per_epoch:
+            self.run.planned = math.ceil(self.epochs * num_update_steps_per_epoch)
         super().fit(args, consumed_samples, num_update_steps_per_epoch)
-        self.run.require_proof(self.write_receipt(self.folder))
+        content = self.write_receipt(self.folder)
+        self.run.require_proof(content)
+        if dist.get_rank() == 0:
+            card.append(self.folder, self.run)
 
     def save_logs_and_checkpoints(
         self, args: Any, global_step: int, step_bar: Any, logs_dict: Any = None, client_states: Any = None
@@ -222,6 +236,14 @@ class Accounted:
         """The run's part of the receipt."""
         return {}
 
+    def _sums(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+        """The sum over the ranks of what they have counted."""
+        name = COUNTED.get(self.run.stage.shape)
+        total: Counter[str] = Counter()
+        for rank in ranks:
+            total.update(rank["counts"])
+        return {name: dict(sorted(total.items()))} if name else {}
+
     def write_receipt(self, *folders: Path) -> dict[str, Any]:
         """Gather the parts of all processes and write the receipt on the first one. Every process must call this."""
         more = {"counts": dict(sorted(self.counts.items())), **self.rank_report()}
@@ -234,7 +256,8 @@ class Accounted:
             accumulation=accumulation,
             expected_loss_calls=(self.last_step - self.run.first_step) * accumulation,
             ranks=ranks,
-            more=self.run_report(ranks),
+            more={**self._sums(ranks), **self.run_report(ranks)},
+            copies=self.args.ds.ring_attn_size * self.args.ds.tensor_parallel_size,
         )
         for folder in folders if dist.get_rank() == 0 else ():
             receipt.write(folder, content)
@@ -242,5 +265,25 @@ class Accounted:
 
 
 def trainer_options(run: Run, request: Request, metrics: Sequence[str]) -> Mapping[str, Any]:
-    """Keyword arguments of `Accounted`."""
+    """Keyword arguments of `Accounted`. The run is complete by now, so it is compared with a checkpoint's receipt.
+
+    Raises:
+        ValueError: the run resumes from another one's checkpoint, or its reference model reads other tokens.
+    """
+    run.setup = setup_of(request)
+    checkpoint = resumed_from(request.host)
+    if checkpoint is not None:
+        continue_from(
+            run,
+            checkpoint,
+            seed=request.host.train.seed,
+            switch=request.options.key("finepref_resume_changed", "true"),
+            warn=_warn,
+        )
     return {"run": run, "folder": Path(request.host.ckpt.output_dir), "metrics": metrics}
+
+
+def _warn(text: str) -> None:
+    """Print a warning, in the first process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"finepref: warning: {text}", file=sys.stderr)
