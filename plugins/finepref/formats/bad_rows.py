@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finepref.formats.check import Checked, rejected_row
-from finepref.formats.jsonl import write_aside
+from finepref.formats.jsonl import RawRow, write_aside
 from finepref.formats.problems import SHOWN, BadData, Problem
 
 POLICIES = ("error", "skip")
@@ -67,11 +67,15 @@ class BadRows:
         for row in rows:
             self.read += row.raw.line > 0
             if row.problems:
-                self.problems += row.problems
-                if row.raw.line > 0:
-                    self.add(rejected_row(file, row.raw._replace(problems=row.problems)), row.problems)
+                self.refuse(file, row.raw, row.problems)
             else:
                 yield row
+
+    def refuse(self, file: str, raw: RawRow, problems: list[Problem]) -> None:
+        """Collect the problems of a row that was already counted as read, or of a whole file (line 0)."""
+        self.problems += problems
+        if raw.line > 0:
+            self.add(rejected_row(file, raw._replace(problems=problems)), problems)
 
     def add(self, row: Mapping[str, object], problems: list[Problem]) -> None:
         """Collect a bad row that was already counted as read."""

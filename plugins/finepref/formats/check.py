@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from operator import attrgetter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from finepref.formats.jsonl import CHUNK, Chunk, RawRow, read_chunks, read_jsonl, rows_of, write_jsonl
+from finepref.formats.jsonl import CHUNK, Chunk, RawRow, read_chunks, read_rows, rows_of, write_jsonl
 from finepref.formats.pool import ordered_map
 from finepref.formats.problems import CODES, SHOWN, BadData, Problem
 from finepref.formats.records import FIELDS, Feedback, Record, parse
+
+if TYPE_CHECKING:
+    from finepref.formats.bad_rows import BadRows
 
 __all__ = [
     "CODES",
@@ -157,17 +160,38 @@ def check_file(
     return check.report()
 
 
-def read_records(path: str | os.PathLike[str], formatting: str) -> list[Record]:
-    """All records of a file.
+def read_records(
+    path: str | os.PathLike[str],
+    formatting: str,
+    *,
+    bad_rows: BadRows | None = None,
+    check: Callable[[Record, int], list[Problem]] = lambda record, line: [],
+) -> list[Record]:
+    """All good records of a file.
+
+    Args:
+        path: JSON Lines or a JSON array.
+        formatting: as for `records.parse`.
+        bad_rows: collects the other rows and decides about them; None = each is an error.
+        check: gives further problems of a record, from the record and its line.
 
     Raises:
-        BadData: all problems of the file.
+        BadData: there are bad rows and `bad_rows` does not accept them, or the file as a whole has a problem.
     """
-    report = check_file(path, formatting)
-    if report.total_problems:
-        raise BadData(report.problems, report.total_problems)
-    parsed = (parse(row, formatting, line=line) for line, row in read_jsonl(path, problems=None))
-    return [record for record in parsed if not isinstance(record, list)]
+    from finepref.formats.bad_rows import BadRows
+
+    name, bad = os.fspath(path), BadRows() if bad_rows is None else bad_rows
+    whole = FileCheck(name, formatting, columns={})
+    rows = whole.walk(parse_rows(read_rows(path), partial(parse, formatting=formatting, file=name)))
+    records: list[Record] = []
+    for row in bad.good(name, rows):
+        if found := [problem for record in row.records for problem in check(record, row.raw.line)]:
+            bad.refuse(name, row.raw, found)
+        else:
+            records += row.records
+    bad.problems += [problem for problem in whole.of_file if problem not in bad.problems]
+    bad.settle()
+    return records
 
 
 def check_columns(

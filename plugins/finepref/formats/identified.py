@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
+from finepref.formats.bad_rows import BadRows
+from finepref.formats.check import Checked
 from finepref.formats.jsonl import read_rows
-from finepref.formats.problems import BadData, Problem
+from finepref.formats.problems import Problem
 from finepref.formats.row import RowReader
 
 
@@ -24,7 +27,11 @@ T = TypeVar("T", bound=Identified)
 
 
 def read_identified(
-    path: str | os.PathLike[str], read: Callable[[RowReader], T | None], *, empty: bool = False
+    path: str | os.PathLike[str],
+    read: Callable[[RowReader], T | None],
+    *,
+    empty: bool = False,
+    bad_rows: BadRows | None = None,
 ) -> list[T]:
     """Parse every row of a JSON Lines file or JSON array with `read`.
 
@@ -32,28 +39,37 @@ def read_identified(
         path: the file.
         read: parses one row through its reader. If it notes a problem with the reader, its result is ignored.
         empty: whether a file without rows is allowed.
+        bad_rows: collects the bad rows and decides about them; None = each is an error.
 
     Raises:
-        BadData: all problems of the file, duplicate ids included.
+        BadData: there are bad rows, duplicate ids included, and `bad_rows` does not accept them, or the file as a
+            whole has a problem.
     """
-    name = os.fspath(path)
+    name, bad = os.fspath(path), BadRows() if bad_rows is None else bad_rows
     found: list[T] = []
-    problems: list[Problem] = []
     lines: dict[str, int] = {}
-    for raw in read_rows(path):
-        problems += raw.problems
-        if raw.value is None:
-            continue
-        reader = RowReader(raw.value, columns={}, file=name, line=raw.line, nulls_absent=False)
-        each = read(reader)
-        if each is not None and not reader.problems:
-            first = lines.setdefault(each.id, raw.line)
-            if first != raw.line:
-                reader.note("id", "FP060", f"{each.id} is the id of line {first}")
-            found.append(each)
-        problems += reader.problems
-    if not found and not problems and not empty:
-        problems.append(Problem(name, 0, "", "FP002", "there is no row"))
-    if problems:
-        raise BadData(problems)
+
+    def rows() -> Iterator[Checked]:
+        for raw in read_rows(path):
+            if raw.value is None:
+                yield Checked(raw, (), raw.problems)
+                continue
+            reader = RowReader(raw.value, columns={}, file=name, line=raw.line, nulls_absent=False)
+            each = read(reader)
+            if each is not None and not reader.problems:
+                first = lines.setdefault(each.id, raw.line)
+                if first == raw.line:
+                    found.append(each)
+                elif "id" in raw.value:
+                    reader.note("id", "FP060", f"{each.id} is the id of line {first}")
+                else:
+                    same = f"the row has no id, and its content gives it that of line {first}"
+                    reader.note("", "FP060", f"{same}: write ids, or leave it out (`finepref dedup`, bad_rows: skip)")
+            yield Checked(raw, (), reader.problems)
+
+    read_before = bad.read
+    deque(bad.good(name, rows()), maxlen=0)
+    if bad.read == read_before and not any(problem.file == name for problem in bad.problems) and not empty:
+        bad.problems.append(Problem(name, 0, "", "FP002", "there is no row"))
+    bad.settle()
     return found

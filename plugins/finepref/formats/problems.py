@@ -93,6 +93,7 @@ CODES: dict[str, str] = {
     "FP224": "the loss asked for is for records of which there are none",
     "FP230": "a prompt of several turns without a chat template",
     "FP231": "the chat template does not continue its own prompt",
+    "FP240": "the chat template refuses the dialogue",
 }
 """Code -> short meaning. Codes are never reused for another meaning (FP044 was one)."""
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finepref.formats.problems import Problem
 from finepref.formats.records import Message
 
 if TYPE_CHECKING:
@@ -65,11 +66,87 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """The token ids of a dialogue in the model's chat template, up to the start of the answer."""
+class RefusedByTemplateError(ValueError):
+    """The chat template has no form for a dialogue, such as "System role not supported".
+
+    Attributes:
+        field: what it refuses: "system" if it accepts the dialogue without its system turn, else "prompt".
+    """
+
+    def __init__(self, reason: str, field: str) -> None:
+        super().__init__(f"the model's chat template refuses the dialogue: {reason}")
+        self.field = field
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, answer: bool = True, merge_system: bool = False
+) -> str:
+    """A dialogue as text in the model's chat template.
+
+    Args:
+        tokenizer: has a chat template.
+        messages: the dialogue.
+        answer: go on up to the start of the next answer.
+        merge_system: put a system turn that the template refuses before the text of the first user turn, with an
+            empty line between them, as LLaMA-Factory's templates of such models do.
+
+    Raises:
+        RefusedByTemplateError: the template raises an error.
+    """
+    try:
+        return _applied(tokenizer, messages, answer)
+    except RefusedByTemplateError as error:
+        first, *rest = messages
+        if first.role != "system" or not rest:
+            raise
+        try:
+            without = _applied(tokenizer, rest, answer)
+        except RefusedByTemplateError:
+            raise error from None
+        if not merge_system or rest[0].role != "user":
+            raise RefusedByTemplateError(str(error).partition(": ")[2], "system") from None
+        if not first.content:
+            return without
+        return _applied(tokenizer, [Message("user", f"{first.content}\n\n{rest[0].content}"), *rest[1:]], answer)
+
+
+def _applied(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: bool) -> str:
+    from jinja2 import TemplateError
+
     turns = [message._asdict() for message in messages]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
+    except (TemplateError, TypeError) as error:
+        raise RefusedByTemplateError(" ".join(str(error).split()), "prompt") from error
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, merge_system: bool = False
+) -> list[int]:
+    """The token ids of a dialogue in the model's chat template, up to the start of the answer; see `rendered`."""
+    text = rendered(tokenizer, messages, merge_system=merge_system)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def template_problems(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    file: str,
+    line: int,
+    merge_system: bool = False,
+) -> list[Problem]:
+    """FP240 if the chat template refuses the dialogue of a row, so that a job finds such rows before any work.
+
+    Args:
+        tokenizer, messages, merge_system: see `rendered`.
+        file, line: place of the row.
+    """
+    try:
+        rendered(tokenizer, messages, merge_system=merge_system)
+    except RefusedByTemplateError as error:
+        return [Problem(file, line, error.field, "FP240", str(error))]
+    return []
 
 
 def context_of(model: str) -> int:
