@@ -1,4 +1,4 @@
-"""Tokenizers that change the text first: every span selects tokens, also one on a mark that was composed or removed."""
+"""Tokenizers that change the text first: each span selects tokens, also one on a mark that was composed or removed."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class PairProcessor(RowPerRecordProcessor):
         if len(prompt_ids) >= cutoff:
             text = f"the prompt has {len(prompt_ids)} tokens, cutoff_len is {cutoff}"
             problems.append(problem_of_record(record, "prompt", "FP203", text))
-        row: dict[str, Any] = {**facts(record, self.tokenizer), "rows": 1}
+        row: dict[str, Any] = {**facts(record, self.tokenizer, prompt_ids, self.data_args.template), "rows": 1}
         for side, ids in responses.items():
             start, offsets = self._offsets(texts[side], ids) if selects(record, side) else (0, [])
             weight, score = weights_and_scores(

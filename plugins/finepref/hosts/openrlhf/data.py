@@ -22,6 +22,7 @@ from finepref.formats.problems import BadData, Problem
 from finepref.hosts.receipt import DatasetEntry
 from finepref.hosts.run import Source
 from finepref.methods.pair_rows import (
+    CHAT_TEMPLATE,
     IGNORED,
     SIDES,
     facts,
@@ -147,6 +148,11 @@ class Encoder:
         if self.chat and not tokenizer.chat_template:
             raise ValueError("--data.apply_chat_template: the tokenizer has no chat template")
 
+    @property
+    def template_name(self) -> str:
+        """What writes the prompts, as score files name it."""
+        return CHAT_TEMPLATE if self.chat else "none"
+
     def prompt(self, record: records.Record, problems: list[Problem], *, whole: bool = True) -> tuple[str, list[int]]:
         """Text and token ids of a record's prompt. With `whole`, the prompt must leave room for a response (FP203)."""
         turns = [message._asdict() for message in record.prompt]
@@ -206,7 +212,7 @@ def pair_rows(found: Iterable[Sourced], encoder: Encoder) -> Iterator[tuple[dict
     for source in found:
         record, problems = source.record, []
         before, prompt = encoder.prompt(record, problems)
-        row = facts(record, encoder.tokenizer)
+        row = facts(record, encoder.tokenizer, prompt, encoder.template_name)
         for side, text in zip(SIDES, (record.chosen, record.rejected), strict=True):
             ids, start, offsets = encoder.response(record, side, text, before, problems)
             weight, score = [1.0] * len(ids), [math.nan] * len(ids)

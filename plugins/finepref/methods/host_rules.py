@@ -1,0 +1,25 @@
+"""How the hosts themselves cut a sequence that is too long, for use without a host: see `methods.overlong.HostRule`.
+
+Inside a run the host's own function decides. Tests compare the two.
+"""
+
+from __future__ import annotations
+
+
+def llamafactory(prompt: int, response: int, longest: int) -> tuple[int, int]:
+    """Tokens that LLaMA-Factory 0.9.5 keeps of prompt and response (`infer_seqlen` in data/processor/processor_utils).
+
+    If only one of them is longer than half of the sequence, that one is cut; otherwise both, in proportion.
+
+    Args:
+        prompt, response: numbers of tokens.
+        longest: its cutoff_len.
+    """
+    if 2 * response < longest:
+        room = longest
+    elif 2 * prompt < longest:
+        room = longest - prompt
+    else:
+        room = int(longest * (response / (prompt + response)))
+    kept = min(room, response)
+    return min(max(longest - kept, 0), prompt), kept
