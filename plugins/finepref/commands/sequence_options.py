@@ -41,6 +41,9 @@ def template_of(name: str) -> Template:
 
     if name in ("", OWN):
         return TOKENIZERS_OWN
-    from finepref.hosts.llamafactory.template_tokens import template
-
+    try:
+        from finepref.hosts.llamafactory.template_tokens import template
+    except ModuleNotFoundError as error:
+        text = f"{error}: the template {name} is LLaMA-Factory's; --template {OWN} is the tokenizer's chat template"
+        raise ModuleNotFoundError(text) from None
     return template(name)
