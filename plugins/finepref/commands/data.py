@@ -9,6 +9,9 @@ from typing import Annotated
 import typer
 
 from finepref.commands.errors import user_errors
+from finepref.commands.outputs import check_outputs
+from finepref.commands.row_options import BadRowsPolicy, MaxBad, Policy, bad_rows_of, exit_if_empty, rejected_path
+from finepref.formats.bad_rows import MAX_BAD
 
 HUB_NEEDS = 'the hub needs "finepref[synth]"'
 
@@ -26,9 +29,10 @@ def gsm(
     from finepref.formats.jsonl import write_jsonl
     from finepref.synth.data_sources.gsm import questions
 
+    check_outputs(output)
     with user_errors():
         made = questions(n, seed=seed, skip=skip)
-    write_jsonl(output, made.rows)
+        write_jsonl(output, made.rows)
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(made.left_out.items())) or "none"
     typer.echo(f"{output}: {len(made.rows)} questions (left out: {left_out})")
 
@@ -50,9 +54,11 @@ def gym(
     from finepref.pipelines.settings import overridden
     from finepref.synth.data_sources.reasoning_gym import questions
 
+    check_outputs(output)
     with user_errors():
         rows = questions(name, n, seed=seed, skip=skip, options=overridden({}, option))
-    typer.echo(f"{output}: {write_jsonl(output, rows)} questions of {name}")
+        count = write_jsonl(output, rows)
+    typer.echo(f"{output}: {count} questions of {name}")
 
 
 FromFile = Annotated[Path | None, typer.Option(help="Read this file (JSON Lines, JSON, parquet) instead of the hub.")]
@@ -62,18 +68,22 @@ def ultrafeedback(
     output: Annotated[Path, typer.Option(help="The JSON Lines file of pairs to write.")],
     from_file: FromFile = None,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "",
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
 ) -> None:
     """UltraFeedback binarized as pairs with margins (HuggingFaceH4/ultrafeedback_binarized, train_prefs)."""
-    _public("ultrafeedback", output, from_file, split)
+    _public("ultrafeedback", output, from_file, split, bad_rows, max_bad)
 
 
 def hh(
     output: Annotated[Path, typer.Option(help="The JSON Lines file of pairs to write.")],
     from_file: FromFile = None,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "",
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
 ) -> None:
     """Helpful and harmless as pairs (Anthropic/hh-rlhf, train)."""
-    _public("hh", output, from_file, split)
+    _public("hh", output, from_file, split, bad_rows, max_bad)
 
 
 def hub(
@@ -87,6 +97,7 @@ def hub(
     from finepref.formats.jsonl import write_jsonl
     from finepref.synth.data_sources.hub import hub_rows
 
+    check_outputs(output)
     with user_errors(HUB_NEEDS):
         rows = islice(hub_rows(name, split=split, config=config), limit or None)
         try:
@@ -94,19 +105,30 @@ def hub(
         except TypeError as error:
             raise ValueError(f"{name}: {error}") from error
     typer.echo(f"{output}: {count} rows of {name}")
+    exit_if_empty(count, output, f"{name} has none")
 
 
-def _public(name: str, output: Path, from_file: Path | None, split: str) -> None:
+def _public(name: str, output: Path, from_file: Path | None, split: str, policy: Policy, max_bad: str) -> None:
+    """Write the pairs of a public data set.
+
+    Args:
+        name: one of `SOURCES`.
+        output, from_file, split: see the commands.
+        policy, max_bad: --bad-rows and --max-bad, for rows that cannot be read.
+    """
     from finepref.commands.input_files import rows_of
     from finepref.synth.data_sources.hub import SOURCES, hub_rows, write_pairs
+    from finepref.synth.left_out import PROBLEMS
 
     source = SOURCES[name]
-    with user_errors(HUB_NEEDS):
+    left_out = PROBLEMS.path(output)
+    check_outputs(output, left_out, rejected_path(output), inputs=[from_file])
+    with user_errors(HUB_NEEDS), bad_rows_of(output, policy, max_bad) as bad:
         rows = hub_rows(source.name, split=split or source.split) if from_file is None else rows_of(from_file)
-        outcome = write_pairs(rows, output, source, name=str(from_file or source.name))
+        outcome = write_pairs(rows, output, source, name=str(from_file or source.name), bad_rows=bad)
     typer.echo(f"{output}: {outcome.rows} pairs (left out: {outcome.left_out})")
     if not outcome.rows:
-        typer.echo(f"no row became a pair: see {output.with_suffix('.left_out.jsonl')}", err=True)
+        typer.echo(f"no row became a pair: see {left_out}", err=True)
         raise typer.Exit(1)
 
 

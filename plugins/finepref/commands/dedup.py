@@ -9,6 +9,17 @@ from typing import Annotated
 import typer
 
 from finepref.commands.errors import user_errors
+from finepref.commands.outputs import check_outputs
+from finepref.commands.row_options import (
+    AllowEmpty,
+    BadRowsPolicy,
+    MaxBad,
+    Policy,
+    bad_rows_of,
+    exit_if_empty,
+    rejected_path,
+)
+from finepref.formats.bad_rows import MAX_BAD
 
 NEEDS = 'this method needs "finepref[synth]"'
 
@@ -19,6 +30,7 @@ class Method(StrEnum):
     """How near-equal rows are found."""
 
     exact = "exact"
+    normalized = "normalized"
     minhash = "minhash"
     semantic = "semantic"
 
@@ -34,7 +46,9 @@ class Keep(StrEnum):
 def dedup(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of any format, JSON Lines or an array.")],
     output: Annotated[Path, typer.Option(help="The JSON Lines file of kept rows to write.")],
-    method: Annotated[Method, typer.Option(help="Equal texts, MinHash of words, or SemDeDup on embeddings.")],
+    method: Annotated[
+        Method, typer.Option(help="Equal texts (normalized: but for case and space), MinHash, SemDeDup.")
+    ],
     fields: Fields = "prompt",
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="minhash: least Jaccard similarity.")] = 0.78,
     permutations: Annotated[int, typer.Option(min=2, help="minhash: hash functions.")] = 128,
@@ -44,17 +58,24 @@ def dedup(
     clusters: Annotated[int, typer.Option(min=0, help="semantic: clusters; 0 = square root of the rows.")] = 0,
     keep: Annotated[Keep, typer.Option(help="semantic: keep rows far from the centre, near, or any.")] = Keep.hard,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
+    allow_empty: AllowEmpty = False,
 ) -> None:
     """Leave out near-equal rows. The report beside the output lists every group of them."""
     from finepref.synth import dedup as run
 
     names = [name.strip() for name in fields.split(",")]
-    with user_errors(NEEDS):
-        rows, texts = run.read_texts(source, names)
+    check_outputs(output, output.with_suffix(".report.json"), rejected_path(output), inputs=[source])
+    with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
+        joint = "\0" if method is Method.exact else "\n"
+        rows, texts = run.read_texts(source, names, joint=joint, bad_rows=bad)
         settings: dict[str, object] = {"method": method.value, "fields": names}
         match method:
             case Method.exact:
                 groups = run.exact(texts)
+            case Method.normalized:
+                groups = run.normalized(texts)
             case Method.minhash:
                 own = {"threshold": threshold, "permutations": permutations, "ngram": ngram, "seed": seed + 1}
                 groups = run.minhash(texts, threshold=threshold, permutations=permutations, ngram=ngram, seed=seed + 1)
@@ -69,6 +90,7 @@ def dedup(
                 settings |= {"embedder": embedder, "eps": eps, "clusters": clusters, "keep": keep.value, "seed": seed}
         outcome = run.dedup(source, output, groups, rows, settings)
     typer.echo(f"{output}: {outcome.kept} of {outcome.rows} rows kept; the largest group has {outcome.largest}")
+    exit_if_empty(outcome.kept, output, f"{source} has no good row", allowed=allow_empty)
 
 
 def register(app: typer.Typer) -> None:

@@ -10,6 +10,8 @@ import typer
 
 from finepref.commands.dedup import NEEDS, Fields
 from finepref.commands.errors import user_errors
+from finepref.commands.row_options import BadRowsPolicy, MaxBad, Policy, bad_rows_of
+from finepref.formats.bad_rows import MAX_BAD
 
 
 def register(app: typer.Typer) -> None:
@@ -22,11 +24,13 @@ def diversity(
     fields: Fields = "prompt",
     sample: Annotated[int, typer.Option(min=0, help="Size of a random sample; 0 = all texts.")] = 0,
     seed: Annotated[int, typer.Option(help="Random seed of the sample.")] = 0,
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
 ) -> None:
     """Self-BLEU of the texts (mean of BLEU-2 to 5 against all others) as one line of JSON. Lower = more diverse."""
     from finepref.synth.dedup import read_texts
     from finepref.synth.diversity import self_bleu
 
-    with user_errors(NEEDS):
-        _, texts = read_texts(source, [name.strip() for name in fields.split(",")])
+    with user_errors(NEEDS), bad_rows_of(None, bad_rows, max_bad) as bad:
+        _, texts = read_texts(source, [name.strip() for name in fields.split(",")], bad_rows=bad)
         typer.echo(json.dumps({"texts": len(texts), "sample": sample, **self_bleu(texts, sample=sample, seed=seed)}))

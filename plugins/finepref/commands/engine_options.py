@@ -27,6 +27,11 @@ WorkerCpus = Annotated[float, typer.Option(min=0.0, help="CPUs per worker.")]
 WorkerGpus = Annotated[float | None, typer.Option(min=0.0, help="GPUs per worker; default: 1 if a GPU is present.")]
 
 
+MergeSystem = Annotated[
+    bool, typer.Option("--merge-system", help="hf, vllm: a system turn that the template refuses joins the user turn.")
+]
+
+
 class EngineName(StrEnum):
     """The engines."""
 
@@ -47,6 +52,7 @@ class EngineOptions:
     workers: WorkerCount = 0
     worker_cpus: WorkerCpus = 1.0
     worker_gpus: WorkerGpus = None
+    merge_system: MergeSystem = False
 
 
 def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -72,9 +78,12 @@ def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | 
 
     Raises:
         ValueError: the remote engine has no address or an invalid one, or the engine has no such option.
+        FileNotFoundError: see `check_models`.
     """
     if options.vllm_options and name is not EngineName.vllm:
         raise ValueError("--vllm-options are for --engine vllm")
+    if options.merge_system and name in {EngineName.rules, EngineName.openai}:
+        raise ValueError("--merge-system is for --engine hf and vllm; an endpoint applies its own chat template")
     if options.workers and name in {EngineName.rules, EngineName.openai}:
         raise ValueError("--workers are for --engine hf and vllm; an endpoint has --concurrency")
     if name is EngineName.rules:
@@ -86,15 +95,16 @@ def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | 
 
         return OpenAIEngine(model, base_url=options.base_url, concurrency=options.concurrency)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    check_models(model)
     if options.workers:
         model = for_workers(model)
     from finepref.synth.engines.hf import HfEngine
     from finepref.synth.engines.vllm import VllmEngine
 
     engine = (
-        VllmEngine(model, **vllm_settings(options.vllm_options))
+        VllmEngine(model, merge_system=options.merge_system, **vllm_settings(options.vllm_options))
         if name is EngineName.vllm
-        else HfEngine(model, batch_size=options.batch_size)
+        else HfEngine(model, batch_size=options.batch_size, merge_system=options.merge_system)
     )
     if not options.workers:
         return engine
@@ -113,6 +123,19 @@ def engine_for(name: EngineName, model: str, options: EngineOptions) -> Engine:
     if made is None:
         raise ValueError("--engine rules cannot answer: use hf, vllm or openai")
     return made
+
+
+def check_models(*models: str | None) -> None:
+    """Check that local folders among the models exist, before anything is loaded; None is ignored.
+
+    Raises:
+        FileNotFoundError: the first that does not exist.
+    """
+    from finepref.hosts.missing_model import missing_model_hint
+
+    for model in models:
+        if model is not None and (hint := missing_model_hint(model)):
+            raise FileNotFoundError(hint)
 
 
 def for_workers(model: str) -> str:

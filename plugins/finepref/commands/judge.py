@@ -15,6 +15,18 @@ from finepref.commands.engine_options import (
     with_engine_options,
 )
 from finepref.commands.errors import user_errors
+from finepref.commands.outputs import check_outputs
+from finepref.commands.row_options import (
+    AllowEmpty,
+    BadRowsPolicy,
+    MaxBad,
+    Policy,
+    bad_rows_of,
+    exit_if_empty,
+    rejected_path,
+)
+from finepref.commands.texts import text_of
+from finepref.formats.bad_rows import MAX_BAD
 
 if TYPE_CHECKING:
     from finepref.synth.judges.verdict import ModelJudge, Rule
@@ -44,6 +56,9 @@ def judge(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Exit code 0 even if the engine failed on rows.")
     ] = False,
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
+    allow_empty: AllowEmpty = False,
 ) -> None:
     """Label each row: true if the response passes, false if not. Rows without a verdict go to a separate file.
 
@@ -51,8 +66,10 @@ def judge(
     """
     from finepref.synth.judges.label_rows import judge as run
     from finepref.synth.judges.verdict import ModelJudge
+    from finepref.synth.left_out import UNJUDGED
 
-    with user_errors(NEEDS):
+    check_outputs(output, UNJUDGED.path(output), rejected_path(output), inputs=[source])
+    with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         chosen = _judge(name, pattern=pattern, absent=absent, same=same, threshold=threshold, rubric=rubric)
         asks = isinstance(chosen, ModelJudge)
         if asks and (not model or engine is EngineName.rules):
@@ -67,9 +84,12 @@ def judge(
             engine=engine_of(engine, model, engine_options) if asks else None,
             work_dir=work_dir,
             max_new_tokens=max_new_tokens,
+            bad_rows=bad,
         )
     typer.echo(f"{output}: {outcome.passed} passed, {outcome.failed} failed, {outcome.unjudged} without a verdict")
     exit_if_unanswered(outcome.unanswered, keep_going=keep_going)
+    judged = outcome.passed + outcome.failed
+    exit_if_empty(judged, output, f"{outcome.unjudged} without a verdict", allowed=allow_empty)
 
 
 def register(app: typer.Typer) -> None:
@@ -113,6 +133,6 @@ def _judge(name: str, *, pattern: str, absent: bool, same: str, threshold: float
         case "llm":
             if not rubric:
                 raise ValueError("--judge llm needs --rubric")
-            return by_model.llm(Path(rubric[1:]).read_text(encoding="utf-8") if rubric.startswith("@") else rubric)
+            return by_model.llm(text_of(rubric))
         case _:
             return verdict.plugin(name)

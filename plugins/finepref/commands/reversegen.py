@@ -17,6 +17,18 @@ from finepref.commands.engine_options import (
     with_engine_options,
 )
 from finepref.commands.errors import user_errors
+from finepref.commands.outputs import check_outputs
+from finepref.commands.row_options import (
+    AllowEmpty,
+    BadRowsPolicy,
+    MaxBad,
+    Policy,
+    bad_rows_of,
+    exit_if_empty,
+    rejected_path,
+)
+from finepref.commands.texts import text_of
+from finepref.formats.bad_rows import MAX_BAD
 
 if TYPE_CHECKING:
     from finepref.synth.left_out import Written
@@ -56,14 +68,20 @@ def warmup(
     template: Template = "",
     group: GroupField = "",
     seed: Seed = 0,
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
 ) -> None:
-    """Records {prompt, response} for the proposer's warm-up: a few-shot prompt, with one more seed as the response."""
+    """Records {prompt, response} for the proposer's warm-up: a few-shot prompt, with one more seed as the response.
+
+    Seeds may also be the release's warm-up rows {prompt, target}, of which the target is the instruction.
+    """
     from finepref.synth.reversegen.few_shots import TEMPLATE
     from finepref.synth.reversegen.warmup import warmup as run
 
-    with user_errors(NEEDS):
-        given = _text(template) or TEMPLATE
-        count = run(source, output, n=n, shots=shots, seed=seed, template=given, group_field=group)
+    check_outputs(output, rejected_path(output), inputs=[source])
+    with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
+        given = text_of(template) or TEMPLATE
+        count = run(source, output, n=n, shots=shots, seed=seed, template=given, group_field=group, bad_rows=bad)
         typer.echo(f"{output}: {count} records")
 
 
@@ -71,8 +89,12 @@ def warmup(
 def propose(
     source: Seeds,
     output: Output,
-    prompts: Annotated[int, typer.Option(min=1, help="Number of few-shot prompts.")],
     model: Model,
+    prompts: Annotated[int, typer.Option(min=0, help="Number of few-shot prompts; with --ready 0 = all.")] = 0,
+    ready: Annotated[
+        bool,
+        typer.Option("--ready", help="SEEDS are few-shot prompts (attacker_prompt or prompt), sent as they are."),
+    ] = False,
     n: Annotated[int, typer.Option("--n", min=1, help="Proposals for each few-shot prompt.")] = 8,
     shots: Shots = 5,
     template: Template = "",
@@ -86,6 +108,9 @@ def propose(
     seed: Seed = 0,
     work_dir: WorkDir = None,
     keep_going: KeepGoing = False,
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
+    allow_empty: AllowEmpty = False,
 ) -> None:
     """Instructions that the proposer writes after few-shot prompts. An interrupted run resumes.
 
@@ -94,7 +119,8 @@ def propose(
     from finepref.synth.reversegen.few_shots import TEMPLATE
     from finepref.synth.reversegen.propose import propose as run
 
-    with user_errors(NEEDS):
+    _check(output, source)
+    with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         outcome = run(
             source,
             output,
@@ -103,14 +129,16 @@ def propose(
             shots=shots,
             seed=seed,
             engine=engine_for(engine, model, engine_options),
-            template=_text(template) or TEMPLATE,
+            template=text_of(template) or TEMPLATE,
             group_field=group,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
             work_dir=work_dir,
+            ready=ready,
+            bad_rows=bad,
         )
-        _report(output, outcome, keep_going)
+    _report(output, outcome, keep_going, allow_empty)
 
 
 @with_engine_options
@@ -134,6 +162,9 @@ def validate(
     seed: Seed = 0,
     work_dir: WorkDir = None,
     keep_going: KeepGoing = False,
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
+    allow_empty: AllowEmpty = False,
 ) -> None:
     """Pass on the instructions that can be answered; arithmetic and agreement also give the right answer.
 
@@ -142,28 +173,26 @@ def validate(
     from finepref.synth.judges import by_rule
     from finepref.synth.reversegen import validate as steps
 
-    with user_errors(NEEDS):
-        if by is By.arithmetic:
-            outcome = steps.validate_arithmetic(source, output, max_numbers=max_numbers, max_digits=max_digits)
-            _report(output, outcome, keep_going)
-            return
-        if not model:
+    _check(output, source)
+    with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
+        if by is not By.arithmetic and not model:
             raise ValueError(f"--by {by.value} needs --model")
-        asked = {
-            "engine": engine_for(engine, model, engine_options),
-            "max_new_tokens": max_new_tokens,
-            "seed": seed,
-            "work_dir": work_dir,
-        }
-        if by is By.llm:
-            outcome = steps.validate_llm(source, output, rubric=_text(rubric) or steps.RUBRIC, **asked)
+        asked = {"max_new_tokens": max_new_tokens, "seed": seed, "work_dir": work_dir, "bad_rows": bad}
+        if by is By.arithmetic:
+            limits = {"max_numbers": max_numbers, "max_digits": max_digits}
+            outcome = steps.validate_arithmetic(source, output, bad_rows=bad, **limits)
+        elif by is By.llm:
+            answering = engine_for(engine, model, engine_options)
+            given = text_of(rubric) or steps.RUBRIC
+            outcome = steps.validate_llm(source, output, engine=answering, rubric=given, **asked)
         else:
             if same not in {"text", "math"}:
                 raise ValueError(f"--same is text or math, not {same}")
             equal = by_rule.as_math if same == "math" else by_rule.as_text
-            sampling = {"n": n, "share": share, "temperature": temperature, "ask": _text(ask)}
-            outcome = steps.validate_agreement(source, output, same=equal, **sampling, **asked)
-        _report(output, outcome, keep_going)
+            answering = engine_for(engine, model, engine_options)
+            sampling = {"n": n, "share": share, "temperature": temperature, "ask": text_of(ask)}
+            outcome = steps.validate_agreement(source, output, engine=answering, same=equal, **sampling, **asked)
+    _report(output, outcome, keep_going, allow_empty)
 
 
 @with_engine_options
@@ -183,6 +212,9 @@ def answer(
     work_dir: WorkDir = None,
     keep_going: KeepGoing = False,
     failing: Annotated[bool, typer.Option("--failing", help="Only rows whose label is false.")] = False,
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
+    allow_empty: AllowEmpty = False,
 ) -> None:
     """A model's answer to each row: `response`, or `responses` with --n above 1. Continue with `finepref judge`.
 
@@ -190,21 +222,23 @@ def answer(
     """
     from finepref.synth.reversegen.answer import answer as run
 
-    with user_errors(NEEDS):
+    _check(output, source)
+    with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         outcome = run(
             source,
             output,
             engine=engine_for(engine, model, engine_options),
             n=n,
-            ask=_text(ask),
+            ask=text_of(ask),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
             seed=seed,
             work_dir=work_dir,
             failing=failing,
+            bad_rows=bad,
         )
-        _report(output, outcome, keep_going)
+    _report(output, outcome, keep_going, allow_empty)
 
 
 def pair(
@@ -213,16 +247,21 @@ def pair(
     proposed: Annotated[Path, typer.Option(help="The file from `propose`, for few-shot prompts without a verdict.")],
     per_prompt: Annotated[int, typer.Option(min=1, help="Most pairs of one few-shot prompt.")] = 4,
     seed: Seed = 0,
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
+    allow_empty: AllowEmpty = False,
 ) -> None:
     """Pairs for the proposer: two instructions of a few-shot prompt, one the target failed above one it solved."""
     from finepref.synth.reversegen.pair import pair as run
 
-    with user_errors(NEEDS):
-        made = run(source, output, proposed=proposed, per_prompt=per_prompt, seed=seed)
-        counts = ", ".join(f"{count} {kind}" for kind, count in made.prompts.items())
-        typer.echo(f"{output}: {len(made.pairs)} pairs (few-shot prompts with: {counts})")
-        if made.contradictory:
-            typer.echo(f"{made.contradictory} proposals are in no pair: the same text was judged both ways")
+    check_outputs(output, output.with_suffix(".report.json"), rejected_path(output), inputs=[source, proposed])
+    with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
+        made = run(source, output, proposed=proposed, per_prompt=per_prompt, seed=seed, bad_rows=bad)
+    counts = ", ".join(f"{count} {kind}" for kind, count in made.prompts.items())
+    typer.echo(f"{output}: {len(made.pairs)} pairs (few-shot prompts with: {counts})")
+    if made.contradictory:
+        typer.echo(f"{made.contradictory} proposals are in no pair: the same text was judged both ways")
+    exit_if_empty(len(made.pairs), output, f"few-shot prompts with: {counts}", allowed=allow_empty)
 
 
 def improve(
@@ -233,6 +272,9 @@ def improve(
     ask: Ask = "{prompt}",
     template: Annotated[str, typer.Option(help="The response, with {answer} or {majority}.")] = "{answer}",
     solved_template: Annotated[str, typer.Option(help="Also use solved instructions, with this response.")] = "",
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
+    allow_empty: AllowEmpty = False,
 ) -> None:
     """Records {prompt, response} for the target: the instructions that it failed, with good answers.
 
@@ -241,17 +283,21 @@ def improve(
     """
     from finepref.synth.reversegen.improve import improve as run
 
-    with user_errors(NEEDS):
+    read = [*sources, *answers, exclude]
+    check_outputs(output, output.with_suffix(".report.json"), rejected_path(output), inputs=read)
+    with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         made = run(
             sources,
             output,
             answers=answers,
             exclude=exclude,
-            ask=_text(ask),
-            template=_text(template),
-            solved_template=_text(solved_template),
+            ask=text_of(ask),
+            template=text_of(template),
+            solved_template=text_of(solved_template),
+            bad_rows=bad,
         )
-        typer.echo(f"{output}: {made.rows} records (left out: {made.left_out})")
+    typer.echo(f"{output}: {made.rows} records (left out: {made.left_out})")
+    exit_if_empty(made.rows, output, f"left out: {made.left_out}", allowed=allow_empty)
 
 
 def evaluate(
@@ -262,10 +308,14 @@ def evaluate(
     sample: Annotated[int, typer.Option(min=0, help="Size of a random sample for self-BLEU; 0 = all texts.")] = 0,
     seed: Seed = 0,
 ) -> None:
-    """Failure rate, accuracy, self-BLEU and entropy, and the class in which every row ends."""
+    """Failure rate, accuracy, self-BLEU and entropy, and the class in which every row ends.
+
+    Every row must be accounted for, so a bad row is always an error here.
+    """
     from finepref.formats.files import write_json
     from finepref.synth.reversegen.evaluate import measure
 
+    check_outputs(output, inputs=files)
     with user_errors(NEEDS):
         found = measure(files, sample=sample, seed=seed)
         write_json(output, found)
@@ -302,10 +352,13 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="reversegen")
 
 
-def _text(given: str) -> str:
-    return Path(given[1:]).read_text(encoding="utf-8") if given.startswith("@") else given
+def _check(output: Path, source: Path) -> None:
+    from finepref.synth.left_out import LEFT_OUT
+
+    check_outputs(output, LEFT_OUT.path(output), rejected_path(output), inputs=[source])
 
 
-def _report(output: Path, written: Written, keep_going: bool) -> None:
+def _report(output: Path, written: Written, keep_going: bool, allow_empty: bool) -> None:
     typer.echo(f"{output}: {written.rows} rows (left out: {written.left_out})")
     exit_if_unanswered(written.left_out.unanswered, keep_going=keep_going)
+    exit_if_empty(written.rows, output, f"{len(written.left_out)} left out", allowed=allow_empty)

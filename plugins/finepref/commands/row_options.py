@@ -46,14 +46,17 @@ def bad_rows_of(output: Path | None, policy: Policy, max_bad: str = MAX_BAD) -> 
 
     Raises:
         ValueError: `max_bad` is not a share.
-        BadData: as raised in the block; if rows are bad, the option that leaves them out is named first.
+        BadData: as raised in the block.
+        typer.Exit: the same, if --bad-rows skip would leave the bad rows out, which is told.
     """
     collected = BadRows.of(policy.value, max_bad)
     try:
         yield collected
     except BadData as error:
         if policy is Policy.error and all(problem.line for problem in error.problems):
-            typer.echo(f"`--bad-rows skip` leaves bad rows out if they are at most --max-bad ({max_bad})", err=True)
+            told = f"`--bad-rows skip` leaves bad rows out if their share is at most --max-bad ({max_bad})"
+            typer.echo(f"{error}\n{told}", err=True)
+            raise typer.Exit(1) from error
         raise
     if output is not None:
         collected.write(rejected_path(output))

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from finepref.commands.engine_options import (
     EngineName,
     EngineOptions,
+    MergeSystem,
+    check_models,
     engine_of,
     exit_if_unanswered,
     with_engine_options,
 )
 from finepref.commands.errors import user_errors
+from finepref.commands.outputs import check_outputs
+from finepref.commands.row_options import (
+    AllowEmpty,
+    BadRowsPolicy,
+    MaxBad,
+    Policy,
+    bad_rows_of,
+    exit_if_empty,
+    rejected_path,
+)
+from finepref.formats.bad_rows import MAX_BAD
+
+if TYPE_CHECKING:
+    from finepref.synth.seapo.inject import Injected
 
 NEEDS = 'a local model needs "finepref[model]"; vllm and ray are extras of their own; an adapter needs peft'
 
@@ -41,15 +57,22 @@ def inject(
     max_edit: Annotated[float, typer.Option(min=0.0, max=1.0, help="Greatest share of changed words.")] = 0.7,
     min_length_ratio: Annotated[float, typer.Option(min=0.0, help="Least length / length of the answer.")] = 0.5,
     max_length_ratio: Annotated[float, typer.Option(min=0.0, help="Greatest length / length of the answer.")] = 2.0,
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
+    allow_empty: AllowEmpty = False,
 ) -> None:
     """Rewrite good answers with one error of each type (SeaPO). An interrupted run resumes.
 
-    The API key of an endpoint is read from OPENAI_API_KEY. Exit code 1: bad input, or requests that the engine failed
-    on; the same command repeats those.
+    The API key of an endpoint is read from OPENAI_API_KEY. Other gates (--min-edit to --max-length-ratio) cost no
+    request: the answers are in the journal. Exit code 1: bad input, no usable negative, or requests that the engine
+    failed on; the same command repeats those.
     """
     from finepref.synth.seapo.inject import inject as run
+    from finepref.synth.seapo.inject import outputs
 
-    with user_errors(NEEDS):
+    further = [name.strip() for name in also.split(",") if name.strip()]
+    check_outputs(*outputs(output, further), rejected_path(output), inputs=[source])
+    with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         outcome = run(
             source,
             output,
@@ -61,7 +84,8 @@ def inject(
             seed=seed,
             count=variants,
             check=check,
-            also=[name.strip() for name in also.split(",") if name.strip()],
+            also=further,
+            bad_rows=bad,
             min_edit=min_edit,
             max_edit=max_edit,
             min_length_ratio=min_length_ratio,
@@ -69,10 +93,38 @@ def inject(
         )
     usable = ", ".join(f"{name} {count}" for name, count in outcome.negatives.items())
     typer.echo(f"{output}: {outcome.written} records with {outcome.negatives.total()} negatives ({usable})")
+    if outcome.taken_off:
+        told = ", ".join(f"{count} with a {what}" for what, count in sorted(outcome.taken_off.items()))
+        typer.echo(f"taken off the answers: {told}")
     if len(outcome.rejected):
         report = output.with_suffix(".report.json")
         typer.echo(f"{report}: {len(outcome.rejected)} rejected, {outcome.failed} records without a negative")
+        _print_rejected(outcome)
     exit_if_unanswered(outcome.rejected.unanswered)
+    exit_if_empty(outcome.written, output, "see the reasons above", allowed=allow_empty)
+
+
+def _print_rejected(outcome: Injected) -> None:
+    """Print a table of the rejected texts by type and reason, with an example of what a gate measured."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from finepref.synth.left_out import ENGINE
+
+    counts = outcome.rejected.counts_by_kind
+    reasons = sorted({reason for by_reason in counts.values() for reason in by_reason})
+    table = Table("reason", *counts, "for example", title="Rejected texts", title_justify="left")
+    for reason in reasons:
+        table.add_row(
+            reason, *(str(counts[name][reason]) for name in counts), Text(outcome.examples.get(reason, "")[:120])
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+    if outcome.examples.keys() - {ENGINE}:
+        console.print("Other gates cost no request: change the option and run the command again.")
 
 
 def margins(
@@ -80,12 +132,17 @@ def margins(
     data: Annotated[Path, typer.Option(help="Records with negatives that were not used for training.")],
     output: Annotated[Path, typer.Option(help="The JSON file to write.")],
     adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model.")] = None,
+    merge_system: MergeSystem = False,
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
 ) -> None:
     """How much more probable good answers are than answers with an error: mean log-probability per token, by type."""
     from finepref.synth.seapo.margins import margins as run
 
-    with user_errors(NEEDS):
-        result = run(data, output, model=model, adapter=adapter)
+    check_outputs(output, rejected_path(output), inputs=[data])
+    with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
+        check_models(model, adapter)
+        result = run(data, output, model=model, adapter=adapter, merge_system=merge_system, bad_rows=bad)
     for name, summary in {**result["types"], "overall": result["overall"]}.items():
         figures = f"margin {summary['mean']:+.4f}, above 0 in {summary['share_above_zero']:.0%} of {summary['n']}"
         typer.echo(f"{name:14} {figures}")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finepref.formats.check import Checked, rejected_row
+from finepref.formats.checked_rows import Checked, rejected_row
 from finepref.formats.jsonl import RawRow, write_aside
 from finepref.formats.problems import SHOWN, BadData, Problem
 
@@ -41,7 +41,7 @@ class BadRows:
 
     Attributes:
         read: number of rows that were read.
-        rejected: the bad rows, see `check.rejected_row`.
+        rejected: the bad rows, see `checked_rows.rejected_row`.
         problems: their problems, and those of whole files.
         codes: number of bad rows by the code of their first problem.
     """

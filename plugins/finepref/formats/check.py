@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import sqlite3
@@ -12,15 +11,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from finepref.formats.bad_rows import BadRows
+from finepref.formats.checked_rows import Checked, rejected_row
 from finepref.formats.jsonl import CHUNK, Chunk, RawRow, read_chunks, read_rows, rows_of, write_jsonl
 from finepref.formats.pool import ordered_map
 from finepref.formats.problems import CODES, SHOWN, BadData, Problem
 from finepref.formats.records import FIELDS, Feedback, Record, parse
-
-if TYPE_CHECKING:
-    from finepref.formats.bad_rows import BadRows
 
 __all__ = [
     "CODES",
@@ -64,14 +62,6 @@ class FileReport:
     def passes(self, max_bad: float = 0.0) -> bool:
         """Whether the file as a whole has no problem and at most a share `max_bad` of its rows is rejected."""
         return not any(p.line == 0 for p in self.problems) and self.rejected <= max_bad * self.rows
-
-
-class Checked(NamedTuple):
-    """A row as read, with its record (several in some released files) or its problems."""
-
-    raw: RawRow
-    records: Sequence[Record]
-    problems: list[Problem]
 
 
 class Found(NamedTuple):
@@ -178,8 +168,6 @@ def read_records(
     Raises:
         BadData: there are bad rows and `bad_rows` does not accept them, or the file as a whole has a problem.
     """
-    from finepref.formats.bad_rows import BadRows
-
     name, bad = os.fspath(path), BadRows() if bad_rows is None else bad_rows
     whole = FileCheck(name, formatting, columns={})
     rows = whole.walk(parse_rows(read_rows(path), partial(parse, formatting=formatting, file=name)))
@@ -403,14 +391,3 @@ def digest(path: str | os.PathLike[str]) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
-
-
-def rejected_row(file: str, raw: RawRow) -> dict[str, object]:
-    """A bad row as files of rejected rows have it, see `check_file`."""
-    problems = [{"field": p.field, "code": p.code, "message": p.message} for p in raw.problems]
-    row: dict[str, object] = {"file": file, "line": raw.line, "problems": problems}
-    text = raw.raw.removesuffix(b"\n")
-    try:
-        return row | {"row": text.decode()}
-    except UnicodeDecodeError:
-        return row | {"row_base64": base64.b64encode(text).decode()}

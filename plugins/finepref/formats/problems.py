@@ -94,6 +94,7 @@ CODES: dict[str, str] = {
     "FP230": "a prompt of several turns without a chat template",
     "FP231": "the chat template does not continue its own prompt",
     "FP240": "the chat template refuses the dialogue",
+    "FP241": "the row is longer than the model's context",
     "FP250": "the token scores belong to another prompt",
     "FP251": "the template writes a token that the model does not have",
 }

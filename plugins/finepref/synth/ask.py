@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ from tqdm import tqdm
 from finepref.formats.check import digest
 from finepref.formats.records import Prompt
 from finepref.synth.engines.protocol import Completion, Engine, Request, Sampling, request_seed
+from finepref.synth.engines.thoughts import without_thought
 from finepref.synth.journal import Journal
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +67,10 @@ def ask(requests: Sequence[Request], *, engine: Engine, job: Job) -> dict[str, C
     with job.journal(engine.model) as journal:
         found = ask_stream(requests, engine=engine, journal=journal)
         shown = tqdm(found, total=len(requests), desc=job.name, unit="answer", disable=None, smoothing=0.05)
-        return {each.id: each for each in shown}
+        answers = {each.id: each for each in shown}
+    if thoughts := sum(bool(each.thought) for each in answers.values()):
+        log.warning("%s: a thought was taken off the beginning of %d of %d answers", job.name, thoughts, len(answers))
+    return answers
 
 
 def ask_each(
@@ -99,15 +106,18 @@ def ask_each(
 def ask_stream(requests: Iterable[Request], *, engine: Engine, journal: Journal) -> Iterator[Completion]:
     """Every request's completion as soon as it is known: first those in the journal, then the engine's answers.
 
-    An answer is on the disk before it is yielded. Failures are not journalled, so the next run asks them again.
+    An answer is on the disk before it is yielded. Failures are not journalled, so the next run asks them again. The
+    journal holds answers as the engine gave them; a thought at their beginning is taken off what is yielded.
     """
     missing: list[Request] = []
     for request in requests:
         if request.id in journal.done:
-            yield Completion(**journal.done[request.id])  # type: ignore[arg-type]
+            yield without_thought(Completion(**journal.done[request.id]))  # type: ignore[arg-type]
         else:
             missing.append(request)
     if missing:
         for together in engine.generate(missing):
-            journal.append(asdict(completion) for completion in together if completion.error is None)
-            yield from together
+            answers = [without_thought(completion) for completion in together]
+            whole = (raw for raw, answer in zip(together, answers, strict=True) if answer.error is None)
+            journal.append(asdict(completion) for completion in whole)
+            yield from answers

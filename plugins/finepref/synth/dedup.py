@@ -1,11 +1,12 @@
 """Leaves out near-equal rows of a file: by equal text, by MinHash of the words, or by meaning (SemDeDup).
 
-    exact      texts that are equal except for case and white space
+    exact      texts that are equal
+    normalized texts that are equal except for case and white space
     minhash    Jaccard similarity of the sets of word n-grams, for the pairs that MinHash finds (datasketch's LSH)
     semantic   cosine similarity of embeddings above 1 - eps within k-means clusters (SemDeDup, arXiv 2303.09540)
 
 Each method is a function from texts to groups: lists of row numbers, the row to keep first. ReverseGen
-(arXiv 2410.16736) uses the second with threshold .78 and the third with eps .04, keeping the hard rows.
+(arXiv 2410.16736) uses minhash with threshold .78 and semantic with eps .04, keeping the hard rows.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tqdm import tqdm
 
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.files import write_json
-from finepref.formats.jsonl import read_rows, write_jsonl
-from finepref.formats.problems import BadData, Problem
+from finepref.formats.identified import read_each
+from finepref.formats.jsonl import write_jsonl
+from finepref.formats.row import RowReader
 
 if TYPE_CHECKING:
     import numpy
@@ -41,11 +44,16 @@ class Deduplicated(NamedTuple):
 
 
 def exact(texts: Sequence[str]) -> list[Group]:
-    """Texts that are equal except for case and white space; the first is kept."""
+    """Equal texts; the first is kept."""
     groups: dict[str, Group] = {}
     for i, text in enumerate(texts):
-        groups.setdefault(normalised(text), []).append(i)
+        groups.setdefault(text, []).append(i)
     return [*groups.values()]
+
+
+def normalized(texts: Sequence[str]) -> list[Group]:
+    """Texts that are equal except for case and white space; the first is kept."""
+    return exact([*map(normalised, texts)])
 
 
 def minhash(
@@ -122,32 +130,32 @@ def embeddings(texts: Sequence[str], *, embedder: str, batch_size: int = 64) -> 
     return model.encode(list(texts), batch_size=batch_size, show_progress_bar=None, convert_to_numpy=True)
 
 
-def read_texts(path: Path, fields: Sequence[str]) -> tuple[list[dict[str, object]], list[str]]:
-    """The rows of a file, and the text of each: its fields, joined by line ends.
+def read_texts(
+    path: Path, fields: Sequence[str], *, joint: str = "\n", bad_rows: BadRows | None = None
+) -> tuple[list[dict[str, object]], list[str]]:
+    """The good rows of a file, and the text of each: its fields, with `joint` between them.
 
     A field is a text, a list of texts, or messages; `prompt` also means `messages` if a row has these instead.
 
+    Args:
+        path: JSON Lines or a JSON array.
+        fields: of the text.
+        joint: between fields, and between the members of a list.
+        bad_rows: see `read_each`.
+
     Raises:
-        BadData: with all problems of the file.
+        BadData: see `read_each`.
     """
-    rows: list[dict[str, object]] = []
-    texts: list[str] = []
-    problems: list[Problem] = []
-    for raw in read_rows(path):
-        problems += raw.problems
-        if raw.value is None:
-            continue
-        parts = [_text(raw.value, field) for field in fields]
-        problems += [
-            Problem(str(path), raw.line, field, "FP010", "the field is missing or holds no text")
-            for field, part in zip(fields, parts, strict=True)
-            if part is None
-        ]
-        rows.append(raw.value)
-        texts.append("\n".join(part for part in parts if part))
-    if problems:
-        raise BadData(problems)
-    return rows, texts
+
+    def read(reader: RowReader) -> tuple[dict[str, object], str]:
+        parts = [_text(reader.row, field, joint) for field in fields]
+        for field, part in zip(fields, parts, strict=True):
+            if part is None:
+                reader.note(field, "FP010", "the field is missing or holds no text")
+        return {**reader.row}, joint.join(part for part in parts if part)
+
+    found = read_each(path, read, bad_rows=bad_rows)
+    return [row for row, _ in found], [text for _, text in found]
 
 
 def dedup(
@@ -210,9 +218,9 @@ def _shuffled(count: int, seed: int) -> list[int]:
     return places
 
 
-def _text(row: Mapping[str, object], field: str) -> str | None:
+def _text(row: Mapping[str, object], field: str, joint: str) -> str | None:
     value = row.get("messages") if field == "prompt" and "prompt" not in row else row.get(field)
     if isinstance(value, list):
         members = [each.get("content", each.get("value")) if isinstance(each, dict) else each for each in value]
-        value = "\n".join(members) if all(isinstance(each, str) for each in members) else None
+        value = joint.join(members) if all(isinstance(each, str) for each in members) else None
     return value if isinstance(value, str) and value.strip() else None

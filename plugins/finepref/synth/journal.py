@@ -16,7 +16,7 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from finepref.formats.files import sync_folder, write_json
+from finepref.formats.files import named_if_full, sync_folder, write_json
 
 FORMAT = 1
 """Version of the layout above; a journal of another version raises `JournalChanged`."""
@@ -134,9 +134,10 @@ class Journal:
             raise ValueError(f"already in the journal: {[i for i in ids if i in self.done or ids.count(i) > 1]}")
         line = memoryview(json.dumps(new, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         try:
-            while line:
-                line = line[self._file.write(line) :]
-            os.fsync(self._file.fileno())
+            with named_if_full(self.directory / "journal.jsonl"):
+                while line:
+                    line = line[self._file.write(line) :]
+                os.fsync(self._file.fileno())
         except BaseException:
             self._file.truncate(self._size)
             raise

@@ -110,7 +110,8 @@ def test_a_character_of_several_tokens_is_shown_whole(tiny_model):
         ("tdpo", {"dataset": ["sums"]}, "stage tdpo trains on span_pair or pair, this dataset is negatives"),
         ("tdpo", {"train.tdpo.tdpo_alpha": "-1"}, "`tdpo_alpha` must not be negative, but is -1.0"),
         ("sepo", {"train.sepo.sepo_ratio_chosen": 2}, "`sepo_ratio_chosen` must be above 0 and at most 1, not 2"),
-        ("sepo", {"model": "models/nowhere"}, "`finepref model smollm2 --output models/nowhere`"),
+        ("sepo", {"model": "models/smollm2-no"}, "`finepref model smollm2 --output models/smollm2-no`"),
+        ("sepo", {"model": "models/nowhere"}, "there is no model folder 'models/nowhere'"),
         ("sepo", {"model": "nobody/nothing"}, "nobody/nothing: Failed to load tokenizer."),
     ],
 )

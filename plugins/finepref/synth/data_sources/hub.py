@@ -4,24 +4,29 @@
     ultrafeedback   HuggingFaceH4/ultrafeedback_binarized   {prompt_id, chosen: messages, rejected, score_*}   pair
     hh              Anthropic/hh-rlhf                       {chosen: "\\n\\nHuman: ...", rejected}               pair
 
-A row that is not a valid pair (equal responses, an empty text, transcripts with different prompts) is left out, listed
-with its problems, and counted.
+A row that is not a valid pair (equal responses, an empty text, different prompts, two answers in a row) is left out,
+listed with its problems, and counted. A row that cannot be read at all is a bad row, see `BadRows`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import SeenIds
+from finepref.formats.checked_rows import Checked
 from finepref.formats.jsonl import RawRow, dumps, write_jsonl
 from finepref.formats.problems import Problem
 from finepref.formats.records import parse, to_row
-from finepref.formats.released import dialogue
+from finepref.formats.row import ROLES
 from finepref.synth.left_out import PROBLEMS, Ledger, Written
+
+_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 class HubUnreachable(RuntimeError):  # noqa: N818
@@ -55,12 +60,21 @@ def hub_rows(name: str, *, split: str, config: str | None = None) -> Iterator[Ra
 
 
 def ultrafeedback(row: Mapping[str, object]) -> dict[str, object] | str:
-    """A row of UltraFeedback binarized: both dialogues end with the response; the margin is that of the scores."""
+    """A row of UltraFeedback binarized: two dialogues with one prompt, each ends with its response.
+
+    The margin is that of the scores.
+    """
     dialogues = [row.get(side) for side in ("chosen", "rejected")]
-    whole = [each for each in dialogues if isinstance(each, list) and each and isinstance(each[-1], Mapping)]
-    if len(whole) < 2:
+    whole = [each for each in dialogues if isinstance(each, list) and all(isinstance(turn, Mapping) for turn in each)]
+    if len(whole) < 2 or not all(whole):
         return "chosen and rejected are not two lists of messages"
     chosen, rejected = whole
+    for side, each in (("chosen", chosen), ("rejected", rejected)):
+        if ROLES.get(str(each[-1].get("role"))) != "assistant":
+            return f"{side} does not end in a turn of the assistant"
+    asked, also = ([(turn.get("role"), turn.get("content")) for turn in each[:-1]] for each in whole)
+    if asked != also:
+        return "chosen and rejected answer different prompts"
     made: dict[str, object] = {"messages": chosen[:-1]}
     made |= {"chosen": chosen[-1].get("content"), "rejected": rejected[-1].get("content")}
     if "prompt_id" in row:
@@ -72,7 +86,11 @@ def ultrafeedback(row: Mapping[str, object]) -> dict[str, object] | str:
 
 
 def hh(row: Mapping[str, object]) -> dict[str, object] | str:
-    """A row of HH: two transcripts that are equal up to the last "Assistant:" turn."""
+    """A row of HH: two transcripts that are equal up to the last "Assistant:" turn.
+
+    The turns become messages in the order of the transcript. `parse` then refuses a prompt whose turns are not in
+    order (two answers in a row) or empty.
+    """
     texts = [row.get("chosen"), row.get("rejected")]
     if not all(isinstance(text, str) for text in texts):
         return "chosen and rejected are not two transcripts"
@@ -81,8 +99,17 @@ def hh(row: Mapping[str, object]) -> dict[str, object] | str:
     prompts = [str(text)[:end] for text, end in zip(texts, ends, strict=True)]
     if prompts[0] != prompts[1] or ends[0] < len(mark):
         return "the transcripts differ before the last turn of the assistant"
-    turns, responses = dialogue(prompts[0], [str(text)[end:] for text, end in zip(texts, ends, strict=True)])
-    return {"messages": [turn._asdict() for turn in turns], "chosen": responses[0], "rejected": responses[1]}
+    before, *parts = _TURN.split(prompts[0].removesuffix(mark))
+    if before.strip() or not parts:
+        return "the transcripts do not begin with a turn"
+    roles = {"Human": "user", "Assistant": "assistant"}
+    messages = [
+        {"role": roles[name], "content": text.strip()} for name, text in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    responses = [str(text)[end:].strip() for text, end in zip(texts, ends, strict=True)]
+    if any(map(_TURN.search, responses)):
+        return "the transcripts do not end in a turn of the assistant"
+    return {"messages": messages, "chosen": responses[0], "rejected": responses[1]}
 
 
 SOURCES = {
@@ -91,7 +118,9 @@ SOURCES = {
 }
 
 
-def write_pairs(rows: Iterable[RawRow], output: Path, source: Source, *, name: str) -> Written:
+def write_pairs(
+    rows: Iterable[RawRow], output: Path, source: Source, *, name: str, bad_rows: BadRows | None = None
+) -> Written:
     """Write the valid pairs, and `<stem>.left_out.jsonl` with the other rows and their problems.
 
     The reason of a row is the code of its first problem.
@@ -101,15 +130,21 @@ def write_pairs(rows: Iterable[RawRow], output: Path, source: Source, *, name: s
         output: the JSON Lines file of pairs.
         source: converts a row to a pair.
         name: of the file or data set, for the problems.
+        bad_rows: collects the rows that cannot be read; None = each is an error.
+
+    Raises:
+        BadData: see `BadRows.settle`; nothing is written then.
     """
     left_out = Ledger()
+    bad = BadRows() if bad_rows is None else bad_rows
+    readable = (row.raw for row in bad.good(name, (Checked(raw, (), raw.problems) for raw in rows)))
 
     def pairs() -> Iterator[dict[str, object]]:
         with SeenIds() as seen:
-            for raw in tqdm(rows, desc=name, unit="row", disable=None):
-                found = list(raw.problems)
-                made = {} if raw.value is None else source.convert(raw.value)
-                parsed = [] if found or isinstance(made, str) else parse(made, "pair", file=name, line=raw.line)
+            for raw in tqdm(readable, desc=name, unit="row", disable=None):
+                found: list[Problem] = []
+                made = source.convert(raw.value or {})
+                parsed = [] if isinstance(made, str) else parse(made, "pair", file=name, line=raw.line)
                 if isinstance(made, str):
                     found.append(Problem(name, raw.line, "", "FP015", made))
                 elif isinstance(parsed, list):
@@ -120,6 +155,7 @@ def write_pairs(rows: Iterable[RawRow], output: Path, source: Source, *, name: s
                     yield to_row(parsed)
                     continue
                 left_out.add({"row": raw.line, "problems": [str(each) for each in found]}, found[0].code)
+        bad.settle()
 
     written = write_jsonl(output, pairs())
     left_out.write(output, PROBLEMS)

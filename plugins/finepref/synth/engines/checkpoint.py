@@ -70,6 +70,10 @@ def load_tokenizer(name: str, *, chat_template: bool = True) -> PreTrainedTokeni
     return tokenizer
 
 
+MERGED = "+merged-system"
+"""Added to the name of an engine whose prompts have a merged system turn where its template refuses one."""
+
+
 class RefusedByTemplateError(ValueError):
     """The chat template has no form for a dialogue, such as "System role not supported".
 

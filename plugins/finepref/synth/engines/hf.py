@@ -6,7 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from finepref.synth.engines.checkpoint import context_of, identity, load_model, load_tokenizer
+from finepref.formats.problems import Problem
+from finepref.formats.records import Message
+from finepref.synth.engines.checkpoint import (
+    MERGED,
+    context_of,
+    identity,
+    load_model,
+    load_tokenizer,
+    template_problems,
+)
 from finepref.synth.engines.protocol import Completion, Request
 from finepref.synth.engines.token_requests import Planned, completion, end_tokens, plan, too_long
 
@@ -25,12 +34,18 @@ class HfEngine:
     Args:
         model: folder or hub name.
         batch_size: requests per batch. Floating-point sums depend on it, so keep it when a job resumes.
+        merge_system: see `checkpoint.rendered`.
     """
 
-    def __init__(self, model: str, *, batch_size: int = 8) -> None:
+    def __init__(self, model: str, *, batch_size: int = 8, merge_system: bool = False) -> None:
         self.name = model
         self.batch_size = batch_size
-        self.model = f"hf:{identity(model)}"
+        self.merge_system = merge_system
+        self.model = f"hf:{identity(model)}" + (MERGED if merge_system else "")
+
+    def prompt_problems(self, messages: Sequence[Message], *, file: str, line: int) -> list[Problem]:
+        """See `protocol.prompt_problems`."""
+        return template_problems(self._tokenizer, messages, file=file, line=line, merge_system=self.merge_system)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
         """Load the model (once), then answer batch by batch.
@@ -40,14 +55,17 @@ class HfEngine:
         """
         model, tokenizer = self._loaded
         room = context_of(self.name)
-        for batch in self._batches([plan(request, tokenizer, room=room) for request in requests]):
+        for batch in self._batches(self._plans(requests, tokenizer, room)):
             yield _answer(model, tokenizer, batch) if batch[0].limit else [too_long(each, room) for each in batch]
 
     def groups(self, requests: Iterable[Request]) -> list[list[Request]]:
         """The batches of `generate`, without loading the model."""
-        tokenizer, room = load_tokenizer(self.name), context_of(self.name)
-        batches = self._batches([plan(request, tokenizer, room=room) for request in requests])
+        tokenizer, room = self._tokenizer, context_of(self.name)
+        batches = self._batches(self._plans(requests, tokenizer, room))
         return [[each.request for each in batch] for batch in batches]
+
+    def _plans(self, requests: Iterable[Request], tokenizer: PreTrainedTokenizerBase, room: int) -> list[Planned]:
+        return [plan(request, tokenizer, room=room, merge_system=self.merge_system) for request in requests]
 
     def _batches(self, plans: Sequence[Planned]) -> Iterator[list[Planned]]:
         """First all requests without room; then requests with the same sampling, the longest prompts first."""
@@ -58,6 +76,10 @@ class HfEngine:
             batch = [each for each in left[: self.batch_size] if _sampling(each) == _sampling(left[0])]
             del left[: len(batch)]
             yield batch
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.name)
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

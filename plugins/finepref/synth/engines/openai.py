@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from finepref.formats.row import is_unicode
 from finepref.synth.engines.protocol import Completion, Request
+from finepref.synth.engines.thoughts import ONLY_REASONING
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -165,6 +166,13 @@ def _extensions(request: Request) -> dict[str, float]:
     return top_k | penalty
 
 
+def _reasoning(message: object) -> Iterator[bool]:
+    """Whether a message has a text in one of the fields that servers use for reasoning."""
+    for name in ("reasoning_content", "reasoning"):
+        value = getattr(message, name, None)
+        yield isinstance(value, str) and bool(value.strip())
+
+
 def _completion(request_id: str, reply: object) -> Completion:
     """A completion from a reply; its structure is checked here, because the client does not."""
     from openai.types.chat import ChatCompletion
@@ -180,6 +188,8 @@ def _completion(request_id: str, reply: object) -> Completion:
         return Completion(request_id, error="the content of the reply is not a text")
     if content and not is_unicode(content):
         return Completion(request_id, error="the content of the reply has a lone surrogate")
+    if not content and any(_reasoning(choice.message)):
+        return Completion(request_id, error=f"{ONLY_REASONING} (stop reason: {choice.finish_reason})")
     used = [getattr(reply.usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
     prompt_tokens, completion_tokens = (count if isinstance(count, int) else 0 for count in used)
     return Completion(request_id, content or "", str(choice.finish_reason), prompt_tokens, completion_tokens)

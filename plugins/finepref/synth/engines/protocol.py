@@ -9,10 +9,11 @@ lost by it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from finepref.formats.problems import Problem
 from finepref.formats.records import Message
 
 
@@ -47,7 +48,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The answer to one request. `stop_reason`: "stop" (finished), "length" (cut off) or the endpoint's own."""
+    """The answer to one request. `stop_reason`: "stop" (finished), "length" (cut off) or the endpoint's own.
+
+    `thought` is what `thoughts.without_thought` has taken off the beginning of the text.
+    """
 
     id: str
     text: str = ""
@@ -55,6 +59,7 @@ class Completion:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     error: str | None = None
+    thought: str = ""
 
 
 class Engine(Protocol):
@@ -65,6 +70,18 @@ class Engine(Protocol):
     def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
         """Answer every request once, in any order."""
         ...
+
+
+def prompt_problems(engine: Engine | None, messages: Sequence[Message], *, file: str, line: int) -> list[Problem]:
+    """The problems that an engine knows of beforehand, such as a chat template that refuses the dialogue of a row.
+
+    Args:
+        engine: an engine in this process tells them by a method of this name; no other engine knows any.
+        messages: the request.
+        file, line: place of the row.
+    """
+    check = getattr(engine, "prompt_problems", None)
+    return check(messages, file=file, line=line) if check else []
 
 
 class Divisible(Engine, Protocol):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from finepref.formats.problems import Problem
 from finepref.formats.records import Message
-from finepref.synth.engines.protocol import Completion, Divisible, Request
+from finepref.synth.engines.protocol import Completion, Divisible, Request, prompt_problems
 from finepref.synth.ray_workers import Work, Workers
 
 
@@ -17,6 +18,10 @@ class RayEngine:
 
     def __init__(self, engine: Divisible, workers: Workers) -> None:
         self.engine, self.workers, self.model = engine, workers, engine.model
+
+    def prompt_problems(self, messages: Sequence[Message], *, file: str, line: int) -> list[Problem]:
+        """See `protocol.prompt_problems`."""
+        return prompt_problems(self.engine, messages, file=file, line=line)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
         """See `Engine` and `Workers.share`."""

@@ -20,9 +20,13 @@ class Planned(NamedTuple):
     limit: int
 
 
-def plan(request: Request, tokenizer: PreTrainedTokenizerBase, *, room: int) -> Planned:
-    """A request with its prompt as tokens, for a model with a context of `room` tokens."""
-    prompt = prompt_ids(tokenizer, request.messages)
+def plan(request: Request, tokenizer: PreTrainedTokenizerBase, *, room: int, merge_system: bool = False) -> Planned:
+    """A request with its prompt as tokens, for a model with a context of `room` tokens.
+
+    Raises:
+        RefusedByTemplateError: see `checkpoint.rendered`, also for `merge_system`.
+    """
+    prompt = prompt_ids(tokenizer, request.messages, merge_system=merge_system)
     return Planned(request, prompt, max(0, min(request.max_new_tokens, room - len(prompt))))
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from finepref.synth.engines.checkpoint import identity, load_tokenizer
+from finepref.formats.problems import Problem
+from finepref.formats.records import Message
+from finepref.synth.engines.checkpoint import MERGED, identity, load_tokenizer, template_problems
 from finepref.synth.engines.protocol import Completion, Request
 from finepref.synth.engines.token_requests import Planned, completion, end_tokens, plan, too_long
 
@@ -34,14 +36,19 @@ class VllmEngine:
 
     Args:
         model: folder or hub name.
+        merge_system: see `checkpoint.rendered`.
         options: options of vLLM (`EngineArgs`), such as tensor_parallel_size, max_model_len, or enforce_eager, which
             avoids minutes of compilation on a CPU.
     """
 
-    def __init__(self, model: str, **options: Any) -> None:
-        self.name, self.options = model, options
+    def __init__(self, model: str, *, merge_system: bool = False, **options: Any) -> None:
+        self.name, self.merge_system, self.options = model, merge_system, options
         told = f":{json.dumps(options, sort_keys=True)}" if options else ""
-        self.model = f"vllm:{identity(model)}{told}"
+        self.model = f"vllm:{identity(model)}{MERGED if merge_system else ''}{told}"
+
+    def prompt_problems(self, messages: Sequence[Message], *, file: str, line: int) -> list[Problem]:
+        """See `protocol.prompt_problems`."""
+        return template_problems(self._tokenizer, messages, file=file, line=line, merge_system=self.merge_system)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
         """Load the model (once), then answer.
@@ -56,7 +63,7 @@ class VllmEngine:
         try:
             while True:
                 while len(under_way) < window and (request := next(waiting, None)) is not None:
-                    planned = plan(request, tokenizer, room=room)
+                    planned = plan(request, tokenizer, room=room, merge_system=self.merge_system)
                     if not planned.limit:
                         yield [too_long(planned, room)]
                         continue
@@ -80,10 +87,14 @@ class VllmEngine:
         return [ordered[start : start + GROUP] for start in range(0, len(ordered), GROUP)]
 
     @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.name)
+
+    @cached_property
     def _loaded(self) -> tuple[Any, PreTrainedTokenizerBase, list[int]]:
         from transformers import AutoConfig, GenerationConfig
 
-        tokenizer = load_tokenizer(self.name)
+        tokenizer = self._tokenizer
         try:
             defaults = GenerationConfig.from_pretrained(self.name)
         except OSError:  # the folder has none

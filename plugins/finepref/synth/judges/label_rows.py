@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from finepref.formats.jsonl import RawRow, read_rows, write_jsonl
-from finepref.formats.problems import BadData, Problem
-from finepref.formats.records import content_id
+from finepref.formats.bad_rows import BadRows
+from finepref.formats.identified import read_each
+from finepref.formats.jsonl import write_jsonl
+from finepref.formats.records import Message, content_id
 from finepref.formats.row import RowReader
 from finepref.synth.ask import Job, ask, work_folder
-from finepref.synth.engines.protocol import Completion, Engine, Request, request_seed
+from finepref.synth.engines.protocol import Completion, Engine, Request, prompt_problems, request_seed
 from finepref.synth.judges.verdict import ModelJudge, Rule, Verdict
 from finepref.synth.left_out import UNJUDGED, Ledger, unanswered
 
@@ -38,6 +39,7 @@ def judge(
     work_dir: Path | None = None,
     max_new_tokens: int = 256,
     seed: int = 0,
+    bad_rows: BadRows | None = None,
 ) -> Labelled:
     """Write every row that got a verdict, with `label` (passed) and `verdict` {judge, reason, score}.
 
@@ -53,16 +55,20 @@ def judge(
         work_dir: folder of the journal; by default `<stem>.work` beside the output.
         max_new_tokens: longest answer of the model.
         seed: of the requests, for the journal.
+        bad_rows: see `read_each`.
 
     Raises:
-        BadData: the input has problems, such as a row that has `label` or `verdict` already.
+        BadData: see `read_each`; a problem is, for example, a row that has `label` or `verdict` already.
         JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
     """
-    raws = _rows(path)
-    rows = [raw.value for raw in raws if raw.value is not None]
+    found = read_each(path, partial(_read, judge=judge, engine=engine), bad_rows=bad_rows)
+    rows = [each.row for each in found]
     if isinstance(judge, ModelJudge):
         assert engine is not None
-        requests = _requests(path, raws, judge, max_new_tokens, seed)
+        requests = []
+        for number, each in enumerate(found):
+            key = f"{number}/{each.key}"
+            requests.append(Request(key, each.question, max_new_tokens, seed=request_seed(seed, key)))
         job = Job(
             name=f"judge {name}",
             source=path,
@@ -71,8 +77,8 @@ def judge(
             settings={"max_new_tokens": max_new_tokens, "temperature": 0.0},
             seed=seed,
         )
-        found = ask(requests, engine=engine, job=job)
-        verdicts = [_verdict(judge, found[request.id]) for request in requests]
+        answers = ask(requests, engine=engine, job=job)
+        verdicts = [_verdict(judge, answers[request.id]) for request in requests]
     else:
         verdicts = [judge(row) for row in tqdm(rows, desc=f"judge {name}", unit="row", disable=None)]
     judged, left_out = [], Ledger()
@@ -90,46 +96,27 @@ def judge(
     return Labelled(passed, len(judged) - passed, len(left_out), left_out.unanswered)
 
 
-def _rows(path: Path) -> list[RawRow]:
-    rows: list[RawRow] = []
-    problems: list[Problem] = []
-    for raw in read_rows(path):
-        problems += raw.problems
-        if raw.value is not None:
-            problems += [
-                Problem(str(path), raw.line, field, "FP013", "the row has a verdict already")
-                for field in ("label", "verdict")
-                if field in raw.value
-            ]
-            rows.append(raw)
-    if problems:
-        raise BadData(problems)
-    return rows
+class _Judgeable(NamedTuple):
+    """A row, and for a judge by a model the question about it and a key of its content."""
+
+    row: dict[str, object]
+    question: tuple[Message, ...] = ()
+    key: str = ""
 
 
-def _requests(path: Path, rows: Sequence[RawRow], judge: ModelJudge, max_new_tokens: int, seed: int) -> list[Request]:
-    """One request per row.
-
-    Args:
-        path: of the input, for the problems.
-        rows: of the input.
-        judge: says what to ask.
-        max_new_tokens: longest answer.
-        seed: see `request_seed`.
-    """
-    requests: list[Request] = []
-    problems: list[Problem] = []
-    for number, raw in enumerate(rows):
-        reader = RowReader(raw.value or {}, columns={}, file=str(path), line=raw.line, nulls_absent=False)
-        prompt, response = reader.prompt(), reader.required_text("response")
-        problems += reader.problems
-        if not reader.problems:
-            key = f"{number}/{content_id(prompt, response)}"
-            messages = judge.ask(prompt, response)
-            requests.append(Request(key, messages, max_new_tokens, seed=request_seed(seed, key)))
-    if problems:
-        raise BadData(problems)
-    return requests
+def _read(reader: RowReader, *, judge: Rule | ModelJudge, engine: Engine | None) -> _Judgeable | None:
+    for field in ("label", "verdict"):
+        if field in reader.row:
+            reader.note(field, "FP013", "the row has a verdict already")
+    row = {**reader.row}
+    if not isinstance(judge, ModelJudge):
+        return _Judgeable(row)
+    prompt, response = reader.prompt(), reader.required_text("response")
+    if reader.problems:
+        return None
+    question = judge.ask(prompt, response)
+    reader.problems += prompt_problems(engine, question, file=reader.file, line=reader.line)
+    return _Judgeable(row, question, content_id(prompt, response))
 
 
 def _verdict(judge: ModelJudge, answer: Completion) -> Verdict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from finepref.formats.bad_rows import BadRows
 from finepref.synth.ask import Job, work_folder
 from finepref.synth.engines.protocol import Engine, Sampling
 from finepref.synth.left_out import Ledger, Written
@@ -27,6 +28,7 @@ def answer(
     seed: int = 0,
     work_dir: Path | None = None,
     failing: bool = False,
+    bad_rows: BadRows | None = None,
 ) -> Written:
     """Write the rows with the model's `response`, or with n `responses` if n is above 1.
 
@@ -42,6 +44,7 @@ def answer(
         max_new_tokens, temperature, top_p, seed: of the answers.
         work_dir: folder of the journal; by default `<stem>.work` beside the output.
         failing: answer only the rows whose label is false.
+        bad_rows: see `read_instructions`.
 
     Raises:
         BadData: the input has problems.
@@ -49,7 +52,8 @@ def answer(
         JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
     """
     check_template(ask, "prompt")
-    asked = [each for each in read_instructions(path) if not failing or each.row.get("label") is False]
+    found = read_instructions(path, bad_rows=bad_rows, engine=engine)
+    asked = [each for each in found if not failing or each.row.get("label") is False]
     answers = ask_times(
         {each.id: asked_text(each.prompt, ask) for each in asked},
         n,

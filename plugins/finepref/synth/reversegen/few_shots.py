@@ -13,14 +13,15 @@ independently shuffled lists, merges equal prompts and drops the last batch; thi
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from finepref.formats.jsonl import read_rows
-from finepref.formats.problems import BadData, Problem
+from finepref.formats.bad_rows import BadRows
+from finepref.formats.identified import read_each, read_identified
 from finepref.formats.row import RowReader
-from finepref.synth.reversegen.templates import filled
+from finepref.synth.reversegen.templates import check_template, filled
 
 TEMPLATE = """\
 Below are {count} instructions. Write one more of the same kind that differs from all of them. Reply with the new \
@@ -28,10 +29,12 @@ instruction and nothing else.
 
 {examples}
 """
-"""The default template of a few-shot prompt; another template may also have {group}."""
+"""The default template of a few-shot prompt. Another one may also have {group}, and {example_1}, {example_2}, ... in
+place of {examples}: the release's is "Ask math questions:", "Q1. {example_1}", ..., "Q4." with empty lines between."""
 
-FIELDS = ("examples",), ("count", "group")
-"""The fields that a template must have, and those that it may have."""
+_NUMBER = re.compile(r"^[ \t]*Q?\d+[.):](?=\s|$)", re.MULTILINE)
+_OPEN_END = re.compile(r"^[ \t]*Q?\d+[.):]\s*\Z", re.MULTILINE)
+"""A text that ends in the number of an instruction that is still to be written, such as "Q4."."""
 
 
 class Seed(NamedTuple):
@@ -51,29 +54,69 @@ class FewShot(NamedTuple):
     group: str = ""
 
 
-def read_seeds(path: Path, *, group_field: str = "") -> list[Seed]:
+def read_seeds(path: Path, *, group_field: str = "", bad_rows: BadRows | None = None) -> list[Seed]:
     """The instructions of a file {prompt, ...}.
+
+    The warm-up files of the release are rows {prompt: a few-shot prompt, target: an instruction}; the instruction is
+    the seed.
 
     Args:
         path: of the file.
         group_field: the field with a seed's group, such as subject; "" puts all seeds into one group.
+        bad_rows: see `read_each`.
 
     Raises:
-        BadData: with all problems of the file.
+        BadData: see `read_each`.
     """
-    seeds: list[Seed] = []
-    problems: list[Problem] = []
-    for raw in read_rows(path):
-        problems += raw.problems
-        if raw.value is not None:
-            reader = RowReader(raw.value, columns={}, file=str(path), line=raw.line, nulls_absent=False)
-            seeds.append(
-                Seed(reader.required_text("prompt"), reader.required_text(group_field) if group_field else "")
-            )
-            problems += reader.problems
-    if problems:
-        raise BadData(problems)
-    return seeds
+
+    def read(reader: RowReader) -> Seed:
+        text = reader.required_text("prompt")
+        if _OPEN_END.search(text):
+            if "target" in reader.row and reader.row["target"] != "":
+                text = reader.required_text("target")
+            else:
+                told = "this is a few-shot prompt and no instruction; `propose --ready` sends such prompts as they are"
+                reader.note("prompt", "FP015", told)
+        return Seed(text, reader.required_text(group_field) if group_field else "")
+
+    return read_each(path, read, bad_rows=bad_rows)
+
+
+def read_few_shots(
+    path: Path, *, limit: int = 0, group_field: str = "", bad_rows: BadRows | None = None
+) -> list[FewShot]:
+    """Ready few-shot prompts: rows {id?, attacker_prompt or prompt, ...}, in their order.
+
+    Args:
+        path: of the file.
+        limit: most prompts to take, 0 = all.
+        group_field: the field with the group of a prompt's examples; "" = none.
+        bad_rows: see `read_identified`.
+
+    Raises:
+        BadData: see `read_identified`.
+    """
+
+    def read(reader: RowReader) -> FewShot:
+        text = reader.required_text("attacker_prompt" if "attacker_prompt" in reader.row else "prompt")
+        group = reader.required_text(group_field) if group_field else ""
+        examples = (part.strip() for part in _NUMBER.split(text)[1:])
+        return FewShot(reader.id() or str(reader.line), text, tuple(filter(None, examples)), "", group)
+
+    found = read_identified(path, read, bad_rows=bad_rows)
+    return found[: limit or None]
+
+
+def check_few_shot_template(template: str, shots: int) -> str:
+    """The template, if it shows all examples: with {examples}, or with each of {example_1}, {example_2}, ...
+
+    Raises:
+        ValueError: a field is missing, or there is an unknown one.
+    """
+    own = [f"example_{number}" for number in range(1, shots + 1)]
+    if any(f"{{{name}}}" in template for name in own):
+        return check_template(template, *own, optional=("examples", "count", "group"))
+    return check_template(template, "examples", optional=("count", "group"))
 
 
 def few_shots(seeds: Sequence[Seed], n: int, *, shots: int, seed: int, template: str = TEMPLATE) -> list[FewShot]:
@@ -86,11 +129,12 @@ def few_shots(seeds: Sequence[Seed], n: int, *, shots: int, seed: int, template:
         n: the number of few-shot prompts.
         shots: seeds in each of them.
         seed: random seed.
-        template: with {examples}, and possibly {count} and {group}.
+        template: see `check_few_shot_template`.
 
     Raises:
-        ValueError: a group has too few different seeds, or the template has no {examples} or an unknown field.
+        ValueError: a group has too few different seeds, or the template lacks an example or has an unknown field.
     """
+    check_few_shot_template(template, shots)
     groups: dict[str, list[str]] = {}
     for each in seeds:
         members = groups.setdefault(each.group, [])
@@ -104,7 +148,8 @@ def few_shots(seeds: Sequence[Seed], n: int, *, shots: int, seed: int, template:
         chance = random.Random(f"{seed}:{number}")
         group = chance.choice(seeds).group
         *examples, left = chance.sample(groups[group], shots + 1)
-        prompt = filled(template, count=shots, examples=listed(examples), group=group)
+        own = {f"example_{place}": text for place, text in enumerate(examples, start=1)}
+        prompt = filled(template, count=shots, examples=listed(examples), group=group, **own)
         made.append(FewShot(f"{seed}-{number}", prompt, tuple(examples), left, group))
     return made
 

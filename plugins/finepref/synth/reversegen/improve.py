@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.files import write_json
 from finepref.formats.jsonl import write_jsonl
 from finepref.synth.dedup import normalised
 from finepref.synth.left_out import Ledger, Written
-from finepref.synth.reversegen.instructions import Row, read_dicts, read_instructions
+from finepref.synth.reversegen.instructions import Row, read_instructions, read_judged
 from finepref.synth.reversegen.templates import check_template, filled
 
 
@@ -23,6 +24,7 @@ def improve(
     ask: str = "{prompt}",
     template: str = "{answer}",
     solved_template: str = "",
+    bad_rows: BadRows | None = None,
 ) -> Written:
     """Write training records {id, prompt, response} for the target, and a report with the rows left out, by reason.
 
@@ -32,21 +34,22 @@ def improve(
         answers: judged rows of a better model; a response is a good answer if its label is true.
         exclude: rows whose prompts must not be in the training data.
         ask, template, solved_template: see `improvements`.
+        bad_rows: see `read_judged`; one collector for all files.
 
     Raises:
-        BadData: a file is not JSON Lines.
+        BadData: a row is not a judged proposal, or not an answer.
         ValueError: a template has unknown fields, or an id occurs twice.
     """
     check_template(ask, "prompt")
     for text in filter(None, (template, solved_template)):
         check_template(text, optional=("answer", "majority"))
-    judged = [row for path in paths for row in read_dicts(path)]
+    judged = [row for path in paths for row in read_judged(path, ("id", "prompt"), bad_rows=bad_rows)]
     if len({row["id"] for row in judged}) < len(judged):
         raise ValueError("an id occurs twice: each round needs its own seed")
-    good = {
-        str(row["id"]): str(row["response"]) for path in answers for row in read_dicts(path) if row["label"] is True
-    }
-    barred = [each.prompt[-1].content for each in read_instructions(exclude)] if exclude is not None else []
+    found = [row for path in answers for row in read_judged(path, ("id", "response"), bad_rows=bad_rows)]
+    good = {str(row["id"]): str(row["response"]) for row in found if row["label"] is True}
+    held_out = [] if exclude is None else read_instructions(exclude, bad_rows=bad_rows)
+    barred = [each.prompt[-1].content for each in held_out]
     made = [*improvements(judged, good, exclude=barred, ask=ask, template=template, solved_template=solved_template)]
     left_out = Ledger()
     for reason, row in made:

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from finepref.formats.identified import read_identified
+from finepref.formats.bad_rows import BadRows
+from finepref.formats.identified import read_each, read_identified
 from finepref.formats.jsonl import read_jsonl, write_jsonl
 from finepref.formats.records import Message, Prompt, content_id
-from finepref.formats.row import RowReader
+from finepref.formats.row import RowReader, kind_of
 from finepref.synth.ask import Job, ask_each
-from finepref.synth.engines.protocol import Completion, Engine, Sampling
+from finepref.synth.engines.protocol import Completion, Engine, Sampling, prompt_problems
 from finepref.synth.left_out import LEFT_OUT, Ledger, Written, unanswered
 
 Row = Mapping[str, object]
@@ -26,18 +27,27 @@ class Instruction(NamedTuple):
     row: dict[str, object]
 
 
-def read_instructions(path: Path) -> list[Instruction]:
+def read_instructions(
+    path: Path, *, bad_rows: BadRows | None = None, engine: Engine | None = None
+) -> list[Instruction]:
     """The rows of a file {id?, prompt or messages, ...}.
 
+    Args:
+        path: of the file.
+        bad_rows: see `read_each`.
+        engine: is going to be asked the prompts; a row with a prompt that its chat template refuses is bad.
+
     Raises:
-        BadData: with all problems of the file, such as an id that occurs twice.
+        BadData: see `read_identified`.
     """
-    return read_identified(path, _instruction, empty=True)
 
+    def read(reader: RowReader) -> Instruction:
+        given, prompt = reader.id(), reader.prompt()
+        if not reader.problems:
+            reader.problems += prompt_problems(engine, prompt, file=str(path), line=reader.line)
+        return Instruction(given or content_id(prompt), prompt, {**reader.row})
 
-def _instruction(reader: RowReader) -> Instruction:
-    given, prompt = reader.id(), reader.prompt()
-    return Instruction(given or content_id(prompt), prompt, {**reader.row})
+    return read_identified(path, read, empty=True, bad_rows=bad_rows)
 
 
 def asked_text(prompt: Prompt, template: str) -> Prompt:
@@ -90,3 +100,27 @@ def read_dicts(path: Path) -> list[dict[str, object]]:
         BadData: see `read_jsonl`.
     """
     return [row for _, row in read_jsonl(path, problems=None)]
+
+
+def read_judged(path: Path, texts: Sequence[str], *, bad_rows: BadRows | None = None) -> list[dict[str, object]]:
+    """Rows with a boolean `label`.
+
+    Args:
+        path: of the file.
+        texts: fields that must be texts, such as id and prompt.
+        bad_rows: see `read_each`.
+
+    Raises:
+        BadData: see `read_each`.
+    """
+
+    def read(reader: RowReader) -> dict[str, object]:
+        for name in texts:
+            reader.required_text(name)
+        if "label" not in reader.row:
+            reader.missing("label")
+        elif type(reader.row["label"]) is not bool:
+            reader.note("label", "FP011", f"expected a boolean, got {kind_of(reader.row['label'])}")
+        return {**reader.row}
+
+    return read_each(path, read, bad_rows=bad_rows)

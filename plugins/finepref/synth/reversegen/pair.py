@@ -8,15 +8,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.files import write_json
 from finepref.formats.jsonl import write_jsonl
 from finepref.formats.records import Message, Pair, content_id, to_row
 from finepref.synth.dedup import normalised
 from finepref.synth.left_out import LEFT_OUT, read
-from finepref.synth.reversegen.instructions import Row, read_dicts
+from finepref.synth.reversegen.instructions import Row, read_dicts, read_judged
 
 
-def pair(path: Path, output: Path, *, proposed: Path, per_prompt: int, seed: int) -> Pairs:
+def pair(
+    path: Path, output: Path, *, proposed: Path, per_prompt: int, seed: int, bad_rows: BadRows | None = None
+) -> Pairs:
     """Write pairs of judged proposals, and `<stem>.report.json` with statistics of the few-shot prompts.
 
     Args:
@@ -25,15 +28,13 @@ def pair(path: Path, output: Path, *, proposed: Path, per_prompt: int, seed: int
         proposed: the file that `propose` wrote; it also names few-shot prompts without a judged proposal.
         per_prompt: most pairs of one few-shot prompt.
         seed: see `pairs`.
+        bad_rows: see `read_judged`; of `path`, not of `proposed`, which `propose` wrote.
 
     Raises:
-        BadData: a file is not JSON Lines.
-        ValueError: a row is not a judged proposal, or its few-shot prompt is not in `proposed`.
+        BadData: a row of `path` is not a judged proposal, or `proposed` is not JSON Lines.
+        ValueError: a few-shot prompt is not in `proposed`.
     """
-    judged = read_dicts(path)
-    for row in judged:
-        if type(row.get("label")) is not bool or not {"prompt", "few_shot", "few_shot_prompt"} <= row.keys():
-            raise ValueError(f"{path}: {row.get('id')} has no label, or is not a proposal (few_shot, few_shot_prompt)")
+    judged = read_judged(path, ("prompt", "few_shot", "few_shot_prompt"), bad_rows=bad_rows)
     rows = [*read_dicts(proposed), *(each.row for each in read(proposed, LEFT_OUT))]
     known = dict.fromkeys(str(row["few_shot"]) for row in rows)
     if strange := {str(row["few_shot"]) for row in judged} - known.keys():

@@ -5,21 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.records import Message
 from finepref.synth.ask import Job, work_folder
 from finepref.synth.dedup import normalised
 from finepref.synth.engines.protocol import Completion, Engine, Sampling
 from finepref.synth.left_out import Ledger, Written, unanswered
-from finepref.synth.reversegen.few_shots import FIELDS, TEMPLATE, FewShot, few_shots, read_seeds
+from finepref.synth.reversegen.few_shots import (
+    TEMPLATE,
+    FewShot,
+    check_few_shot_template,
+    few_shots,
+    read_few_shots,
+    read_seeds,
+)
 from finepref.synth.reversegen.instructions import ask_times, write
-from finepref.synth.reversegen.templates import check_template, version
+from finepref.synth.reversegen.templates import version
 
 
 def propose(
     path: Path,
     output: Path,
     *,
-    prompts: int,
+    prompts: int = 0,
     n: int,
     shots: int,
     seed: int,
@@ -30,13 +38,15 @@ def propose(
     temperature: float = 1.0,
     top_p: float = 0.98,
     work_dir: Path | None = None,
+    ready: bool = False,
+    bad_rows: BadRows | None = None,
 ) -> Written:
     """Write n proposals for each of `prompts` few-shot prompts.
 
     Args:
-        path: seeds {prompt, ...}.
+        path: seeds {prompt, ...}; with `ready`, few-shot prompts, see `read_few_shots`.
         output: the JSON Lines file to write.
-        prompts: the number of few-shot prompts.
+        prompts: the number of few-shot prompts; with `ready`, 0 takes all of the file.
         n: proposals for each of them.
         shots: seeds in each of them.
         seed: random seed of the prompts and the proposals.
@@ -45,15 +55,24 @@ def propose(
         group_field: see `read_seeds`.
         max_new_tokens, temperature, top_p: of the proposals.
         work_dir: folder of the journal; by default `<stem>.work` beside the output.
+        ready: send the few-shot prompts of the file as they are; shots and template are not used.
+        bad_rows: see `read_seeds`.
 
     Raises:
         BadData: the seeds have problems.
-        ValueError: see `few_shots` and `ask_each`.
+        ValueError: `prompts` is 0 and not `ready`; see `few_shots` and `ask_each`.
         JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
     """
-    check_template(template, *FIELDS[0], optional=FIELDS[1])
-    seeds = read_seeds(path, group_field=group_field)
-    made = few_shots(seeds, prompts, shots=shots, seed=seed, template=template)
+    settings: dict[str, object] = {"prompts": prompts, "shots": shots, "group_field": group_field}
+    if ready:
+        settings["ready"] = True
+        made = read_few_shots(path, limit=prompts, group_field=group_field, bad_rows=bad_rows)
+    else:
+        if not prompts:
+            raise ValueError("the number of few-shot prompts is missing: --prompts")
+        check_few_shot_template(template, shots)
+        seeds = read_seeds(path, group_field=group_field, bad_rows=bad_rows)
+        made = few_shots(seeds, prompts, shots=shots, seed=seed, template=template)
     answers = ask_times(
         {each.id: (Message("user", each.prompt),) for each in made},
         n,
@@ -64,7 +83,7 @@ def propose(
             source=path,
             folder=work_folder(output, work_dir),
             prompt_version=version(template),
-            settings={"prompts": prompts, "shots": shots, "group_field": group_field},
+            settings=settings,
             seed=seed,
         ),
     )

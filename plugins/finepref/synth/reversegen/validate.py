@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.records import Message, Prompt
 from finepref.synth.ask import Job, work_folder
 from finepref.synth.engines.protocol import Engine, Sampling
@@ -28,15 +29,23 @@ Reply with one JSON object and nothing else: {{"pass": true or false, "reason": 
 RUBRIC = "It is clear, complete and answerable as it stands, and it asks for one thing."
 
 
-def validate_arithmetic(path: Path, output: Path, *, max_numbers: int = 3, max_digits: int = 4) -> Written:
+def validate_arithmetic(
+    path: Path, output: Path, *, max_numbers: int = 3, max_digits: int = 4, bad_rows: BadRows | None = None
+) -> Written:
     """Pass on arithmetic exercises, each with its right `answer`, and with the whole equation as `chosen`.
+
+    Args:
+        path: rows {id?, prompt or messages, ...}.
+        output: the file to write.
+        max_numbers, max_digits: see `exercise`.
+        bad_rows: see `read_instructions`.
 
     Raises:
         BadData: the input has problems.
     """
     rows: list[dict[str, object]] = []
     left_out = Ledger()
-    for each in read_instructions(path):
+    for each in read_instructions(path, bad_rows=bad_rows):
         found = exercise(each.prompt[-1].content, max_numbers=max_numbers, max_digits=max_digits)
         if isinstance(found, str):
             left_out.add(each.row, found, kind="invalid")
@@ -54,6 +63,7 @@ def validate_llm(
     max_new_tokens: int = 256,
     seed: int = 0,
     work_dir: Path | None = None,
+    bad_rows: BadRows | None = None,
 ) -> Written:
     """Pass on the instructions that a model finds to fulfil a rubric; a row without a clear verdict is unjudged.
 
@@ -65,12 +75,13 @@ def validate_llm(
         max_new_tokens: longest verdict.
         seed: of the requests, for the journal.
         work_dir: folder of the journal; by default `<stem>.work` beside the output.
+        bad_rows: see `read_instructions`.
 
     Raises:
         BadData: the input has problems.
         JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
     """
-    asked = read_instructions(path)
+    asked = read_instructions(path, bad_rows=bad_rows)
     answers = ask_times(
         {each.id: (Message("user", VALID.format(rubric=rubric, instruction=_text(each.prompt))),) for each in asked},
         1,
@@ -115,11 +126,12 @@ def validate_agreement(
     top_p: float = 1.0,
     seed: int = 0,
     work_dir: Path | None = None,
+    bad_rows: BadRows | None = None,
 ) -> Written:
     """Pass on the instructions whose answers by a teacher agree; the most frequent is `answer` and `chosen`.
 
     Args:
-        path, output, engine, ask, max_new_tokens, temperature, top_p, seed, work_dir: see `answer`.
+        path, output, engine, ask, max_new_tokens, temperature, top_p, seed, work_dir, bad_rows: see `answer`.
         same: gives equal values for answers that count as equal, such as `judges.as_math`.
         n: answers of the teacher to each instruction.
         share: the share of them that must agree.
@@ -128,7 +140,7 @@ def validate_agreement(
         BadData, ValueError, JournalBusy, JournalChanged, JournalDamaged: see `answer`.
     """
     check_template(ask, "prompt")
-    asked = read_instructions(path)
+    asked = read_instructions(path, bad_rows=bad_rows, engine=engine)
     answers = ask_times(
         {each.id: asked_text(each.prompt, ask) for each in asked},
         n,

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.jsonl import write_jsonl
-from finepref.synth.reversegen.few_shots import FIELDS, TEMPLATE, FewShot, few_shots, read_seeds
-from finepref.synth.reversegen.templates import check_template
+from finepref.synth.reversegen.few_shots import (
+    TEMPLATE,
+    FewShot,
+    check_few_shot_template,
+    few_shots,
+    read_seeds,
+)
 
 
 def warmup(
-    path: Path, output: Path, *, n: int, shots: int, seed: int, template: str = TEMPLATE, group_field: str = ""
+    path: Path,
+    output: Path,
+    *,
+    n: int,
+    shots: int,
+    seed: int,
+    template: str = TEMPLATE,
+    group_field: str = "",
+    bad_rows: BadRows | None = None,
 ) -> int:
     """Write n records {id, prompt, response} for the proposer's warm-up: a few-shot prompt and one further seed.
 
@@ -21,14 +35,14 @@ def warmup(
         shots: seeds in each few-shot prompt.
         seed: random seed.
         template: of the few-shot prompts.
-        group_field: see `read_seeds`.
+        group_field, bad_rows: see `read_seeds`.
 
     Raises:
         BadData: the seeds have problems.
         ValueError: see `few_shots`.
     """
-    check_template(template, *FIELDS[0], optional=FIELDS[1])
-    seeds = read_seeds(path, group_field=group_field)
+    check_few_shot_template(template, shots)
+    seeds = read_seeds(path, group_field=group_field, bad_rows=bad_rows)
     made = few_shots(seeds, n, shots=shots, seed=seed, template=template)
     return write_jsonl(output, map(warmup_row, made))
 

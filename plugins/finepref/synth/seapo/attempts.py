@@ -2,33 +2,60 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from finepref.formats.records import Span
 from finepref.formats.spans import diff_spans
 from finepref.synth.engines.protocol import Completion
+from finepref.synth.engines.thoughts import split
 from finepref.synth.judges.by_model import read_verdict
 from finepref.synth.left_out import ENGINE
 from finepref.synth.seapo import error_rules
-from finepref.synth.seapo.gates import fault
+from finepref.synth.seapo.gates import Fault, fault
 from finepref.synth.seapo.prompts import Source
+
+_FENCE = re.compile(r"(```+|~~~+)[^\n`]*\n((?:(?!^\1).)*?)\n?\1\s*", re.DOTALL | re.MULTILINE)
 
 
 class Attempt(NamedTuple):
-    """One text that should contain one error. `reason` says why it is not a usable negative, None if it is one."""
+    """One text that should contain one error.
+
+    Attributes:
+        text: without what was taken off.
+        spans: what differs from the chosen answer.
+        reason: why it is not a usable negative, None if it is one.
+        measured: the value that a gate measured, beside its bound.
+        taken_off: what surrounded the text in the model's answer: "thought", "fence" or both.
+    """
 
     text: str
     spans: tuple[Span, ...] = ()
     reason: str | None = None
+    measured: str = ""
+    taken_off: tuple[str, ...] = ()
 
 
 def by_model(source: Source, answer: Completion, **gates: float) -> Attempt:
-    """A model's answer, without leading and trailing white space, checked by `fault`; the spans are what differs."""
-    text = answer.text.strip()
+    """A model's answer, checked by `fault`; the spans are what differs.
+
+    Leading and trailing white space, a thought, and a code fence around the whole answer are taken off, the last two
+    only if the chosen answer has none itself.
+    """
     if answer.error is not None:
         return Attempt(answer.error, reason=ENGINE)
-    reason = "truncated" if answer.stop_reason != "stop" else fault(source.chosen, text, **gates)
-    return Attempt(text, reason=reason) if reason else Attempt(text, diff_spans(source.chosen, text))
+    text, taken_off = answer.text, ()
+    if answer.thought and split(source.chosen)[0] and not split(text)[0]:
+        text = answer.thought + text
+    elif answer.thought:
+        taken_off = ("thought",)
+    text = text.strip()
+    if (fenced := _FENCE.fullmatch(text)) and not _FENCE.fullmatch(source.chosen.strip()):
+        text, taken_off = fenced[2].strip(), (*taken_off, "fence")
+    found = Fault("truncated") if answer.stop_reason != "stop" else fault(source.chosen, text, **gates)
+    if found:
+        return Attempt(text, reason=found.gate, measured=found.measured, taken_off=taken_off)
+    return Attempt(text, diff_spans(source.chosen, text), taken_off=taken_off)
 
 
 def by_rule(source: Source, error_type: str, *, seed: int) -> Attempt:
@@ -42,8 +69,8 @@ def by_rule(source: Source, error_type: str, *, seed: int) -> Attempt:
 def checked(attempt: Attempt, answer: Completion) -> Attempt:
     """The attempt, rejected unless the answer clearly confirms the error."""
     if answer.error is not None:
-        return Attempt(answer.error, reason=ENGINE)
+        return attempt._replace(text=answer.error, spans=(), reason=ENGINE)
     verdict = read_verdict(answer.text)
     if verdict.passed:
         return attempt
-    return Attempt(attempt.text, reason="check_unread" if verdict.passed is None else "no_error")
+    return attempt._replace(spans=(), reason="check_unread" if verdict.passed is None else "no_error")

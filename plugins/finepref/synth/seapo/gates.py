@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from typing import NamedTuple
 
 _REFUSAL = re.compile(
     r"\W*(i[’']?m (?:sorry|unable|not able)|i am (?:sorry|unable|not able)|sorry\b|i apologi[sz]e|i can(?:not|[’']t)\b"
@@ -22,6 +23,16 @@ _COMMENTARY = re.compile(
 )
 _WORD = re.compile(r"\w+|[^\w\s]")
 
+FEW_WORDS = 8
+"""Good answers of at most so many words have no greatest share of changed words: one error may change them all."""
+
+
+class Fault(NamedTuple):
+    """The gate that a text fails, and the measured value beside its bound, such as "edit 1.00 > --max-edit 0.7"."""
+
+    gate: str
+    measured: str = ""
+
 
 def fault(
     chosen: str,
@@ -31,12 +42,13 @@ def fault(
     max_edit: float = 0.7,
     min_length_ratio: float = 0.5,
     max_length_ratio: float = 2.0,
-) -> str | None:
+) -> Fault | None:
     """The first gate that a rewritten answer fails, None if it passes all.
 
     The gates: empty; unchanged (except white space); refusal; commentary (text about the answer); edit_small and
     edit_large (the share of words that differ, 1 - 2 M / (a + b), with a and b words in the two texts and M words in
-    common runs); short and long (its number of characters, divided by that of the chosen answer).
+    common runs; edit_large is not for chosen answers of at most `FEW_WORDS` words); short and long (its number of
+    characters, divided by that of the chosen answer).
 
     Args:
         chosen: the good answer.
@@ -45,17 +57,22 @@ def fault(
         min_length_ratio, max_length_ratio: bounds of the length ratio.
     """
     if not text:
-        return "empty"
+        return Fault("empty")
     if text.split() == chosen.split():
-        return "unchanged"
+        return Fault("unchanged")
     if _REFUSAL.match(text) and not _REFUSAL.match(chosen):
-        return "refusal"
-    if _COMMENTARY.search(text) and not _COMMENTARY.search(chosen):
-        return "commentary"
-    edit = 1 - difflib.SequenceMatcher(None, _WORD.findall(chosen), _WORD.findall(text), autojunk=False).ratio()
-    if not min_edit <= edit <= max_edit:
-        return "edit_small" if edit < min_edit else "edit_large"
-    length_ratio = len(text) / len(chosen)
-    if not min_length_ratio <= length_ratio <= max_length_ratio:
-        return "short" if length_ratio < min_length_ratio else "long"
+        return Fault("refusal")
+    if (found := _COMMENTARY.search(text)) and not _COMMENTARY.search(chosen):
+        return Fault("commentary", ascii(found[0].strip()[:40]))
+    words, own = _WORD.findall(chosen), _WORD.findall(text)
+    edit = 1 - difflib.SequenceMatcher(None, words, own, autojunk=False).ratio()
+    if edit < min_edit:
+        return Fault("edit_small", f"edit {edit:.2g} < --min-edit {min_edit:g}")
+    if edit > max_edit and len(words) > FEW_WORDS:
+        return Fault("edit_large", f"edit {edit:.2f} > --max-edit {max_edit:g}")
+    ratio = len(text) / len(chosen)
+    if ratio < min_length_ratio:
+        return Fault("short", f"length ratio {ratio:.2f} < --min-length-ratio {min_length_ratio:g}")
+    if ratio > max_length_ratio:
+        return Fault("long", f"length ratio {ratio:.2f} > --max-length-ratio {max_length_ratio:g}")
     return None

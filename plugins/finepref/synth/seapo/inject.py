@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.convert import Converter
 from finepref.formats.files import write_json
 from finepref.formats.identified import read_identified
@@ -15,7 +16,7 @@ from finepref.formats.records import FIELDS, Negatives, content_id, to_row
 from finepref.formats.row import RowReader
 from finepref.synth.ask import Job, ask, work_folder
 from finepref.synth.engines.protocol import Engine
-from finepref.synth.left_out import FAILED, Ledger
+from finepref.synth.left_out import ENGINE, FAILED, Ledger
 from finepref.synth.seapo.attempts import Attempt, by_model, by_rule, checked
 from finepref.synth.seapo.prompts import (
     CHECK_VERSION,
@@ -42,14 +43,24 @@ class Injected:
         written: records with at least one usable negative.
         failed: records without one.
         negatives: the number of usable negatives by error type.
-        rejected: every text that is not a usable negative: {id, type, reason, text}, with the error of the engine in
-            place of the text if there is none.
+        rejected: every text that is not a usable negative: {id, type, reason, measured?, text, chosen}, with the
+            error of the engine in place of the text if there is none.
+        taken_off: the number of answers from which a thought or a fence was taken off.
+        examples: for each reason that has one, an example: what a gate measured, or an error of the engine.
     """
 
     written: int
     failed: int
     negatives: Counter[str]
     rejected: Ledger = field(repr=False)
+    taken_off: Counter[str] = field(default_factory=Counter)
+    examples: Mapping[str, str] = field(default_factory=dict)
+
+
+def outputs(output: Path, also: Sequence[str] = ()) -> list[Path]:
+    """All files that the job may write or remove."""
+    further = (output.with_suffix(f".{target}.jsonl") for target in also)
+    return [output, output.with_suffix(".report.json"), FAILED.path(output), *further]
 
 
 def inject(
@@ -65,6 +76,7 @@ def inject(
     count: int = 1,
     check: bool = False,
     also: Sequence[str] = (),
+    bad_rows: BadRows | None = None,
     **gates: float,
 ) -> Injected:
     """Make negatives for every row {id?, prompt or messages, chosen, ...} of a file.
@@ -85,6 +97,7 @@ def inject(
         count: negatives of each type; the second is named logic-2, and so on.
         check: ask the engine about each usable negative whether it contains the error, and keep those it confirms.
         also: further formats to write, as `<stem>.<format>.jsonl`: feedback (prompts interleaved), pair, span_pair.
+        bad_rows: see `read_identified`.
         gates: bounds of `gates.fault`.
 
     Raises:
@@ -100,7 +113,7 @@ def inject(
         raise ValueError("a check is for a model's errors: errors by rule are known to be there")
     if engine is not None and count > 1 and temperature == 0:
         raise ValueError("several negatives of one type need a temperature above 0, or they are all the same")
-    sources = read_sources(path)
+    sources = read_sources(path, bad_rows)
     names = variants(types, count)
     settings: dict[str, object] = {"model": engine.model if engine else "rules", "gates": gates}
     if engine is None:
@@ -127,13 +140,13 @@ def inject(
     return _write(sources, attempts, output, settings, also)
 
 
-def read_sources(path: Path) -> list[Source]:
+def read_sources(path: Path, bad_rows: BadRows | None = None) -> list[Source]:
     """The rows of an input file.
 
     Raises:
-        BadData: with all problems of the file.
+        BadData: see `read_identified`.
     """
-    return read_identified(path, _source)
+    return read_identified(path, _source, bad_rows=bad_rows)
 
 
 def _source(reader: RowReader) -> Source:
@@ -196,13 +209,21 @@ def _write(
     rows: list[dict[str, object]] = []
     failed, rejected = Ledger(), Ledger()
     usable: Counter[str] = Counter()
+    taken_off: Counter[str] = Counter()
+    examples: dict[str, str] = {}
     for source, by_type in zip(sources, attempts, strict=True):
         good: dict[str, Attempt] = {}
         for name, attempt in by_type.items():
             repeated = any(attempt.text == other.text for other in good.values())
             reason = attempt.reason or ("same_as_another" if repeated else None)
+            taken_off.update(attempt.taken_off)
             if reason:
-                told = {"id": source.id, "type": name, "reason": reason, "text": attempt.text}
+                told = {"id": source.id, "type": name, "reason": reason}
+                if attempt.measured:
+                    told["measured"] = attempt.measured
+                if example := attempt.text if reason == ENGINE else attempt.measured:
+                    examples.setdefault(reason, example)
+                told |= {"text": attempt.text, "chosen": source.chosen}
                 rejected.add(told, reason, kind=name)
             else:
                 good[name] = attempt
@@ -226,6 +247,7 @@ def _write(
         "written": len(rows),
         "failed": len(failed),
         "negatives": dict(usable),
+        "taken_off": dict(taken_off),
         "rejected": {name: dict(counts) for name, counts in rejected.counts_by_kind.items()},
         "rejected_texts": rejected.rows,
     }
@@ -234,4 +256,4 @@ def _write(
         placed = ((str(output), number, record) for number, record in enumerate(records, start=1))
         write_jsonl(output.with_suffix(f".{target}.jsonl"), map(to_row, Converter(target).run(placed)))
     write_jsonl(output, rows)
-    return Injected(len(rows), len(failed), usable, rejected)
+    return Injected(len(rows), len(failed), usable, rejected, taken_off, examples)

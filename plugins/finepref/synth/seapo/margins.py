@@ -8,15 +8,27 @@ the chosen answer up to its error, so the model reads that part only once (`scor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import read_records
 from finepref.formats.files import write_json
+from finepref.formats.problems import Problem
+from finepref.formats.records import Negatives, Record
 
 
-def margins(data: Path, output: Path, *, model: str, adapter: str | None = None) -> dict[str, Any]:
+def margins(
+    data: Path,
+    output: Path,
+    *,
+    model: str,
+    adapter: str | None = None,
+    merge_system: bool = False,
+    bad_rows: BadRows | None = None,
+) -> dict[str, Any]:
     """Measure the negatives of a file, write the result as JSON and return it.
 
     The result has `types` (error type -> n, mean margin, share of margins above 0, mean log-probabilities of chosen
@@ -27,34 +39,53 @@ def margins(data: Path, output: Path, *, model: str, adapter: str | None = None)
         output: the JSON file to write.
         model: folder or hub name.
         adapter: folder or hub name of a peft adapter to put on the model.
+        merge_system: see `checkpoint.rendered`.
+        bad_rows: see `read_records`; rows that the chat template refuses or the model has no room for are bad too.
 
     Raises:
-        BadData: the file has problems.
-        ValueError: the model has no chat template, or a record is longer than its context.
+        BadData: see `read_records`.
+        ValueError: the model has no chat template.
     """
     from tqdm import tqdm
 
-    from finepref.synth.engines.checkpoint import load_model, prompt_ids
+    from finepref.synth.engines.checkpoint import (
+        context_of,
+        load_network,
+        load_tokenizer,
+        prompt_ids,
+        template_problems,
+    )
     from finepref.synth.scorers.hf import Reader
     from finepref.synth.scorers.protocol import Item
 
-    records = read_records(data, "negatives")
-    network, tokenizer = load_model(model, adapter=adapter)
-    reader = Reader(network)
-    room = getattr(network.config, "max_position_embeddings", None) or 2**31
-    measured: dict[str, tuple[float, dict[str, float]]] = {}
-    for record in tqdm(records, desc="seapo margins", unit="record", disable=None):
-        prompt = prompt_ids(tokenizer, record.prompt)
+    loaded = cache(lambda: (load_tokenizer(model), context_of(model)))  # only if there is a good record
+
+    def item(record: Negatives) -> Item:
+        tokenizer, _ = loaded()
         texts = {"": record.chosen, **record.negatives}
         tokens = {
             name: [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
             for name, text in texts.items()
         }
-        longest = len(prompt) + max(map(len, tokens.values()))
-        if longest > room:
-            raise ValueError(f"record {record.id} has {longest} tokens and the model room for {room}")
-        (logps,) = reader.logps([Item(record.id, prompt, tokens)])
-        means = {name: logps[name].double().mean().item() for name in texts}
+        return Item(record.id, prompt_ids(tokenizer, record.prompt, merge_system=merge_system), tokens)
+
+    def problems(record: Record, line: int) -> list[Problem]:
+        assert isinstance(record, Negatives)
+        tokenizer, room = loaded()
+        if found := template_problems(tokenizer, record.prompt, file=str(data), line=line, merge_system=merge_system):
+            return found
+        whole = item(record)
+        longest = len(whole.prompt) + max(map(len, whole.responses.values()))
+        told = f"prompt and longest answer have {longest} tokens, and the model has room for {room}"
+        return [Problem(str(data), line, "", "FP241", told)] if longest > room else []
+
+    found = read_records(data, "negatives", bad_rows=bad_rows, check=problems)
+    records = [record for record in found if isinstance(record, Negatives)]
+    reader = Reader(load_network(model, adapter=adapter))
+    measured: dict[str, tuple[float, dict[str, float]]] = {}
+    for record in tqdm(records, desc="seapo margins", unit="record", disable=None):
+        (logps,) = reader.logps([item(record)])
+        means = {name: logps[name].double().mean().item() for name in logps}
         measured[record.id] = means.pop(""), means
     result = {
         "model": model,
