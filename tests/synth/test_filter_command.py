@@ -254,3 +254,38 @@ def test_feedback_of_several_files_is_joined_at_its_first_row():
     ]
     ((only,), bad) = joined(found)
     assert (only.place, only.rows, only.record.negatives, bad) == ("f:1", 2, {"logic": "wrong"}, {})
+
+
+def validated(rows, tiny_model, tmp_path, *words, code=0):
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    command = ["validate", str(tmp_path / "rows.jsonl"), "--stage", "sepo", "--model", str(tiny_model)]
+    outcome = CliRunner().invoke(app, [*command, "--cutoff-len", "50", "--set", "sepo_selection=all", *words])
+    assert outcome.exit_code == code, outcome.output
+    return outcome.output
+
+
+def test_validate_tells_beforehand_what_a_run_would_do_and_agrees_with_filter(filtered, tiny_model, tmp_path):
+    """The stage's default cuts as the host does; skipped rows are no failure, refused ones are."""
+    told = validated(PAIRS, tiny_model, tmp_path).splitlines()
+    by_filter = filtered(PAIRS, "--overlong", "host").splitlines()
+    begin = next(i for i, line in enumerate(told) if line.startswith("forecast for stage sepo"))
+    assert told[begin + 1 :] == by_filter[:-1]
+    assert "5 rows: 4 trained on, 1 skipped, 0 refused" in told
+    content = json.loads(validated(PAIRS, tiny_model, tmp_path, "--json"))["forecast"]
+    assert (content["read"], content["in_training_set"], content["skipped"]) == (5, 4, {"equal_after_cut": 1})
+    assert content["skipped_records"] == [
+        {"id": "equal", "place": f"{tmp_path / 'rows.jsonl'}:4", "reason": "equal_after_cut"}
+    ]
+
+
+def test_validate_fails_where_the_run_would_refuse_a_row(tiny_model, tmp_path):
+    told = validated(PAIRS, tiny_model, tmp_path, "--set", "finepref_overlong=error", code=1)
+    assert "refused: 3 rows, FP203" in told
+    assert f"  FP203 {tmp_path / 'rows.jsonl'}:2 prompt: the prompt has 60 tokens" in told
+
+
+def test_a_forecast_needs_all_of_its_options(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", PAIRS)
+    outcome = CliRunner().invoke(app, ["validate", str(tmp_path / "rows.jsonl"), "--stage", "sepo"])
+    assert outcome.exit_code == 1
+    assert "a forecast needs --stage, --model and --cutoff-len together" in outcome.output

@@ -15,7 +15,7 @@ from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import rejected_row
 from finepref.formats.jsonl import RawRow
 from finepref.formats.problems import BadData, Problem
-from finepref.formats.records import Feedback, Prompt
+from finepref.formats.records import FORMATS, Feedback, Prompt
 
 if TYPE_CHECKING:
     from finepref.hosts.forecast import Forecast, Tokeniser, Verdict
@@ -105,13 +105,16 @@ def judged(
     whole, bad = joined(source for group in groups.values() for source, _ in group)
     for prompt, problems in bad.items():
         refuse(bad_rows, [(source.file, raw) for source, raw in groups[prompt]], problems)
-    made = {source.record.prompt: source for source in whole}
+    made: dict[Prompt, list[Sourced]] = {}
+    for source in whole:
+        made.setdefault(source.record.prompt, []).append(source)
     pieces: list[tuple[Sourced, list[tuple[str, RawRow]]]] = []
     for source, raw in found:
         if not isinstance(source.record, Feedback):
             pieces.append((source, [(source.file, raw)]))
-        elif one := made.pop(source.record.prompt, None):
-            pieces.append((one, [(each.file, part) for each, part in groups[one.record.prompt]]))
+            continue
+        rows = [(each.file, part) for each, part in groups[source.record.prompt]]
+        pieces += [(each, rows) for each in made.pop(source.record.prompt, [])]
     told = forecast((source for source, _ in pieces), stage, options, tokeniser)
     told.rows.read = bad_rows.read
     told.rows.rejected.update(bad_rows.codes)
@@ -129,17 +132,16 @@ def refuse(bad_rows: BadRows, rows: Sequence[tuple[str, RawRow]], problems: Sequ
 
 
 def _read(inputs: Sequence[Input], stage: Stage, bad_rows: BadRows) -> Iterator[tuple[Sourced, RawRow]]:
-    from finepref.commands.input_files import native_format
     from finepref.hosts.reading import Sourced
 
     for file in inputs:
-        name, formatting = str(file.path), native_format(file.layout)
-        if formatting not in stage.formats:
-            text = f"stage {stage.name} trains on {' or '.join(stage.formats)}, this file is {formatting}"
-            raise BadData([Problem(name, 0, "formatting", "FP201", text)])
-        check = file_check(file)
+        name, check = str(file.path), file_check(file)
         for row in bad_rows.good(name, check.walk(read_file(file))):
             for number, record in enumerate(row.records):
+                formatting = next(each for each, kind in FORMATS.items() if type(record) is kind)
+                if formatting not in stage.formats:
+                    text = f"stage {stage.name} trains on {' or '.join(stage.formats)}, this file is {formatting}"
+                    raise BadData([Problem(name, 0, "formatting", "FP201", text)])
                 yield Sourced(name, row.raw.line, record, int(number == 0)), row.raw
         bad_rows.problems += [problem for problem in check.of_file if problem not in bad_rows.problems]
 
@@ -178,16 +180,55 @@ def _examples(sources: Sequence[Sourced]) -> str:
     return f", such as {shown}" if shown else ""
 
 
-def content(found: Sequence[Judged], told: Forecast) -> Mapping[str, object]:
-    """The forecast as JSON: the counts as in a receipt's `rows`, and the names of what is skipped or refused."""
+class RunOptions(NamedTuple):
+    """What a forecast is asked for: the stage, its options (KEY=VALUE), the model, its template and cutoff_len."""
+
+    stage: str
+    set_options: Sequence[str]
+    model: str
+    template: str
+    cutoff_len: int
+
+    def check(self) -> None:
+        """Refuse half of the options.
+
+        Raises:
+            ValueError: one line.
+        """
+        if not (self.stage and self.model and self.cutoff_len):
+            raise ValueError("a forecast needs --stage, --model and --cutoff-len together")
+
+
+class Told(NamedTuple):
+    """A forecast: lines for the terminal, its JSON form, and whether a run would refuse nothing."""
+
+    lines: list[str]
+    content: Mapping[str, object]
+    passed: bool
+
+
+def told_of(inputs: Sequence[Input], asked: RunOptions) -> Told:
+    """The forecast for files, with all problems and nothing written.
+
+    Raises:
+        ValueError: see `stage_and_options`; or BadData, FP201.
+    """
+    asked.check()
+    stage, options = stage_and_options(asked.stage, asked.set_options, None)
+    tokeniser = tokeniser_of(asked.model, asked.template, asked.cutoff_len)
+    bad_rows = BadRows(skip=True, max_bad=1.0)
+    told, found = judged(inputs, stage, options, tokeniser, bad_rows)
+    own = f"stage {stage.name}, {asked.model}, {tokeniser.template}, cutoff_len {asked.cutoff_len}"
+    lines = [f"forecast for {own}", *report(found, told, asked.cutoff_len, bad_rows.problems)]
     refused = [
         {"id": each.source.record.id, "place": each.source.place, "problems": [*map(str, each.verdict.problems)]}
         for each in found
         if each.verdict.problems
     ]
-    return {
+    content = {
         **told.rows.content(),
         "skipped_records": told.rows.named,
         "rejected_records": refused,
         "problems": [*map(str, told.problems)],
     }
+    return Told(lines, content, not (told.rows.rejected or told.problems))

@@ -121,17 +121,22 @@ def forecast(found: Iterable[Sourced], stage: Stage, options: Options, tokeniser
 
 
 def joined(found: Iterable[Sourced]) -> tuple[list[Sourced], dict[records.Prompt, list[Problem]]]:
-    """Feedback rows joined by prompt, each at the place of its first row, and the problems of other prompts."""
+    """Feedback rows joined by prompt, each at the place of its first row, and the problems of other prompts.
+
+    The first record of a prompt counts its rows.
+    """
     groups: dict[records.Prompt, list[Sourced]] = {}
     for source in found:
         groups.setdefault(source.record.prompt, []).append(source)
-    whole, bad = [], {}
+    whole: list[Sourced] = []
+    bad: dict[records.Prompt, list[Problem]] = {}
     for prompt, group in groups.items():
         made, problems = negatives.group_feedback((each.file, each.line, each.record) for each in group)
         if problems:
             bad[prompt] = problems
-        else:
-            whole.append(Sourced(group[0].file, group[0].line, made[0], len(group)))
+            continue
+        counts = (len(group), *[0] * (len(made) - 1))
+        whole += [Sourced(*group[0][:2], record, count) for record, count in zip(made, counts, strict=True)]
     return whole, bad
 
 
