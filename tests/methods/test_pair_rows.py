@@ -151,7 +151,7 @@ SEPO = SepoOptions.read("llamafactory", {}, in_yaml)
     [
         ({}, [1, 2, 3], "llama3", None),  # the same tokens, whatever wrote them
         ({}, [1, 2, 4], "llama3", "scored with template 'qwen', trained with 'llama3'"),
-        ({}, [1, 2, 4], "qwen", "scored and trained with template qwen, but its settings gave the prompt other"),
+        ({}, [1, 2, 4], "qwen", "scored and trained with template 'qwen', but other settings"),
         ({"template": None}, [1, 2, 4], "qwen", "scored with template 'one that the file does not name'"),
         ({"prompt_digest": None}, [1, 2, 4], "llama3", None),  # files from before
         ({"tokenizer": "0" * 16}, [1, 2, 4], "llama3", None),  # another tokenizer has other tokens by nature
@@ -172,6 +172,8 @@ def test_scores_made_after_another_prompt_are_refused_by_the_templates_names(cha
     assert expected in str(caught.value)
     everything = SepoOptions.read("llamafactory", {"sepo_selection": "all"}, in_yaml)
     assert sepo.weigh(pair, everything, 0).chosen == [1.0, 1.0], "no score is read, so none can be wrong"
+    accepted = SepoOptions.read("llamafactory", {"sepo_map_scores": True}, in_yaml)
+    assert sum(sepo.weigh(pair, accepted, 0).chosen) == 1.0
 
 
 def test_a_digest_is_of_the_numbers_in_their_order():

@@ -248,8 +248,8 @@ def other_prompt(record: records.Record, prompt: Sequence[int], template: str) -
         return ""
     theirs = record.template or "one that the file does not name"
     if theirs == template:
-        return f"scored and trained with template {template}, but its settings gave the prompt other tokens"
-    return f"scored with template {theirs!a}, trained with {template!a}: score again with the template of the run"
+        return f"scored and trained with template {template!a}, but other settings of it wrote the prompt: score again"
+    return f"scored with template {theirs!a}, trained with {template!a}: score again with the latter"
 
 
 def spans_of(record: records.Record, side: str) -> tuple[records.Span, ...]:
