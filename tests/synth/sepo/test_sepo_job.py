@@ -13,6 +13,7 @@ from finepref.formats.jsonl import read_jsonl, write_jsonl
 from finepref.formats.problems import BadData
 from finepref.formats.scores import prompt_digest
 from finepref.formats.sepo_csv import read_sepo_csv
+from finepref.synth.encoding import Template, by_prompt_and_end_token
 from finepref.synth.journal import JournalChanged
 from finepref.synth.scorers.hf import HfScorer
 from finepref.synth.scorers.vllm import VllmScorer
@@ -448,6 +449,64 @@ def test_several_ranks_count_the_same_good_rows(pairs, without_system, tmp_path,
         assert result.exit_code == 0, result.output
     found = read_records(output, "scored_pair")
     assert [record.id for record in found] == [row["id"] for row in rows[1:]]
+
+
+def test_ranks_agree_on_what_is_refused_for_its_length(oracle, tiny_model, tmp_path, monkeypatch):
+    source, output = tmp_path / "long.jsonl", tmp_path / "scores.jsonl"
+    write_jsonl(source, [LONG[1], *(LONG[0] | {"id": str(n)} for n in range(5))])
+    command = f"sepo score {source} --output {output} --reference {tiny_model} --oracle {oracle} --cutoff-len 40"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        words = ["--overlong", "error", "--bad-rows", "skip", "--max-bad", "20%"]
+        result = CliRunner().invoke(app, [*command.split(), *words])
+        assert result.exit_code == 0, result.output
+    assert [record.id for record in read_records(output, "scored_pair")] == [str(n) for n in range(5)]
+
+
+def with_a_thought(folder):
+    """A template that begins each response with a thought, as LLaMA-Factory's templates of thinking models do."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def encode(prompt, text):
+        whole = by_prompt_and_end_token(tokenizer)(prompt, text)
+        thought = tokenizer("<t>")["input_ids"]
+        return whole._replace(response=[*thought, *whole.response], start=len(thought))
+
+    return encode
+
+
+def test_what_a_template_writes_before_a_text_is_read_but_not_scored(pairs, oracle, tiny_model, tmp_path):
+    template = Template("thinking", lambda tokenizer: with_a_thought(tiny_model))
+    scored(pairs, tmp_path / "s.jsonl", oracle, tiny_model, template=template)
+    first = read_records(tmp_path / "s.jsonl", "scored_pair")[0]
+    dialogue = "<user>How many are there?</s><assistant><t>"
+    assert first.chosen_scores == pytest.approx(reward_alone(oracle, tiny_model, dialogue, first.chosen), abs=1e-5)
+    assert len(first.chosen_scores) == len(first.chosen_offsets) == len(first.chosen) + 1
+    table = parquet.read_table(tmp_path / "s.parquet").to_pylist()
+    assert len(table[0]["chosen_tokens"]) == len(first.chosen_scores) == len(table[0]["chosen_oracle"])
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "field"),
+    [
+        (lambda tokens, text: tokens._replace(start=-1), "FP211", "chosen"),
+        (lambda tokens, text: tokens._replace(prompt=[*tokens.prompt, len(text)]), "FP211", "prompt"),
+        (lambda tokens, text: tokens._replace(prompt=[*tokens.prompt, 10**6]), "FP251", ""),
+    ],
+)
+def test_a_template_that_does_not_fit_is_told_before_a_model_is_loaded(
+    pairs, oracle, tiny_model, tmp_path, monkeypatch, change, code, field
+):
+    monkeypatch.setattr(HfScorer, "loaded", lambda *arguments: pytest.fail("a model was loaded"))
+
+    def encoder(tokenizer):
+        plain = by_prompt_and_end_token(tokenizer)
+        return lambda prompt, text: change(plain(prompt, text), text)
+
+    with pytest.raises(BadData) as caught:
+        scored(pairs, tmp_path / "s.jsonl", oracle, tiny_model, template=Template("odd", encoder))
+    assert (code, 1, field) in [(p.code, p.line, p.field) for p in caught.value.problems]
 
 
 def test_zero_scored_pairs_are_a_failure(pairs, oracle, tiny_model, tmp_path):
