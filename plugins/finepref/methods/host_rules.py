@@ -5,6 +5,8 @@ Inside a run the host's own function decides. Tests compare the two.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def llamafactory(prompt: int, response: int, longest: int) -> tuple[int, int]:
     """Tokens that LLaMA-Factory 0.9.5 keeps of prompt and response (`infer_seqlen` in data/processor/processor_utils).
@@ -23,3 +25,15 @@ def llamafactory(prompt: int, response: int, longest: int) -> tuple[int, int]:
         room = int(longest * (response / (prompt + response)))
     kept = min(room, response)
     return min(max(longest - kept, 0), prompt), kept
+
+
+def with_end(response: Sequence[int], most: int, end: int) -> list[int]:
+    """What our stages on OpenRLHF keep of a response, as the host does: its beginning and its last end token.
+
+    Args:
+        response: token ids.
+        most: most tokens to keep.
+        end: id of the end token.
+    """
+    last = len(response) - 1 - response[::-1].index(end) if end in response else -1
+    return [*response[: most - 1], end] if last >= most else [*response[:most]]

@@ -140,6 +140,16 @@ def test_a_response_that_is_longer_than_the_sequence_is_cut_and_counted(samples,
     assert values[1] == pytest.approx(alone(llamafactory, ">12"), abs=1e-5)
 
 
+def test_a_model_of_openrlhf_reads_the_end_token_of_a_response_that_is_cut(samples, llamafactory, openrlhf, tmp_path):
+    """As in its training: of 39 tokens of the response 38 are its first, and the last is its end token."""
+    outcome = score(samples, tmp_path / "s.jsonl", model=RewardModel(openrlhf, cutoff_len=40, pooling="eos"))
+    assert outcome.cut_rows == {"two": "prompt,response"}
+    assert not outcome.left_out
+    text = "Twelve of them, as far as anyone can tell."
+    value = rows_of(tmp_path / "s.jsonl")[1]["rewards"][0]
+    assert value == pytest.approx(alone(llamafactory, f">{text[:38]}</s>", bias=0), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -92,6 +92,7 @@ class RewardModel:
         self.folder, self.pooling, self.cutoff_len, self.dtype = folder, pooling, cutoff_len, dtype
         self.batch_tokens, self.overlong = batch_tokens, overlong
         self.head = head_of(folder)
+        self.keeps_end = not (folder / LLAMAFACTORY_HEAD).is_file()  # OpenRLHF: a response that is cut keeps its end
         adapter = folder / "adapter_config.json"
         self.base = base or (json.loads(adapter.read_bytes())["base_model_name_or_path"] if adapter.exists() else None)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -134,9 +135,12 @@ class RewardModel:
 
     def _row(self, before: list[int], own: list[int], kept: Fit) -> TokenRow | None:
         """One sequence; None if the reward is read at an end token that is cut off."""
+        end = self.tokenizer.eos_token_id
         left, ids = before[kept.start : kept.stop], own[: kept.response]
-        read = tokens_read(ids, self.tokenizer.eos_token_id, self.pooling)
-        if read is None and tokens_read(own, self.tokenizer.eos_token_id, self.pooling) is None:
+        if self.keeps_end:
+            ids = host_rules.with_end(own, kept.response, end)
+        read = tokens_read(ids, end, self.pooling)
+        if read is None and tokens_read(own, end, self.pooling) is None:
             raise ValueError("the template adds no end token after a response: use pooling last instead of eos")
         if read is None:
             return None
