@@ -34,8 +34,12 @@ def jaccard(a, b):
     return len(a & b) / len(a | b)
 
 
-def test_equal_texts_are_equal_but_for_case_and_white_space():
-    assert dedup.exact(["A  b", "c", "a b\n", "a, b"]) == [[0, 2], [1], [3]]
+def test_exactly_equal_texts_are_equal_in_every_character():
+    assert dedup.exact(["A  b", "c", "a b\n", "a, b", "A  b"]) == [[0, 4], [1], [2], [3]]
+
+
+def test_normalized_texts_are_equal_but_for_case_and_white_space():
+    assert dedup.normalized(["A  b", "c", "a b\n", "a, b"]) == [[0, 2], [1], [3]]
 
 
 def test_minhash_leaves_out_only_what_exact_jaccard_would_and_misses_little():
@@ -126,13 +130,22 @@ def test_the_command_keeps_rows_as_they_are_and_reports_groups(tmp_path):
     ]
     write_jsonl(source, rows)
     result = run("dedup", source, "--output", output, "--method", "exact")
+    assert result.stdout.splitlines()[-1] == f"{output}: 3 of 3 rows kept; the largest group has 1"
+    result = run("dedup", source, "--output", output, "--method", "normalized")
     assert result.stdout.splitlines()[-1] == f"{output}: 2 of 3 rows kept; the largest group has 2"
     assert [row for _, row in read_jsonl(output, problems=None)] == rows[:2]
     report = json.loads(output.with_suffix(".report.json").read_text())
     assert report["groups"] == [{"kept": {"row": 0, "id": "a"}, "left_out": [{"row": 2}]}]
-    both = run("dedup", source, "--output", output, "--method", "exact", "--fields", "prompt,chosen")
+    both = run("dedup", source, "--output", output, "--method", "normalized", "--fields", "prompt,chosen")
     assert "3 of 3 rows kept" in both.stdout
     assert run("dedup", source, "--output", output, "--method", "minhash").stdout.splitlines()[-1].endswith("has 2")
+
+
+def test_fields_that_are_equal_only_when_joined_are_not_exactly_equal(tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_jsonl(source, [{"prompt": "a\nb", "chosen": "c"}, {"prompt": "a", "chosen": "b\nc"}])
+    result = run("dedup", source, "--output", output, "--method", "exact", "--fields", "prompt,chosen")
+    assert "2 of 2 rows kept" in result.stdout
 
 
 def test_rows_without_the_field_are_told_by_line_and_nothing_is_written(tmp_path):

@@ -10,8 +10,8 @@ import typer
 
 from finepref.commands.errors import user_errors
 from finepref.commands.outputs import check_outputs
-from finepref.commands.row_options import BadRowsPolicy, MaxBad, Policy, bad_rows_of, exit_if_empty, rejected_path
-from finepref.formats.bad_rows import MAX_BAD
+from finepref.commands.row_options import BadRowsPolicy, MaxBad, Policy, bad_rows_of, exit_if_empty
+from finepref.formats.bad_rows import MAX_BAD, rejected_path
 
 HUB_NEEDS = 'the hub needs "finepref[synth]"'
 

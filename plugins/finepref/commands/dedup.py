@@ -17,9 +17,8 @@ from finepref.commands.row_options import (
     Policy,
     bad_rows_of,
     exit_if_empty,
-    rejected_path,
 )
-from finepref.formats.bad_rows import MAX_BAD
+from finepref.formats.bad_rows import MAX_BAD, rejected_path
 
 NEEDS = 'this method needs "finepref[synth]"'
 

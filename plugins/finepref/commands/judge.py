@@ -23,10 +23,9 @@ from finepref.commands.row_options import (
     Policy,
     bad_rows_of,
     exit_if_empty,
-    rejected_path,
 )
 from finepref.commands.texts import text_of
-from finepref.formats.bad_rows import MAX_BAD
+from finepref.formats.bad_rows import MAX_BAD, rejected_path
 
 if TYPE_CHECKING:
     from finepref.synth.judges.verdict import ModelJudge, Rule
@@ -54,7 +53,7 @@ def judge(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest verdict.")] = 256,
     work_dir: Annotated[Path | None, typer.Option(help="Folder of the journal; default: beside the output.")] = None,
     keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Exit code 0 even if the engine failed on rows.")
+        bool, typer.Option("--keep-going", help="Exit code 0 even if the engine failed on rows or none is left.")
     ] = False,
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
@@ -89,7 +88,7 @@ def judge(
     typer.echo(f"{output}: {outcome.passed} passed, {outcome.failed} failed, {outcome.unjudged} without a verdict")
     exit_if_unanswered(outcome.unanswered, keep_going=keep_going)
     judged = outcome.passed + outcome.failed
-    exit_if_empty(judged, output, f"{outcome.unjudged} without a verdict", allowed=allow_empty)
+    exit_if_empty(judged, output, f"{outcome.unjudged} without a verdict", allowed=allow_empty or keep_going)
 
 
 def register(app: typer.Typer) -> None:

@@ -25,10 +25,9 @@ from finepref.commands.row_options import (
     Policy,
     bad_rows_of,
     exit_if_empty,
-    rejected_path,
 )
 from finepref.commands.texts import text_of
-from finepref.formats.bad_rows import MAX_BAD
+from finepref.formats.bad_rows import MAX_BAD, rejected_path
 
 if TYPE_CHECKING:
     from finepref.synth.left_out import Written
@@ -49,7 +48,9 @@ Longest = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 = greedy.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the probability to sample from.")]
 Ask = Annotated[str, typer.Option(help="The question, with {prompt}; @FILE reads a file.")]
-KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Exit code 0 even if the engine failed on rows.")]
+KeepGoing = Annotated[
+    bool, typer.Option("--keep-going", help="Exit code 0 even if the engine failed on rows or none is left.")
+]
 
 
 class By(StrEnum):
@@ -307,17 +308,16 @@ def evaluate(
     output: Annotated[Path, typer.Option(help="The JSON file to write.")],
     sample: Annotated[int, typer.Option(min=0, help="Size of a random sample for self-BLEU; 0 = all texts.")] = 0,
     seed: Seed = 0,
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
 ) -> None:
-    """Failure rate, accuracy, self-BLEU and entropy, and the class in which every row ends.
-
-    Every row must be accounted for, so a bad row is always an error here.
-    """
+    """Failure rate, accuracy, self-BLEU and entropy, and the class in which every row ends."""
     from finepref.formats.files import write_json
     from finepref.synth.reversegen.evaluate import measure
 
-    check_outputs(output, inputs=files)
-    with user_errors(NEEDS):
-        found = measure(files, sample=sample, seed=seed)
+    check_outputs(output, rejected_path(output), inputs=files)
+    with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
+        found = measure(files, sample=sample, seed=seed, bad_rows=bad)
         write_json(output, found)
         typer.echo(json.dumps({name: found[name] for name in ("classes", "failure_rate", "accuracy", "self_bleu")}))
 
@@ -361,4 +361,4 @@ def _check(output: Path, source: Path) -> None:
 def _report(output: Path, written: Written, keep_going: bool, allow_empty: bool) -> None:
     typer.echo(f"{output}: {written.rows} rows (left out: {written.left_out})")
     exit_if_unanswered(written.left_out.unanswered, keep_going=keep_going)
-    exit_if_empty(written.rows, output, f"{len(written.left_out)} left out", allowed=allow_empty)
+    exit_if_empty(written.rows, output, f"{len(written.left_out)} left out", allowed=allow_empty or keep_going)

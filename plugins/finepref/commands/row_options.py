@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from finepref.formats.bad_rows import MAX_BAD, BadRows
+from finepref.formats.bad_rows import MAX_BAD, BadRows, rejected_path
 from finepref.formats.problems import BadData
 
 
@@ -30,17 +30,12 @@ MaxBad = Annotated[
 AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Exit code 0 even if no row is left.")]
 
 
-def rejected_path(output: Path) -> Path:
-    """The file of the rows that a command rejects."""
-    return output.with_name(f"{output.name}.rejected.jsonl")
-
-
 @contextmanager
 def bad_rows_of(output: Path | None, policy: Policy, max_bad: str = MAX_BAD) -> Iterator[BadRows]:
     """The collector of bad rows of a command. At the end it writes them beside the output and tells their number.
 
     Args:
-        output: of the command; None = bad rows are only counted.
+        output: of the command; None = the first bad rows are told, and all are counted.
         policy: --bad-rows.
         max_bad: --max-bad.
 
@@ -60,6 +55,9 @@ def bad_rows_of(output: Path | None, policy: Policy, max_bad: str = MAX_BAD) -> 
         raise
     if output is not None:
         collected.write(rejected_path(output))
+    if output is None:
+        for problem in collected.problems[:10]:
+            typer.echo(problem, err=True)
     if collected.rejected:
         place = "" if output is None else f"{rejected_path(output)}: "
         typer.echo(f"{place}{collected}", err=output is None)

@@ -94,8 +94,8 @@ class BadRows:
             raise BadData([*of_files, *(p for p in self.problems if p.line)][:SHOWN], len(self.problems))
         if len(self.rejected) > self.max_bad * self.read:
             share = len(self.rejected) / self.read
-            text = f"{len(self.rejected)} of {self.read} rows are bad, {share:.1%}; max_bad is {self.max_bad:.4%}"
-            limit = Problem(self.problems[0].file, 0, "", "FP091", text.replace("0000%", "%"))
+            text = f"{len(self.rejected)} of {self.read} rows are bad, {share:.1%}; max_bad is {100 * self.max_bad:g}%"
+            limit = Problem(self.problems[0].file, 0, "", "FP091", text)
             raise BadData([limit, *self.problems][:SHOWN], len(self.problems) + 1)
 
     def write(self, path: Path) -> None:
@@ -106,3 +106,8 @@ class BadRows:
         """The counts for a line of output: "3 rows rejected: 2 FP010, 1 FP012"."""
         told = ", ".join(f"{count} {code}" for code, count in sorted(self.codes.items()))
         return f"{len(self.rejected)} rows rejected: {told}" if told else "no row rejected"
+
+
+def rejected_path(output: Path) -> Path:
+    """The file of the rows that a command rejects, beside its output."""
+    return output.with_name(f"{output.name}.rejected.jsonl")

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from finepref.formats.bad_rows import MAX_BAD
 from finepref.formats.files import write_json
 from finepref.pipelines import apo_report, settings
 from finepref.pipelines.apo_hosts import Host, LlamaFactory, OpenRLHF, TrainingSettings
@@ -53,6 +54,8 @@ def apo(
     apo_data: bool = True,
     sequential: bool = False,
     make: dict[str, str] = {},  # noqa: B006
+    bad_rows: Literal["error", "skip"] = "error",
+    max_bad: str | float = MAX_BAD,
 ) -> None:
     """Run all steps that are not done yet in the folder, and write `report.md`.
 
@@ -85,6 +88,7 @@ def apo(
         sequential: train each round's reward model from that of the previous round, not `reward_model` (ablation).
         make: a path in {made} (the folder made/ of the run) -> the `finepref` command that writes it. These run first,
             and all other settings may use {made} too.
+        bad_rows, max_bad: --bad-rows and --max-bad of the steps that read your files.
 
     Raises:
         ValueError: a setting is not possible.
@@ -92,6 +96,8 @@ def apo(
     """
     if not learning_rates:
         raise ValueError("learning_rates has no entry: there would be no round")
+    own_rows = settings.bad_row_options(bad_rows, str(max_bad))
+    sample, answer, pair = ({**section, **own_rows} for section in (sample, answer, pair))
     made = str(pipeline.folder / "made")
     model, queries, policy_queries, human, test_queries, test_human, testing_human, reward_model = (
         text.replace("{made}", made)
@@ -104,9 +110,14 @@ def apo(
     trainer: Host = OpenRLHF(pipeline, trainings, update) if host == "openrlhf" else LlamaFactory(pipeline, trainings)
     _make(pipeline, {name: words.replace("{made}", made) for name, words in make.items()})
     preferences = {"human": human, "test_human": test_human, "testing_human": testing_human}
-    data = {name: _imported(pipeline, name, Path(path), human_format) for name, path in preferences.items()}
+    data = {name: _imported(pipeline, name, Path(path), human_format, own_rows) for name, path in preferences.items()}
     answers = [
-        _golden(pipeline, name, Path(questions), given if isinstance(given, dict) else given.replace("{made}", made))
+        _golden(
+            pipeline,
+            name,
+            Path(questions),
+            {**given, **own_rows} if isinstance(given, dict) else given.replace("{made}", made),
+        )
         for name, questions, given in (("golden", queries, golden), ("test_golden", test_queries, test_golden))
     ]
     rounds = range(1, len(learning_rates) + 1)
@@ -131,7 +142,7 @@ def apo(
             own = trainer.train_reward(f"{here}/reward", names, [data["human"], pairs], start=start)
         if policy_queries:
             samples = _sample(pipeline, f"{here}/policy_samples", Path(policy_queries), llm, sample)
-        golden_pairs = _pair(pipeline, f"{here}/golden_pairs", current, answers[1], {})
+        golden_pairs = _pair(pipeline, f"{here}/golden_pairs", current, answers[1], own_rows)
         scored, human_scored, golden_scored = _score(
             pipeline, f"{here}/scored", trainer, own, [samples, data["test_human"], golden_pairs]
         )
@@ -178,10 +189,20 @@ def _make(run: Pipeline, commands: Mapping[str, str]) -> None:
         earlier.append(target)
 
 
-def _imported(run: Pipeline, name: str, source: Path, formatting: str) -> Path:
-    """Check a file of preferences, and write it as ranked records to the run's folder, the host's dataset_dir."""
+def _imported(run: Pipeline, name: str, source: Path, formatting: str, own_rows: Mapping[str, object]) -> Path:
+    """Check a file of preferences, and write it as ranked records to the run's folder, the host's dataset_dir.
+
+    Args:
+        run: the pipeline.
+        name: of the data set.
+        source: the file.
+        formatting: its format.
+        own_rows: options for bad rows.
+    """
     target = run.path(f"data/{name}", f"{name}.jsonl")
-    words = ["finepref", "convert", "--from", formatting, "--to", "ranked", source, target]
+    accepted = {"max_bad": own_rows.get("max_bad")}  # `convert` leaves bad rows out if it accepts a share of them
+    words = ["finepref", "convert", "--from", formatting, "--to", "ranked", *settings.options(accepted)]
+    words += [str(source), str(target)]
     run.run(f"data/{name}", words, inputs=[source], outputs=[target])
     return target
 

@@ -16,14 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
+from finepref.formats.bad_rows import MAX_BAD
 from finepref.pipelines import llamafactory, reversegen_report
-from finepref.pipelines.settings import options
+from finepref.pipelines.settings import bad_row_options, options
 from finepref.pipelines.steps import Pipeline, folders
 
 SFT = {"columns": {"prompt": "prompt", "response": "response"}}
 PAIRS = {"ranking": True, "columns": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}}
 """The dataset entries of our rows for the host's own stages sft and dpo."""
+
+MAY_BE_EMPTY = {"propose", "validate", "answer", "pair", "improve"}
+"""Steps after which the run goes on without a row, or says itself what is missing."""
 
 Section = dict[str, object]
 
@@ -55,6 +60,8 @@ def reversegen(
     ask: str = "{prompt}",
     seed: int = 0,
     private: bool = False,
+    bad_rows: Literal["error", "skip"] = "error",
+    max_bad: str | float = MAX_BAD,
 ) -> None:
     """Run all steps that are not done yet, and write report.md.
 
@@ -74,12 +81,13 @@ def reversegen(
         ask: the question to models, with {prompt} for the instruction.
         seed: random seed; round k uses seed + k.
         private: never print, log or report an instruction.
+        bad_rows, max_bad: --bad-rows and --max-bad of every step that reads rows.
 
     Raises:
         ValueError: settings contradict each other.
         StepChanged, StepFailed: see `Pipeline`.
     """
-    run = _Run(pipeline, private)
+    run = _Run(pipeline, private, bad_row_options(bad_rows, str(max_bad)))
     if (gym is None) == (seeds is None):
         raise ValueError("give seeds and held_out, or gym")
     if gym is not None:
@@ -150,15 +158,17 @@ def reversegen(
 class _Run:
     """The steps that occur in several parts of the run."""
 
-    def __init__(self, pipeline: Pipeline, private: bool) -> None:
+    def __init__(self, pipeline: Pipeline, private: bool, rows: Section) -> None:
         self.pipeline = pipeline
         self.private = private
+        self.rows = rows
+        """Options of every step that reads rows."""
 
     def command(
         self,
         step: str,
         words: list[object],
-        section: Mapping[str, object],
+        section: Section,
         *,
         inputs: list[Path],
         output: str,
@@ -175,6 +185,7 @@ class _Run:
             more: further words.
         """
         made = self.pipeline.path(step, output)
+        section = section | self.rows | ({"allow_empty": True} if words[0] in MAY_BE_EMPTY else {})
         command = ["finepref", "reversegen", *words, *options(section), *(more or []), "--output", made]
         self.pipeline.run(step, command, inputs=inputs, outputs=[made], private=self.private)
         return made
@@ -182,6 +193,7 @@ class _Run:
     def judge(self, step: str, answers: Path, section: Section) -> Path:
         """`finepref judge`."""
         made = self.pipeline.path(step, "judged.jsonl")
+        section = section | self.rows | {"allow_empty": True}
         command = ["finepref", "judge", answers, *options(section), "--output", made]
         self.pipeline.run(step, command, inputs=[answers], outputs=[made], private=self.private)
         return made
@@ -264,7 +276,8 @@ class _Solver:
         files = [rows]
         if not held_out:
             kept = self.run.pipeline.path(f"{name}/dedup", "kept.jsonl")
-            words = ["finepref", "dedup", rows, *options(self.sections["dedup"]), "--output", kept]
+            section = self.sections["dedup"] | self.run.rows | {"allow_empty": True}
+            words = ["finepref", "dedup", rows, *options(section), "--output", kept]
             self.run.pipeline.run(f"{name}/dedup", words, inputs=[rows], outputs=[kept], private=self.run.private)
             files.append(kept)
         if self.sections["validate"] and not held_out:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from finepref.formats.bad_rows import share_of
+
 _SECRET_KEY = re.compile(
     r"(api_?key|wandb\.key|secret|passw(or)?d|authorization|(^|(hub|hf|access|auth|api|bearer)_)token)$", re.I
 )
@@ -97,6 +99,16 @@ def options(section: Mapping[str, object]) -> list[str]:
         elif value is not False and value is not None:
             words += [flag, str(value)]
     return words
+
+
+def bad_row_options(bad_rows: str, max_bad: str) -> dict[str, object]:
+    """--bad-rows and --max-bad as options of our commands; none for the commands' own default, which is "error".
+
+    Raises:
+        ValueError: `max_bad` is not a share.
+    """
+    share_of(max_bad)
+    return {} if bad_rows == "error" else {"bad_rows": bad_rows, "max_bad": max_bad}
 
 
 def _secrets(value: object, key: str = "") -> Iterator[str]:

@@ -70,6 +70,8 @@ def ask(requests: Sequence[Request], *, engine: Engine, job: Job) -> dict[str, C
         answers = {each.id: each for each in shown}
     if thoughts := sum(bool(each.thought) for each in answers.values()):
         log.warning("%s: a thought was taken off the beginning of %d of %d answers", job.name, thoughts, len(answers))
+    if cut := sum(each.stop_reason == "length" and each.error is None for each in answers.values()):
+        log.warning("%s: %d of %d answers were cut off at their most tokens", job.name, cut, len(answers))
     return answers
 
 

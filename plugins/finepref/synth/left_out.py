@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from finepref.formats.bad_rows import rejected_path
 from finepref.formats.jsonl import read_jsonl, write_aside
 
 ENGINE = "engine"
@@ -145,12 +146,28 @@ def read(output: Path, form: Form) -> list[LeftOut]:
 def read_all(output: Path) -> list[LeftOut]:
     """The rows that a step of reversegen, a judge or dedup left out; the last lists them in its report.
 
+    Rejected rows (`BadRows`) are invalid; those without an id, such as torn lines, are not among them.
+
     Raises:
         BadData: a file is not JSON Lines.
     """
-    found = [*read(output, LEFT_OUT), *read(output, UNJUDGED)]
+    found = [*read(output, LEFT_OUT), *read(output, UNJUDGED), *_rejected(output)]
     report = output.with_suffix(".report.json")
     content = json.loads(report.read_bytes()) if report.exists() else {}
     if content.get("job") == "dedup":
         found += [LeftOut(row, "", "duplicate") for group in content["groups"] for row in group["left_out"]]
     return found
+
+
+def _rejected(output: Path) -> Iterator[LeftOut]:
+    """The rejected rows of a command that can be read and have an id."""
+    path = rejected_path(output)
+    for _, told in read_jsonl(path, problems=None) if path.exists() else ():
+        try:
+            row = json.loads(str(told.get("row", "")))
+        except ValueError:
+            continue
+        problems = told["problems"]
+        assert isinstance(problems, list)
+        if isinstance(row, dict) and "id" in row:
+            yield LeftOut(row, f"rejected: {problems[0]['code']}", "invalid")

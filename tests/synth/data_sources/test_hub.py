@@ -78,6 +78,70 @@ def test_hh_transcripts_become_dialogues_with_two_answers(tmp_path):
     assert (row["messages"], row["chosen"], row["rejected"]) == (turns("Hi", "Hello.", "Why?"), "So.", "No.")
 
 
+H, A = "\n\nHuman:", "\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code"),
+    [
+        (f"{H} Sky?{A} Blue.{A} Or grey.{H} Sea?{A}", "FP021"),
+        (f"{H} Sky?{H} Sea?{A}", "FP021"),
+        (f"{A} Hello.{H} Sky?{A}", "FP021"),
+        (f"{H} Sky?{A}{H} Sea?{A}", "FP012"),
+        (f"{H} Sky?{A} Blue.{A}", "FP022"),
+        (f"Once upon a time.{H} Sky?{A}", "FP015"),
+    ],
+)
+def test_an_hh_transcript_whose_turns_are_not_in_order_is_left_out_and_never_one_user_turn(tmp_path, prompt, code):
+    source, output = tmp_path / "in.jsonl", tmp_path / "pairs.jsonl"
+    good = f"{H} Hi{A}"
+    rows = [{"chosen": f"{each} Yes.", "rejected": f"{each} No."} for each in (prompt, good)]
+    write_jsonl(source, rows)
+    result = run("hh", "--from-file", source, "--output", output)
+    assert result.stdout.splitlines()[-1] == f"{output}: 1 pairs (left out: 1 {code})"
+    assert [row["prompt"] for row in rows_of(output)] == ["Hi"]
+    assert code in rows_of(tmp_path / "pairs.left_out.jsonl")[0]["problems"][0]
+
+
+def test_an_hh_transcript_that_ends_in_a_turn_of_the_user_is_left_out(tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "pairs.jsonl"
+    start = f"{H} Hi{A}"
+    write_jsonl(source, [{"chosen": f"{start} Yes.{H} Bye", "rejected": f"{start} No."}])
+    assert "0 pairs (left out: 1 FP015)" in run("hh", "--from-file", source, "--output", output).stdout
+    told = rows_of(tmp_path / "pairs.left_out.jsonl")[0]["problems"][0]
+    assert told.endswith("the transcripts do not end in a turn of the assistant")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "told"),
+    [
+        (turns("Why?", "So."), turns("How?", "No."), "chosen and rejected answer different prompts"),
+        (turns("Why?", "So.", "And?", "Yes."), turns("Why?", "No."), "chosen and rejected answer different prompts"),
+        (
+            turns("Why?", "So.", "Thanks!"),
+            turns("Why?", "No.", "Oh."),
+            "chosen does not end in a turn of the assistant",
+        ),
+        (turns("Why?", "So."), turns("Why?"), "rejected does not end in a turn of the assistant"),
+        (turns("Why?", "So."), [], "chosen and rejected are not two lists of messages"),
+        (turns("Why?", "So."), ["Why?"], "chosen and rejected are not two lists of messages"),
+    ],
+)
+def test_an_ultrafeedback_row_of_two_prompts_or_without_an_answer_is_left_out(tmp_path, chosen, rejected, told):
+    source, output = tmp_path / "in.jsonl", tmp_path / "pairs.jsonl"
+    write_jsonl(source, [{"chosen": chosen, "rejected": rejected}, ULTRAFEEDBACK[0]])
+    result = run("ultrafeedback", "--from-file", source, "--output", output)
+    assert result.stdout.splitlines()[-1] == f"{output}: 1 pairs (left out: 1 FP015)"
+    assert rows_of(tmp_path / "pairs.left_out.jsonl")[0]["problems"][0].endswith(told)
+
+
+def test_a_split_without_rows_is_no_success(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text("")
+    result = run("hub", tmp_path / "set", "--output", tmp_path / "rows.jsonl")
+    assert result.exit_code == 1
+
+
 def test_a_file_of_something_else_is_an_error_and_not_an_empty_success(tmp_path):
     source, output = tmp_path / "in.jsonl", tmp_path / "pairs.jsonl"
     write_jsonl(source, [{"text": "a"}])

@@ -290,6 +290,100 @@ def test_warm_up_records_are_made_from_seeds(run, seeds, tmp_path):
     assert all(row["response"] in known and row["response"] not in row["prompt"] for row in made)
 
 
+def few_shot_text(*questions):
+    shown = "\n\n".join(f"Q{number}. {text}" for number, text in enumerate(questions, start=1))
+    return f"Ask math questions:\n\n{shown}\n\nQ{len(questions) + 1}."
+
+
+def test_the_instructions_of_released_warm_up_rows_are_the_seeds_and_no_prompt_is_in_a_prompt(run, tmp_path):
+    source, output = tmp_path / "warmup_train.jsonl", tmp_path / "out.jsonl"
+    write_jsonl(source, [{"prompt": few_shot_text("a?", "b?", "c?"), "target": f"What is {i}?"} for i in range(5)])
+    assert run("reversegen", "warmup", source, "--n", 3, "--shots", 2, "--output", output)[0] == 0
+    for row in rows_of(output):
+        assert "Ask math questions" not in row["prompt"]
+        assert row["prompt"].count("What is ") == 2
+        assert row["response"].startswith("What is ")
+    write_jsonl(source, [{"prompt": few_shot_text("a?"), "target": ""}])
+    code, told = run("reversegen", "warmup", source, "--n", 1, "--shots", 2, "--output", output)
+    assert code == 1
+    assert "FP015" in told
+    assert "`propose --ready`" in told
+
+
+def test_a_seed_that_only_has_a_target_beside_it_stays_the_seed(run, tmp_path):
+    source, output = tmp_path / "seeds.jsonl", tmp_path / "out.jsonl"
+    write_jsonl(source, [{"prompt": f"Count to {i}.", "target": "1, 2"} for i in range(4)])
+    assert run("reversegen", "warmup", source, "--n", 2, "--shots", 2, "--output", output)[0] == 0
+    assert all(row["response"].startswith("Count to ") for row in rows_of(output))
+
+
+@pytest.mark.parametrize("field", ["attacker_prompt", "prompt"])
+def test_ready_few_shot_prompts_are_sent_as_they_are(run, tmp_path, field):
+    source, output = tmp_path / "test.jsonl", tmp_path / "out.jsonl"
+    texts = [few_shot_text(f"{i}a?", f"{i}b?") for i in range(3)]
+    more = {"prompt": "an instruction"} if field == "attacker_prompt" else {"target": ""}
+    write_jsonl(source, [more | {field: text} for text in texts])
+    seen = []
+
+    def reply(request):
+        seen.append(request.messages[0].content)
+        return "0a?" if request.id == "1/0" else f"New {request.id}?"
+
+    words = ["reversegen", "propose", source, "--ready", "--n", 2, "--model", "m", "--output", output]
+    code, told = run(*words, engine=Scripted(reply))
+    assert code == 0
+    assert sorted({*seen}) == texts
+    assert {row["few_shot_prompt"] for row in rows_of(output)} == {*texts}
+    assert "1 invalid: copy of an example" in told
+    fewer = [*words[:-1], tmp_path / "fewer.jsonl", "--prompts", 1]
+    run(*fewer, engine=Scripted(lambda request: f"New {request.id}?"))
+    assert {row["few_shot_prompt"] for row in rows_of(tmp_path / "fewer.jsonl")} == {texts[0]}
+
+
+def test_without_ready_prompts_their_number_must_be_given(run, seeds, tmp_path):
+    code, told = run(
+        "reversegen", "propose", seeds, "--model", "m", "--output", tmp_path / "o.jsonl", engine=Scripted(str)
+    )
+    assert (code, told) == (1, "the number of few-shot prompts is missing: --prompts")
+
+
+def test_the_released_numbering_can_be_written_by_a_template(run, seeds, tmp_path):
+    output = tmp_path / "out.jsonl"
+    template = "Ask math questions:\n\nQ1. {example_1}\n\nQ2. {example_2}\n\nQ3."
+    words = ["reversegen", "warmup", seeds, "--n", 1, "--shots", 2, "--template", template, "--output", output]
+    assert run(*words)[0] == 0
+    (row,) = rows_of(output)
+    first, second = (line.partition(" ")[2] for line in row["prompt"].splitlines() if line.startswith(("Q1", "Q2")))
+    assert row["prompt"] == few_shot_text(first, second)
+    code, told = run(*[3 if word == 2 else word for word in words])
+    assert (code, told) == (1, "the template has no {example_3}")
+
+
+def test_a_held_out_row_that_a_step_rejected_is_invalid_in_the_figures(run, tmp_path):
+    source, answered, labelled, output = (tmp_path / f"{name}.jsonl" for name in ("in", "answered", "judged", "eval"))
+    rows = [{"id": str(i), "prompt": f"{i}?", "answer": str(i)} for i in range(9)]
+    write_jsonl(source, [*rows, {"id": "9", "prompt": " ", "answer": "9"}])
+    skip = ["--bad-rows", "skip", "--max-bad", "10%"]
+    run("reversegen", "answer", source, "--model", "m", "--output", answered, *skip, engine=Scripted(lambda _: "3"))
+    run("judge", answered, "--judge", "number", "--output", labelled, *skip)
+    assert run("reversegen", "eval", source, answered, labelled, "--output", output, *skip)[0] == 0
+    found = json.loads(output.read_text())
+    assert (found["rows"], found["classes"]["invalid"], found["classes"]["solved"]) == (10, 1, 1)
+    assert found["reasons"]["invalid"] == {"rejected: FP012": 1}
+
+
+def test_rows_that_are_not_judged_are_told_with_code_and_line(run, tmp_path):
+    source, proposed = tmp_path / "judged.jsonl", tmp_path / "proposed.jsonl"
+    write_jsonl(source, [{"id": "0", "prompt": "a", "label": 1}, {"id": "1", "label": True}])
+    write_jsonl(proposed, [])
+    code, told = run("reversegen", "improve", source, "--output", tmp_path / "o.jsonl")
+    assert (code, "FP011" in told, "FP010" in told) == (1, True, True)
+    assert f"{source}:1 label" in told
+    assert f"{source}:2 prompt" in told
+    code, told = run("reversegen", "pair", source, "--proposed", proposed, "--output", tmp_path / "o.jsonl")
+    assert (code, f"{source}:1 few_shot: the field is missing" in told) == (1, True)
+
+
 def test_bad_seeds_are_told_by_line(run, tmp_path):
     source = tmp_path / "seeds.jsonl"
     write_jsonl(source, [{"prompt": "Q", "subject": "law"}, {"prompt": "R"}])

@@ -99,7 +99,8 @@ def test_a_record_is_written_with_the_types_it_has_and_one_without_any_goes_to_t
         "correctness": {"refusal": 1},
         "hallucination": {"refusal": 1},
     }
-    assert {"id": "c", "type": "logic", "reason": "refusal", "text": "I'm sorry."} in report["rejected_texts"]
+    told = {"id": "c", "type": "logic", "reason": "refusal", "text": "I'm sorry.", "chosen": read(source)[2]["chosen"]}
+    assert told in report["rejected_texts"]
     assert (outcome.written, outcome.failed, len(outcome.rejected)) == (2, 1, 4)
 
 
@@ -225,7 +226,9 @@ def test_bad_data_is_told_by_the_command_with_its_codes(tmp_path):
     source = write(tmp_path / "in.jsonl", [{"prompt": "a"}])
     code, output = run("seapo", "inject", source, "--engine", "rules", "--output", tmp_path / "out.jsonl")
     assert code == 1
-    assert output == f"FP010 {source}:1 chosen: the field is missing\n1 problem\n"
+    first, count, advice = output.splitlines()
+    assert (first, count) == (f"FP010 {source}:1 chosen: the field is missing", "1 problem")
+    assert "--bad-rows skip" in advice
 
 
 def test_variants_are_negatives_under_names_of_their_own(source, tmp_path):

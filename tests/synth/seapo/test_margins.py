@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from finepref.cli import app
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.jsonl import write_jsonl
 from finepref.formats.problems import BadData
 from finepref.formats.records import Message, Negatives, to_row
@@ -77,12 +78,17 @@ def test_the_summary_counts_means_and_shares():
     assert (found["overall"]["mean"], found["overall"]["share_above_zero"]) == (1.0, 2 / 3)
 
 
-def test_a_record_longer_than_the_context_is_named(tiny_model, tmp_path):
+def test_a_record_longer_than_the_context_is_named_and_can_be_left_out(tiny_model, tmp_path):
     """`<user>?</s><assistant>` is 6 + 1 + 1 + 11 tokens, the answer 250 and its end token 1: 270."""
-    data = tmp_path / "data.jsonl"
-    write_jsonl(data, [to_row(Negatives("long", (Message("user", "?"),), "a" * 250, {"logic": "b"}))])
-    with pytest.raises(ValueError, match="record long has 270 tokens and the model room for 256"):
-        margins(data, tmp_path / "out.json", model=str(tiny_model))
+    data, output = tmp_path / "data.jsonl", tmp_path / "out.json"
+    long = Negatives("long", (Message("user", "?"),), "a" * 250, {"logic": "b"})
+    write_jsonl(data, map(to_row, [long, *RECORDS]))
+    told = r"FP241 .*data\.jsonl:1: prompt and longest answer have 270 tokens, and the model has room for 256"
+    with pytest.raises(BadData, match=told):
+        margins(data, output, model=str(tiny_model))
+    bad = BadRows(skip=True, max_bad=0.5)
+    assert [*margins(data, output, model=str(tiny_model), bad_rows=bad)["records"]] == ["one", "two"]
+    assert bad.codes == {"FP241": 1}
 
 
 def test_bad_data_is_told_before_a_model_is_loaded(tmp_path):

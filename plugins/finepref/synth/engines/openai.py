@@ -188,7 +188,10 @@ def _completion(request_id: str, reply: object) -> Completion:
         return Completion(request_id, error="the content of the reply is not a text")
     if content and not is_unicode(content):
         return Completion(request_id, error="the content of the reply has a lone surrogate")
-    if not content and any(_reasoning(choice.message)):
+    refusal = getattr(choice.message, "refusal", None)
+    if not content and isinstance(refusal, str) and is_unicode(refusal):
+        content = refusal  # a refusal is an answer; it is not told apart by its place
+    if not (content or "").strip() and any(_reasoning(choice.message)):
         return Completion(request_id, error=f"{ONLY_REASONING} (stop reason: {choice.finish_reason})")
     used = [getattr(reply.usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
     prompt_tokens, completion_tokens = (count if isinstance(count, int) else 0 for count in used)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from finepref.synth.engines.protocol import Completion
 
-ONLY_REASONING = "the model gave only reasoning and no answer; raise the most tokens of an answer"
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ONLY_REASONING = "the model gave only reasoning and no answer; raise --max-new-tokens"
 """The error of a completion without anything after its thought."""
 
 _NAMES = "think|thinking|thought|thoughts|reasoning|seed:think"
 _OPEN = re.compile(rf"\s*(?:<({_NAMES})>|\[(THINK)\])", re.IGNORECASE)
+_TAG = re.compile(rf"</?(?:{_NAMES})>|\[/?THINK\]", re.IGNORECASE)
 _CLOSE = re.compile(r"((?!<think>).)*?</think>", re.IGNORECASE | re.DOTALL)
 
 
@@ -32,6 +38,23 @@ def split(text: str) -> tuple[str, str]:
     end = len(text) if closed is None else closed.end()
     rest = text[end:]
     return text[: len(text) - len(rest.lstrip())], rest.lstrip()
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of generated tokens without special tokens, but with the tags of a thought, which may be special."""
+    tags = {
+        token: text
+        for text, token in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+        if _TAG.fullmatch(text)
+    }
+    if tags.keys().isdisjoint(tokens):
+        return tokenizer.decode(tokens, skip_special_tokens=True)
+    parts, start = [], 0
+    for place, token in enumerate(tokens):
+        if token in tags:
+            parts += [tokenizer.decode(tokens[start:place], skip_special_tokens=True), tags[token]]
+            start = place + 1
+    return "".join([*parts, tokenizer.decode(tokens[start:], skip_special_tokens=True)])
 
 
 def without_thought(answer: Completion) -> Completion:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from finepref.synth.engines.checkpoint import prompt_ids
 from finepref.synth.engines.protocol import Completion, Request
+from finepref.synth.engines.thoughts import decoded
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -44,7 +45,7 @@ def completion(
     answer = tokens[: plan.limit if end is None else end]
     return Completion(
         id=plan.request.id,
-        text=tokenizer.decode(answer, skip_special_tokens=True),
+        text=decoded(tokenizer, answer),
         stop_reason="length" if end is None else "stop",
         prompt_tokens=len(plan.prompt),
         completion_tokens=len(answer) + (end is not None),

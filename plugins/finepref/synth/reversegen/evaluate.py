@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+from finepref.formats.bad_rows import BadRows
 from finepref.synth.dedup import normalised
 from finepref.synth.diversity import self_bleu
 from finepref.synth.judges.by_rule import as_text
@@ -41,10 +42,14 @@ def fates(files: Sequence[Path]) -> dict[str, Fate]:
         BadData: a file is not JSON Lines.
         ValueError: a row is missing, has no origin, or is in two places.
     """
+    return _fates(files, {path: read_dicts(path) for path in files})
+
+
+def _fates(files: Sequence[Path], contents: Mapping[Path, Sequence[Row]]) -> dict[str, Fate]:
     found: dict[str, Fate] = {}
     before: set[str] | None = None
     for path in files:
-        rows = _ids(path, read_dicts(path))
+        rows = _ids(path, contents[path])
         told = {str(each.row["id"]): Fate(each.kind, each.reason) for each in read_all(path)}
         if both := {*rows} & told.keys():
             raise ValueError(f"{path}: {min(both)} is both passed on and left out")
@@ -54,14 +59,16 @@ def fates(files: Sequence[Path]) -> dict[str, Fate]:
             raise ValueError(f"{path}: " + (f"{lost[0]} is missing" if lost else f"{more[0]} is in no earlier file"))
         found |= told
         before = {*rows}
-    for row in read_dicts(files[-1]):
+    for row in contents[files[-1]]:
         if type(row.get("label")) is not bool:
             raise ValueError(f"{files[-1]}: {row['id']} has no label")
         found[str(row["id"])] = Fate("solved" if row["label"] else "failing")
     return found
 
 
-def measure(files: Sequence[Path], *, sample: int = 0, seed: int = 0) -> dict[str, object]:
+def measure(
+    files: Sequence[Path], *, sample: int = 0, seed: int = 0, bad_rows: BadRows | None = None
+) -> dict[str, object]:
     """The figures of a round, or of a held-out file.
 
     `classes` and `reasons` count all rows; `failure_rate` is the share of failing rows, `failure_rate_judged` that
@@ -73,12 +80,14 @@ def measure(files: Sequence[Path], *, sample: int = 0, seed: int = 0) -> dict[st
     Args:
         files: see `fates`.
         sample, seed: of `self_bleu`; compare sets of different sizes at the same sample size only.
+        bad_rows: see `read_dicts`; rows that a step has rejected are invalid.
     """
-    found = fates(files)
+    contents = {path: read_dicts(path, bad_rows=bad_rows) for path in files}
+    found = _fates(files, contents)
     classes = Counter(fate.kind for fate in found.values())
     judged = classes["failing"] + classes["solved"]
-    texts = [str(row["prompt"]) for row in read_dicts(files[0]) if isinstance(row.get("prompt"), str)]
-    measured = read_dicts(files[-1])
+    texts = [str(row["prompt"]) for row in contents[files[0]] if isinstance(row.get("prompt"), str)]
+    measured = contents[files[-1]]
     return {
         "rows": len(found),
         "classes": {kind: classes[kind] for kind in CLASSES},

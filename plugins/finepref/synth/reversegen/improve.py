@@ -44,8 +44,8 @@ def improve(
     for text in filter(None, (template, solved_template)):
         check_template(text, optional=("answer", "majority"))
     judged = [row for path in paths for row in read_judged(path, ("id", "prompt"), bad_rows=bad_rows)]
-    if len({row["id"] for row in judged}) < len(judged):
-        raise ValueError("an id occurs twice: each round needs its own seed")
+    if repeated := [name for name, count in Counter(str(row["id"]) for row in judged).items() if count > 1]:
+        raise ValueError(f"the id {repeated[0]} occurs twice: each round needs its own seed")
     found = [row for path in answers for row in read_judged(path, ("id", "response"), bad_rows=bad_rows)]
     good = {str(row["id"]): str(row["response"]) for row in found if row["label"] is True}
     held_out = [] if exclude is None else read_instructions(exclude, bad_rows=bad_rows)

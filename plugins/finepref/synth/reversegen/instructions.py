@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.identified import read_each, read_identified
-from finepref.formats.jsonl import read_jsonl, write_jsonl
+from finepref.formats.jsonl import write_jsonl
 from finepref.formats.records import Message, Prompt, content_id
 from finepref.formats.row import RowReader, kind_of
 from finepref.synth.ask import Job, ask_each
@@ -93,13 +93,13 @@ def write(output: Path, rows: Sequence[Row], left_out: Ledger) -> Written:
     return Written(len(rows), left_out)
 
 
-def read_dicts(path: Path) -> list[dict[str, object]]:
+def read_dicts(path: Path, *, bad_rows: BadRows | None = None) -> list[dict[str, object]]:
     """The rows of a file that one of our steps wrote.
 
     Raises:
-        BadData: see `read_jsonl`.
+        BadData: see `read_each`.
     """
-    return [row for _, row in read_jsonl(path, problems=None)]
+    return read_each(path, lambda reader: {**reader.row}, bad_rows=bad_rows)
 
 
 def read_judged(path: Path, texts: Sequence[str], *, bad_rows: BadRows | None = None) -> list[dict[str, object]]:

@@ -15,7 +15,7 @@ from finepref.synth.seapo import error_rules
 from finepref.synth.seapo.gates import Fault, fault
 from finepref.synth.seapo.prompts import Source
 
-_FENCE = re.compile(r"(```+|~~~+)[^\n`]*\n((?:(?!^\1).)*?)\n?\1\s*", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"(```+|~~~+)(?:[^\n`]*\n)?((?:(?!^\1).)*?)\n?\1\s*", re.DOTALL | re.MULTILINE)
 
 
 class Attempt(NamedTuple):
