@@ -59,20 +59,22 @@ def make_models(folder: Path, given: Path | None, oracle: Path | None) -> None:
 def make_items(folder: Path, pairs: int, shots: int) -> list:
     """Pairs as token ids."""
     from finepref.formats.check import read_records
-    from finepref.formats.records import Message, Pair
+    from finepref.formats.records import Message
+    from finepref.synth.encoding import by_prompt_and_end_token
     from finepref.synth.engines.checkpoint import load_tokenizer
     from finepref.synth.scorers.protocol import Item
-    from finepref.synth.sepo.score import tokenise
 
-    tokenizer = load_tokenizer(str(folder / "reference"))
+    encode = by_prompt_and_end_token(load_tokenizer(str(folder / "reference")))
     records = read_records(SAMPLES, "negatives")
     items = []
     for i in range(pairs):
         mine, other = records[i % len(records)], records[(i + 1) % len(records)]
         solved = [records[(i + 2 + shot) % len(records)] for shot in range(shots)]
         turns = [turn for each in solved for turn in (*each.prompt, Message("assistant", each.chosen))]
-        row = tokenise(Pair(str(i), (*turns, *mine.prompt), mine.chosen, other.chosen), tokenizer)
-        items.append(Item(str(i), row.prompt, row.tokens))
+        sides = {"chosen": mine.chosen, "rejected": other.chosen}
+        encoded = {side: encode((*turns, *mine.prompt), text) for side, text in sides.items()}
+        responses = {side: tokens.response for side, tokens in encoded.items()}
+        items.append(Item(str(i), encoded["chosen"].prompt, responses))
     return items
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SePO, step 3 of 4: one score per response token, log pi_oracle - log pi_ref, once for every ratio of step 4.
 #   examples/openrlhf/sepo_3_score.sh [more flags]
+# Step 4 must write the prompts with the same chat template, or be told to accept the scores (--selective.map_scores).
 # Resumes after a stop. `torchrun --no-python --nproc-per-node 8 finepref sepo score ...` runs it on 8 GPUs.
 set -euo pipefail
 

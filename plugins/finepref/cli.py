@@ -11,6 +11,7 @@ from finepref.commands import (
     dedup,
     diversity,
     doctor,
+    filter,
     formats,
     judge,
     model,
@@ -24,7 +25,7 @@ HELP = "Preference learning on LLaMA-Factory and OpenRLHF: check, make and score
 
 app = typer.Typer(name="finepref", no_args_is_help=True, help=HELP, pretty_exceptions_enable=False)
 for command in (
-    *(doctor, validate, convert, formats, data, model),
+    *(doctor, validate, filter, convert, formats, data, model),
     *(seapo, sepo, apo, reversegen, dedup, diversity, judge),
 ):
     command.register(app)

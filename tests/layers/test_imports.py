@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "losses": set(),
     "formats": set(),
     "methods": {"formats", "losses"},
-    "synth": {"formats", "losses"},
+    "synth": {"methods", "formats", "losses"},
     "hosts": {"methods", "synth", "formats", "losses"},
     "pipelines": {"synth", "formats"},
     "commands": {"pipelines", "hosts", "methods", "synth", "formats", "losses"},

@@ -19,9 +19,22 @@ from finepref.commands.engine_options import (
     with_engine_options,
 )
 from finepref.commands.errors import user_errors
+from finepref.commands.outputs import check_outputs
+from finepref.commands.row_options import (
+    MAX_BAD,
+    AllowEmpty,
+    BadRowsPolicy,
+    MaxBad,
+    Policy,
+    bad_rows_of,
+    exit_if_empty,
+    rejected_path,
+)
 from finepref.commands.sepo import Dtype
+from finepref.commands.sequence_options import OWN, TEMPLATE_NEEDS, OverlongPolicy, template_of
+from finepref.commands.trained import trained_of
 
-NEEDS = 'a model needs "finepref[model]"; vllm and ray are extras of their own; --template needs LLaMA-Factory'
+NEEDS = f'a model needs "finepref[model]"; vllm and ray are extras of their own; {TEMPLATE_NEEDS}'
 
 
 class Preset(StrEnum):
@@ -76,6 +89,8 @@ def sample(
     *,
     engine_options: EngineOptions,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
     work_dir: WorkDir = None,
 ) -> None:
     """Sample the LLM: rows {query_id, query, sample_0, ...}, the released layout. An interrupted run resumes.
@@ -94,10 +109,19 @@ def sample(
     }
     asked = {name: value for name, value in given.items() if value is not None}
     sampling = replace(PRESETS[preset.value], **asked)
-    with user_errors(NEEDS):
+    check_outputs(output, output.with_suffix(".failed.jsonl"), rejected_path(output), inputs=[source])
+    with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as collected:
         answering = engine_for(engine, model, engine_options)
         outcome = run(
-            source, output, engine=answering, sampling=sampling, n=n, golden=golden, seed=seed, work_dir=work_dir
+            source,
+            output,
+            engine=answering,
+            sampling=sampling,
+            n=n,
+            golden=golden,
+            seed=seed,
+            bad_rows=collected,
+            work_dir=work_dir,
         )
     typer.echo(f"{output}: {outcome.written} queries with {n} answers each")
     if outcome.failed:
@@ -116,13 +140,19 @@ def pair(
         bool, typer.Option("--allow-missing", help="Accept ids that are in one file only.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Random seed of --take one.")] = 0,
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
+    allow_empty: AllowEmpty = False,
 ) -> None:
     """Rank golden answers above samples: `ranked` records of kind apo, and a report with all that is left out."""
     from finepref.synth.apo.pair import pair as run
 
-    with user_errors(NEEDS):
-        outcome = run(samples, golden, output, take=take.value, cut=cut, allow_missing=allow_missing, seed=seed)
+    check_outputs(output, output.with_suffix(".report.json"), rejected_path(output), inputs=[samples, golden])
+    options = {"take": take.value, "cut": cut, "allow_missing": allow_missing, "seed": seed}
+    with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as collected:
+        outcome = run(samples, golden, output, bad_rows=collected, **options)
     typer.echo(f"{output}: {outcome.rows} records (left out: {outcome.left_out})")
+    exit_if_empty(outcome.rows, output, f"left out: {outcome.left_out}", allowed=allow_empty)
 
 
 def score(
@@ -131,62 +161,91 @@ def score(
     model: Annotated[Path, typer.Option(help="Folder of a reward model from either host, or of its LoRA adapter.")],
     base: Annotated[str, typer.Option(help="The model under an adapter; default: the one it names.")] = "",
     template: Annotated[
-        str, typer.Option(help="LLaMA-Factory's template that it was trained with; default: the chat template.")
-    ] = "",
-    pooling: Annotated[Pooling, typer.Option(help="apo_pooling that it was trained with.")] = Pooling.last,
+        str | None,
+        typer.Option(
+            help="LLaMA-Factory's template, or tokenizer for the tokenizer's chat template. Default: the receipt's.",
+            show_default=False,
+        ),
+    ] = None,
+    pooling: Annotated[
+        Pooling | None, typer.Option(help="As in training. Default: the receipt's, or last.", show_default=False)
+    ] = None,
     cutoff_len: Annotated[
-        int, typer.Option(min=1, help="As in training: longer texts are cut off at the start.")
-    ] = 2048,
+        int | None, typer.Option(min=1, help="As in training. Default: the receipt's, or 2048.", show_default=False)
+    ] = None,
+    overlong: Annotated[OverlongPolicy, typer.Option(help="Rows that are longer.")] = OverlongPolicy.truncate_left,
     cut: Cut = True,
     dtype: Annotated[Dtype, typer.Option(help="Number format of the model; auto = the checkpoint's.")] = Dtype.auto,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in a batch.")] = 4096,
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
+    allow_empty: AllowEmpty = False,
     work_dir: WorkDir = None,
 ) -> None:
-    """The reward of every response, as in the host's own scoring. An interrupted run resumes."""
+    """The reward of every response, as in the host's own scoring. An interrupted run resumes.
+
+    Pooling, template and cutoff are those of the receipt beside the model, if it has one. Rows that are too long are
+    cut as in training, or go to a file beside the output.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    several = len(sources) > 1
+    targets = [output / source.name if several else output for source in sources]
+    for target in targets:
+        check_outputs(target, target.with_suffix(".left_out.jsonl"), rejected_path(target), inputs=sources)
     with user_errors(NEEDS):
         from finepref.synth.apo.reward_model import RewardModel
         from finepref.synth.apo.score import score as run
 
-        encoder = None
-        if template:
-            from finepref.hosts.llamafactory.template_tokens import encoder as of_host
-
-            encoder = of_host(template)
+        trained = trained_of(model)
+        for line in trained.differences(pooling=pooling and pooling.value, template=template, cutoff_len=cutoff_len):
+            typer.echo(line, err=True)
+        longest = cutoff_len or trained.cutoff_len or 2048
         reward = RewardModel(
             model,
             base=base or None,
-            encoder=encoder,
-            template=template,
-            pooling=pooling.value,
-            cutoff_len=cutoff_len,
+            template=template_of((trained.template if template is None else template) or OWN),
+            pooling=pooling.value if pooling else trained.pooling or "last",
+            cutoff_len=longest,
+            overlong=overlong.value,
             dtype=dtype.value,
             batch_tokens=batch_tokens,
         )
         if len({source.name for source in sources}) < len(sources):
             raise ValueError("two inputs have the same name, so their outputs in the folder would too")
-        for source in sources:
-            several = len(sources) > 1
-            target = output / source.name if several else output
+        for source, target in zip(sources, targets, strict=True):
             folder = work_dir / source.stem if work_dir and several else work_dir
-            outcome = run(source, target, model=reward, cut=cut, work_dir=folder)
+            with bad_rows_of(target, bad_rows, max_bad) as collected:
+                outcome = run(source, target, model=reward, cut=cut, bad_rows=collected, work_dir=folder)
+            for part, count in sorted(outcome.cut_counts.items()):
+                names = [name for name, cut in outcome.cut_rows.items() if part in cut.split(",")]
+                typer.echo(f"{count} rows have a {part} that is cut, such as {', '.join(names[:3])}", err=True)
+            if outcome.left_out:
+                names = [str(each.row["id"]) for each in outcome.left_out.entries[:3]]
+                place = target.with_suffix(".left_out.jsonl")
+                typer.echo(f"{place}: {outcome.left_out}, such as {', '.join(names)}", err=True)
             typer.echo(
                 f"{target}: {outcome.rows} rows with {outcome.responses} responses "
-                f"({outcome.empty} empty, {outcome.cut} longer than {cutoff_len} tokens)"
+                f"({outcome.empty} empty, {outcome.cut} longer than {longest} tokens)"
             )
+            exit_if_empty(outcome.rows, target, f"left out: {outcome.left_out}", allowed=allow_empty)
 
 
 def select(
     source: Annotated[Path, typer.Argument(metavar="SCORED", help="A file from `apo score`.")],
     output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")],
     target: Annotated[Target, typer.Option("--to", help="The best; best and worst; or all, best first.")] = Target.sft,
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
+    allow_empty: AllowEmpty = False,
 ) -> None:
     """Best of n: the response with the highest reward. A report beside the output lists the rows left out."""
     from finepref.synth.apo.select import select as run
 
-    with user_errors(NEEDS):
-        outcome = run(source, output, target=target.value)
+    check_outputs(output, output.with_suffix(".report.json"), rejected_path(output), inputs=[source])
+    with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as collected:
+        outcome = run(source, output, target=target.value, bad_rows=collected)
     typer.echo(f"{output}: {outcome.rows} rows of {target.value} (left out: {outcome.left_out})")
+    exit_if_empty(outcome.rows, output, f"left out: {outcome.left_out}", allowed=allow_empty)
 
 
 def evaluate(
@@ -198,6 +257,8 @@ def evaluate(
     diagram: Annotated[
         bool, typer.Option("--diagram", help="Also draw a reliability diagram for each file with scores.")
     ] = False,
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
 ) -> None:
     """Compare rewards with scores: accuracy, ECE, ACE, MCE. For samples without scores: mean reward and win rate."""
     from finepref.formats.files import write_json
@@ -205,14 +266,16 @@ def evaluate(
     from finepref.synth.apo.scored import read_scored, win_rate
 
     found: dict[str, dict[str, float]] = {}
-    with user_errors(NEEDS):
+    files = [Path(source.partition("=")[2] or source) for source in sources]
+    check_outputs(output, rejected_path(output), inputs=[*files, against])
+    with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as collected:
         for source in sources:
             name, given, file = source.partition("=")
             path = Path(file if given else source)
             name = name if given else path.stem
             if name in found:
                 raise ValueError(f"two files have the name {name}: give NAME=FILE")
-            rows = read_scored(path)
+            rows = read_scored(path, bad_rows=collected)
             rewards = [[reward for reward in row.rewards if reward is not None] for row in rows]
             empty = sum(map(len, (row.rewards for row in rows))) - sum(map(len, rewards))
             figures = found[name] = {"records": len(rows), "responses": sum(map(len, rewards)), "empty": empty}
@@ -225,7 +288,7 @@ def evaluate(
             elif figures["responses"]:
                 figures["rewards/mean"] = sum(map(sum, rewards)) / figures["responses"]
             if against is not None and not any(row.scores for row in rows):
-                figures["win_rate"] = win_rate(rows, read_scored(against))
+                figures["win_rate"] = win_rate(rows, read_scored(against, bad_rows=collected))
         write_json(output, found)
     typer.echo(json.dumps(found, indent=2))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,29 @@ from finepref.commands.engine_options import (
     workers_of,
 )
 from finepref.commands.errors import user_errors
+from finepref.commands.outputs import check_outputs
+from finepref.commands.row_options import (
+    MAX_BAD,
+    BadRowsPolicy,
+    MaxBad,
+    Policy,
+    bad_rows_of,
+    exit_if_empty,
+    rejected_path,
+)
+from finepref.commands.sequence_options import (
+    OWN,
+    TEMPLATE_NEEDS,
+    CutoffLen,
+    OverlongPolicy,
+    TemplateName,
+    template_of,
+)
+from finepref.synth.sepo.summary import described
 
 if TYPE_CHECKING:
     from finepref.synth.scorers.protocol import LocalScorer, Scorer
+    from finepref.synth.sepo.score import ScoredPairs
 
 
 class ScoringEngine(StrEnum):
@@ -48,6 +68,7 @@ def score(
     reference: Annotated[str, typer.Option(help="Folder or name of the model that the oracle was trained from.")],
     oracle: Annotated[str, typer.Option(help="Folder or name of the oracle; default: the reference.")] = "",
     oracle_adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the oracle.")] = None,
+    template: TemplateName = "",
     dtype: Annotated[Dtype, typer.Option(help="Number format of both models; auto: each checkpoint's.")] = Dtype.auto,
     engine: Annotated[ScoringEngine, typer.Option(help="The engine that runs the models.")] = ScoringEngine.hf,
     vllm_options: VllmOptions = "",
@@ -58,19 +79,32 @@ def score(
     max_prompt: Annotated[int, typer.Option(min=0, help="Leave out longer prompts (paper: 1900 tokens).")] = 0,
     min_response: Annotated[int, typer.Option(min=0, help="Leave out shorter responses (paper: 8 tokens).")] = 0,
     max_total: Annotated[int, typer.Option(min=0, help="Leave out longer dialogues (paper: 2048 tokens).")] = 0,
+    cutoff_len: CutoffLen = 0,
+    overlong: Annotated[
+        OverlongPolicy | None,
+        typer.Option(help="Longer records than --cutoff-len; default: host.", show_default=False),
+    ] = None,
     csv_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Also the released CSV, this share.")] = 0.0,
+    bad_rows: BadRowsPolicy = Policy.error,
+    max_bad: MaxBad = MAX_BAD,
     work_dir: Annotated[Path | None, typer.Option(help="Folder of the journals; default: beside the output.")] = None,
 ) -> None:
     """The reward of every response token, log oracle - log reference, for any share selected later (SePO).
 
-    An interrupted run resumes. Under torchrun (RANK and WORLD_SIZE) the ranks divide the work.
+    An interrupted run resumes. Under torchrun (RANK and WORLD_SIZE) the ranks divide the work. Exit code 1: bad
+    input, or no pair could be scored.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    with user_errors('scoring needs "finepref[model]"; vllm and ray are extras of their own; an adapter needs peft'):
+    beside = [output.with_suffix(suffix) for suffix in (".parquet", ".report.json", *([".csv"] * (csv_share > 0)))]
+    check_outputs(output, *beside, rejected_path(output), inputs=[source])
+    needs = 'scoring needs "finepref[model]"; vllm and ray are extras of their own; an adapter needs peft'
+    with user_errors(f"{needs}; {TEMPLATE_NEEDS}"):
+        if overlong and not cutoff_len:
+            raise ValueError("--overlong is for --cutoff-len: give both")
         if not oracle and not oracle_adapter:
             raise ValueError("the oracle is missing: give --oracle, --oracle-adapter or both")
-        from finepref.synth.sepo.score import Limits
+        from finepref.synth.sepo.score import PLAIN, Limits
         from finepref.synth.sepo.score import score as run
 
         kind = _kind(engine, vllm_options)
@@ -85,22 +119,57 @@ def score(
             own = kind(for_workers(model), adapter=adapter, dtype=dtype.value, batch_tokens=batch_tokens)
             return RayScorer(own, shared)
 
-        outcome = run(
-            source,
-            output,
-            oracle=scorer(oracle or reference, oracle_adapter),
-            reference=scorer(reference),
-            limits=Limits(max_prompt=max_prompt, min_response=min_response, max_total=max_total),
-            csv_share=csv_share,
-            work_dir=work_dir,
-            rank=rank,
-            world=world,
+        limits = Limits(
+            max_prompt=max_prompt,
+            min_response=min_response,
+            max_total=max_total,
+            cutoff_len=cutoff_len,
+            overlong=overlong.value if overlong else "host",
         )
-    left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(outcome.dropped.items())) or "none"
+        with bad_rows_of(output, bad_rows, max_bad) as collected:
+            outcome = run(
+                source,
+                output,
+                oracle=scorer(oracle or reference, oracle_adapter),
+                reference=scorer(reference),
+                limits=limits,
+                template=PLAIN if template in ("", OWN) else template_of(template),
+                bad_rows=collected,
+                csv_share=csv_share,
+                work_dir=work_dir,
+                rank=rank,
+                world=world,
+            )
+    for line in _told(outcome, cutoff_len):
+        typer.echo(line)
+    left_out = _counts(outcome.dropped)
     if outcome.scored is None:
         typer.echo(f"rank {rank} of {world} is done; the last rank to finish writes {output} (left out: {left_out})")
-    else:
-        typer.echo(f"{output}: {outcome.scored} scored pairs (left out: {left_out})")
+        return
+    typer.echo(f"{output}: {outcome.scored} scored pairs (left out: {left_out})")
+    exit_if_empty(outcome.scored, output, f"left out: {left_out}")
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
+
+
+def _told(outcome: ScoredPairs, cutoff_len: int) -> list[str]:
+    """Lines about speed, scores and what was cut; the report beside the output has more."""
+    lines = [
+        f"{role}: {tokens} tokens in {seconds:.0f} s, {tokens / seconds:.0f} a second"
+        for role, (tokens, seconds) in outcome.speed.items()
+        if tokens
+    ]
+    for part, count in sorted(outcome.cut.items()):
+        lines.append(f"{count} pairs have a {part} that is cut to fit --cutoff-len {cutoff_len}")
+    if outcome.not_in_csv:
+        lines.append(
+            f"{outcome.not_in_csv} pairs are not in the CSV, which has no form for their prompts (see the report)"
+        )
+    if outcome.scores.get("tokens"):
+        lines += described(outcome.scores)
+    return lines
 
 
 def _kind(engine: ScoringEngine, vllm_options: str) -> Callable[..., LocalScorer]:

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from finepref.commands.errors import user_errors
+from finepref.commands.forecast import RunOptions, SetOption, told_of
 from finepref.commands.input_files import (
     LAYOUTS,
     Column,
@@ -22,6 +24,7 @@ from finepref.commands.input_files import (
     share_of,
 )
 from finepref.commands.problem_tables import print_reports
+from finepref.commands.sequence_options import TEMPLATE_NEEDS, CutoffLen, TemplateName
 from finepref.formats.check import BadData, Problem
 
 CORES = len(os.sched_getaffinity(0))
@@ -44,8 +47,17 @@ def validate(
     limit: Annotated[int, typer.Option(help="Problems shown per file; the others are only counted.")] = 100,
     jobs: Annotated[int, typer.Option(min=1, help="Processes for a large file.", show_default="all cores")] = CORES,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    stage: Annotated[str, typer.Option(help="Also tell what a run of this stage would cut, skip or refuse.")] = "",
+    model: Annotated[str, typer.Option(help="With --stage: folder or name of the model, for its tokenizer.")] = "",
+    cutoff_len: CutoffLen = 0,
+    template: TemplateName = "",
+    set_option: SetOption = [],  # noqa: B006
 ) -> None:
     """Check data files and report every problem with its code, line and field. Exit code 1 if there is one."""
+    asked = RunOptions(stage, set_option, model, template, cutoff_len)
+    if any(asked):
+        with user_errors():
+            asked.check()
     if layout and layout not in LAYOUTS:
         raise typer.BadParameter(f"{layout} is not one of {', '.join(LAYOUTS)}", param_hint="--format")
     share, allowed = share_of(max_bad), names_of(error_types)
@@ -58,9 +70,16 @@ def validate(
             problems += error.problems
     reports = check_files(inputs, limit, rejected if share else None, jobs=jobs, error_types=allowed)
     passed = not problems and all(report.passes(share) for report in reports)
+    forecast = None
+    if stage and inputs:
+        with user_errors(f'a tokenizer needs "finepref[model]"; {TEMPLATE_NEEDS}'):
+            forecast = told_of(inputs, asked)
+        passed = passed and (forecast.passed or share > 0)
     if as_json:
         found = {"passed": passed, "problems": [*map(asdict, problems)], "files": [*map(asdict, reports)]}
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(found | ({"forecast": forecast.content} if forecast else {})))
     else:
         print_reports(reports, problems)
+        for line in forecast.lines if forecast else ():
+            typer.echo(line)
     raise typer.Exit(0 if passed else 1)

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import Checked
 from finepref.formats.jsonl import RawRow, read_rows
-from finepref.formats.problems import Problem
+from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import Prompt, Ranked, content_id, parse
 from finepref.formats.released import dialogue, query_id, transcript
 from finepref.formats.row import RowReader
@@ -26,11 +29,12 @@ _NEXT_TURN = re.compile(r"\nHuman(:|\Z)")
 
 
 class ApoItem(NamedTuple):
-    """A row of an APO file: `texts` is {"golden": text}, or {sample name: text} in order."""
+    """A row of an APO file: `texts` is {"golden": text}, or {sample name: text} in order; `raw` is its bytes."""
 
     line: int
     query: str
     texts: dict[str, str]
+    raw: bytes = b""
 
     @property
     def prompt(self) -> Prompt:
@@ -38,25 +42,48 @@ class ApoItem(NamedTuple):
         return dialogue(self.query, [])[0]
 
 
-def read_items(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, ApoItem], list[Problem]]:
-    """The rows of a file by query_id, and all its problems.
+def read_items(
+    path: str | os.PathLike[str],
+    kind: str,
+    *,
+    bad_rows: BadRows | None = None,
+    check: Callable[[str, ApoItem], list[Problem]] = lambda key, item: [],
+) -> dict[str, ApoItem]:
+    """The good rows of a file by query_id.
 
     Args:
         path: the file.
         kind: "query", "golden" or "sample"; only samples may be empty.
+        bad_rows: collects the other rows and decides about them; None = each is an error.
+        check: gives further problems of an item, from its query_id and the item.
+
+    Raises:
+        BadData: there are bad rows and `bad_rows` does not accept them, or the file has no row.
     """
+    name, bad = os.fspath(path), BadRows() if bad_rows is None else bad_rows
     items: dict[str, ApoItem] = {}
-    problems: list[Problem] = []
-    for raw in read_rows(path):
-        item = _apo_item(raw, os.fspath(path), kind, empty=kind == "sample")
-        if isinstance(item, list):
-            problems += item
-        elif items.setdefault(item[0], item[1]) is not item[1]:
-            message = f"{item[0]!a} is the query_id of line {items[item[0]].line} too"
-            problems.append(Problem(os.fspath(path), raw.line, "query_id", "FP060", message))
-    if not items and not problems:
-        problems.append(Problem(os.fspath(path), 0, "", "FP002", "there is no row"))
-    return items, problems
+
+    def rows() -> Iterator[Checked]:
+        for raw in read_rows(path):
+            parsed = _apo_item(raw, name, kind, empty=kind == "sample")
+            if isinstance(parsed, list):
+                yield Checked(raw, (), parsed)
+                continue
+            key, item = parsed
+            problems = check(key, item) if key not in items else []
+            if key in items:
+                message = f"{key!a} is the query_id of line {items[key].line} too"
+                problems.append(Problem(name, raw.line, "query_id", "FP060", message))
+            elif not problems:
+                items[key] = item
+            yield Checked(raw, (), problems)
+
+    before = bad.read
+    deque(bad.good(name, rows()), maxlen=0)
+    if bad.read == before and not any(problem.file == name for problem in bad.problems):
+        bad.problems.append(Problem(name, 0, "", "FP002", "there is no row"))
+    bad.settle()
+    return items
 
 
 def cut_at_next_turn(text: str) -> str:
@@ -78,8 +105,11 @@ def read_apo_samples(
         Each row of `samples` with its records or problems (one bad sample rejects the row); then problems of `golden`.
     """
     golden_name = os.fspath(golden)
-    answers, of_golden = read_items(golden, "golden")
-    unused = dict(answers)
+    answers: dict[str, ApoItem] = {}
+    bad = BadRows(skip=True, max_bad=1.0)
+    with suppress(BadData):  # of the file as a whole; all problems are in `bad`
+        answers = read_items(golden, "golden", bad_rows=bad)
+    of_golden, unused = bad.problems, dict(answers)
     for raw in read_rows(samples):
         item = _apo_item(raw, os.fspath(samples), "sample", empty=False)
         if isinstance(item, list):
@@ -101,7 +131,7 @@ def _apo_item(raw: RawRow, file: str, kind: str, *, empty: bool) -> tuple[str, A
         return raw.problems
     reader = RowReader(raw.value, columns={}, file=file, line=raw.line, nulls_absent=False)
     if kind != "sample" and "query" not in raw.value and {"prompt", "messages"} & raw.value.keys():
-        return _own_item(reader, raw.line, kind)
+        return _own_item(reader, raw, kind)
     key = query_id(raw.value.get("query_id"))
     if type(key) is not str or not key:
         reader.note("query_id", "FP010", "expected a string or an integer")
@@ -116,10 +146,10 @@ def _apo_item(raw: RawRow, file: str, kind: str, *, empty: bool) -> tuple[str, A
     if reader.problems:
         return reader.problems
     in_order = sorted(texts, key=lambda name: int(name.removeprefix("sample_")) if kind == "sample" else 0)
-    return str(key), ApoItem(raw.line, query, {name: str(texts[name]) for name in in_order})
+    return str(key), ApoItem(raw.line, query, {name: str(texts[name]) for name in in_order}, raw.raw)
 
 
-def _own_item(reader: RowReader, line: int, kind: str) -> tuple[str, ApoItem] | list[Problem]:
+def _own_item(reader: RowReader, raw: RawRow, kind: str) -> tuple[str, ApoItem] | list[Problem]:
     """A row {id?, prompt or messages} in our layout; golden answers also have `chosen`."""
     given, prompt = reader.id(), reader.prompt()
     texts = {"golden": reader.required_text("chosen")} if kind == "golden" else {}
@@ -130,7 +160,7 @@ def _own_item(reader: RowReader, line: int, kind: str) -> tuple[str, ApoItem] | 
         )
     if reader.problems or query is None:
         return reader.problems
-    return given or content_id(prompt), ApoItem(line, query, texts)
+    return given or content_id(prompt), ApoItem(raw.line, query, texts, raw.raw)
 
 
 def _golden_above_samples(

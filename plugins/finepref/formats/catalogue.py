@@ -45,6 +45,8 @@ FIELD_TEXTS = {
     "rejected_scores": "the same for rejected",
     "chosen_offsets": "[start, end] in chosen per score, optional: to map the scores to other tokenizers",
     "rejected_offsets": "the same for rejected",
+    "template": "text, optional: the name of the template that the scored prompt was written with",
+    "prompt_digest": "text, optional: a digest of the scored prompt's tokens, compared in training",
     "responses": "two or more texts",
     "scores": "a number per response, not all equal; may be negative",
     "kind": '"human" or "apo", optional: apo is a golden answer above an LLM\'s sample',
@@ -117,6 +119,8 @@ FORMATS_SHOWN: dict[str, Format] = {
             "rejected_scores": [0.0, 0.02, -2.25, 0.0, 0.125],
             "chosen_offsets": [[0, 2], [2, 5], [5, 11], [11, 12]],
             "rejected_offsets": [[0, 2], [2, 5], [5, 10], [10, 11], [11, 11]],
+            "template": "qwen",
+            "prompt_digest": "c1f0a9d2b7e84563",
         },
         {"file_name": "scores.jsonl", "formatting": "scored_pair"},
         (*_PROMPT_CODES, "FP007", "FP008", "FP034", "FP055", "FP056", "FP057", "FP060"),
@@ -226,6 +230,9 @@ Rules for all formats:
 - A tokenizer's fingerprint is 16 hex digits of its normaliser, pre-tokeniser and model
   (`finepref.formats.scores.fingerprint`). Token scores are refused for any other tokenizer; with offsets they can be
   mapped to it.
+- Token scores belong to one prompt. With a `prompt_digest` they are refused if a run with the same tokenizer gives the
+  prompt other tokens, as another template does. A file without digests, or with scores that are mapped, is not
+  compared.
 - An error type is a letter, then up to 63 letters, digits, `_` or `-`. The paper's are {", ".join(ERROR_TYPES)};
   any other name is allowed too, unless a stage or `--error-types` restricts them."""
 

@@ -94,6 +94,8 @@ CODES: dict[str, str] = {
     "FP231": "the chat template does not continue its own prompt",
     "FP240": "the chat template refuses the dialogue",
     "FP241": "the row is longer than the model's context",
+    "FP250": "the token scores belong to another prompt",
+    "FP251": "the template writes a token that the model does not have",
 }
 """Code -> short meaning. Codes are never reused for another meaning (FP044 and FP221 were codes)."""
 

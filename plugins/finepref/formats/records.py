@@ -63,7 +63,8 @@ class ScoredPair:
 
     `tokenizer` is the fingerprint of the tokenizer (see `finepref.formats.scores`). There is one score per response
     token, and optionally one for the end token. The optional offsets are the characters of each scored token, by which
-    scores are mapped to other tokenizers.
+    scores are mapped to other tokenizers. `template` names the template that the prompt was written with, and
+    `prompt_digest` is that of its tokens (see `finepref.formats.scores`); "" if the file does not tell.
     """
 
     id: str
@@ -75,6 +76,8 @@ class ScoredPair:
     rejected_scores: tuple[float, ...]
     chosen_offsets: tuple[tuple[int, int], ...] = ()
     rejected_offsets: tuple[tuple[int, int], ...] = ()
+    template: str = ""
+    prompt_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "rejected_scores",
         "chosen_offsets",
         "rejected_offsets",
+        "template",
+        "prompt_digest",
     ),
     "ranked": (*COMMON_FIELDS, "responses", "scores", "kind"),
     "feedback": (*COMMON_FIELDS, "response", "label", "error_type"),
@@ -250,6 +255,7 @@ def _scored_pair(reader: RowReader) -> ScoredPair | None:
     tokenizer = reader.required_text("tokenizer")
     chosen_scores, chosen_offsets = _scores_of(reader, "chosen", chosen)
     rejected_scores, rejected_offsets = _scores_of(reader, "rejected", rejected)
+    template, digest = reader.optional_text("template"), reader.optional_text("prompt_digest")
     if reader.problems:
         return None
     given = given or content_id(prompt, chosen, rejected, tokenizer, chosen_scores, rejected_scores)
@@ -263,6 +269,8 @@ def _scored_pair(reader: RowReader) -> ScoredPair | None:
         rejected_scores,
         chosen_offsets,
         rejected_offsets,
+        template or "",
+        digest or "",
     )
 
 
@@ -475,6 +483,10 @@ def to_row(record: Record) -> dict[str, object]:
                 row["chosen_offsets"] = [[*offset] for offset in record.chosen_offsets]
             if record.rejected_offsets:
                 row["rejected_offsets"] = [[*offset] for offset in record.rejected_offsets]
+            if record.template:
+                row["template"] = record.template
+            if record.prompt_digest:
+                row["prompt_digest"] = record.prompt_digest
         case Ranked():
             row |= {"responses": list(record.responses), "scores": list(record.scores)}
             if record.kind != "human":

@@ -24,8 +24,8 @@ from finepref.formats.row import RowReader, kind_of, shown
 
 Parsed = Record | list[Problem]
 
-_HUMAN, _ASSISTANT, _SEPARATOR = "\n\nHuman:", "\n\nAssistant:", "<sep>"
-_TURN = re.compile(f"({_HUMAN}|{_ASSISTANT})")
+HUMAN, ASSISTANT, _SEPARATOR = "\n\nHuman:", "\n\nAssistant:", "<sep>"
+_TURN = re.compile(f"({HUMAN}|{ASSISTANT})")
 
 
 def parse_granular(row: object, *, file: str = "<row>", line: int = 0) -> Parsed:
@@ -163,7 +163,7 @@ def dialogue(query: str, responses: Sequence[str]) -> tuple[tuple[Message, ...],
     parts = _TURN.split(query)
     turns = [part.strip() for part in parts[2:-1:2]]
     marks = parts[1::2]
-    in_order = all(mark == (_HUMAN, _ASSISTANT)[i % 2] for i, mark in enumerate(marks))
+    in_order = all(mark == (HUMAN, ASSISTANT)[i % 2] for i, mark in enumerate(marks))
     if parts[0].strip() or parts[-1].strip() or not in_order or len(marks) % 2 or not marks or not all(turns):
         return (Message("user", query),), list(responses)
     roles = ("user", "assistant")
@@ -173,8 +173,8 @@ def dialogue(query: str, responses: Sequence[str]) -> tuple[tuple[Message, ...],
 
 def transcript(prompt: Sequence[Message]) -> str | None:
     """The query that `dialogue` turns into this prompt; None if there is none."""
-    text = "".join(f"{_HUMAN if turn.role == 'user' else _ASSISTANT} {turn.content}" for turn in prompt)
-    for query in (prompt[0].content, f"{text}{_ASSISTANT}"):
+    text = "".join(f"{HUMAN if turn.role == 'user' else ASSISTANT} {turn.content}" for turn in prompt)
+    for query in (prompt[0].content, f"{text}{ASSISTANT}"):
         if dialogue(query, [])[0] == tuple(prompt):
             return query
     return None

@@ -1,10 +1,12 @@
-"""Token scores: the fingerprint of their tokenizer, and how to map them to another tokenizer's tokens."""
+"""Token scores: what they belong to (tokenizer and prompt), and how to map them to another tokenizer's tokens."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import sys
+from array import array
 from collections.abc import Sequence
 
 
@@ -24,6 +26,14 @@ def fingerprint(tokenizer_json: str) -> str:
     parts = [whole.get("normalizer"), whole.get("pre_tokenizer"), model]
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+
+def prompt_digest(ids: Sequence[int]) -> str:
+    """16 hex digits that depend on the token ids of a whole prompt, before anything is cut off."""
+    packed = array("q", ids)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return hashlib.blake2b(packed.tobytes(), digest_size=8).hexdigest()
 
 
 def map_scores(

@@ -11,8 +11,8 @@ from finepref.formats.check import Checked
 from finepref.formats.files import replacing
 from finepref.formats.jsonl import MAX_LINE, RawRow, dumps
 from finepref.formats.problems import Problem
-from finepref.formats.records import parse
-from finepref.formats.released import Parsed, with_problems
+from finepref.formats.records import Message, Prompt, parse
+from finepref.formats.released import ASSISTANT, HUMAN, Parsed, dialogue, with_problems
 from finepref.formats.row import RowReader, Span
 from finepref.formats.spans import merge_spans
 
@@ -46,6 +46,7 @@ def read_sepo_csv(
 
     Position p of the file is response token p + 1 (label space): the released scoring never scores the first response
     token, and its training code adds the same shift back. A selected EOS has no characters, so no span can hold it.
+    A prompt that `prompt_text` has written is read as its turns; the release has single turns only.
 
     Args:
         path: columns prompt, chosen_response, rejected_response, chosen_selected_args, rejected_unselected_args,
@@ -92,7 +93,7 @@ def write_sepo_csv(
     first token of a response is not scored; position and id are those of the token before, as the release has them.
 
     Args:
-        rows: (prompt, (chosen, rejected)).
+        rows: (prompt, (chosen, rejected)); see `prompt_text`.
         share: in (0, 1].
     """
     count = 0
@@ -113,6 +114,28 @@ def write_sepo_csv(
     return count
 
 
+def prompt_text(prompt: Prompt) -> str | None:
+    """A dialogue as the column `prompt` has it, None if the column has no form for it.
+
+    A single user turn is its text. Several turns are in HH's layout, "\\n\\nHuman: ...\\n\\nAssistant: ...", with the
+    text of a system turn before it.
+    """
+    system, turns = ("", prompt) if prompt[0].role != "system" else (prompt[0].content, prompt[1:])
+    told = "".join(f"{HUMAN if turn.role == 'user' else ASSISTANT} {turn.content}" for turn in turns)
+    texts = (prompt[0].content, f"{system}{told}{ASSISTANT}")
+    return next((text for text in texts if _turns(text) == prompt), None)
+
+
+def _turns(text: str) -> Prompt:
+    prompt, _ = dialogue(text, [])
+    system, mark, rest = text.partition(HUMAN)
+    if prompt == (Message("user", text),) and system.strip() and mark:
+        inner, _ = dialogue(mark + rest, [])
+        if inner != (Message("user", mark + rest),):
+            return (Message("system", system), *inner)
+    return prompt
+
+
 def _joined(numbers: Iterable[int]) -> str:
     return ",".join(map(str, numbers))
 
@@ -122,6 +145,8 @@ def _sepo_record(row: Mapping[str, str], file: str, line: int, tokenize: Callabl
         return [Problem(file, line, "", "FP083", "the row has more or fewer values than the header has columns")]
     reader = RowReader(row, columns={}, file=file, line=line, nulls_absent=False)
     own: dict[str, object] = {"prompt": row["prompt"]}
+    if (turns := _turns(row["prompt"])) != (Message("user", row["prompt"]),):
+        own = {"messages": [turn._asdict() for turn in turns]}
     for side, column, positions, ids in _SIDES:
         text = row[column]
         if not text.endswith(eos):

@@ -93,6 +93,36 @@ def token_weights(spans: Iterable[Span], offsets: Sequence[tuple[int, int]], *, 
     ]
 
 
+def covering(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The offsets of T tokens, widened so that each character of the text is in a token; white space may be in none.
+
+    A tokenizer with a normaliser (NFC in all Qwen models, or one that strips accents) gives a token the place of the
+    base letter only, and no token the place of the mark that was composed with it or taken off. Such a character
+    belongs to the tokens that end before it, or to the first ones if there are none.
+
+    Args:
+        text: what was tokenised.
+        offsets: [T] half-open character offsets of all its tokens, as a fast tokenizer gives them.
+    """
+    covered = bytearray(len(text))
+    for start, end in offsets:
+        covered[start:end] = b"\x01" * (end - start)
+    left = [i for i, char in enumerate(text) if not covered[i] and not char.isspace()]
+    ends = sorted({end for start, end in offsets if start < end})
+    if not left or not ends:
+        return [*offsets]
+    first = min(start for start, end in offsets if start < end)
+    reach: dict[int, int] = {}
+    for i in left:
+        if before := bisect_right(ends, i):
+            reach[ends[before - 1]] = i + 1
+    begin = min(left[0], first)
+    return [
+        (begin if start == first else start, reach.get(end, end)) if start < end else (start, end)
+        for start, end in offsets
+    ]
+
+
 def spans_from_scores(
     scores: Sequence[float],
     offsets: Sequence[tuple[int, int]],

@@ -2,13 +2,13 @@
 
 A tokenised row is a dict, as stored in a host's data set. For each side (chosen, rejected) it has lists of one length:
 {side}_labels (-100 on the prompt), {side}_weight (of the spans) and {side}_score, and the flags {side}_annotated (has
-spans) and {side}_scored. It also has example_id, side and mapped. Methods read it as a `PairRow`.
+spans) and {side}_scored. It also has example_id, side, mapped and other_prompt. Methods read it as a `PairRow`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from finepref.methods.options import Options
 
 SIDES = ("chosen", "rejected")
 IGNORED = -100  # the label of a token that no loss reads
+CHAT_TEMPLATE = "the tokenizer's chat template"
+"""How score files and messages name it; LLaMA-Factory's templates have names of their own."""
 
 fingerprint = lru_cache(maxsize=4)(lambda tokenizer: scores.fingerprint(tokenizer.backend_tokenizer.to_str()))
 
@@ -50,22 +52,26 @@ NO_RESPONSE = ResponseRow([], [], [], False, False)
 
 
 class PairRow(NamedTuple):
-    """One tokenised pair. `mapped` is True if its scores were made with another tokenizer.
+    """One tokenised pair.
 
-    In a batch of shape "single", `rejected` is `NO_RESPONSE`.
+    Attributes:
+        rejected: in a batch of shape "single" it is `NO_RESPONSE`.
+        mapped: whether its scores were made with another tokenizer.
+        other_prompt: what is wrong if its scores were made after another prompt, else "".
     """
 
     record_id: str
     chosen: ResponseRow
     rejected: ResponseRow
     mapped: bool
+    other_prompt: str = ""
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> PairRow:
         """Make a PairRow from a tokenised row (see the module's docstring)."""
         names = ("labels", "weight", "score", "annotated", "scored")
         chosen, rejected = (ResponseRow(*(row[f"{side}_{name}"] for name in names)) for side in SIDES)
-        return cls(row["example_id"], chosen, rejected, row["mapped"])
+        return cls(row["example_id"], chosen, rejected, row["mapped"], row.get("other_prompt", ""))
 
     def sides(self) -> tuple[tuple[str, ResponseRow], ...]:
         """("chosen", its response), ("rejected", its response)."""
@@ -159,7 +165,8 @@ def weights_and_scores(
         problems.append(problem_of_record(record, side, "FP211", text))
     elif annotated:
         end = start + len(offsets)
-        weight = [0.0] * start + spans.token_weights(annotated, offsets) + [0.0] * (count - end)
+        places = spans.covering(record.chosen if side == "chosen" else record.rejected, offsets)
+        weight = [0.0] * start + spans.token_weights(annotated, places) + [0.0] * (count - end)
     elif isinstance(record, records.ScoredPair):
         known = _scores(record, side, offsets, tokenizer=tokenizer, problems=problems)[: count - start]
         score[start : start + len(known)] = known
@@ -185,7 +192,7 @@ def _scores(
     given, places = scores_of(record, side)
     own = fingerprint(tokenizer)
     if record.tokenizer == own:
-        if len(given) - len(offsets) in (0, 1):
+        if len(given) - len(offsets) in (0, 1) or _of_beginning(places, offsets):
             return list(given)
         text = f"{len(given)} scores, {len(offsets)} tokens, at most one of them beyond the text"
         problems.append(problem_of_record(record, f"{side}_scores", "FP213", text))
@@ -198,17 +205,51 @@ def _scores(
     return []
 
 
-def facts(record: records.Record, tokenizer: Any) -> dict[str, Any]:
-    """The columns of a tokenised row about its whole record: id, side, mapped, and whether it has spans and scores."""
+def _of_beginning(places: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> bool:
+    """Whether scores at `places` are those of a response that was cut before it was scored; the rest has none."""
+    return 0 < len(places) < len(offsets) and [*places] == [*map(tuple, offsets[: len(places)])]
+
+
+def facts(record: records.Record, tokenizer: Any, prompt: Sequence[int], template: str) -> dict[str, Any]:
+    """The columns of a tokenised row about its whole record.
+
+    They are id, side, mapped, other_prompt, and for each response whether it has spans and scores.
+
+    Args:
+        record: the record.
+        tokenizer: the model's tokenizer.
+        prompt: token ids of the whole prompt, before anything is cut off.
+        template: the name of the template that wrote it, as the user knows it.
+    """
     scored = isinstance(record, records.ScoredPair)
-    row = {
+    mapped = isinstance(record, records.ScoredPair) and record.tokenizer != fingerprint(tokenizer)
+    row: dict[str, Any] = {
         "example_id": record.id,
         "side": record.side if isinstance(record, records.SpanPair) else 0,
-        "mapped": isinstance(record, records.ScoredPair) and record.tokenizer != fingerprint(tokenizer),
+        "mapped": mapped,
+        "other_prompt": "" if mapped else other_prompt(record, prompt, template),
     }
     for side in SIDES:
         row |= {f"{side}_annotated": bool(spans_of(record, side)), f"{side}_scored": scored}
     return row
+
+
+def other_prompt(record: records.Record, prompt: Sequence[int], template: str) -> str:
+    """What is wrong if the scores of a record were made after other tokens of the prompt; "" if they were not.
+
+    A record without a digest is not compared. Scores of another tokenizer have another digest by nature.
+
+    Args:
+        record: any record; only token scores have a digest.
+        prompt: token ids of the whole prompt.
+        template: the name of the template that wrote it.
+    """
+    if not isinstance(record, records.ScoredPair) or record.prompt_digest in ("", scores.prompt_digest(prompt)):
+        return ""
+    theirs = record.template or "one that the file does not name"
+    if theirs == template:
+        return f"scored and trained with template {template!a}, but other settings of it wrote the prompt: score again"
+    return f"scored with template {theirs!a}, trained with {template!a}: score again with the latter"
 
 
 def spans_of(record: records.Record, side: str) -> tuple[records.Span, ...]:

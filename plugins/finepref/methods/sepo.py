@@ -52,7 +52,8 @@ class SepoOptions(PairOptions):
         at_most=1,
     )
     sepo_map_scores: bool = option(
-        False, "Map scores of another tokenizer by their character offsets; otherwise they are refused."
+        False,
+        "Use scores of another tokenizer, mapped by their character offsets, or of another template; else refused.",
     )
 
 
@@ -64,8 +65,8 @@ def weigh(row: PairRow, options: SepoOptions, seed: int) -> Weights:
     all response tokens at random, the same tokens in every epoch and on every rank. `all` selects every token.
 
     Raises:
-        BadData: the data has neither scores nor spans (FP210), the scores belong to another tokenizer (FP212), or no
-            selected token is left (FP214).
+        BadData: the data has neither scores nor spans (FP210), the scores belong to another tokenizer (FP212) or
+            another prompt (FP250), or no selected token is left (FP214).
     """
     oracle = options.sepo_selection == "oracle"
     if oracle and not row.annotated and not row.chosen.scored:
@@ -74,6 +75,9 @@ def weigh(row: PairRow, options: SepoOptions, seed: int) -> Weights:
     if oracle and row.mapped and not options.sepo_map_scores:
         text = f"set {options.key('sepo_map_scores')} to map them by their character offsets"
         raise BadData([row.problem("tokenizer", "FP212", text)])
+    if oracle and row.other_prompt and not options.sepo_map_scores:
+        text = f"{row.other_prompt}, or set {options.key('sepo_map_scores')} to use these"
+        raise BadData([row.problem("prompt_digest", "FP250", text)])
     weights, problems = [], []
     for side, response in row.sides():
         if options.sepo_selection == "random":

@@ -230,11 +230,11 @@ def test_an_end_token_that_the_template_does_not_write_is_missed_before_the_mode
 def test_apo_score_tokenises_by_a_template_of_the_host(tiny_model):
     """`finepref apo score --template`: the turns as the host's chatml template writes them, with its end token."""
     from finepref.formats.records import Message
-    from finepref.hosts.llamafactory.template_tokens import encoder
+    from finepref.hosts.llamafactory.template_tokens import template
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    prompt, response = encoder("chatml")(tokenizer)((Message("user", "1 + 1?"),), "It is 2.")
+    prompt, response, *_ = template("chatml").encoder(tokenizer)((Message("user", "1 + 1?"),), "It is 2.")
     assert tokenizer.decode(prompt) == "<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(response).rstrip("\n") == "It is 2.<|im_end|>"
     assert tokenizer.eos_token == "<|im_end|>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -115,16 +116,160 @@ def test_the_reward_is_read_where_the_model_was_trained_to(samples, llamafactory
         assert value == pytest.approx(alone(llamafactory, f"{text}</s>", pooling=how), abs=1e-5)
 
 
-def test_a_long_text_loses_its_beginning_and_a_longer_response_is_an_error(samples, llamafactory, tmp_path):
-    model = RewardModel(llamafactory, cutoff_len=60)
-    outcome = score(samples, tmp_path / "scored.jsonl", model=model)
-    assert outcome == (2, 5, 1, 2)
-    value = rows_of(tmp_path / "scored.jsonl")[1]["rewards"][1]
+def test_a_long_text_loses_its_beginning_and_all_responses_keep_the_same_prompt(samples, llamafactory, tmp_path):
+    """Of 60 tokens the longer response has 43 with its end token; 17 are left for the prompt, before both."""
+    outcome = score(samples, tmp_path / "scored.jsonl", model=RewardModel(llamafactory, cutoff_len=60))
+    assert outcome[:4] == (2, 5, 1, 2)
+    assert outcome.cut_rows == {"two": "prompt"}
     tokenizer = AutoTokenizer.from_pretrained(llamafactory)
-    kept = tokenizer.decode(tokenizer(TEXTS["two"][1] + "</s>")["input_ids"][-60:-1])
-    assert value == pytest.approx(alone(llamafactory, kept), abs=1e-5)
-    with pytest.raises(ValueError, match="43 tokens leaves no room for the prompt in 40"):
-        score(samples, tmp_path / "s.jsonl", model=RewardModel(llamafactory, cutoff_len=40))
+    for value, text in zip(rows_of(tmp_path / "scored.jsonl")[1]["rewards"], TEXTS["two"], strict=True):
+        ids = tokenizer(text)["input_ids"]
+        response = text.rpartition("<assistant>")[2]
+        kept = tokenizer.decode(ids[-len(response) - 17 :])
+        assert value == pytest.approx(alone(llamafactory, kept), abs=1e-5)
+
+
+def test_a_response_that_is_longer_than_the_sequence_is_cut_and_counted(samples, llamafactory, tmp_path):
+    """Of 40 tokens one is the prompt's last, and 39 are the response's first."""
+    outcome = score(samples, tmp_path / "s.jsonl", model=RewardModel(llamafactory, cutoff_len=40))
+    assert outcome.cut_rows == {"two": "prompt,response"}
+    assert outcome.cut_counts == {"prompt": 1, "response": 1}
+    values = rows_of(tmp_path / "s.jsonl")[1]["rewards"]
+    text = "Twelve of them, as far as anyone can tell."
+    assert values[0] == pytest.approx(alone(llamafactory, f">{text[:39]}"), abs=1e-5)
+    assert values[1] == pytest.approx(alone(llamafactory, ">12"), abs=1e-5)
+
+
+def test_a_model_of_openrlhf_reads_the_end_token_of_a_response_that_is_cut(samples, llamafactory, openrlhf, tmp_path):
+    """As in its training: of 39 tokens of the response 38 are its first, and the last is its end token."""
+    outcome = score(samples, tmp_path / "s.jsonl", model=RewardModel(openrlhf, cutoff_len=40, pooling="eos"))
+    assert outcome.cut_rows == {"two": "prompt,response"}
+    assert not outcome.left_out
+    text = "Twelve of them, as far as anyone can tell."
+    value = rows_of(tmp_path / "s.jsonl")[1]["rewards"][0]
+    assert value == pytest.approx(alone(llamafactory, f">{text[:38]}</s>", bias=0), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"overlong": "skip"}, "overlong"),
+        ({"overlong": "keep_prompt"}, "no_room_for_response"),
+        ({"pooling": "eos"}, "end_token_cut"),
+    ],
+)
+def test_a_row_that_is_not_scored_is_named_in_a_file_and_the_others_are_scored(
+    samples, llamafactory, tmp_path, options, reason
+):
+    model = RewardModel(llamafactory, cutoff_len=40, **options)
+    outcome = score(samples, tmp_path / "s.jsonl", model=model)
+    assert (outcome.rows, outcome.left_out.counts) == (1, {reason: 1})
+    assert [row["id"] for row in rows_of(tmp_path / "s.jsonl")] == ["1"]
+    (row,) = rows_of(tmp_path / "s.left_out.jsonl")
+    assert (row["id"], row["left_out"]["reason"]) == ("two", reason)
+
+
+def test_a_row_that_is_too_long_can_be_an_error_or_a_bad_row(samples, llamafactory, tmp_path):
+    words = ["apo", "score", str(samples), "--model", str(llamafactory), "--output", str(tmp_path / "s.jsonl")]
+    words += ["--cutoff-len", "40", "--overlong", "error"]
+    outcome = CliRunner().invoke(app, words)
+    assert outcome.exit_code == 1
+    assert f"FP203 {samples}:2 prompt: " in outcome.output
+    outcome = CliRunner().invoke(app, [*words, "--bad-rows", "skip", "--max-bad", "50%"])
+    assert outcome.exit_code == 0, outcome.output
+    assert [row["line"] for row in rows_of(tmp_path / "s.jsonl.rejected.jsonl")] == [2]
+
+
+def test_the_command_names_what_it_cuts_and_ends_well(llamafactory, tmp_path):
+    """The case apo_score_long: one long response of one row."""
+    rows = [
+        {"query_id": 1, "query": "\n\nHuman: Say a word.\n\nAssistant: ", "sample_0": "Yes."},
+        {"query_id": 2, "query": "\n\nHuman: Say many.\n\nAssistant: ", "sample_0": "one " * 16, "sample_1": "No."},
+    ]
+    write_jsonl(tmp_path / "long.jsonl", rows)
+    words = ["apo", "score", str(tmp_path / "long.jsonl"), "--model", str(llamafactory), "--cutoff-len", "50"]
+    outcome = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "s.jsonl")])
+    assert outcome.exit_code == 0, outcome.output
+    assert "1 rows have a response that is cut, such as 2" in outcome.output
+    assert "2 rows with 3 responses (0 empty, 2 longer than 50 tokens)" in outcome.output
+
+
+def receipt(folder, **content):
+    (folder / "finepref_receipt.json").write_text(json.dumps(content))
+
+
+def test_pooling_and_cutoff_come_from_the_receipt_and_a_difference_is_told(samples, llamafactory, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(llamafactory, folder)
+    run = {"template": None, "cutoff_len": 300}
+    receipt(folder, settings={"apo_pooling": "mean"}, run=run)
+    words = ["apo", "score", str(samples), "--model", str(folder), "--output", str(tmp_path / "s.jsonl")]
+    outcome = CliRunner().invoke(app, words)
+    assert outcome.exit_code == 0, outcome.output
+    assert "longer than 300 tokens" in outcome.output
+    row = rows_of(tmp_path / "s.jsonl")[1]
+    expected = [alone(llamafactory, f"{text}</s>", pooling="mean") for text in TEXTS["two"]]
+    assert row["rewards"] == pytest.approx(expected, abs=1e-5)
+    other = [*words[:-1], str(tmp_path / "other.jsonl"), "--pooling", "last", "--template", "tokenizer"]
+    outcome = CliRunner().invoke(app, other)
+    assert outcome.exit_code == 0, outcome.output
+    assert f"--pooling last: by its receipt, {folder} was trained with mean" in outcome.output
+    assert "--template" not in outcome.output
+    assert rows_of(tmp_path / "other.jsonl")[1]["rewards"] == pytest.approx(
+        [alone(llamafactory, text) for text in TEXTS["two"]], abs=1e-5
+    )
+
+
+def test_a_template_of_the_host_that_the_receipt_names_is_not_replaced_in_silence(
+    samples, llamafactory, tmp_path, monkeypatch
+):
+    folder = tmp_path / "model"
+    shutil.copytree(llamafactory, folder)
+    receipt(folder, settings={"apo_pooling": "last"}, run={"template": "chatml", "cutoff_len": 300})
+    monkeypatch.setitem(sys.modules, "finepref.hosts.llamafactory.template_tokens", None)
+    monkeypatch.setitem(sys.modules, "llamafactory", None)
+    words = ["apo", "score", str(samples), "--model", str(folder), "--output", str(tmp_path / "s.jsonl")]
+    outcome = CliRunner().invoke(app, words)
+    assert outcome.exit_code == 1
+    assert "the template chatml is LLaMA-Factory's; --template tokenizer is the tokenizer's chat template" in (
+        outcome.output
+    )
+    outcome = CliRunner().invoke(app, [*words, "--template", "tokenizer"])
+    assert outcome.exit_code == 0, outcome.output
+    assert "--template tokenizer: by its receipt" in outcome.output
+
+
+def test_a_system_turn_that_the_template_refuses_is_named_or_left_out(llamafactory, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(llamafactory, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    refuse = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer.chat_template = refuse + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    rows = [
+        {"id": "a", "prompt": "Why?", "responses": ["Because."]},
+        {"id": "b", "prompt": "Why?", "system": "Be brief.", "responses": ["Because.", "No."]},
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    source = tmp_path / "rows.jsonl"
+    words = ["apo", "score", str(source), "--model", str(folder), "--output", str(tmp_path / "s.jsonl")]
+    outcome = CliRunner().invoke(app, words)
+    assert outcome.exit_code == 1
+    assert f"FP240 {source}:2 system: " in outcome.output
+    outcome = CliRunner().invoke(app, [*words, "--bad-rows", "skip", "--max-bad", "50%"])
+    assert outcome.exit_code == 0, outcome.output
+    assert [row["id"] for row in rows_of(tmp_path / "s.jsonl")] == ["a"]
+
+
+def test_a_second_row_of_an_id_never_takes_the_place_of_the_first(llamafactory, tmp_path):
+    rows = [{"id": "a", "prompt": "Why?", "responses": [text]} for text in ("Because.", "No.")]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    words = ["apo", "score", str(tmp_path / "rows.jsonl"), "--model", str(llamafactory)]
+    words += ["--output", str(tmp_path / "s.jsonl"), "--bad-rows", "skip", "--max-bad", "50%"]
+    outcome = CliRunner().invoke(app, words)
+    assert outcome.exit_code == 0, outcome.output
+    (row,) = rows_of(tmp_path / "s.jsonl")
+    assert row["rewards"] == [pytest.approx(alone(llamafactory, TEXTS["1"][0]), abs=1e-5)]
 
 
 def test_scores_of_records_are_kept_and_lists_of_any_length_are_read(llamafactory, tmp_path):

@@ -349,3 +349,92 @@ def test_win_rate_and_mean_reward_of_samples_by_hand(file, tmp_path):
     found = json.loads(output.read_text())["ours"]
     assert found == {"records": 3, "responses": 1, "empty": 2, "rewards/mean": 2.0, "win_rate": (0.75 + 0 + 0.5) / 3}
     assert "1 ids are in one of the files only, such as c" in run(*words, file("less.jsonl", theirs[:2]), code=1)
+
+
+SKIP = ("--bad-rows", "skip", "--max-bad", "50%")
+BAD = {"query": "no id"}
+
+
+def rejected(output):
+    return [
+        (row["line"], row["problems"][0]["code"]) for row in rows_of(output.with_name(f"{output.name}.rejected.jsonl"))
+    ]
+
+
+def test_bad_queries_can_be_left_out_of_sampling(file, tiny_model, tmp_path):
+    output = tmp_path / "s.jsonl"
+    words = ("sample", file("q.jsonl", [QUERIES[0], BAD]), "--model", tiny_model, "--output", output)
+    words += ("--max-new-tokens", "2", "--n", "1")
+    assert "FP010" in run(*words, code=1)
+    assert "1 queries with 1 answers each" in run(*words, *SKIP)
+    assert rejected(output) == [(2, "FP010")]
+
+
+ANSWERS = [{"query_id": i, "query": f"q{i}", "golden": "right"} for i in range(4)]
+SAMPLED = [{"query_id": i, "query": f"q{i}", "sample_0": "wrong", "sample_1": "also wrong"} for i in range(4)]
+
+
+def test_bad_rows_of_both_files_can_be_left_out_of_pairing(file, tmp_path):
+    """Query 1 has another text among the samples, query 3 has no golden answer, and one row of each file is bad."""
+    samples = file("s.jsonl", [SAMPLED[0], SAMPLED[1] | {"query": "other"}, *SAMPLED[2:], BAD])
+    golden = file("g.jsonl", [*ANSWERS[:3], BAD])
+    output = tmp_path / "pairs.jsonl"
+    words = ("pair", samples, "--golden", golden, "--output", output)
+    message = run(*words, code=1)
+    assert "FP010" in message
+    assert "--bad-rows skip" in message
+    run(*words, *SKIP)
+    assert {row["id"] for row in rows_of(output)} == {f"{i}:sample_{n}" for i in (0, 2) for n in range(2)}
+    assert rejected(output) == [(4, "FP010"), (5, "FP010"), (2, "FP067"), (4, "FP067")]
+    report = json.loads(output.with_suffix(".report.json").read_text())
+    assert report["left_out"] == {}, "a row is counted once, as rejected"
+
+
+def test_a_share_of_bad_rows_above_the_limit_is_an_error(file, tmp_path):
+    output = tmp_path / "pairs.jsonl"
+    words = (
+        "pair",
+        file("s.jsonl", [*SAMPLED[:1], BAD]),
+        "--golden",
+        file("g.jsonl", ANSWERS[:1]),
+        "--output",
+        output,
+    )
+    assert "FP091" in run(*words, "--bad-rows", "skip", code=1)
+    assert not output.exists()
+
+
+def test_bad_rows_can_be_left_out_of_selection_and_evaluation(file, tmp_path):
+    rows = [*SCORED, {"id": "bad", "prompt": "q", "responses": ["a"], "rewards": []}]
+    source = file("scored.jsonl", rows)
+    for words, output in (
+        (("select", source, "--output", tmp_path / "best.jsonl"), tmp_path / "best.jsonl"),
+        (("eval", f"x={source}", "--output", tmp_path / "eval.json"), tmp_path / "eval.json"),
+    ):
+        assert "FP051" in run(*words, code=1)
+        run(*words, *SKIP)
+        assert rejected(output) == [(len(rows), "FP051")]
+
+
+def test_an_output_that_is_an_input_is_refused_and_the_input_stays(file, tmp_path):
+    samples, golden = file("s.jsonl", SAMPLED), file("g.jsonl", ANSWERS)
+    scored_rows = file("scored.jsonl", SCORED)
+    for words in (
+        ("sample", samples, "--model", "x", "--output", samples),
+        ("pair", samples, "--golden", golden, "--output", golden),
+        ("pair", samples, "--golden", golden, "--output", samples),
+        ("score", samples, "--model", "x", "--output", samples),
+        ("select", scored_rows, "--output", scored_rows),
+        ("eval", f"x={scored_rows}", "--output", scored_rows),
+    ):
+        before = [path.read_bytes() for path in (samples, golden, scored_rows)]
+        assert "also an input" in " ".join(run(*words, code=2).split())
+        assert [path.read_bytes() for path in (samples, golden, scored_rows)] == before
+
+
+def test_no_row_left_is_a_failure_unless_it_is_allowed(file, tmp_path):
+    output = tmp_path / "pairs.jsonl"
+    samples = file("s.jsonl", [SAMPLED[0] | {"sample_0": "right", "sample_1": " "}])
+    words = ("pair", samples, "--golden", file("g.jsonl", ANSWERS[:1]), "--output", output)
+    assert "no row is left" in run(*words, code=1)
+    run(*words, "--allow-empty")

@@ -11,7 +11,9 @@ from finepref.cli import app
 from finepref.formats.check import check_file, read_records
 from finepref.formats.jsonl import read_jsonl, write_jsonl
 from finepref.formats.problems import BadData
+from finepref.formats.scores import prompt_digest
 from finepref.formats.sepo_csv import read_sepo_csv
+from finepref.synth.encoding import Template, by_prompt_and_end_token
 from finepref.synth.journal import JournalChanged
 from finepref.synth.scorers.hf import HfScorer
 from finepref.synth.scorers.vllm import VllmScorer
@@ -303,3 +305,260 @@ def test_the_command_scores_with_a_lora_adapter_as_with_its_weights_added(pairs,
     )
     assert max(map(abs, expected)) > 0.01
     assert first["chosen_scores"] == pytest.approx(expected, abs=2e-5)
+
+
+def test_every_record_names_its_template_and_the_digest_of_its_whole_prompt(pairs, oracle, tiny_model, tmp_path):
+    output = tmp_path / "scores.jsonl"
+    scored(pairs, output, oracle, tiny_model, limits={"cutoff_len": 60, "overlong": "truncate_left"})
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    for record in read_records(output, "scored_pair"):
+        given = next(pair for pair in PAIRS if pair["id"] == record.id)
+        system = f"<system>{given['system']}</s>" if "system" in given else ""
+        ids = tokenizer(f"{system}<user>{given['prompt']}</s><assistant>")["input_ids"]
+        assert record.template == "the tokenizer's chat template"
+        assert record.prompt_digest == prompt_digest(ids)
+
+
+def text_of(count):
+    """A response of `count` tokens, the end token included."""
+    return ("abcdefghij" * 9)[: count - 1]
+
+
+LONG = [
+    {"id": "fits", "prompt": "p" * 10, "chosen": text_of(12), "rejected": text_of(5)},  # prompt of 28 tokens
+    {"id": "long prompt", "prompt": "p" * 42, "chosen": text_of(8), "rejected": text_of(6)},  # of 60
+    {"id": "long response", "prompt": "p", "chosen": text_of(60), "rejected": text_of(6)},  # of 19
+    {"id": "equal", "prompt": "p", "chosen": text_of(60), "rejected": text_of(70)},
+]
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept", "left_out", "cut"),
+    [
+        # LLaMA-Factory: 60 + 8 of 40 keeps 40 - 8 of the prompt; 19 + 60 of 40 keeps all 19 and 21 of the response
+        ("host", {"fits": (28, 12), "long prompt": (32, 8), "long response": (19, 21)}, {"equal": 1}, (1, 1)),
+        ("keep_prompt", {"fits": (28, 12), "long response": (19, 21)}, {"equal": 1, "no room": 1}, (0, 1)),
+        ("truncate_left", {"fits": (28, 12), "long prompt": (32, 8), "long response": (1, 39)}, {"equal": 1}, (2, 1)),
+        ("skip", {"fits": (28, 12)}, {"overlong": 3}, (0, 0)),
+    ],
+)
+def test_what_is_too_long_is_cut_before_a_model_reads_it(
+    oracle, tiny_model, tmp_path, monkeypatch, policy, kept, left_out, cut
+):
+    source = tmp_path / "long.jsonl"
+    write_jsonl(source, LONG)
+    seen = {}
+    whole = HfScorer.logps
+
+    def spied(self, items, *, done=()):
+        items = list(items)
+        seen.update({item.id: (len(item.prompt), len(item.responses["chosen"])) for item in items})
+        return whole(self, items, done=done)
+
+    monkeypatch.setattr(HfScorer, "logps", spied)
+    limits = {"cutoff_len": 40, "overlong": policy}
+    outcome = scored(source, tmp_path / "s.jsonl", oracle, tiny_model, limits=limits, csv_share=0.5)
+    assert seen == kept
+    reasons = {"equal": "equal_after_cut", "no room": "no_room_for_response", "overlong": "overlong"}
+    assert outcome.dropped == {reasons[name]: count for name, count in left_out.items()}
+    assert (outcome.cut.get("prompt", 0), outcome.cut.get("response", 0)) == cut
+    assert outcome.scored == len(kept)
+    report = json.loads((tmp_path / "s.report.json").read_text())
+    assert {row["id"] for row in report["dropped_records"]} == {row["id"] for row in LONG} - kept.keys()
+    assert report["cut"] == {name: count for name, count in zip(("prompt", "response"), cut, strict=True) if count}
+    rows = list(read_sepo_csv(tmp_path / "s.csv", tokenize_by(tiny_model)))
+    assert [row.problems for row in rows] == [[]] * len(kept)
+
+
+def tokenize_by(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def tokenize(text):
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+    return tokenize
+
+
+def test_the_scores_of_a_cut_record_are_those_of_what_is_left_of_it(oracle, tiny_model, tmp_path):
+    source = tmp_path / "long.jsonl"
+    write_jsonl(source, LONG[1:3])
+    limits = {"cutoff_len": 40, "overlong": "truncate_left"}
+    scored(source, tmp_path / "s.jsonl", oracle, tiny_model, limits=limits)
+    first, second = read_records(tmp_path / "s.jsonl", "scored_pair")
+    ids = AutoTokenizer.from_pretrained(tiny_model)(f"<user>{'p' * 42}</s><assistant>")["input_ids"]
+    kept = AutoTokenizer.from_pretrained(tiny_model).decode(ids[-32:])
+    assert first.chosen_scores == pytest.approx(reward_alone(oracle, tiny_model, kept, text_of(8)), abs=1e-5)
+    whole = reward_alone(oracle, tiny_model, ">", text_of(60))
+    assert second.chosen_scores == pytest.approx(whole[:39], abs=1e-5)
+    assert second.chosen_offsets == tuple((i, i + 1) for i in range(39))
+
+
+def test_a_record_that_is_too_long_can_be_an_error_that_names_its_line(oracle, tiny_model, tmp_path):
+    source = tmp_path / "long.jsonl"
+    write_jsonl(source, LONG)
+    limits = {"cutoff_len": 40, "overlong": "error"}
+    with pytest.raises(BadData) as caught:
+        scored(source, tmp_path / "s.jsonl", oracle, tiny_model, limits=limits)
+    assert [(p.line, p.code, p.field) for p in caught.value.problems] == [(n, "FP203", "prompt") for n in (2, 3, 4)]
+    assert "--cutoff-len 40" in str(caught.value)
+
+
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+
+
+@pytest.fixture
+def without_system(tiny_model, oracle, tmp_path):
+    """Both models with a chat template that refuses a system turn."""
+    folders = []
+    for folder in (tiny_model, oracle):
+        own = tmp_path / f"no-system-{folder.name}"
+        shutil.copytree(folder, own)
+        tokenizer = AutoTokenizer.from_pretrained(own)
+        tokenizer.chat_template = NO_SYSTEM + tokenizer.chat_template
+        tokenizer.save_pretrained(own)
+        folders.append(own)
+    return folders
+
+
+def test_a_system_turn_that_the_template_refuses_is_named_or_left_out(pairs, without_system, tmp_path):
+    reference, oracle = without_system
+    output = tmp_path / "scores.jsonl"
+    command = f"sepo score {pairs} --output {output} --reference {reference} --oracle {oracle}".split()
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert f"FP240 {pairs}:4 system: " in result.stderr
+    assert "System role not supported" in result.stderr
+    result = CliRunner().invoke(app, [*command, "--bad-rows", "skip", "--max-bad", "30%"])
+    assert result.exit_code == 0, result.output
+    assert [record.id for record in read_records(output, "scored_pair")] == ["one", "two", "three"]
+    (rejected,) = (row for _, row in read_jsonl(tmp_path / "scores.jsonl.rejected.jsonl", problems=None))
+    assert (rejected["line"], rejected["problems"][0]["code"]) == (4, "FP240")
+
+
+def test_several_ranks_count_the_same_good_rows(pairs, without_system, tmp_path, monkeypatch):
+    reference, oracle = without_system
+    rows = [*PAIRS[3:], *(row | {"id": f"{row['id']} {n}"} for n in range(2) for row in PAIRS[:3])]
+    write_jsonl(pairs, rows)
+    output = tmp_path / "scores.jsonl"
+    command = f"sepo score {pairs} --output {output} --reference {reference} --oracle {oracle} --bad-rows skip"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        result = CliRunner().invoke(app, [*command.split(), "--max-bad", "20%"])
+        assert result.exit_code == 0, result.output
+    found = read_records(output, "scored_pair")
+    assert [record.id for record in found] == [row["id"] for row in rows[1:]]
+
+
+def test_ranks_agree_on_what_is_refused_for_its_length(oracle, tiny_model, tmp_path, monkeypatch):
+    source, output = tmp_path / "long.jsonl", tmp_path / "scores.jsonl"
+    write_jsonl(source, [LONG[1], *(LONG[0] | {"id": str(n)} for n in range(5))])
+    command = f"sepo score {source} --output {output} --reference {tiny_model} --oracle {oracle} --cutoff-len 40"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        words = ["--overlong", "error", "--bad-rows", "skip", "--max-bad", "20%"]
+        result = CliRunner().invoke(app, [*command.split(), *words])
+        assert result.exit_code == 0, result.output
+    assert [record.id for record in read_records(output, "scored_pair")] == [str(n) for n in range(5)]
+
+
+def with_a_thought(folder):
+    """A template that begins each response with a thought, as LLaMA-Factory's templates of thinking models do."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def encode(prompt, text):
+        whole = by_prompt_and_end_token(tokenizer)(prompt, text)
+        thought = tokenizer("<t>")["input_ids"]
+        return whole._replace(response=[*thought, *whole.response], start=len(thought))
+
+    return encode
+
+
+def test_what_a_template_writes_before_a_text_is_read_but_not_scored(pairs, oracle, tiny_model, tmp_path):
+    template = Template("thinking", lambda tokenizer: with_a_thought(tiny_model))
+    scored(pairs, tmp_path / "s.jsonl", oracle, tiny_model, template=template)
+    first = read_records(tmp_path / "s.jsonl", "scored_pair")[0]
+    dialogue = "<user>How many are there?</s><assistant><t>"
+    assert first.chosen_scores == pytest.approx(reward_alone(oracle, tiny_model, dialogue, first.chosen), abs=1e-5)
+    assert len(first.chosen_scores) == len(first.chosen_offsets) == len(first.chosen) + 1
+    table = parquet.read_table(tmp_path / "s.parquet").to_pylist()
+    assert len(table[0]["chosen_tokens"]) == len(first.chosen_scores) == len(table[0]["chosen_oracle"])
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "field"),
+    [
+        (lambda tokens, text: tokens._replace(start=-1), "FP211", "chosen"),
+        (lambda tokens, text: tokens._replace(prompt=[*tokens.prompt, len(text)]), "FP211", "prompt"),
+        (lambda tokens, text: tokens._replace(prompt=[*tokens.prompt, 10**6]), "FP251", ""),
+    ],
+)
+def test_a_template_that_does_not_fit_is_told_before_a_model_is_loaded(
+    pairs, oracle, tiny_model, tmp_path, monkeypatch, change, code, field
+):
+    monkeypatch.setattr(HfScorer, "loaded", lambda *arguments: pytest.fail("a model was loaded"))
+
+    def encoder(tokenizer):
+        plain = by_prompt_and_end_token(tokenizer)
+        return lambda prompt, text: change(plain(prompt, text), text)
+
+    with pytest.raises(BadData) as caught:
+        scored(pairs, tmp_path / "s.jsonl", oracle, tiny_model, template=Template("odd", encoder))
+    assert (code, 1, field) in [(p.code, p.line, p.field) for p in caught.value.problems]
+
+
+def test_zero_scored_pairs_are_a_failure(pairs, oracle, tiny_model, tmp_path):
+    command = f"sepo score {pairs} --output {tmp_path / 's.jsonl'} --reference {tiny_model} --oracle {oracle}"
+    result = CliRunner().invoke(app, [*command.split(), "--min-response", "99"])
+    assert result.exit_code == 1
+    assert "no row is left (left out: 4 short_response)" in result.stderr
+
+
+def test_an_output_that_is_the_input_is_refused(pairs, oracle, tiny_model, tmp_path):
+    before = pairs.read_bytes()
+    command = f"sepo score {pairs} --output {pairs} --reference {tiny_model} --oracle {oracle}"
+    result = CliRunner().invoke(app, command.split())
+    assert result.exit_code != 0
+    assert "also an input" in " ".join(result.output.split())
+    assert pairs.read_bytes() == before
+
+
+def test_a_policy_without_a_length_is_refused(pairs, oracle, tiny_model, tmp_path):
+    command = f"sepo score {pairs} --output {tmp_path / 's.jsonl'} --reference {tiny_model} --oracle {oracle}"
+    result = CliRunner().invoke(app, [*command.split(), "--overlong", "skip"])
+    assert (result.exit_code, result.stderr) == (1, "--overlong is for --cutoff-len: give both\n")
+
+
+def test_the_command_says_how_the_scores_lie(pairs, oracle, tiny_model, tmp_path):
+    """Counted again from the file: all scores, and those within 0.01 of 0."""
+    output = tmp_path / "s.jsonl"
+    command = f"sepo score {pairs} --output {output} --reference {tiny_model} --oracle {oracle}"
+    result = CliRunner().invoke(app, command.split())
+    assert result.exit_code == 0, result.output
+    records = read_records(output, "scored_pair")
+    scores = [score for record in records for score in (*record.chosen_scores, *record.rejected_scores)]
+    near = sum(abs(score) < 0.01 for score in scores) / len(scores)
+    assert f"scores of {len(scores)} tokens: quantiles 5% " in result.stdout
+    assert f"{near:.1%} within 0.01 of 0" in result.stdout
+    for role in ("oracle", "reference"):
+        (line,) = (line for line in result.stdout.splitlines() if line.startswith(f"{role}: "))
+        assert " tokens in " in line
+
+
+def test_the_csv_keeps_the_turns_of_a_dialogue(oracle, tiny_model, tmp_path):
+    turns = [("user", "One?"), ("assistant", "Yes."), ("user", "Two?")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    system = [{"role": "system", "content": "Be brief."}, *messages]
+    odd = [messages[0] | {"content": " One? "}, *messages[1:]]  # white space that the layout cannot hold
+    rows = [
+        {"id": name, "messages": each, "chosen": "It is two.", "rejected": "It is one."}
+        for name, each in (("plain", messages), ("system", system), ("odd", odd))
+    ]
+    write_jsonl(tmp_path / "turns.jsonl", rows)
+    outcome = scored(tmp_path / "turns.jsonl", tmp_path / "s.jsonl", oracle, tiny_model, csv_share=0.5)
+    assert (outcome.scored, outcome.not_in_csv) == (3, 1)
+    found = [row.records[0] for row in read_sepo_csv(tmp_path / "s.csv", tokenize_by(tiny_model))]
+    assert [[tuple(turn) for turn in record.prompt] for record in found] == [turns, [("system", "Be brief."), *turns]]
+    assert json.loads((tmp_path / "s.report.json").read_text())["not_in_csv"] == ["odd"]

@@ -70,7 +70,8 @@ class PairProcessor(RowPerRecordProcessor):
         if len(responses) > 1 and not (skipped or problems):
             skipped = overlong.equal([*responses.values()], kept.response)
         prompt = prompt_ids[kept.start : kept.stop]
-        row: dict[str, Any] = {**facts(record, self.tokenizer), "rows": count, "place": place, "cut": kept.cut}
+        about = facts(record, self.tokenizer, prompt_ids, self.data_args.template)
+        row: dict[str, Any] = {**about, "rows": count, "place": place, "cut": kept.cut}
         for side, whole in responses.items():
             start, offsets = self._offsets(texts[side], whole) if selects(record, side) else (0, [])
             weight, score = weights_and_scores(

@@ -32,7 +32,7 @@ class RecordProcessor(DatasetProcessor):
 
     def __getstate__(self) -> dict[str, Any]:
         """What tokenised rows depend on, and no more: the host finds them in its cache by a hash of this."""
-        settings = SimpleNamespace(cutoff_len=self.data_args.cutoff_len)
+        settings = SimpleNamespace(cutoff_len=self.data_args.cutoff_len, template=self.data_args.template)
         return {**vars(self), "data_args": settings}
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:

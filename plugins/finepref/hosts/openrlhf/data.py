@@ -24,6 +24,7 @@ from finepref.hosts.receipt import DatasetEntry
 from finepref.hosts.run import Source
 from finepref.methods import overlong
 from finepref.methods.pair_rows import (
+    CHAT_TEMPLATE,
     IGNORED,
     SIDES,
     facts,
@@ -149,6 +150,11 @@ class Encoder:
         if self.chat and not tokenizer.chat_template:
             raise ValueError("--data.apply_chat_template: the tokenizer has no chat template")
 
+    @property
+    def template_name(self) -> str:
+        """What writes the prompts, as score files name it."""
+        return CHAT_TEMPLATE if self.chat else "none"
+
     def encode(
         self, record: records.Record, texts: Mapping[str, str], problems: list[Problem]
     ) -> tuple[list[int], list[Encoded]]:
@@ -270,7 +276,7 @@ def tokenised_pair(source: Sourced, encoder: Encoder, notes: Notes) -> Tokenised
     if reason:
         notes.skip(source, reason)
         return None
-    about = facts(record, encoder.tokenizer)
+    about = facts(record, encoder.tokenizer, prompt, encoder.template_name)
     whole = about | _columns(prompt, sides)
     if not fit.cut:
         return TokenisedPair(whole, whole, "")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finepref.formats.apo_samples import ApoItem, cut_at_next_turn, golden_above_sample
+from finepref.formats.apo_samples import ApoItem, cut_at_next_turn, golden_above_sample, read_items
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.files import write_json
-from finepref.formats.jsonl import write_jsonl
-from finepref.formats.problems import BadData, Problem
+from finepref.formats.jsonl import RawRow, write_jsonl
+from finepref.formats.problems import Problem
 from finepref.formats.records import Ranked, to_row
-from finepref.synth.apo.input_items import input_items
 from finepref.synth.engines.protocol import request_seed
 from finepref.synth.left_out import Ledger, Written
 
@@ -23,6 +23,7 @@ def pair(
     cut: bool = True,
     allow_missing: bool = False,
     seed: int = 0,
+    bad_rows: BadRows | None = None,
 ) -> Written:
     """Rank golden answers above samples: `ranked` records of kind apo, and `<stem>.report.json` with what is left out.
 
@@ -36,12 +37,19 @@ def pair(
         cut: remove what follows "\\nHuman:" in a response.
         allow_missing: leave out ids that are in one of the files only, instead of an error; the report lists them.
         seed: of `take="one"`.
+        bad_rows: collects rows with a problem; None = each is an error.
 
     Raises:
-        BadData: with all problems of both files; FP067 for ids that are in one of them only.
+        BadData: there are bad rows that `bad_rows` does not accept; FP067 for ids that are in one of the files only.
     """
-    answers, sampled = input_items(golden, "golden"), input_items(samples, "sample")
-    problems: list[Problem] = []
+    bad = BadRows() if bad_rows is None else bad_rows
+    answers, sampled = (
+        read_items(path, kind, bad_rows=bad) for path, kind in ((golden, "golden"), (samples, "sample"))
+    )
+
+    def refuse(path: Path, item: ApoItem, problems: list[Problem]) -> None:
+        bad.refuse(str(path), RawRow(item.line, item.raw, None, []), problems)
+
     records: list[Ranked] = []
     left_out = Ledger()
     for key, item in sampled.items():
@@ -49,17 +57,16 @@ def pair(
             left_out.add({"query_id": key}, "no golden answer")
         elif answer.query != item.query:
             message = f"the query differs from that of the golden answer in line {answer.line}"
-            problems.append(Problem(str(samples), item.line, "query", "FP067", message))
+            refuse(samples, item, [Problem(str(samples), item.line, "query", "FP067", message)])
         else:
             usable = _usable(key, item, answer, cut, left_out)
             if take == "one" and usable:
                 usable = [usable[request_seed(seed, key) % len(usable)]]
-            for name in usable:
-                made = golden_above_sample(key, item, answer, name, file=str(samples), cut=cut)
-                if isinstance(made, Ranked):
-                    records.append(made)
-                else:
-                    problems += made
+            made = [golden_above_sample(key, item, answer, name, file=str(samples), cut=cut) for name in usable]
+            if problems := [problem for each in made if isinstance(each, list) for problem in each]:
+                refuse(samples, item, problems)
+            else:
+                records += [each for each in made if isinstance(each, Ranked)]
     for key in answers:
         if key not in sampled:
             left_out.add({"query_id": key}, "no samples")
@@ -69,9 +76,10 @@ def pair(
             if each.reason in of_golden:
                 file, items = of_golden[each.reason]
                 key = str(each.row["query_id"])
-                problems.append(Problem(str(file), items[key].line, "query_id", "FP067", f"{key!a} has {each.reason}"))
-    if problems:
-        raise BadData(problems)
+                problem = Problem(str(file), items[key].line, "query_id", "FP067", f"{key!a} has {each.reason}")
+                refuse(file, items[key], [problem])
+        left_out.entries = [each for each in left_out.entries if each.reason not in of_golden]
+    bad.settle()
     report: dict[str, object] = {"job": "apo pair", "take": take, "cut": cut, "seed": seed, "records": len(records)}
     report |= {"left_out": dict(left_out.counts), "left_out_samples": left_out.rows}
     write_json(output.with_suffix(".report.json"), report)

@@ -5,13 +5,14 @@
 
 The reward is the same as in the hosts' own scoring: a linear function of the hidden state at the last token of the
 response (or its end token, or of a mean or maximum over all tokens). OpenRLHF's optional normalisation is not applied.
+What is too long is cut as in training (`methods.overlong`): all responses of a record keep the same prompt.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,26 +20,41 @@ from typing import TYPE_CHECKING, NamedTuple
 from finepref.formats.records import Prompt
 from finepref.formats.scores import fingerprint
 from finepref.losses.pooling import pool, tokens_read
+from finepref.methods import host_rules
+from finepref.methods.overlong import END_CUT, Fit, Overlong, fit, told
+from finepref.methods.pair_rows import CHAT_TEMPLATE
+from finepref.synth.encoding import TOKENIZERS_OWN, Template
 from finepref.synth.engines.checkpoint import identity, load_network
 from finepref.synth.scorers.protocol import Item
 from finepref.synth.scorers.token_tree import batches
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase
-
-Encode = Callable[[Prompt, str], tuple[list[int], list[int]]]
-"""(prompt, response) -> token ids of both; those of the response include what the template adds after it."""
-
 LLAMAFACTORY_HEAD = "value_head.safetensors"
 
 
 class TokenRow(NamedTuple):
-    """Token ids, the position where the reward is read, and whether the beginning was cut off."""
+    """Token ids, the position where the reward is read, and whether something was cut off."""
 
     ids: list[int]
     position: int
     cut: bool
+
+
+class Sequences(NamedTuple):
+    """The responses of a record as token ids.
+
+    Attributes:
+        rows: one per response; empty if the record is left out.
+        cut: what is cut, see `methods.overlong.Fit`.
+        skipped: the reason for which the record is left out, "" if it is not.
+        refused: what is wrong if the record is an error (policy `error`), else "".
+    """
+
+    rows: list[TokenRow]
+    cut: str = ""
+    skipped: str = ""
+    refused: str = ""
 
 
 class RewardModel:
@@ -47,16 +63,16 @@ class RewardModel:
     Args:
         folder: the folder that the host saved.
         base: the model under a LoRA adapter; default: the one that the adapter names.
-        encoder: takes the tokenizer and returns what makes the tokens; default: the tokenizer's chat template.
-        template: a name for the encoder, for the journal.
+        template: what writes prompts and responses.
         pooling: last, eos, mean or max, as the model was trained.
-        cutoff_len: longer sequences are cut off at the beginning.
+        cutoff_len: most tokens of a sequence.
+        overlong: what happens to longer ones; `host` is LLaMA-Factory's rule.
         dtype: of the weights, such as float32; "auto" is the checkpoint's.
         batch_tokens: most tokens in a batch, padding included.
 
     Raises:
         FileNotFoundError: the folder has no value head.
-        ValueError: there is neither an encoder nor a chat template, or no end-of-sequence token.
+        ValueError: there is neither a template nor a chat template, or no end-of-sequence token.
     """
 
     def __init__(
@@ -64,44 +80,71 @@ class RewardModel:
         folder: Path,
         *,
         base: str | None = None,
-        encoder: Callable[[PreTrainedTokenizerBase], Encode] | None = None,
-        template: str = "",
+        template: Template = TOKENIZERS_OWN,
         pooling: str = "last",
         cutoff_len: int = 2048,
+        overlong: Overlong = "truncate_left",
         dtype: str = "auto",
         batch_tokens: int = 4096,
     ) -> None:
         from transformers import AutoTokenizer
 
         self.folder, self.pooling, self.cutoff_len, self.dtype = folder, pooling, cutoff_len, dtype
-        self.batch_tokens = batch_tokens
+        self.batch_tokens, self.overlong = batch_tokens, overlong
         self.head = head_of(folder)
+        self.keeps_end = not (folder / LLAMAFACTORY_HEAD).is_file()  # OpenRLHF: a response that is cut keeps its end
         adapter = folder / "adapter_config.json"
         self.base = base or (json.loads(adapter.read_bytes())["base_model_name_or_path"] if adapter.exists() else None)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        if encoder is None and not self.tokenizer.chat_template:
+        if template.name == CHAT_TEMPLATE and not self.tokenizer.chat_template:
             raise ValueError(f"the tokenizer in {folder} has no chat template: name LLaMA-Factory's template")
         if self.tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer in {folder} has no end-of-sequence token")
-        self.encode = (encoder or chat_template)(self.tokenizer)
+        self.encode = template.encoder(self.tokenizer)
         self.model = f"reward:{identity(str(folder), self.base)}:{dtype}"
-        layout = template or hashlib.blake2b(self.tokenizer.chat_template.encode(), digest_size=4).hexdigest()
+        layout = template.name
+        if layout == CHAT_TEMPLATE:
+            layout = hashlib.blake2b(self.tokenizer.chat_template.encode(), digest_size=4).hexdigest()
         self.tokens = f"{fingerprint(self.tokenizer.backend_tokenizer.to_str())}-{layout}"
 
     def sequence(self, prompt: Prompt, response: str) -> TokenRow:
-        """The token ids of a dialogue, as in both hosts' stages, and where its reward is read.
+        """The token ids of a dialogue that is not left out, see `sequences`."""
+        (row,) = self.sequences(prompt, [response]).rows
+        return row
+
+    def sequences(self, prompt: Prompt, responses: Sequence[str]) -> Sequences:
+        """The token ids of responses to one prompt, as in both hosts' stages, and where their rewards are read.
 
         Raises:
-            ValueError: the response leaves no room for the prompt, or pooling is eos and it has no end token.
+            RefusedByTemplateError, ChangedByTemplateError: see `synth.encoding`.
+            ValueError: pooling is eos and a whole response has no end token.
         """
-        before, own = self.encode(prompt, response)
-        if len(own) >= self.cutoff_len:
-            raise ValueError(f"a response of {len(own)} tokens leaves no room for the prompt in {self.cutoff_len}")
-        ids, read = [*before, *own], tokens_read(own, self.tokenizer.eos_token_id, self.pooling)
-        if read is None:
+        tokens = [self.encode(prompt, response) for response in responses]
+        before, own = tokens[0].prompt, [each.response for each in tokens]
+        lengths = [*map(len, own)]
+        rule = host_rules.llamafactory
+        kept = fit(len(before), lengths, self.cutoff_len, policy=self.overlong, host_rule=rule)
+        if kept.refused:
+            return Sequences([], refused=told(len(before), lengths, self.cutoff_len, "--cutoff-len"))
+        if kept.skipped:
+            return Sequences([], skipped=kept.skipped)
+        rows = [self._row(before, ids, kept) for ids in own]
+        if None in rows:
+            return Sequences([], skipped=END_CUT)
+        return Sequences([row for row in rows if row], kept.cut)
+
+    def _row(self, before: list[int], own: list[int], kept: Fit) -> TokenRow | None:
+        """One sequence; None if the reward is read at an end token that is cut off."""
+        end = self.tokenizer.eos_token_id
+        left, ids = before[kept.start : kept.stop], own[: kept.response]
+        if self.keeps_end:
+            ids = host_rules.with_end(own, kept.response, end)
+        read = tokens_read(ids, end, self.pooling)
+        if read is None and tokens_read(own, end, self.pooling) is None:
             raise ValueError("the template adds no end token after a response: use pooling last instead of eos")
-        dropped = max(0, len(ids) - self.cutoff_len)
-        return TokenRow(ids[dropped:], len(before) + read - 1 - dropped, dropped > 0)
+        if read is None:
+            return None
+        return TokenRow([*left, *ids], len(left) + read - 1, len(left) + len(ids) < len(before) + len(own))
 
     def rewards(self, items: Mapping[str, TokenRow], *, done: Collection[str] = ()) -> Iterator[dict[str, float]]:
         """The rewards of sequences by name, batch by batch.
@@ -161,19 +204,3 @@ def head_of(folder: Path) -> tuple[Tensor, Tensor]:
             if f"{prefix}.weight" in stored.keys():  # noqa: SIM118 (not a mapping)
                 return stored.get_tensor(f"{prefix}.weight")[0], torch.zeros(())
     raise FileNotFoundError(f"{folder} has no value head: neither {LLAMAFACTORY_HEAD} nor OpenRLHF's score.weight")
-
-
-def chat_template(tokenizer: PreTrainedTokenizerBase) -> Encode:
-    """Tokens by the tokenizer's chat template, prompt and response each on its own, as in our OpenRLHF stages."""
-
-    def encode(prompt: Prompt, response: str) -> tuple[list[int], list[int]]:
-        turns = [turn._asdict() for turn in prompt]
-        before = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        turns.append({"role": "assistant", "content": response})
-        both = tokenizer.apply_chat_template(turns, tokenize=False)
-        if not both.startswith(before):
-            raise ValueError("the chat template changes the turns before a response when the response is added")
-        parts = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, both[len(before) :]))
-        return next(parts), next(parts)
-
-    return encode

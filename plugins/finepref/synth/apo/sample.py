@@ -6,8 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
+from finepref.formats.apo_samples import read_items
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.jsonl import write_jsonl
-from finepref.synth.apo.input_items import input_items
 from finepref.synth.ask import Job, ask_each, work_folder
 from finepref.synth.engines.protocol import Engine, Sampling
 from finepref.synth.left_out import FAILED, Ledger, unanswered
@@ -35,6 +36,7 @@ def sample(
     n: int = 4,
     golden: bool = False,
     seed: int = 0,
+    bad_rows: BadRows | None = None,
     work_dir: Path | None = None,
 ) -> Sampled:
     """Answer every query n times: rows {query_id, query, sample_0, ...} in the order of the queries.
@@ -47,6 +49,7 @@ def sample(
         n: answers to each query.
         golden: write them as golden answers, {query_id, query, golden}; n must be 1.
         seed: each answer has its own seed, which depends on this one and the answer's id.
+        bad_rows: collects rows with a problem; None = each is an error.
         work_dir: folder of the journal; by default `<stem>.work` beside the output.
 
     Raises:
@@ -57,7 +60,7 @@ def sample(
     if golden and n != 1:
         raise ValueError("a query has one golden answer: give n = 1")
     names = ["golden"] if golden else [f"sample_{i}" for i in range(n)]
-    items = input_items(path, "query")
+    items = read_items(path, "query", bad_rows=bad_rows)
     job = Job(
         name="apo sample",
         source=path,

@@ -3,36 +3,67 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from finepref.formats.apo_samples import cut_at_next_turn
+from finepref.formats.apo_samples import ApoItem, cut_at_next_turn, read_items
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.identified import read_identified
 from finepref.formats.jsonl import read_rows, write_jsonl
+from finepref.formats.problems import Problem
 from finepref.formats.records import Pair, Ranked, content_id, parse
 from finepref.formats.released import dialogue
 from finepref.formats.row import RowReader
-from finepref.synth.apo.input_items import input_items
-from finepref.synth.apo.reward_model import RewardModel, TokenRow
+from finepref.synth.apo.reward_model import RewardModel, Sequences
 from finepref.synth.apo.scored import Scored, texts_of
 from finepref.synth.ask import Job, work_folder
+from finepref.synth.encoding import ChangedByTemplateError, RefusedByTemplateError, encoding_problem
+from finepref.synth.left_out import LEFT_OUT, Ledger
+
+Check = Callable[[Scored, str, int], list[Problem]]
+"""(record, file, line) -> its problems."""
 
 
 class ScoredFile(NamedTuple):
-    """The number of rows and responses, and of responses that are empty (no reward) or cut off at the beginning."""
+    """What became of a file.
+
+    Attributes:
+        rows: number of rows written.
+        responses: number of responses in them.
+        empty: how many of these are empty; they have no reward.
+        cut: how many of these were scored in part, or after a part of the prompt.
+        left_out: the rows that are not scored, each with its reason.
+        cut_rows: id -> what was cut, see `methods.overlong.Fit`.
+    """
 
     rows: int
     responses: int
     empty: int
     cut: int
+    left_out: Ledger
+    cut_rows: Mapping[str, str]
+
+    @property
+    def cut_counts(self) -> Counter[str]:
+        """The number of rows by what was cut."""
+        return Counter(part for cut in self.cut_rows.values() for part in cut.split(","))
 
 
 def score(
-    path: Path, output: Path, *, model: RewardModel, cut: bool = True, work_dir: Path | None = None
+    path: Path,
+    output: Path,
+    *,
+    model: RewardModel,
+    cut: bool = True,
+    bad_rows: BadRows | None = None,
+    work_dir: Path | None = None,
 ) -> ScoredFile:
     """Write the rewards of all responses of a file: rows {id, prompt or messages, responses, rewards, scores?, kind?}.
+
+    Rows that are too long for the model's policy are not scored: they go to `<stem>.left_out.jsonl` with a reason.
 
     Args:
         path: samples {query_id, query, sample_0, ...}; `ranked` or `pair` records, whose scores are kept; or rows
@@ -40,31 +71,55 @@ def score(
         output: the JSON Lines file to write.
         model: the reward model.
         cut: remove what follows "\\nHuman:" in samples.
+        bad_rows: collects rows with a problem; None = each is an error.
         work_dir: folder of the journal; by default `<stem>.work` beside the output.
 
     Raises:
-        BadData: the input has problems.
-        ValueError: see `RewardModel.sequence`; or a reward is NaN or infinite.
+        BadData: there are bad rows that `bad_rows` does not accept; a template that cannot write a dialogue (FP231,
+            FP240) and a row that is too long for the policy `error` (FP203) are among them.
+        ValueError: see `RewardModel.sequences`; or a reward is NaN or infinite.
         JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
     """
-    records = read_scorable(path, cut=cut)
-    items: dict[str, TokenRow] = {}
+    found: dict[str, Sequences] = {}
+
+    def tokenise(record: Scored, file: str, line: int) -> list[Problem]:
+        texts = [text for text in record.responses if text.strip()]
+        try:
+            made = model.sequences(record.prompt, texts) if texts else Sequences([])
+        except (RefusedByTemplateError, ChangedByTemplateError) as error:
+            return [encoding_problem(error, file=file, line=line)]
+        if made.refused:
+            return [Problem(file, line, "prompt", "FP203", made.refused)]
+        found.setdefault(record.id, made)  # the first row with an id; a second one is refused
+        return []
+
+    records = read_scorable(path, cut=cut, bad_rows=bad_rows, check=tokenise)
+    left_out = Ledger()
     for record in records:
-        for i, text in enumerate(record.responses):
-            if text.strip():
-                items[f"{record.id}/{i}"] = model.sequence(record.prompt, text)
+        if reason := found[record.id].skipped:
+            left_out.add(record.row, reason, kind="not scored")
+    records = [record for record in records if not found[record.id].skipped]
+    places = {
+        record.id: [i for i, text in enumerate(record.responses) if text.strip()] for record in records
+    }  # of the responses that are not empty
+    items = {
+        f"{name}/{i}": row
+        for name, numbers in places.items()
+        for i, row in zip(numbers, found[name].rows, strict=True)
+    }
     settings = {
         "pooling": model.pooling,
         "cutoff_len": model.cutoff_len,
+        "overlong": model.overlong,
         "cut": cut,
         "batch_tokens": model.batch_tokens,
     }
 
     def compute(done: Collection[str]) -> Iterator[list[dict[str, object]]]:
-        for found in model.rewards(items, done=done):
-            if not all(map(math.isfinite, found.values())):
-                raise ValueError(f"{model.folder} gives no number for one of {', '.join(found)}")
-            yield [{"id": name, "reward": value} for name, value in found.items()]
+        for rewards in model.rewards(items, done=done):
+            if not all(map(math.isfinite, rewards.values())):
+                raise ValueError(f"{model.folder} gives no number for one of {', '.join(rewards)}")
+            yield [{"id": name, "reward": value} for name, value in rewards.items()]
 
     job = Job(
         name="apo score",
@@ -81,23 +136,49 @@ def score(
         rewards = tuple(float(str(done[name]["reward"])) if name in items else None for name in names)
         rows.append(record._replace(rewards=rewards).row)
     write_jsonl(output, rows)
+    left_out.write(output, LEFT_OUT)
     responses = sum(len(record.responses) for record in records)
-    return ScoredFile(len(rows), responses, responses - len(items), sum(item.cut for item in items.values()))
+    cuts = {record.id: found[record.id].cut for record in records if found[record.id].cut}
+    return ScoredFile(
+        len(rows), responses, responses - len(items), sum(item.cut for item in items.values()), left_out, cuts
+    )
 
 
-def read_scorable(path: Path, *, cut: bool = True) -> list[Scored]:
-    """The rows of a file of samples, records or responses, with no rewards yet.
+def read_scorable(
+    path: Path, *, cut: bool = True, bad_rows: BadRows | None = None, check: Check = lambda record, file, line: []
+) -> list[Scored]:
+    """The good rows of a file of samples, records or responses, with no rewards yet.
+
+    Args:
+        path: the file.
+        cut: remove what follows "\\nHuman:" in samples.
+        bad_rows: collects the other rows; None = each is an error.
+        check: gives further problems of a row.
 
     Raises:
-        BadData: with all problems of the file.
+        BadData: there are bad rows that `bad_rows` does not accept.
     """
     if not any("query" in (raw.value or {}) for raw in islice(read_rows(path), 1)):
-        return read_identified(path, _scorable)
-    found = []
-    for key, item in input_items(path, "sample").items():
+
+        def read(reader: RowReader) -> Scored | None:
+            scored = _scorable(reader)
+            if scored is not None and not reader.problems:
+                reader.problems += check(scored, reader.file, reader.line)
+            return scored
+
+        return read_identified(path, read, bad_rows=bad_rows)
+    found: list[Scored] = []
+
+    def keep(key: str, item: ApoItem) -> list[Problem]:
         texts = [cut_at_next_turn(text) if cut else text for text in item.texts.values()]
         prompt, responses = dialogue(item.query, texts)
-        found.append(Scored(key, prompt, tuple(responses), (None,) * len(texts)))
+        scored = Scored(key, prompt, tuple(responses), (None,) * len(texts))
+        problems = check(scored, str(path), item.line)
+        if not problems:
+            found.append(scored)
+        return problems
+
+    read_items(path, "sample", bad_rows=bad_rows, check=keep)
     return found
 
 

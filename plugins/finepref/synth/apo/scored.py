@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.identified import read_identified
 from finepref.formats.records import Prompt, Ranked, to_row
 from finepref.formats.row import RowReader
@@ -36,13 +37,17 @@ class Scored(NamedTuple):
         return row | {"rewards": [*self.rewards]}
 
 
-def read_scored(path: Path) -> list[Scored]:
+def read_scored(path: Path, *, bad_rows: BadRows | None = None) -> list[Scored]:
     """The rows that `finepref apo score` wrote.
 
+    Args:
+        path: the file.
+        bad_rows: collects rows with a problem; None = each is an error.
+
     Raises:
-        BadData: with all problems of the file.
+        BadData: there are bad rows that `bad_rows` does not accept.
     """
-    return read_identified(path, _scored)
+    return read_identified(path, _scored, bad_rows=bad_rows)
 
 
 def texts_of(reader: RowReader) -> tuple[str, ...]:

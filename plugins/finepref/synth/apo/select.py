@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.files import write_json
 from finepref.formats.jsonl import write_jsonl
 from finepref.formats.records import Message, Pair, Ranked, to_row
@@ -12,7 +13,7 @@ from finepref.synth.apo.scored import Scored, read_scored
 from finepref.synth.left_out import Ledger, Written
 
 
-def select(path: Path, output: Path, *, target: str) -> Written:
+def select(path: Path, output: Path, *, target: str, bad_rows: BadRows | None = None) -> Written:
     """Rejection sampling: the response of each row with the highest reward, in the form of `target`.
 
         sft     {id, messages}: the dialogue with the best response, which may be the only one
@@ -21,10 +22,10 @@ def select(path: Path, output: Path, *, target: str) -> Written:
 
     The first response wins a tie. Empty responses are ignored, and of equal texts all but the first. Rows without a
     result are left out and listed in `<stem>.report.json` with a reason: "empty" (no response), and for pair and
-    ranked also "single" (one response) and "equal" (all rewards are equal).
+    ranked also "single" (one response) and "equal" (all rewards are equal). Rows with a problem go to `bad_rows`.
 
     Raises:
-        BadData: the input has problems.
+        BadData: there are bad rows that `bad_rows` does not accept.
         ValueError: another target.
     """
     if target not in {"sft", "pair", "ranked"}:
@@ -32,7 +33,7 @@ def select(path: Path, output: Path, *, target: str) -> Written:
     rows: list[Mapping[str, object]] = []
     left_out = Ledger()
     best_rewards, all_rewards = [], []
-    for scored in read_scored(path):
+    for scored in read_scored(path, bad_rows=bad_rows):
         ranking = _best_first(scored)
         reason = "" if ranking else "empty"
         if target != "sft" and ranking:

@@ -50,8 +50,12 @@ def load_network(name: str, *, adapter: str | None = None, dtype: str = "auto", 
     return model.to(device).eval()
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, *, chat_template: bool = True) -> PreTrainedTokenizerBase:
     """The tokenizer of an instruction-tuned model.
+
+    Args:
+        name: folder or hub name.
+        chat_template: whether it must have one.
 
     Raises:
         ValueError: it has no chat template or no end-of-sequence token.
@@ -59,7 +63,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(name)
-    if tokenizer.chat_template is None:
+    if chat_template and tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {name} has no chat template: give an instruction-tuned model")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {name} has no end-of-sequence token")
@@ -159,6 +163,14 @@ def context_of(model: str) -> int:
 
     config = AutoConfig.from_pretrained(model).get_text_config()
     return getattr(config, "max_position_embeddings", None) or 2**31
+
+
+def vocabulary_of(model: str) -> int:
+    """The number of token ids that a model knows, by its configuration."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model).get_text_config()
+    return getattr(config, "vocab_size", None) or 2**31
 
 
 def identity(model: str, adapter: str | None = None) -> str:

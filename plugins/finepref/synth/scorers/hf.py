@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING
 
-from finepref.synth.engines.checkpoint import identity, load_model
+from finepref.synth.engines.checkpoint import identity, load_network
 from finepref.synth.scorers.protocol import Item, LocalScorer, Read
 from finepref.synth.scorers.token_tree import Tree, ancestors, batches, tree
 
@@ -48,7 +48,7 @@ class HfScorer(LocalScorer):
     @contextmanager
     def loaded(self, items: Sequence[Item]) -> Iterator[Read]:
         """See `LocalScorer`; all items of a batch are ready together."""
-        network, _ = load_model(self.name, adapter=self.adapter, dtype=self.dtype)
+        network = load_network(self.name, adapter=self.adapter, dtype=self.dtype)
         reader = Reader(network)
         yield lambda batch: [list(zip([item.id for item in batch], reader.logps(batch), strict=True))]
 

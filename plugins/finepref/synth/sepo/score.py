@@ -3,6 +3,8 @@
 The oracle reads all pairs, then the reference does, so that only one model is in memory at a time. The journal holds
 their exact log-probabilities, as base64 of little-endian float32. Under torchrun each rank scores every world-th
 record and writes a part; the rank that finds all parts complete joins them.
+
+With a longest sequence, what is too long is cut as in training (`methods.overlong`), before a model reads it.
 """
 
 from __future__ import annotations
@@ -12,66 +14,106 @@ import hashlib
 import heapq
 import json
 import sys
+import time
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import digest, read_records
 from finepref.formats.files import replacing, write_json
 from finepref.formats.jsonl import read_jsonl, write_jsonl
-from finepref.formats.records import Pair, ScoredPair, to_row
-from finepref.formats.scores import fingerprint
-from finepref.formats.sepo_csv import ScoredText, write_sepo_csv
+from finepref.formats.problems import Problem
+from finepref.formats.records import Pair, Record, ScoredPair, to_row
+from finepref.formats.scores import fingerprint, prompt_digest
+from finepref.formats.sepo_csv import ScoredText, prompt_text, write_sepo_csv
+from finepref.methods import host_rules
+from finepref.methods.overlong import NOTHING_SELECTED, Fit, Overlong, equal, fit, told
+from finepref.methods.pair_rows import CHAT_TEMPLATE, SIDES
 from finepref.synth.ask import Job, work_folder
-from finepref.synth.engines.checkpoint import context_of, load_tokenizer, prompt_ids
+from finepref.synth.encoding import (
+    ChangedByTemplateError,
+    Encode,
+    RefusedByTemplateError,
+    Template,
+    Tokens,
+    by_prompt_and_end_token,
+    encoding_problem,
+)
+from finepref.synth.engines.checkpoint import context_of, load_tokenizer, vocabulary_of
 from finepref.synth.left_out import Ledger
 from finepref.synth.scorers.protocol import Item, Scorer
+from finepref.synth.sepo.summary import Summary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SIDES = ("chosen", "rejected")
 ROLES = ("oracle", "reference")
 DIGITS = 6
 """Decimals of the scores in JSON; the parquet file has the exact log-probabilities."""
 
 
+PLAIN = Template(CHAT_TEMPLATE, by_prompt_and_end_token)
+"""The prompt in the tokenizer's chat template; the response is its text and the end token."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Limits in tokens, end token included, beyond which a record is left out; 0 = no limit.
+    """Limits in tokens, end token included; 0 = no limit.
 
-    The paper's limits are 1900, 8 and 2048. Records longer than the models' context are always left out.
+    Beyond the first three a record is left out; the paper's values are 1900, 8 and 2048. Beyond `cutoff_len` the
+    policy `overlong` decides, as in training; `host` is LLaMA-Factory's rule. What is then still longer than the
+    models' context is left out.
     """
 
     max_prompt: int = 0
     min_response: int = 0
     max_total: int = 0
+    cutoff_len: int = 0
+    overlong: Overlong = "host"
 
-    def reason(self, prompt: int, responses: Sequence[int], *, context: int) -> str | None:
-        """The reason to leave out a record, None if there is none."""
-        total = prompt + max(responses)
+    def fit(self, prompt: int, responses: Sequence[int], *, context: int) -> Fit:
+        """What is kept of a record; its `skipped` is the reason to leave it out."""
+        if reason := self._reason(prompt, responses):
+            return Fit(0, prompt, max(responses), skipped=reason)
+        kept = Fit(0, prompt, max(responses))
+        if self.cutoff_len:
+            rule = host_rules.llamafactory
+            kept = fit(prompt, responses, self.cutoff_len, policy=self.overlong, host_rule=rule)
+        too_long = kept.stop - kept.start + min(kept.response, max(responses)) > context
+        return kept._replace(skipped="context") if too_long and not kept.skipped else kept
+
+    def _reason(self, prompt: int, responses: Sequence[int]) -> str:
         if self.max_prompt and prompt > self.max_prompt:
             return "long_prompt"
         if min(responses) < self.min_response:
             return "short_response"
-        if self.max_total and total > self.max_total:
-            return "long_total"
-        return "context" if total > context else None
+        return "long_total" if self.max_total and prompt + max(responses) > self.max_total else ""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredPairs:
-    """The number of scored pairs, and of pairs left out by reason.
+    """The result of a job.
 
-    `scored` is None on a rank that is done while other ranks are not; `dropped` then counts that rank's pairs only.
+    Attributes:
+        scored: number of scored pairs; None on a rank that is done while others are not, whose counts are its own.
+        dropped: number of pairs left out, by reason.
+        cut: number of scored pairs of which the prompt or a response was cut.
+        speed: tokens that each model read here, and the seconds that it took; without those of an earlier attempt.
+        scores: what the scores look like, see `Summary.content`; {} if they are not complete.
+        not_in_csv: number of scored pairs whose prompt has no form in the released layout.
     """
 
     scored: int | None
     dropped: Mapping[str, int]
+    cut: Mapping[str, int] = field(default_factory=dict)
+    speed: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    not_in_csv: int = 0
 
 
 def score(
@@ -81,6 +123,8 @@ def score(
     oracle: Scorer,
     reference: Scorer,
     limits: Limits,
+    template: Template = PLAIN,
+    bad_rows: BadRows | None = None,
     csv_share: float = 0.0,
     work_dir: Path | None = None,
     rank: int = 0,
@@ -96,86 +140,193 @@ def score(
         path: JSON Lines or a JSON array of pairs; other fields are ignored.
         output: the JSON Lines file to write.
         oracle, reference: the models; both use the reference's tokenizer and chat template.
-        limits: which records to leave out.
+        limits: which records to leave out or to cut.
+        template: what writes prompts and responses.
+        bad_rows: collects rows with a problem; None = each is an error.
         csv_share: share of tokens in the released form; 0 = do not write it.
         work_dir: folder of journals and parts; by default `<stem>.work` beside the output.
         rank, world: which part of the records is scored here.
 
     Raises:
-        BadData: the input has problems.
+        BadData: the input has problems; or the template refuses a dialogue (FP240), changes a response (FP211) or
+            writes tokens that the model does not have (FP251); or `limits.overlong` is error, and a record is too
+            long (FP203).
         ValueError: the models' tokenizers differ, the tokenizer has no chat template or end token, or a model gives a
             log-probability that is NaN or infinite.
         JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
     """
     import pyarrow as _  # noqa: F401 (so that a missing package is reported before the work, not after it)
 
-    pairs = [pair for pair in read_records(path, "pair") if isinstance(pair, Pair)]
-    tokenizer = load_tokenizer(reference.name)
-    mark = fingerprint(tokenizer.backend_tokenizer.to_str())
-    if mark != fingerprint(load_tokenizer(oracle.name).backend_tokenizer.to_str()):
-        raise ValueError(f"the tokenizers of {oracle.name} and {reference.name} differ: their scores do not compare")
-    context = min(context_of(oracle.name), context_of(reference.name))
-    rows: dict[int, Row] = {}
-    for i in range(rank, len(pairs), world):
-        whole = tokenise(pairs[i], tokenizer)
-        lengths = [len(whole.prompt), *map(len, whole.tokens.values())]
-        rows[i] = whole._replace(reason=limits.reason(lengths[0], lengths[1:], context=context))
-    items = [Item(pairs[i].id, row.prompt, row.tokens) for i, row in rows.items() if row.reason is None]
-    version = f"{mark}-{hashlib.blake2b(tokenizer.chat_template.encode(), digest_size=4).hexdigest()}"
-    sampling = {**asdict(limits), "context": context}
+    reader = Reader(path, oracle.name, reference.name, limits, template, (rank, world))
+    pairs = [each for each in read_records(path, "pair", bad_rows=bad_rows, check=reader.check) if type(each) is Pair]
+    reader.open()
+    rows = reader.rows
+    items = [Item(pairs[i].id, row.prompt, row.tokens) for i, row in rows.items() if not row.reason]
+    sampling = {**asdict(limits), "context": reader.context}
     folder = work_folder(output, work_dir)
-    logps = {}
+    logps, speed = {}, {}
     for role, scorer in zip(ROLES, (oracle, reference), strict=True):
         reading = Job(
             name=f"sepo score, {role}",
             source=path,
             folder=folder / f"{role}-{rank}-of-{world}",
-            prompt_version=version,
+            prompt_version=reader.version,
             settings=sampling,
         )
-        logps[role] = _read(scorer, items, reading)
-    settings = {"input_digest": digest(path), "prompt_version": version, "sampling": sampling}
-    job = {"tokenizer": mark, "oracle": oracle.model, "reference": reference.model, "settings": settings}
+        logps[role], speed[role] = _read(scorer, items, reading)
+    settings = {"input_digest": digest(path), "prompt_version": reader.version, "sampling": sampling}
+    job = {
+        "tokenizer": reader.mark,
+        "template": template.name,
+        "oracle": oracle.model,
+        "reference": reference.model,
+        "settings": settings,
+    }
     key = hashlib.blake2b(json.dumps(job).encode(), digest_size=8).hexdigest()
     parts = [folder / f"part-{key}-{number}-of-{world}.jsonl" for number in range(world)]
     write_jsonl(parts[rank], (_part(i, pairs[i].id, row, logps) for i, row in rows.items()))
     if not all(part.exists() for part in parts):
-        return ScoredPairs(None, Counter(row.reason for row in rows.values() if row.reason))
-    return _join(parts, pairs, output, job, csv_share, tokenizer.eos_token)
+        dropped = Counter(row.reason for row in rows.values() if row.reason)
+        return ScoredPairs(None, dropped, _cuts(rows.values()), speed)
+    return replace(_join(parts, pairs, output, job, csv_share, reader.tokenizer), speed=speed)
 
 
 class Row(NamedTuple):
-    """A pair as token ids.
+    """A pair as token ids, cut as the limits say.
 
     Attributes:
-        prompt: tokens of the dialogue in the chat template.
-        tokens: for each side, those of the response and the end token.
-        offsets: for each side, the half-open range of characters of each token.
-        reason: why the pair is left out, None if it is not.
+        prompt: tokens of the dialogue in the template.
+        digest: of the whole prompt's tokens.
+        tokens: for each side, those of the response, from what the template writes before the text to the end token.
+        before: for each side, how many of them come before the text; they get no score.
+        offsets: for each side, the half-open range of characters of each token that gets a score.
+        lengths: number of tokens of the whole prompt, and of each whole response.
+        cut: see `methods.overlong.Fit`.
+        reason: why the pair is left out, "" if it is not.
     """
 
     prompt: list[int]
+    digest: str
     tokens: dict[str, list[int]]
+    before: dict[str, int]
     offsets: dict[str, list[list[int]]]
-    reason: str | None = None
+    lengths: dict[str, int]
+    cut: str = ""
+    reason: str = ""
 
 
-def tokenise(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Row:
-    """The prompt in the chat template, and each response on its own, followed by the end token."""
-    tokens: dict[str, list[int]] = {}
-    offsets: dict[str, list[list[int]]] = {}
-    for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        tokens[side] = [*encoded["input_ids"], tokenizer.eos_token_id]
-        offsets[side] = [*map(list, encoded["offset_mapping"]), [len(text), len(text)]]
-    return Row(prompt_ids(tokenizer, pair.prompt), tokens, offsets)
+class Reader:
+    """Tokenises the good records of a file as they are read, and keeps those of its share.
+
+    Args:
+        path: the file.
+        oracle, reference: names of the models.
+        limits, template: as for `score`.
+        share: (rank, world): which part of the records is kept.
+
+    Attributes:
+        rows: number of a record among the good ones -> its row.
+        tokenizer: of the reference.
+        mark: the tokenizer's fingerprint.
+        version: a name of what makes the tokens, for the journal.
+        context: the longest sequence that both models can read.
+    """
+
+    def __init__(
+        self, path: Path, oracle: str, reference: str, limits: Limits, template: Template, share: tuple[int, int]
+    ) -> None:
+        self.path, self.oracle, self.reference, self.limits = path, oracle, reference, limits
+        self.template, self.share = template, share
+        self.rows: dict[int, Row] = {}
+        self.good = 0
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+
+    def open(self) -> None:
+        """Load the tokenizer, once; not before a good record needs it, so that bad ones are told without a model."""
+        if self.tokenizer is not None:
+            return
+        chat = self.template.name == CHAT_TEMPLATE
+        tokenizer, other = (load_tokenizer(each, chat_template=chat) for each in (self.reference, self.oracle))
+        self.mark = fingerprint(tokenizer.backend_tokenizer.to_str())
+        if self.mark != fingerprint(other.backend_tokenizer.to_str()):
+            text = f"the tokenizers of {self.oracle} and {self.reference} differ: their scores do not compare"
+            raise ValueError(text)
+        self.context = min(context_of(self.oracle), context_of(self.reference))
+        self.vocabulary = min(vocabulary_of(self.oracle), vocabulary_of(self.reference))
+        layout = self.template.name
+        if chat:
+            layout = hashlib.blake2b(tokenizer.chat_template.encode(), digest_size=4).hexdigest()
+        self.version = f"{self.mark}-{layout}"
+        self.encode: Encode = self.template.encoder(tokenizer)
+        self.tokenizer = tokenizer
+
+    def check(self, record: Record, line: int) -> list[Problem]:
+        """Tokenise a record and keep the row. Gives the problems for which it cannot be scored."""
+        self.open()
+        assert isinstance(record, Pair)
+        try:
+            sides = {side: self.encode(record.prompt, getattr(record, side)) for side in SIDES}
+        except (RefusedByTemplateError, ChangedByTemplateError) as error:
+            return [encoding_problem(error, file=str(self.path), line=line)]
+        lengths = [len(sides["chosen"].prompt), *(len(tokens.response) for tokens in sides.values())]
+        kept = self.limits.fit(lengths[0], lengths[1:], context=self.context)
+        problems = self._problems(sides, kept, lengths)
+        if not problems:
+            rank, world = self.share
+            if self.good % world == rank:
+                self.rows[self.good] = _row(sides, kept)
+            self.good += 1
+        return [Problem(str(self.path), line, *each) for each in problems]
+
+    def _problems(self, sides: Mapping[str, Tokens], kept: Fit, lengths: Sequence[int]) -> list[tuple[str, str, str]]:
+        """(field, code, text) of each problem of a record's tokens."""
+        found = []
+        if kept.refused:
+            found.append(("prompt", "FP203", told(lengths[0], lengths[1:], self.limits.cutoff_len, "--cutoff-len")))
+        if sides["chosen"].prompt != sides["rejected"].prompt:
+            found.append(("prompt", "FP211", "the template writes it differently before the two responses"))
+        for side, tokens in sides.items():
+            if tokens.start < 0:
+                text = "the tokens of the template do not hold those of the response in one piece"
+                found.append((side, "FP211", text))
+        if max(max(tokens.prompt + tokens.response) for tokens in sides.values()) >= self.vocabulary:
+            text = f"{self.template.name} writes a token that is beyond the model's {self.vocabulary}"
+            found.append(("", "FP251", text))
+        return found
 
 
-def _read(scorer: Scorer, items: Sequence[Item], job: Job) -> Mapping[str, Mapping[str, object]]:
-    """A model's log-probabilities of the items, by id: {side: packed log-probabilities}."""
+def _row(sides: Mapping[str, Tokens], kept: Fit) -> Row:
+    prompt = sides["chosen"].prompt
+    whole = {side: tokens.response for side, tokens in sides.items()}
+    reason = kept.skipped or equal([*whole.values()], kept.response)
+    ids, offsets = {}, {}
+    for side, tokens in sides.items():
+        end = tokens.start + len(tokens.offsets) + 1  # with the end token, if there is one
+        ids[side] = whole[side][: min(end, kept.response)]
+        places = [[*each] for each in tokens.offsets]
+        length = places[-1][1] if places else 0
+        offsets[side] = [*places, [length, length]][: max(0, len(ids[side]) - tokens.start)]
+        reason = reason or ("" if offsets[side] else NOTHING_SELECTED)
+    lengths = {"prompt": len(prompt)} | {side: len(response) for side, response in whole.items()}
+    before = {side: tokens.start for side, tokens in sides.items()}
+    return Row(prompt[kept.start : kept.stop], prompt_digest(prompt), ids, before, offsets, lengths, kept.cut, reason)
+
+
+def _cuts(rows: Iterable[Row]) -> Counter[str]:
+    return Counter(part for row in rows if not row.reason for part in row.cut.split(",") if part)
+
+
+def _read(
+    scorer: Scorer, items: Sequence[Item], job: Job
+) -> tuple[Mapping[str, Mapping[str, object]], tuple[int, float]]:
+    """A model's log-probabilities of the items, by id: {side: packed log-probabilities}; tokens read, and seconds."""
+    sizes = {item.id: len(item.prompt) + sum(map(len, item.responses.values())) for item in items}
+    count, start = 0, time.perf_counter()
 
     def logps(done: Collection[str]) -> Iterator[list[dict[str, object]]]:
+        nonlocal count
         for batch in scorer.logps(items, done=done):
+            count += sum(sizes[name] for name, _ in batch)
             for name, sides in batch:
                 if not all(values.isfinite().all() for values in sides.values()):
                     raise ValueError(f"{scorer.name} gives no number for record {name}: nothing can be selected by it")
@@ -185,7 +336,8 @@ def _read(scorer: Scorer, items: Sequence[Item], job: Job) -> Mapping[str, Mappi
 
     whole = replace(job, settings={**job.settings, "batch_tokens": scorer.batch_tokens})
     with whole.journal(scorer.model) as journal:
-        return journal.complete([item.id for item in items], logps, unit="pair")
+        found = journal.complete([item.id for item in items], logps, unit="pair")
+    return found, (count, time.perf_counter() - start)
 
 
 def pack(values: Iterable[float]) -> str:
@@ -206,18 +358,27 @@ def unpack(text: str) -> array[float]:
 
 def _part(number: int, name: str, row: Row, logps: Mapping[str, Mapping[str, Any]]) -> dict[str, object]:
     if row.reason:
-        lengths = {side: len(tokens) for side, tokens in row.tokens.items()}
-        return {"row": number, "id": name, "reason": row.reason, "tokens": {"prompt": len(row.prompt), **lengths}}
+        return {"row": number, "id": name, "reason": row.reason, "tokens": row.lengths}
     sides = {
-        side: {"tokens": row.tokens[side], "offsets": row.offsets[side]}
-        | {role: logps[role][name][side] for role in ROLES}
+        side: {"tokens": row.tokens[side][row.before[side] :], "offsets": row.offsets[side]}
+        | {role: _after(logps[role][name][side], row.before[side]) for role in ROLES}
         for side in SIDES
     }
-    return {"row": number, "id": name, **sides}
+    return {"row": number, "id": name, "digest": row.digest, "cut": row.cut, **sides}
+
+
+def _after(packed: str, before: int) -> str:
+    """Packed log-probabilities without the first ones."""
+    return pack(unpack(packed)[before:]) if before else packed
 
 
 def _join(
-    parts: Sequence[Path], pairs: Sequence[Pair], output: Path, job: dict[str, Any], share: float, eos: str
+    parts: Sequence[Path],
+    pairs: Sequence[Pair],
+    output: Path,
+    job: dict[str, Any],
+    share: float,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> ScoredPairs:
     """Write all results from the parts, in the order of the input, one record in memory at a time.
 
@@ -227,21 +388,31 @@ def _join(
         output: the JSON Lines file; the others are beside it.
         job: for the report and the parquet file.
         share: of tokens in the released form, 0 to not write it.
-        eos: text of the end token.
+        tokenizer: of the models, with the template's end token.
     """
 
     def rows() -> Iterator[dict[str, Any]]:
         each = [(row for _, row in read_jsonl(part, problems=None)) for part in parts]
         return heapq.merge(*each, key=lambda row: row["row"])
 
-    left_out = Ledger()
+    def scored() -> Iterator[dict[str, Any]]:
+        return (row for row in rows() if "reason" not in row)
+
+    left_out, cut, summary = Ledger(), Counter[str](), Summary()
     for row in rows():
         if "reason" in row:
             left_out.add({name: row[name] for name in ("id", "reason", "tokens")}, row["reason"])
-    _write_parquet(output.with_suffix(".parquet"), (row for row in rows() if "reason" not in row), job)
+            continue
+        cut.update(filter(None, row["cut"].split(",")))
+        for side in SIDES:
+            summary.add(side, row[side]["tokens"], _rewards(row[side]))
+    _write_parquet(output.with_suffix(".parquet"), scored(), job)
+    not_in_csv = []
     if share:
-        texts = ((pairs[row["row"]], row) for row in rows() if "reason" not in row)
-        write_sepo_csv(output.with_suffix(".csv"), (_released(pair, row, eos) for pair, row in texts), share=share)
+        texts = ((prompt_text(pairs[row["row"]].prompt), row) for row in scored())
+        not_in_csv = [pairs[row["row"]].id for row in scored() if prompt_text(pairs[row["row"]].prompt) is None]
+        released = (_released(query, pairs[row["row"]], row, tokenizer) for query, row in texts if query is not None)
+        write_sepo_csv(output.with_suffix(".csv"), released, share=share)
     report = {
         "job": "sepo score",
         **job,
@@ -249,10 +420,15 @@ def _join(
         "scored": len(pairs) - len(left_out),
         "dropped": dict(left_out.counts),
         "dropped_records": left_out.rows,
+        "cut": dict(cut),
+        "scores": (scores := summary.content(lambda token: tokenizer.decode([token]))),
     }
+    if share:
+        report["not_in_csv"] = not_in_csv
     write_json(output.with_suffix(".report.json"), report)
-    records = (_record(pairs[row["row"]], row, job["tokenizer"]) for row in rows() if "reason" not in row)
-    return ScoredPairs(write_jsonl(output, map(to_row, records)), left_out.counts)
+    records = (_record(pairs[row["row"]], row, job["tokenizer"], job["template"]) for row in scored())
+    written = write_jsonl(output, map(to_row, records))
+    return ScoredPairs(written, left_out.counts, cut, {}, scores, len(not_in_csv))
 
 
 def _rewards(side: Mapping[str, str]) -> list[float]:
@@ -261,18 +437,23 @@ def _rewards(side: Mapping[str, str]) -> list[float]:
     return [round(a - b, DIGITS) for a, b in zip(oracle, reference, strict=True)]
 
 
-def _record(pair: Pair, row: Mapping[str, Any], tokenizer: str) -> ScoredPair:
+def _record(pair: Pair, row: Mapping[str, Any], tokenizer: str, template: str) -> ScoredPair:
     scores = {f"{side}_scores": tuple(_rewards(row[side])) for side in SIDES}
     offsets = {f"{side}_offsets": tuple((start, end) for start, end in row[side]["offsets"]) for side in SIDES}
-    return ScoredPair(pair.id, pair.prompt, pair.chosen, pair.rejected, tokenizer, **scores, **offsets)
+    known = {"template": template, "prompt_digest": row["digest"]}
+    return ScoredPair(pair.id, pair.prompt, pair.chosen, pair.rejected, tokenizer, **scores, **offsets, **known)
 
 
-def _released(pair: Pair, row: Mapping[str, Any], eos: str) -> tuple[str, list[ScoredText]]:
-    texts = [
-        (text + eos, row[side]["tokens"], _rewards(row[side]))
-        for side, text in zip(SIDES, (pair.chosen, pair.rejected), strict=True)
-    ]
-    return "\n\n".join(turn.content for turn in pair.prompt), texts
+def _released(
+    query: str, pair: Pair, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, list[ScoredText]]:
+    """A row of the released form. As there, the end token takes the place of the last token of a cut response."""
+    texts = []
+    for side, text in zip(SIDES, (pair.chosen, pair.rejected), strict=True):
+        start, end = row[side]["offsets"][-1]
+        ids = row[side]["tokens"] if start == end else [*row[side]["tokens"][:-1], tokenizer.eos_token_id]
+        texts.append((f"{text}{tokenizer.eos_token}", ids, _rewards(row[side])))
+    return query, texts
 
 
 def _write_parquet(path: Path, rows: Iterator[dict[str, Any]], job: Mapping[str, object]) -> None:

@@ -1,0 +1,294 @@
+"""What a run would do with records: train on them, cut them, skip them or refuse them. No host and no model is loaded.
+
+The decisions are those of our data paths on the hosts, by the same functions: the checks of records,
+`methods.overlong`, the weights of `methods.pair_rows` and the stage's `weigh`. As on LLaMA-Factory, a response that is
+cut loses its end; OpenRLHF keeps the end token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+from finepref.formats import negatives, records
+from finepref.formats.problems import BadData, Problem
+from finepref.formats.record_places import record_mark
+from finepref.hosts.reading import Sourced
+from finepref.hosts.rows import Rows
+from finepref.losses.pooling import tokens_read
+from finepref.methods import overlong
+from finepref.methods.checks import record_problems
+from finepref.methods.draws import partners, prompt_key
+from finepref.methods.options import Options
+from finepref.methods.pair_rows import (
+    IGNORED,
+    NO_RESPONSE,
+    SIDES,
+    PairRow,
+    ResponseRow,
+    facts,
+    problem_of_record,
+    selects,
+    weigh_all,
+    weigh_chosen,
+    weights_and_scores,
+)
+from finepref.methods.ranked_rows import response_field, scored, without_end
+from finepref.methods.stage import Stage
+from finepref.synth.encoding import ChangedByTemplateError, Encode, RefusedByTemplateError, Tokens, encoding_problem
+
+
+class Verdict(NamedTuple):
+    """What happens to a record.
+
+    Attributes:
+        cut: what is cut of it, see `methods.overlong.Fit`.
+        skipped: the reason for which it is left out, "" if it is not.
+        problems: what is wrong with it, with file and line; it is refused.
+        dropped: name of a response that is left out of it -> the reason.
+    """
+
+    cut: str = ""
+    skipped: str = ""
+    problems: Sequence[Problem] = ()
+    dropped: Mapping[str, str] = {}
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is trained on, as a whole or in part."""
+        return not (self.skipped or self.problems)
+
+
+class Forecast(NamedTuple):
+    """What would happen to the records of a run.
+
+    Attributes:
+        rows: counts by reason, and the names of skipped records.
+        verdicts: one per record.
+        problems: what is wrong with the data as a whole, such as a single prompt where two are needed.
+    """
+
+    rows: Rows
+    verdicts: list[Verdict]
+    problems: list[Problem]
+
+
+class Tokeniser(NamedTuple):
+    """What makes the tokens of a run.
+
+    Attributes:
+        tokenizer: the model's.
+        template: its name as the user knows it, for messages about score files.
+        encode: by the template.
+        longest: most tokens of a sequence.
+        limit: the option that says so, as the user writes it.
+        host_rule: how the host cuts, for the policy `host`.
+    """
+
+    tokenizer: Any
+    template: str
+    encode: Encode
+    longest: int
+    limit: str
+    host_rule: overlong.HostRule
+
+
+def forecast(found: Iterable[Sourced], stage: Stage, options: Options, tokeniser: Tokeniser) -> Forecast:
+    """Decide about the records of a run, in their order.
+
+    Args:
+        found: the records, of formats that the stage trains on; rows of feedback already joined, see `joined`.
+        stage, options: the method and its options; `finepref_overlong` is the policy.
+        tokeniser: what makes the tokens.
+    """
+    decide = Decision(stage, options, tokeniser)
+    rows, verdicts, kept = Rows(read=0, training=0), [], []
+    for source in found:
+        verdict = decide(source)
+        verdicts.append(verdict)
+        rows.read += source.rows
+        if verdict.problems:
+            rows.rejected[verdict.problems[0].code] += source.rows
+        elif verdict.skipped:
+            rows.skip(source.record.id, source.place, verdict.skipped, source.rows)
+        else:
+            kept.append(source.record)
+            rows.training += source.rows
+            rows.note_cut(verdict.cut, source.rows)
+    return Forecast(rows, verdicts, _problems_of_data(kept, stage, options) if kept else [])
+
+
+def joined(found: Iterable[Sourced]) -> tuple[list[Sourced], dict[records.Prompt, list[Problem]]]:
+    """Feedback rows joined by prompt, each at the place of its first row, and the problems of other prompts.
+
+    The first record of a prompt counts its rows.
+    """
+    groups: dict[records.Prompt, list[Sourced]] = {}
+    for source in found:
+        groups.setdefault(source.record.prompt, []).append(source)
+    whole: list[Sourced] = []
+    bad: dict[records.Prompt, list[Problem]] = {}
+    for prompt, group in groups.items():
+        made, problems = negatives.group_feedback((each.file, each.line, each.record) for each in group)
+        if problems:
+            bad[prompt] = problems
+            continue
+        counts = (len(group), *[0] * (len(made) - 1))
+        whole += [Sourced(*group[0][:2], record, count) for record, count in zip(made, counts, strict=True)]
+    return whole, bad
+
+
+def _problems_of_data(kept: Sequence[records.Record], stage: Stage, options: Options) -> list[Problem]:
+    """What is wrong with the records that are trained on, as a whole."""
+    known: Collection[str] | int
+    if stage.shape == "unpaired":
+        try:
+            partners([(prompt_key(record), record.id) for record in kept])
+        except BadData as error:
+            return list(error.problems)
+        known = {name for record in kept for name in record.negatives}
+    elif stage.shape == "ranked":
+        known = {scored(record)[2] for record in kept}
+    else:
+        known = sum(bool(getattr(record, "chosen_spans", ())) for record in kept)
+    return stage.check_data(known, options) if stage.check_data else []
+
+
+class Decision:
+    """Decides about one record after another. The arguments are those of `forecast`."""
+
+    def __init__(self, stage: Stage, options: Options, tokeniser: Tokeniser) -> None:
+        self.stage, self.options, self.tokeniser = stage, options, tokeniser
+        self.policy: overlong.Overlong = options.finepref_overlong
+
+    def __call__(self, source: Sourced) -> Verdict:
+        """What happens to a record."""
+        record = source.record
+        if found := record_problems(record, self.stage, self.options):
+            return Verdict(problems=source.places(found))
+        of_shape: Mapping[str, Callable[[Any], Verdict]] = {
+            "pair": self._pair,
+            "single": self._single,
+            "unpaired": self._unpaired,
+            "ranked": self._ranked,
+        }
+        try:
+            verdict = of_shape[self.stage.shape](record)
+        except (RefusedByTemplateError, ChangedByTemplateError) as error:
+            return Verdict(problems=[encoding_problem(error, file=source.file, line=source.line)])
+        return verdict._replace(problems=source.places(verdict.problems))
+
+    def _fit(self, record: records.Record, tokens: Mapping[str, Tokens]) -> tuple[overlong.Fit, list[Problem]]:
+        """What is kept of a record, and FP203 if it is too long and must not be."""
+        prompt, longest = len(next(iter(tokens.values())).prompt), self.tokeniser.longest
+        lengths = [len(each.response) for each in tokens.values()]
+        kept = overlong.fit(prompt, lengths, longest, policy=self.policy, host_rule=self.tokeniser.host_rule)
+        if not kept.refused:
+            return kept, []
+        text = overlong.told(prompt, lengths, longest, self.tokeniser.limit)
+        return kept, [problem_of_record(record, "prompt", "FP203", text)]
+
+    def _encoded(self, prompt: records.Prompt, texts: Mapping[str, str]) -> dict[str, Tokens]:
+        return {name: self.tokeniser.encode(prompt, text) for name, text in texts.items()}
+
+    def _weighed(self, record: Any, sides: tuple[str, ...]) -> tuple[overlong.Fit, dict[str, Any], list[Problem], str]:
+        """What is kept of a record, its tokenised row, its problems, and the reason to skip it."""
+        tokens = self._encoded(record.prompt, {side: getattr(record, side) for side in sides})
+        kept, problems = self._fit(record, tokens)
+        skipped = kept.skipped
+        if len(sides) > 1 and not (skipped or problems):
+            skipped = overlong.equal([each.response for each in tokens.values()], kept.response)
+        prompt = tokens[sides[0]].prompt
+        row = facts(record, self.tokeniser.tokenizer, prompt, self.tokeniser.template)
+        before = kept.stop - kept.start
+        for side, each in tokens.items():
+            start, offsets = (each.start, each.offsets) if selects(record, side) else (0, [])
+            weight, score = weights_and_scores(
+                record,
+                side,
+                len(each.response),
+                start,
+                offsets,
+                tokenizer=self.tokeniser.tokenizer,
+                problems=problems,
+            )
+            row[f"{side}_labels"] = [IGNORED] * before + each.response[: kept.response]
+            row[f"{side}_weight"] = [0.0] * before + weight[: kept.response]
+            row[f"{side}_score"] = [math.nan] * before + score[: kept.response]
+        return kept, row, problems, skipped
+
+    def _pair(self, record: Any) -> Verdict:
+        kept, row, problems, skipped = self._weighed(record, SIDES)
+        if problems or skipped:
+            return Verdict(skipped=skipped, problems=problems)
+        try:
+            (self.stage.weigh or weigh_all)(PairRow.of(row), self.options, 0)
+        except BadData as error:
+            return _of_cut(kept, error.problems, "FP214", overlong.NOTHING_SELECTED)
+        return Verdict(kept.cut)
+
+    def _single(self, record: Any) -> Verdict:
+        kept, row, problems, skipped = self._weighed(record, ("chosen",))
+        chosen = ResponseRow(*(row[f"chosen_{name}"] for name in ResponseRow._fields))
+        weight: Sequence[float] = ()
+        try:
+            pair = PairRow(record.id, chosen, NO_RESPONSE, row["mapped"], row["other_prompt"])
+            weight = (self.stage.weigh or weigh_chosen)(pair, self.options, 0)
+        except BadData as error:
+            problems = problems or list(error.problems)
+        if problems or skipped:
+            return Verdict(skipped=skipped, problems=problems)
+        if any(label != IGNORED and w for label, w in zip(chosen.labels, weight, strict=True)):
+            return Verdict(kept.cut)
+        found = Problem(record_mark(record.id), 0, "chosen_spans", "FP214", "no span has a token with the weight 1")
+        return _of_cut(kept, [found], "FP214", overlong.NOTHING_SELECTED)
+
+    def _unpaired(self, record: records.Negatives) -> Verdict:
+        tokens = self._encoded(record.prompt, {"chosen": record.chosen, **record.negatives})
+        kept, problems = self._fit(record, tokens)
+        if problems or kept.skipped:
+            return Verdict(skipped=kept.skipped, problems=problems)
+        dropped = {}
+        for name in record.negatives:
+            responses = [tokens[each].response for each in ("chosen", name)]
+            if reason := overlong.equal(responses, kept.response):
+                dropped[name] = reason
+        if len(dropped) == len(record.negatives):
+            return Verdict(skipped=max(dropped.values()))
+        if dropped and self.stage.check_record:
+            left = dict.fromkeys(sorted(record.negatives.keys() - dropped.keys()), "")
+            if self.stage.check_record(records.Negatives(record.id, (), "", left), self.options):
+                return Verdict(skipped=overlong.EQUAL_AFTER_CUT)
+        return Verdict(kept.cut, dropped=dropped)
+
+    def _ranked(self, record: records.Record) -> Verdict:
+        responses, values, _ = scored(record)
+        texts = {response_field(record, index): text for index, text in enumerate(responses)}
+        tokens = self._encoded(record.prompt, texts)
+        kept, problems = self._fit(record, tokens)
+        ids = [each.response for each in tokens.values()]
+        skipped = kept.skipped or ("" if problems else _contradiction(ids, values, kept.response))
+        if problems or skipped:
+            return Verdict(skipped=skipped, problems=problems)
+        if self.options.pooling[1] == "eos":
+            eos = self.tokeniser.tokenizer.eos_token_id
+            ends = [tokens_read(each, eos, "eos") for each in ids]
+            if any(end is None or end > kept.response for end in ends):
+                return _of_cut(kept, [without_end(record.id, self.options)], "FP222", overlong.END_CUT)
+        return Verdict(kept.cut)
+
+
+def _contradiction(responses: Sequence[Sequence[int]], scores: Sequence[float], keep: int) -> str:
+    """The reason for which a list ranks nothing: two responses of different scores are equal in what is kept."""
+    pairs = combinations(zip(responses, scores, strict=True), 2)
+    return next((reason for (a, x), (b, y) in pairs if x != y and (reason := overlong.equal([a, b], keep))), "")
+
+
+def _of_cut(kept: overlong.Fit, problems: Sequence[Problem], code: str, reason: str) -> Verdict:
+    """A record with problems is skipped if only the cut of its responses is to blame, else refused."""
+    cut = overlong.RESPONSE_CUT in kept.cut.split(",")
+    if cut and all(problem.code == code for problem in problems):
+        return Verdict(skipped=reason)
+    return Verdict(problems=problems)
