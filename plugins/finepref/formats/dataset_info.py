@@ -9,10 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finepref.formats.check import check_columns
+from finepref.formats import layouts
 from finepref.formats.jsonl import decode_at, skip_space
+from finepref.formats.layouts import check_columns
 from finepref.formats.problems import BadData, Problem
-from finepref.formats.records import FORMATS
 from finepref.formats.row import is_type_name, kind_of
 
 FILE_NAME = "dataset_info.json"
@@ -195,8 +195,8 @@ def _lint_entry(file: str, line: int, name: str, value: object, host_formats: Co
     formatting = value.get("formatting", "alpaca")
     if formatting in host_formats:
         return []
-    if type(formatting) is not str or formatting not in FORMATS:
-        known = ", ".join((*FORMATS, *host_formats))
+    if type(formatting) is not str or formatting not in layouts.names():
+        known = ", ".join(dict.fromkeys((*layouts.names(), *host_formats)))
         return [Problem(file, line, f"{name}.formatting", "FP016", f"{str(formatting)[:80]!a} is not one of {known}")]
     problems = [
         Problem(file, line, f"{name}.{key}", "FP072", f"neither the host nor {formatting} has this key")
@@ -211,7 +211,7 @@ def _lint_entry(file: str, line: int, name: str, value: object, host_formats: Co
             )
     columns = value.get("columns", {})
     if isinstance(columns, dict):
-        found = check_columns(formatting, columns, file=file, field=f"{name}.columns")
+        found = check_columns(formatting, columns, file=file, place=f"{name}.columns")
         problems += [replace(problem, line=line) for problem in found]
     else:
         problems.append(Problem(file, line, f"{name}.columns", "FP011", f"expected an object, got {kind_of(columns)}"))
@@ -219,7 +219,7 @@ def _lint_entry(file: str, line: int, name: str, value: object, host_formats: Co
         error_type = value["error_type"]
         if type(error_type) is not str or not is_type_name(error_type):
             problems.append(Problem(file, line, f"{name}.error_type", "FP031", "expected the name of an error type"))
-        elif formatting != "feedback":
+        elif layouts.native_format(formatting) != "feedback":
             problems.append(
                 Problem(file, line, f"{name}.error_type", "FP072", "only feedback entries have an error_type")
             )
