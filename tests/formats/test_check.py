@@ -83,8 +83,10 @@ def test_bad_data_lists_its_problems_and_closes_with_the_count():
     error = BadData(problems, 2311)
     assert len(error.problems) == 100
     shown = str(error).split("\n")
-    assert shown[0] == "FP012 f:1 x: the text is empty"
-    assert shown[-1] == "2311 problems, the first 100 shown"
+    assert shown == [
+        "FP012 f:1 x: the text is empty; 101 more like it: f:2, f:3, ...",
+        "2311 problems, the first 102 shown",
+    ]
     assert str(BadData(problems[:1])).split("\n")[-1] == "1 problem"
 
 

@@ -10,8 +10,8 @@ import pytest
 from finepref.formats.catalogue import FORMATS_SHOWN
 from finepref.formats.check import Problem, check_file
 from finepref.formats.jsonl import dumps
+from finepref.formats.layouts import find, native_format, read as read_row
 from finepref.formats.records import FIELDS, FORMATS, parse, to_row
-from finepref.formats.released import READERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -38,7 +38,7 @@ def pairs(folder):
     return folder / "pairs.jsonl"
 
 
-def test_a_good_file_passes_and_its_format_is_told_from_the_first_row(pairs):
+def test_a_good_file_passes_and_says_what_it_was_taken_for(pairs):
     result = run("validate", pairs)
     assert "0 problems" in result.output
     assert " pair " in result.output
@@ -102,7 +102,9 @@ def test_a_folder_stands_for_the_files_in_it(pairs):
 def test_a_file_that_is_not_there_or_tells_no_format_is_said_so(folder):
     run("validate", "missing.jsonl", "--format", "pair", code=1)
     (folder / "x.jsonl").write_text('{"a": 1}\n')
-    assert "--format" in run("validate", "x.jsonl", code=2).output
+    shown = run("validate", "x.jsonl", code=1).output
+    assert "FP093" in shown
+    assert "--format" in shown
     run("validate", "x.jsonl", "--format", "pears", code=2)
 
 

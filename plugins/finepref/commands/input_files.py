@@ -82,10 +82,11 @@ def find_inputs(
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         layout = layout or _guess(files, jobs)
         return [Input(file, layout, columns, error_type, dataset=name) for file in files]
-    return [*_inputs_of_entry(*dataset_info.find(name, dataset_dir), name=name)]
+    folder, entry = dataset_info.find(name, dataset_dir)
+    return [*_inputs_of_entry(folder, name, entry)]
 
 
-def _inputs_of_entry(dataset_dir: Path, entry: Mapping[str, Any], *, name: str) -> Iterator[Input]:
+def _inputs_of_entry(dataset_dir: Path, name: str, entry: Mapping[str, Any]) -> Iterator[Input]:
     layout = layouts.of_entry(entry)
     if layout is None:
         file, formatting = str(dataset_dir / dataset_info.FILE_NAME), entry.get("formatting", "alpaca")

@@ -305,9 +305,10 @@ class FileCheck:
             record_id, label: of the record.
             seen: the ids so far.
         """
-        if label and self.seen is not None:
-            record_id = f"{self.file}\n{record_id}"  # files by error type repeat the desirable responses
         first = seen.place_of(record_id, self.file, number, line)
+        if first is not None and label and first.rpartition(":")[0] != self.file:
+            # files by error type repeat the desirable responses of the others
+            first = seen.place_of(f"{self.file}\n{record_id}", self.file, number, line)
         if first is None and label is not None:
             self.desirable += label
             self.undesirable += not label
@@ -354,7 +355,7 @@ class FileCheck:
             total_problems=self.total,
             sha256=self.sha256,
             ignored=ignored,
-            layout=self.layout if self.layout not in FORMATS else "",
+            layout=self.layout if self.layout not in (*FORMATS, layouts.UNKNOWN) else "",
             groups=tuple(islice(self.groups, self.limit)),
         )
 

@@ -181,6 +181,8 @@ def regions(reader: RowReader) -> Sequence[Own]:
     own |= {
         name: Taken(place, spans[flag]) for name, flag in (("chosen_spans", 1), ("rejected_spans", -1)) if spans[flag]
     }
+    if not items:
+        reader.note(place, "FP080", "there is no [start, end, flag]")
     sides = [flag for flag in (1, -1) if spans[flag]]
     return [own | {"side": Taken(place, sides[0])} if len(sides) == 1 else own]
 

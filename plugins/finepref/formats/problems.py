@@ -56,8 +56,6 @@ CODES: dict[str, str] = {
     "FP061": "the file has only one label class",
     "FP062": "a prompt without a desirable response",
     "FP063": "a prompt without an undesirable response",
-    "FP064": "a prompt with two different desirable responses",
-    "FP065": "a prompt with two different responses of one error type",
     "FP066": "an undesirable response without an error type",
     "FP067": "a golden answer and its samples do not match",
     "FP068": "rows of one prompt cannot be kept apart",
@@ -107,7 +105,7 @@ CODES: dict[str, str] = {
     "FP230": "a prompt of several turns without a chat template",
     "FP231": "the chat template does not continue its own prompt",
 }
-"""Code -> short meaning. Codes are never reused for another meaning (FP044 was one)."""
+"""Code -> short meaning. Codes are never reused for another meaning (FP044, FP064 and FP065 were some)."""
 
 SHOWN = 100
 """The most problems that are kept for showing; the rest are counted."""
@@ -145,6 +143,7 @@ class Problem:
         return f"{self.code} {place}: {self.message}" + (f" (id {self.record})" if self.record else "")
 
 
+@dataclass
 class Group:
     """Problems that are equal but for their place, and for numbers and quoted texts in their message.
 
@@ -154,11 +153,9 @@ class Group:
         places: of the first three.
     """
 
-    __slots__ = ("count", "first", "places")
-
-    def __init__(self, first: Problem) -> None:
-        self.first, self.count = first, 0
-        self.places: list[str] = []
+    first: Problem
+    count: int = 0
+    places: list[str] = dataclass_field(default_factory=list)
 
     def add(self, place: str) -> None:
         """Count one more."""
@@ -167,8 +164,10 @@ class Group:
             self.places.append(place)
 
     def __str__(self) -> str:
-        """The first problem, with the number of all and examples of their places."""
-        return f"{self.first}; {self.count:,} in all: {self.examples}" if self.count > 1 else str(self.first)
+        """The first problem, the number of others, and two of their places."""
+        if self.count == 1:
+            return str(self.first)
+        return f"{self.first}; {self.count - 1:,} more like it: {self.examples.partition(', ')[2]}"
 
     @property
     def examples(self) -> str:
