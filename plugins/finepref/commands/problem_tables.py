@@ -33,7 +33,8 @@ def print_reports(reports: Iterable[FileReport], problems: list[Problem], *, tot
     )
     shown = 0
     for group in chain(Groups(problems), *(report.groups for report in reports)):
-        first, count = group.first, f" ({group.count:,} times)" if group.count > 1 else ""
+        first, times = group.first, "the first of {:,} such rows" if group.vary else "{:,} times"
+        count = f" ({times.format(group.count)})" if group.count > 1 else ""
         record = f" (id {first.record})" if first.record and group.count == 1 else ""
         cells = (group.examples, first.field, f"{first.message}{record}{count}")
         found.add_row(first.code, *(Text(text, overflow="fold") for text in cells))

@@ -309,7 +309,7 @@ class Votes:
             one, two = sorted(left, key=[*self.first].index)[:2]
             file, _, line = self.first[two].rpartition(":")
             told = " and ".join(
-                f"{name} ({self.counts[name]:,} rows, the first at {self.first[name]})" for name in (one, two)
+                f"{name} (first at {self.first[name]}, in all {self.counts[name]:,})" for name in (one, two)
             )
             text = f"the rows are of several layouts: {told}; name one with --format, or put each in a file of its own"
             raise BadData([Problem(file, int(line), "", "FP092", text)])

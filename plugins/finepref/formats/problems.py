@@ -151,17 +151,20 @@ class Group:
         first: the first of them.
         count: how many there are.
         places: of the first three.
+        vary: whether their messages differ, in a number or a quoted text.
     """
 
     first: Problem
     count: int = 0
     places: list[str] = dataclass_field(default_factory=list)
+    vary: bool = False
 
-    def add(self, place: str) -> None:
+    def add(self, problem: Problem) -> None:
         """Count one more."""
         self.count += 1
+        self.vary = self.vary or problem.message != self.first.message
         if self.count <= EXAMPLES:
-            self.places.append(place)
+            self.places.append(problem.place)
 
     def __str__(self) -> str:
         """The first problem, the number of others, and two of their places."""
@@ -197,7 +200,7 @@ class Groups:
         kind = self.kind_of(problem)
         if kind not in self.by_kind:
             self.by_kind[kind] = Group(problem)
-        self.by_kind[kind].add(problem.place)
+        self.by_kind[kind].add(problem)
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.by_kind.values())

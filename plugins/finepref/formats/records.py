@@ -23,7 +23,7 @@ from finepref.formats.record_types import (
     SpanPair,
     content_id,
 )
-from finepref.formats.row import Message, RowReader, Span, is_text, is_type_name, kind_of, shown
+from finepref.formats.row import HOST_EXTRAS, Message, RowReader, Span, is_text, is_type_name, kind_of, shown
 
 __all__ = [
     "COMMON_FIELDS",
@@ -79,7 +79,8 @@ def parse(
     if type(row) is not dict and not isinstance(row, Mapping):
         return [Problem(file, line, "", "FP005", f"expected an object, got {kind_of(row)}")]
     reader = RowReader(row, columns=columns, file=file, line=line, nulls_absent=nulls_absent)
-    reader.refuse_extras(tools=tools)
+    if not HOST_EXTRAS.isdisjoint(reader.values):
+        reader.refuse_extras(tools=tools)
     record = parse_with(reader, formatting, error_type=error_type, error_types=error_types)
     return record or _of_another_format(reader, formatting) or reader.problems
 

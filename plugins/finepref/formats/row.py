@@ -200,8 +200,6 @@ class RowReader:
         Args:
             tools: let `tools` pass, for a check that tells of them in another way.
         """
-        if HOST_EXTRAS.isdisjoint(self.values):
-            return
         for name in MEDIA:
             if self.values.get(name) not in _NOTHING:
                 self.note(self.column(name), "FP088", f"{name} are not supported; only text is trained")
