@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from finepref.formats import layouts
-from finepref.formats.jsonl import CHUNK, Chunk, RawRow, read_chunks, read_rows, rows_of, write_jsonl
+from finepref.formats.jsonl import CHUNK, ArrayLine, Chunk, RawRow, read_chunks, read_rows, rows_of, write_jsonl
 from finepref.formats.layouts import ParseRow, check_columns
 from finepref.formats.pool import ordered_map
 from finepref.formats.problems import CODES, SHOWN, BadData, Group, Groups, Problem
@@ -387,7 +387,7 @@ class SeenIds:
             line: of the row.
         """
         file_number = self.files.setdefault(file, len(self.files))
-        if line != number:
+        if line != number or isinstance(line, ArrayLine):
             self.shared_lines[file_number, number] = line
         first = self.line_of(record_id, (file_number << _FILE) + number)
         if first is None:

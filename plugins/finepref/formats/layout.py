@@ -17,6 +17,8 @@ from finepref.formats.row import RowReader
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 ABSENT = object()
 """What a field's reader returns if the row does not give the field."""
+FAILED = object()
+"""The value of a field whose reader has noted a problem: it is not missing."""
 
 
 class Taken(NamedTuple):
@@ -94,6 +96,12 @@ class Layout:
         """
         return bool(self.needs) and all(_meets(row, need, kinds) for need in self.needs)
 
+    def likeness(self, row: Mapping[str, object]) -> float:
+        """The share of `needs` that a row meets, 0 if it lacks one of the columns."""
+        if not self.recognises(row, kinds=False):
+            return 0.0
+        return sum(_meets(row, need, True) for need in self.needs) / len(self.needs)
+
     def records(self, reader: RowReader) -> Sequence[Own]:
         """What the records of a row are read from; several for layouts with several records in a row."""
         if self.make is not None:
@@ -105,6 +113,7 @@ def take(reader: RowReader, fields: Mapping[str, str | Field]) -> Own:
     """Our fields of a row by their paths; absent ones are left out, and reported as missing when they are read."""
     own: dict[str, Taken] = {}
     for name, where in fields.items():
+        before = len(reader.problems)
         path, read = where if isinstance(where, Field) else (where, None)
         place, value = find(reader, path)
         if value is ABSENT:
@@ -113,6 +122,8 @@ def take(reader: RowReader, fields: Mapping[str, str | Field]) -> Own:
         taken = Taken(place, value) if read is None else read(reader, value, place)
         if isinstance(taken, Taken):
             own[name] = taken
+        elif len(reader.problems) > before:
+            own[name] = Taken(place, FAILED)
     return own
 
 
@@ -174,6 +185,12 @@ def _meets(row: Mapping[str, object], need: str, kinds: bool) -> bool:
 def recognise(row: Mapping[str, object], layouts: Iterable[Layout]) -> str:
     """The first layout that recognises a row; "" if none does."""
     return next((layout.name for layout in layouts if layout.recognises(row)), "")
+
+
+def likeliest(row: Mapping[str, object], layouts: Iterable[Layout]) -> str:
+    """The layout whose columns a row has, and whose kinds of values it has most of; "" if it has those of none."""
+    found = max(layouts, key=lambda layout: layout.likeness(row))
+    return found.name if found.likeness(row) > 0 else ""
 
 
 def problems_of(layout: object) -> list[str]:

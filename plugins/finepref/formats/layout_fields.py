@@ -108,8 +108,7 @@ def better_of(index_path: str, first: str, second: str, *, one_is_first: bool = 
     def picked(worse: bool) -> Callable[[RowReader, object, str], object]:
         def read(reader: RowReader, value: object, place: str) -> object:
             if type(value) is not int or value not in (0, 1):
-                if not worse:
-                    reader.note(place, "FP096", f"expected 0 or 1, got {shown(value)}")
+                reader.note(place, "FP096", f"expected 0 or 1, got {shown(value)}")
                 return ABSENT
             return find(reader, first if ((value == 1) == one_is_first) != worse else second)
 

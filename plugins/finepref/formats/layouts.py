@@ -16,7 +16,7 @@ from typing import Any
 
 from finepref.formats import layout_table
 from finepref.formats.jsonl import Chunk, RawRow, read_rows, rows_of
-from finepref.formats.layout import ABSENT, Layout
+from finepref.formats.layout import ABSENT, FAILED, Layout, likeliest
 from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import FIELDS, FORMATS, Record, parse, parse_with
 from finepref.formats.row import HOST_EXTRAS, HOST_TURNS, RowReader, kind_of
@@ -142,7 +142,13 @@ def read(
     problems: list[Problem] = []
     left = [each for each in HOST_TURNS & source.values.keys() if each not in layout.columns]
     for own in layout.records(source):
-        values = {field: taken.value for field, taken in own.items() if taken.value is not ABSENT}
+        values = {
+            field: taken.value
+            for field, taken in own.items()
+            if taken.value is not ABSENT and taken.value is not FAILED
+        }
+        failed = {place for field, taken in own.items() if taken.value is FAILED for place in (taken.place, field)}
+        failed |= {"prompt"} & own.keys() if "messages" in failed else set()
         values |= {each: source.values[each] for each in left}
         named = {field: taken.place for field, taken in own.items()} | {each: source.column(each) for each in left}
         target = RowReader(row, columns=named, file=file, line=line, nulls_absent=nulls_absent, values=values)
@@ -150,7 +156,7 @@ def read(
             target.problems = [*source.problems]
         if (record := parse_with(target, layout.gives, **options)) is not None:
             records.append(record)
-        problems += target.problems
+        problems += [each for each in target.problems if each.code != "FP010" or each.field not in failed]
     problems = problems or source.problems
     if problems:
         return _another_layout(layout, row, [*dict.fromkeys(problems)])
@@ -284,8 +290,7 @@ class Votes:
                 self.counts[name] += 1
                 self.first.setdefault(name, f"{file}:{line}")
             else:
-                loose = (each.name for each in layout_table.table().values() if each.recognises(value, kinds=False))
-                self.loosely.update([next(loose, "")])
+                self.loosely[likeliest(value, layout_table.table().values())] += 1
         return self
 
     def merge(self, other: Votes) -> None:
