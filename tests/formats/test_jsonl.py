@@ -181,3 +181,11 @@ def test_what_refers_to_a_decoder_can_be_pickled_and_still_decodes_strictly():
             copy.decode('{"x": 1, "x": 2}')
         with pytest.raises(ValueError, match="NaN"):
             copy.decode('{"x": NaN}')
+
+
+def test_one_object_over_several_lines_is_one_problem_not_one_a_line(path):
+    path.write_text(json.dumps({"data": [{"x": 1}, {"x": 2}]}, indent=2))
+    problems = []
+    assert list(read_jsonl(path, problems=problems)) == []
+    assert [(problem.code, problem.line) for problem in problems] == [("FP004", 0)]
+    assert "an array of rows" in problems[0].message

@@ -462,3 +462,20 @@ def test_every_name_can_be_asked_for_its_format():
         "negatives",
     }
     assert json.dumps(layouts.names())
+
+
+def test_tools_inside_the_input_of_an_openai_row_are_refused_by_name():
+    row = {"input": {"messages": [TURN], "tools": [{"type": "function"}]}, "preferred_output": [GOOD]}
+    assert codes(read(row | {"non_preferred_output": [BAD]}, "openai_preference")) == [("FP089", "input.tools")]
+
+
+def test_a_column_that_arrow_has_filled_with_null_is_absent_inside_a_message_too():
+    """Through parquet, the rejected message has the chosen one's train_detail, null."""
+    details = [{"begin_offset": 0, "end_offset": 3, "train": True}]
+    row = {
+        "conversations": [HUMAN],
+        "chosen": GPT | {"train_detail": details},
+        "rejected": GPT_BAD | {"train_detail": None},
+    }
+    record = read(row, "train_detail", nulls_absent=True)
+    assert (record.chosen_spans, record.rejected_spans) == ((Span(0, 4),), ())

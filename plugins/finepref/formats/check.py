@@ -141,8 +141,9 @@ def check_file(
         formatting: a layout whose rows are read one by one, such as our formats.
         columns, error_type, error_types: as for `layouts.reader`.
         limit: number of row problems that the report keeps.
-        rejected_path: where to write rejected rows: {file, line, problems: [{field, code, message}], and their text as
-            `row`, or as `row_base64` if it is not UTF-8}. Written even if there are none.
+        rejected_path: where to write rejected rows: {file, line, problems: [{field, code, message}], `index` if the
+            row shares its line in an array, and their text as `row`, or as `row_base64` if it is not UTF-8}. Written
+            even if there are none.
         jobs: number of processes for a large file of lines, see `pool.ordered_map`; the result does not depend on it.
         chunk_size: bytes of lines that a process takes at a time.
 
@@ -441,6 +442,8 @@ def rejected_row(file: str, raw: RawRow) -> dict[str, object]:
     """A bad row as files of rejected rows have it, see `check_file`."""
     problems = [{"field": p.field, "code": p.code, "message": p.message} for p in raw.problems]
     row: dict[str, object] = {"file": file, "line": raw.line, "problems": problems}
+    if isinstance(raw.line, ArrayLine):
+        row["index"] = raw.line.index
     text = raw.raw.removesuffix(b"\n")
     try:
         return row | {"row": text.decode()}

@@ -240,6 +240,10 @@ def _cut(file: io.BufferedReader, name: str, size: int, tee: Callable[[bytes], o
     if kind := next((kind for mark, kind in _KINDS.items() if head.startswith(mark)), ""):
         yield Chunk(name, 0, problem=Problem(name, 0, "", "FP097", f"the file is {kind}"))
         return
+    if head.removeprefix(bom).lstrip().split(b"\n", 1)[0].strip() == b"{":
+        text = "the file is one JSON object over several lines; write a row a line, or an array of rows"
+        yield Chunk(name, 0, problem=Problem(name, 0, "", "FP004", text))
+        return
     if head.removeprefix(bom).lstrip(_SPACE.encode()).startswith(b"["):
         content = file.read(MAX_ARRAY + 1)
         tee(content)

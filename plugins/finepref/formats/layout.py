@@ -116,7 +116,7 @@ def take(reader: RowReader, fields: Mapping[str, str | Field]) -> Own:
         before = len(reader.problems)
         path, read = where if isinstance(where, Field) else (where, None)
         place, value = find(reader, path)
-        if value is ABSENT:
+        if value is ABSENT or (value is None and reader.nulls_absent):
             own[name] = Taken(place, ABSENT)
             continue
         taken = Taken(place, value) if read is None else read(reader, value, place)

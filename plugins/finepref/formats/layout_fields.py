@@ -55,6 +55,14 @@ def prompt_of(path: str) -> dict[str, str | Field]:
     }
 
 
+def chat_input(reader: RowReader, value: object, place: str) -> object:
+    """OpenAI's `input` {messages, tools}: its messages."""
+    members = reader.mapping(value, place)
+    if members.get("tools"):
+        reader.note(f"{place}.tools", "FP089", "tools are not supported yet: they do not reach the chat template")
+    return Taken(f"{place}.messages", members.get("messages", ABSENT))
+
+
 def text_only(reader: RowReader, value: object, place: str) -> object:
     """A value that is no list, where the same column may hold messages."""
     return ABSENT if isinstance(value, list | tuple) else Taken(place, value)

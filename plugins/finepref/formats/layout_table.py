@@ -83,7 +83,7 @@ BUILT_IN = (
         ("input.messages:messages", "preferred_output:reply", "non_preferred_output:reply"),
         {
             "id": "id",
-            "messages": "input.messages",
+            "messages": Field("input", take.chat_input),
             "chosen": Field("preferred_output", take.reply),
             "rejected": Field("non_preferred_output", take.reply),
         },

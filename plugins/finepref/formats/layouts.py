@@ -26,6 +26,8 @@ Parsed = Record | tuple[Record, ...] | list[Problem]
 ParseRow = Callable[..., Parsed]
 """(value, line=) -> what a row becomes."""
 
+MANY_SHAPES = 10_000
+"""Rows of so many different shapes are remembered while a layout is recognised."""
 UNKNOWN = "unknown"
 """The layout of a file of which no row is recognised."""
 
@@ -286,6 +288,8 @@ class Votes:
             shape = _shape(value, 3)
             name = self._seen.get(shape)
             if name is None:
+                if len(self._seen) == MANY_SHAPES:
+                    self._seen.clear()
                 name = self._seen[shape] = layout_table.recognise(value)
             if name:
                 self.counts[name] += 1
