@@ -190,6 +190,13 @@ def test_files_by_error_type_may_repeat_the_desirable_response_once_each(tmp_pat
     assert found == [("FP060", 3), ("FP060", 4)]
 
 
+def test_only_columns_that_nothing_is_read_from_are_ignored(path):
+    write_jsonl(path, [{"question": "Name it.", "input": "France", "chosen": "a", "rejected": "b", "source": "web"}])
+    report = check_file(path, "orca", columns={})
+    assert (report.total_problems, report.ignored) == (0, {"source": 1})
+    assert check_file(path, "pair", columns={"prompt": "question"}).ignored == {"source": 1}
+
+
 def test_a_row_of_several_records_is_counted_once(path):
     step = {"completions": [{"text": t, "rating": r} for t, r in (("a", 1), ("x", -1), ("y", -1))]}
     rows = [{"question": {"problem": f"q{n}"}, "label": {"steps": [step]}} for n in range(3)]

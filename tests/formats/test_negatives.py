@@ -118,8 +118,8 @@ def test_each_of_two_good_answers_is_paired_with_the_negatives_that_follow_it_in
     rows = [
         *[("a", True, "Blue.", None), ("a", False, "Seven.", "logic")],
         *[("a", True, "Red.", None), ("a", False, "Eight.", "logic")],
-        *[("b", True, "Blue.", None), ("b", False, "Tuesday.", "style")],
         *[("b", True, "Red.", None), ("b", False, "Monday.", "style")],
+        *[("b", True, "Blue.", None), ("b", False, "Tuesday.", "style")],
     ]
     assert record_texts(rows) == [
         ("Blue.", {"logic": "Seven.", "style": "Tuesday."}),
