@@ -150,6 +150,13 @@ def test_rows_without_ids_are_told_to_have_the_same_content(path):
     assert (given.line, given.message) == (5, "'0123456789abcdef' is the id of line 4 too")
 
 
+def test_two_negatives_rows_of_one_prompt_are_told_to_need_ids(path):
+    write_jsonl(path, [{"prompt": "q", "chosen": text, "negatives": {"logic": "bad"}} for text in ("good", "better")])
+    (problem,) = check_file(path, "negatives").problems
+    assert (problem.code, problem.line) == ("FP060", 2)
+    assert problem.message == "same prompt as line 1, by which a row without an id is known; give such rows ids"
+
+
 def test_equal_rows_of_an_array_in_one_line_are_found(path):
     row = '{"prompt": "q", "chosen": "good", "rejected": "bad"}'
     path.write_text(f"[{row}, {row}]")
@@ -195,6 +202,8 @@ def test_only_columns_that_nothing_is_read_from_are_ignored(path):
     report = check_file(path, "orca", columns={})
     assert (report.total_problems, report.ignored) == (0, {"source": 1})
     assert check_file(path, "pair", columns={"prompt": "question"}).ignored == {"source": 1}
+    write_jsonl(path, [{"prompt": "q", "chosen": "a", "rejected": "b", "chosen_model": "x", "rejected_model": "y"}])
+    assert check_file(path, "rewardbench").ignored == {"chosen_model": 1, "rejected_model": 1}
 
 
 def test_a_row_of_several_records_is_counted_once(path):

@@ -100,6 +100,8 @@ def test_the_safer_response_is_another_layout_of_the_same_rows():
         ("sharegpt", {"system": "Be terse.", "conversations": [TOLD, TURN], "chosen": GOOD, "rejected": BAD}),
         ("trl_explicit", {"system": "Be terse.", "prompt": [TURN], "chosen": [GOOD], "rejected": [BAD]}),
         ("trl_implicit", {"chosen": [TOLD, TURN, GOOD], "rejected": [TOLD, TURN, BAD]}),
+        ("trl_implicit", {"system": "Be terse.", "chosen": [TURN, GOOD], "rejected": [TURN, BAD]}),
+        ("trl_implicit", {"system": "Be terse.", "prompt": Q, "chosen": [GOOD], "rejected": [BAD]}),
         ("alpaca", {"system": "Be terse.", "instruction": Q, "chosen": A, "rejected": B}),
         ("orca", {"system": "Be terse.", "question": Q, "chosen": A, "rejected": B}),
         ("pair", {"system": "Be terse.", "prompt": Q, "chosen": A, "rejected": B}),
@@ -298,8 +300,10 @@ def test_problems_name_the_columns_of_the_file_not_our_fields():
         ("FP012", "chosen"),
     ]
     assert codes(read({"question": "", "chosen": A, "rejected": B}, "orca")) == [("FP012", "question")]
-    (problem,) = read({"id": 7, "question": Q, "chosen": A, "rejected": A}, "orca")
+    (problem,) = read({"question": Q, "chosen": A, "rejected": A}, "orca")
     assert str(problem) == "FP034 f:3 rejected: the rejected response equals the chosen one"
+    (problem,) = read({"id": 7, "question": Q, "chosen": A, "rejected": A}, "orca")
+    assert str(problem) == "FP034 f:3 rejected: the rejected response equals the chosen one (id 7)"
     (problem,) = read({"id": "r7", "question": Q, "chosen": A, "rejected": A}, "orca")
     assert str(problem).endswith("the chosen one (id r7)")
 
@@ -390,6 +394,13 @@ def test_the_layout_is_recognised_by_all_rows_not_the_first(tmp_path):
 def test_rows_of_which_none_has_the_right_types_are_recognised_by_their_columns(tmp_path):
     assert guessed(tmp_path, [PAIR | {"chosen": 3}]) == "pair"
     assert guessed(tmp_path, [{"a": 1}]) == layouts.UNKNOWN
+
+
+def test_columns_that_the_user_names_are_recognised_as_our_fields(tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [{"q": Q, "a": A, "good": True}])
+    columns = {"prompt": "q", "response": "a", "label": "good"}
+    assert layouts.guess([tmp_path / "x.jsonl"]) == layouts.UNKNOWN
+    assert layouts.guess([tmp_path / "x.jsonl"], columns=columns) == "feedback"
 
 
 def test_a_file_of_several_layouts_is_refused_with_their_names_and_places(tmp_path):

@@ -6,6 +6,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -80,7 +81,7 @@ def find_inputs(
         ]
     if path.exists() or path.suffix:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
-        layout = layout or _guess(files, jobs)
+        layout = layout or _guess(files, columns, jobs)
         return [Input(file, layout, columns, error_type, dataset=name) for file in files]
     folder, entry = dataset_info.find(name, dataset_dir)
     return [*_inputs_of_entry(folder, name, entry)]
@@ -96,15 +97,16 @@ def _inputs_of_entry(dataset_dir: Path, name: str, entry: Mapping[str, Any]) -> 
         yield Input(path, layout, entry.get("columns") or {}, entry.get("error_type"), entry.get("tags"), name)
 
 
-def _guess(files: Sequence[Path], jobs: int) -> str:
+def _guess(files: Sequence[Path], columns: Mapping[str, str], jobs: int) -> str:
     """The layout of files, by all of their rows."""
     votes = layouts.Votes()
+    votes_of_chunk = partial(layouts.votes_of_chunk, columns=columns)
     for path in files:
         if path.suffix == ".parquet":
-            votes.add(str(path), rows_of(path))
+            votes.add(str(path), rows_of(path), columns)
             continue
         with tqdm(desc=f"layout of {path.name}", unit=" parts", disable=None) as bar:
-            for _, found in ordered_map(layouts.votes_of_chunk, read_chunks(path), jobs=jobs):
+            for _, found in ordered_map(votes_of_chunk, read_chunks(path), jobs=jobs):
                 votes.merge(found)
                 bar.update()
     return votes.settle()

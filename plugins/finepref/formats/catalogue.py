@@ -208,10 +208,10 @@ Rules for all formats:
   texts that differ only in that count as equal.
 - A null is a value of the wrong type; omit the key instead. (Exceptions: a null or empty `system` is no system turn;
   in rows that a host read through Arrow, an absent key is a null.)
-- A message may also have name, weight and train, or any key that is null.
+- A message may also have id, name, weight, train, training, loss and loss_scale, or any key that is null.
 - Columns that a format does not know are ignored; the report counts them. Not so `images`, `videos`, `audios` and
   `tools` that are not empty: such rows are refused (FP088, FP089; `finepref validate` lets tools pass and says so).
-- Ids are unique in a file. A row without one gets 16 hex digits of a hash: of the prompt for `negatives`, of prompt
+- Ids are unique in a data set, in all its files. A row without one gets 16 hex digits of a hash: of the prompt for `negatives`, of prompt
   and response for `feedback`, of all content otherwise. The same content twice is therefore reported as FP060.
 - A span is `{{"start": 0, "end": 5}}`, or with `"weight": 0.5`, or `[0, 5]`, or `[0, 5, 0.5]`: characters (code
   points, as in Python) from start up to, not including, end. Spans of one text may touch, but not overlap.

@@ -320,6 +320,9 @@ class FileCheck:
         file, _, line = first.rpartition(":")
         where = f"line {line}" if file == self.file else first
         if _CONTENT_ID.fullmatch(record_id) and record_id.encode() not in raw.raw:
+            if layouts.native_format(self.layout) == "negatives":
+                text = f"same prompt as {where}, by which a row without an id is known; give such rows ids"
+                return Problem(self.file, raw.line, "id", "FP060", text)
             text = f"same content as {where}; `finepref dedup` or bad_rows: skip leave such rows out"
             return Problem(self.file, raw.line, "id", "FP060", text)
         return Problem(self.file, raw.line, "id", "FP060", f"{record_id!a} is the id of {where} too")

@@ -57,6 +57,7 @@ class Layout:
             not be there; columns may be paths and alternatives, as in Field. Empty: never recognised, only named.
         fields: our field -> a path, or a Field. Empty for our own formats, which are read as they are.
         make: for layouts whose rows are not simply columns: the row's reader -> its records' fields.
+        also: columns that are read besides those of `fields`, as by `make`; all others are counted as ignored.
         keys: the host's name of a column, as its dataset_info.json has it -> the column of this layout.
         widens: a layout whose rows may stand among the rows of this one.
         by_row: whether its rows can be read one by one, without another file.
@@ -69,6 +70,7 @@ class Layout:
     needs: tuple[str, ...] = ()
     fields: Mapping[str, str | Field] = field(default_factory=dict)
     make: Callable[[RowReader], Sequence[Own]] | None = None
+    also: tuple[str, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
     widens: str = ""
     by_row: bool = True
@@ -84,8 +86,7 @@ class Layout:
         if self.native:
             return frozenset(FIELDS[self.gives])
         paths = [each.path if isinstance(each, Field) else each for each in self.fields.values()]
-        named = [*paths, *(need.lstrip("!").partition(":")[0] for need in self.needs if need[0] != "!"), *self.sample]
-        return frozenset(path.partition(".")[0] for names in named for path in names.split("|"))
+        return frozenset(path.partition(".")[0] for names in (*paths, *self.also) for path in names.split("|"))
 
     def recognises(self, row: Mapping[str, object], *, kinds: bool = True) -> bool:
         """Whether a row looks like one of this layout.

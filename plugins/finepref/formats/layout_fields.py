@@ -250,9 +250,10 @@ def common_prompt(reader: RowReader) -> Sequence[Own]:
     while common < min(len(left), len(right)) - 1 and _same_turn(left[common], right[common]):
         common += 1
     given = find(reader, "prompt")
-    prompt: dict[str, Taken] = {}
+    prompt: dict[str, Taken] = {"system": find(reader, "system")}
     if common:
-        prompt["messages"] = Taken(place, [*left[:common]])
+        whole = turns(reader, [*left[:common]], place)
+        prompt["messages"] = whole if isinstance(whole, Taken) else Taken(place, ABSENT)
         texts = [item.get("content", item.get("value")) for item in left[:common] if isinstance(item, Mapping)]
         if type(given.value) is str and given.value.strip() not in [t.strip() for t in texts if type(t) is str]:
             reader.note(given.place, "FP094", f"the prompt is not among the first {common} turns of {place}")

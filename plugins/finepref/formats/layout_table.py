@@ -74,6 +74,7 @@ BUILT_IN = (
         {"prompt": _Q, "correct_response": _A, "incorrect_response": _B, "masked_region": [6, 10, -1]},
         ("correct_response:text", "incorrect_response:text", "masked_region|masked_regions:list"),
         make=take.regions,
+        also=("id", "prompt", "correct_response", "incorrect_response", "masked_region", "masked_regions"),
     ),
     Layout(
         "openai_preference",
@@ -150,6 +151,7 @@ BUILT_IN = (
         {"chosen": [_USER, _GOOD], "rejected": [_USER, _BAD]},
         ("chosen:messages", "rejected:messages"),
         make=take.common_prompt,
+        also=("id", "system", "prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
     ),
     Layout(
         "rewardbench",
@@ -184,6 +186,7 @@ BUILT_IN = (
         {"chosen": f"{_QUERY} {_A}", "rejected": f"{_QUERY} {_B}"},
         ("!prompt", "!messages", "chosen:transcript", "rejected:transcript"),
         make=take.transcripts,
+        also=("id", "chosen", "rejected"),
     ),
     Layout(
         "shp",
@@ -192,6 +195,7 @@ BUILT_IN = (
         {"history": _Q, "human_ref_A": _A, "human_ref_B": _B, "labels": 1},
         ("history:text", "human_ref_A:text", "human_ref_B:text", "labels"),
         {"prompt": "history", **take.better_of("labels", "human_ref_A", "human_ref_B", one_is_first=True)},
+        also=("human_ref_A", "human_ref_B"),
     ),
     Layout(
         "stack_exchange_paired",
@@ -220,6 +224,7 @@ BUILT_IN = (
         _PKU,
         ("prompt:text", "response_0:text", "response_1:text", "better_response_id"),
         {"prompt": "prompt", **take.better_of("better_response_id", "response_0", "response_1")},
+        also=("response_0", "response_1"),
     ),
     Layout(
         "saferlhf_safer",
@@ -228,6 +233,7 @@ BUILT_IN = (
         _PKU,
         (),
         {"prompt": "prompt", **take.better_of("safer_response_id", "response_0", "response_1")},
+        also=("response_0", "response_1"),
     ),
     Layout(
         "ultrafeedback",
@@ -248,6 +254,7 @@ BUILT_IN = (
         {"question": {"problem": "2+2?"}, "label": {"steps": [_STEP]}},
         ("question.problem:text", "label.steps:list"),
         make=take.steps,
+        also=("question", "label"),
     ),
     Layout(
         "apo_rm",
@@ -256,6 +263,7 @@ BUILT_IN = (
         {"text": [f"{_QUERY}<sep> {_A}", f"{_QUERY}<sep> {_B}"], "scores": [1, 0], "query_id": 7},
         ("text:list", "scores|score:list"),
         make=take.query_and_responses,
+        also=("text", "scores", "score", "query_id", "type"),
     ),
     Layout(
         "apo_samples",

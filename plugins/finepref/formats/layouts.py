@@ -280,11 +280,13 @@ class Votes:
     loosely: Counter[str] = field(default_factory=Counter)
     _seen: dict[Any, str] = field(default_factory=dict)
 
-    def add(self, file: str, rows: Iterable[RawRow]) -> Votes:
-        """Look at rows."""
+    def add(self, file: str, rows: Iterable[RawRow], columns: Mapping[str, str] | None = None) -> Votes:
+        """Look at rows; `columns` are those that the user gives, our field -> column."""
         for line, _, value, _ in rows:
             if value is None:
                 continue
+            if columns:
+                value = _renamed(value, columns)
             shape = _shape(value, 3)
             name = self._seen.get(shape)
             if name is None:
@@ -339,9 +341,16 @@ def _shape(value: object, depth: int) -> object:
     return value if type(value) in (bool, int) and value in (0, 1) else type(value)
 
 
-def votes_of_chunk(chunk: Chunk) -> Votes:
+def _renamed(row: Mapping[str, object], columns: Mapping[str, str]) -> dict[str, object]:
+    """A row with our names for the columns that the user gives."""
+    given = {name: row[column] for name, column in columns.items() if column in row}
+    return {name: value for name, value in row.items() if name not in columns.values()} | given
+
+
+def votes_of_chunk(chunk: Chunk, columns: Mapping[str, str] | None = None) -> Votes:
     """The votes of a part of a file. Lines are read as quickly as can be; what is wrong with them is found later."""
-    return Votes().add(chunk.file, rows_of(chunk) if chunk.array or chunk.problem else _quick_rows(chunk))
+    rows = rows_of(chunk) if chunk.array or chunk.problem else _quick_rows(chunk)
+    return Votes().add(chunk.file, rows, columns)
 
 
 def _quick_rows(chunk: Chunk) -> Iterator[RawRow]:
@@ -355,12 +364,18 @@ def _quick_rows(chunk: Chunk) -> Iterator[RawRow]:
             yield RawRow(line, b"", value, [])
 
 
-def guess(files: Sequence[Any], rows: Callable[[Any], Iterable[RawRow]] = read_rows) -> str:
+def guess(
+    files: Sequence[Any],
+    rows: Callable[[Any], Iterable[RawRow]] = read_rows,
+    *,
+    columns: Mapping[str, str] | None = None,
+) -> str:
     """The layout of the rows of files, all of which are looked at; UNKNOWN if no row looks like any.
 
     Args:
         files: of one data set.
         rows: reads the rows of a file.
+        columns: our field -> the column in the files, where the user gives some.
 
     Raises:
         BadData: the rows are of several layouts.
@@ -369,7 +384,7 @@ def guess(files: Sequence[Any], rows: Callable[[Any], Iterable[RawRow]] = read_r
     for file in files:
         if rows is read_rows:
             for chunk in read_chunks(file):
-                votes.merge(votes_of_chunk(chunk))
+                votes.merge(votes_of_chunk(chunk, columns))
         else:
-            votes.add(str(file), rows(file))
+            votes.add(str(file), rows(file), columns)
     return votes.settle()

@@ -28,7 +28,7 @@ HOST_EXTRAS = frozenset({*MEDIA, "tools"})
 """Columns without which a host's row means something else; they are refused, never left out in silence."""
 TOOL_ROLES = frozenset({"tool", "function", "function_call", "observation", "ipython"})
 TOOL_KEYS = frozenset({"tool_calls", "function_call", "tool_call_id"})
-MESSAGE_KEYS = frozenset({"name", "weight", "train", "training"})
+MESSAGE_KEYS = frozenset({"id", "loss", "loss_scale", "name", "train", "train_detail", "training", "weight"})
 """Keys of a message, besides role and content, that do not change its text."""
 _NOTHING: tuple[object, ...] = (None, "", [], {}, (), "[]", "{}", "null")
 
@@ -123,6 +123,7 @@ class RowReader:
         """Note one problem with `field`, named as the user's file names it, in printable characters."""
         field = field if field.isprintable() else ascii(field)[1:-1]
         given = self.values.get("id")
+        given = str(given) if type(given) is int and -INT64 <= given < INT64 else given
         record = given if type(given) is str and len(given) <= 80 and given.isprintable() else ""
         self.problems.append(Problem(self.file, self.line, field, code, message, record))
 
