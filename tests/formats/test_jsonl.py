@@ -163,6 +163,15 @@ def test_a_file_of_another_kind_is_one_problem_that_names_the_kind(path, content
     assert [(problem.code, problem.line, kind in problem.message) for problem in problems] == [(code, 0, True)]
 
 
+def test_a_table_of_separated_values_is_one_problem_and_json_under_that_name_is_read(tmp_path):
+    path, problems = tmp_path / "x.csv", []
+    path.write_text("prompt,chosen\nq,a\n")
+    assert list(read_jsonl(path, problems=problems)) == []
+    assert [(problem.code, problem.line) for problem in problems] == [("FP097", 0)]
+    path.write_text('{"x": 1}\n')
+    assert list(read_jsonl(path, problems=None)) == [(1, {"x": 1})]
+
+
 def test_rows_that_share_a_line_of_an_array_are_named_by_their_index(path):
     path.write_bytes(b'[{"x": 1}, {"x": NaN}, {"x": 1}, 5,\n {"x": 3}, 7]')
     problems = []

@@ -126,6 +126,8 @@ def test_parquet_is_validated_with_its_nulls_as_absent_keys(folder):
     assert [(p["code"], p["line"], p["field"]) for p in found["files"][0]["problems"]] == [("FP012", 3, "chosen")]
     (folder / "y.parquet").write_bytes(b"PAR1 but not really")
     assert "FP001" in run("validate", "y.parquet", "--format", "pair", code=1).output
+    (folder / "z.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert "git lfs pull" in run("validate", "z.parquet", code=1).output
 
 
 def test_negatives_become_interleaved_feedback_and_the_left_out_is_told(folder):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from finepref.formats import dataset_info, layouts
 from finepref.formats.apo_samples import check_apo_samples, read_apo_samples
 from finepref.formats.check import BadData, Checked, FileCheck, FileReport, Problem, SeenIds, digest, parse_rows
-from finepref.formats.jsonl import RawRow, read_chunks, read_rows, write_jsonl
+from finepref.formats.jsonl import RawRow, other_kind, read_chunks, read_rows, write_jsonl
 from finepref.formats.layouts import UNKNOWN, ParseRow
 from finepref.formats.pool import WorkerDied, ordered_map
 from finepref.formats.sepo_csv import Tokens, read_sepo_csv
@@ -234,7 +234,10 @@ def rows_of(path: Path) -> Iterator[RawRow]:
                 line += 1
                 yield RawRow(line, json.dumps(row, default=str).encode(), row, [])
     except ArrowException as error:
-        yield RawRow(0, b"", None, [Problem(str(path), 0, "", "FP001", str(error))])
+        with open(path, "rb") as file:
+            kind = other_kind(file.read(64), path.name)
+        told = ("FP097", f"the file is {kind}") if kind and "parquet" not in kind else ("FP001", str(error))
+        yield RawRow(0, b"", None, [Problem(str(path), 0, "", *told)])
 
 
 def columns_of(pairs: Iterable[str]) -> dict[str, str]:

@@ -211,8 +211,9 @@ Rules for all formats:
 - A message may also have id, name, weight, train, training, loss and loss_scale, or any key that is null.
 - Columns that a format does not know are ignored; the report counts them. Not so `images`, `videos`, `audios` and
   `tools` that are not empty: such rows are refused (FP088, FP089; `finepref validate` lets tools pass and says so).
-- Ids are unique in a data set, in all its files. A row without one gets 16 hex digits of a hash: of the prompt for `negatives`, of prompt
-  and response for `feedback`, of all content otherwise. The same content twice is therefore reported as FP060.
+- Ids are unique in a data set, in all its files. A row without one gets 16 hex digits of a hash: of the prompt for
+  `negatives`, of prompt and response for `feedback`, of all content otherwise. The same content twice is therefore
+  reported as FP060.
 - A span is `{{"start": 0, "end": 5}}`, or with `"weight": 0.5`, or `[0, 5]`, or `[0, 5, 0.5]`: characters (code
   points, as in Python) from start up to, not including, end. Spans of one text may touch, but not overlap.
 - A tokenizer's fingerprint is 16 hex digits of its normaliser, pre-tokeniser and model

@@ -184,6 +184,14 @@ class _Teed:
         return content
 
 
+def other_kind(head: bytes, name: str) -> str:
+    """What a file is that is not JSON, and what to do, by its first bytes and its name; "" if nothing tells."""
+    found = next((kind for mark, kind in _KINDS.items() if head.startswith(mark)), "")
+    if not found and name.lower().endswith((".csv", ".tsv")) and not head.lstrip().startswith((b"{", b"[")):
+        return "a table of separated values; write it as JSON Lines or parquet"
+    return found
+
+
 def rows_of(chunk: Chunk) -> Iterator[RawRow]:
     """The rows of a part of a file, good or bad."""
     if chunk.problem is not None:
@@ -237,7 +245,7 @@ def _cut(file: io.BufferedReader, name: str, size: int, tee: Callable[[bytes], o
     if head.startswith(_UTF16):
         yield Chunk(name, 0, problem=Problem(name, 0, "", "FP003", "the file is UTF-16; write it as UTF-8"))
         return
-    if kind := next((kind for mark, kind in _KINDS.items() if head.startswith(mark)), ""):
+    if kind := other_kind(head, name):
         yield Chunk(name, 0, problem=Problem(name, 0, "", "FP097", f"the file is {kind}"))
         return
     if head.removeprefix(bom).lstrip().split(b"\n", 1)[0].strip() == b"{":
