@@ -45,12 +45,15 @@ PAIRS = {
         {"conversations": [HUMAN], "chosen": GPT, "rejected": GPT_BAD},
         {"messages": [TURN], "chosen": GOOD, "rejected": BAD},
         {"conversations": [HUMAN | {"train": False}], "chosen": GPT | {"train": True}, "rejected": GPT_BAD},
+        {"conversations": [HUMAN], "chosen": [GPT], "rejected": [GPT_BAD]},
         {"conversations": [HUMAN], "system": "", "chosen": GPT, "rejected": GPT_BAD, "tools": "[]", "images": None},
     ],
     "trl_explicit": [
         {"prompt": [TURN], "chosen": [GOOD], "rejected": [BAD]},
         {"prompt": [TURN], "chosen": A, "rejected": B},
+        {"prompt": [TURN], "chosen": [TURN, GOOD], "rejected": [TURN, BAD]},
     ],
+    "sharegpt_texts": [{"conversations": [HUMAN], "chosen": A, "rejected": B}],
     "trl_implicit": [
         {"chosen": [TURN, GOOD], "rejected": [TURN, BAD]},
         {"prompt": Q, "chosen": [TURN, GOOD], "rejected": [TURN, BAD], "messages": [TURN, GOOD], "prompt_id": "aa"},
@@ -250,6 +253,18 @@ def test_a_dialogue_of_several_turns_keeps_them_and_its_margin():
 )
 def test_two_dialogues_that_differ_before_the_last_turn_are_refused(row, expected):
     assert codes(read(row, "trl_implicit"))[: len(expected)] == expected
+
+
+def test_dialogues_that_do_not_begin_with_the_given_messages_are_refused():
+    row = {"prompt": [DIALOGUE[2]], "chosen": [TURN, GOOD], "rejected": [TURN, BAD]}
+    assert codes(read(row, "trl_explicit")) == [("FP094", "prompt")]
+
+
+def test_a_prompt_beside_messages_may_be_empty_or_one_of_them():
+    for prompt in (None, "", Q):
+        assert read({"prompt": prompt, "messages": [TURN], "chosen": A, "rejected": B}, "pair").prompt == (USER,)
+    row = {"prompt": "Other?", "messages": [TURN], "chosen": A, "rejected": B}
+    assert codes(read(row, "pair")) == [("FP013", "prompt")]
 
 
 def test_transcripts_of_hh_are_turns_and_those_out_of_order_are_refused():

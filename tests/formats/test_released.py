@@ -55,6 +55,17 @@ def test_a_masked_region_with_flag_0_masks_both_responses_and_is_refused():
     assert codes(parse_granular(GRANULAR | {"masked_region": [0, 0, 0]})) == [("FP087", "masked_region")]
 
 
+def test_the_responses_of_a_granular_row_may_be_named_correct_and_incorrect():
+    row = {
+        "prompt": "What is 2 + 2?",
+        "correct": "It is 4 now.",
+        "incorrect": "It is 5 now.",
+        "masked_region": [6, 7, 1],
+    }
+    assert parts(parse_granular(row)) == (USER, "It is 4 now.", "It is 5 now.", (Span(6, 7),), (), 1)
+    assert codes(parse_granular(row | {"correct": ""})) == [("FP012", "correct")]
+
+
 def test_several_masked_regions_are_spans_of_both_sides():
     """With a flag of each kind there is no one-sided `side`; with flags of one kind there is."""
     row = {key: value for key, value in GRANULAR.items() if key != "masked_region"}

@@ -164,6 +164,7 @@ KINDS: dict[str, Callable[[object], bool]] = {
     "label": _is_label,
     "message": is_message,
     "messages": lambda value: isinstance(value, list | tuple) and len(value) > 0 and is_message(value[0]),
+    "single": lambda value: is_message(value) or (KINDS["messages"](value) and len(value) == 1),  # type: ignore[arg-type]
     "objects": lambda value: isinstance(value, list | tuple) and len(value) > 0 and isinstance(value[0], Mapping),
     "reply": lambda value: KINDS["text"](value) or KINDS["message"](value) or KINDS["messages"](value),
 }

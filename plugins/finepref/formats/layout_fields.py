@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from finepref.formats.layout import ABSENT, Field, Own, Taken, find, is_message
+from finepref.formats.layout import ABSENT, Field, Own, Taken, find, is_message, take
 from finepref.formats.released import dialogue, query_id
 from finepref.formats.row import ROLES, Message, RowReader, kind_of, shown
 
@@ -161,8 +161,8 @@ def regions(reader: RowReader) -> Sequence[Own]:
     own = {
         "id": find(reader, "id"),
         "prompt": find(reader, "prompt"),
-        "chosen": find(reader, "correct_response"),
-        "rejected": find(reader, "incorrect_response"),
+        "chosen": find(reader, "correct_response|correct"),
+        "rejected": find(reader, "incorrect_response|incorrect"),
     }
     place, value = find(reader, "masked_regions|masked_region")
     several = value is not ABSENT and place == reader.column("masked_regions")
@@ -238,10 +238,23 @@ def query_and_responses(reader: RowReader) -> Sequence[Own]:
 # ---- layouts of hubs and hosts
 
 
+_GIVEN: dict[str, str | Field] = {"id": "id", "system": "system", **prompt_of("prompt")}
+
+
+def given_prompt(reader: RowReader) -> Sequence[Own]:
+    """A prompt of messages, and two responses: texts, messages of the assistant, or dialogues that begin with it."""
+    sides = [find(reader, "chosen"), find(reader, "rejected")]
+    if any(isinstance(value, list | tuple) and len(value) > 1 for _, value in sides):
+        return common_prompt(reader)
+    responses = {"chosen": Field("chosen", reply), "rejected": Field("rejected", reply)}
+    return [take(reader, {**_GIVEN, **responses, "margin": Field("score_chosen", difference)})]
+
+
 def common_prompt(reader: RowReader) -> Sequence[Own]:
     """Two whole dialogues, `chosen` and `rejected`: their common turns are the prompt, the last turns the responses.
 
-    A `prompt` beside them must be one of the common user turns; if there are no common turns, it is the prompt.
+    A `prompt` beside them must be one of the common user turns, or their beginning if it is a list of messages; if
+    there are no common turns, it is the prompt.
     """
     (place, chosen), (other_place, rejected) = find(reader, "chosen"), find(reader, "rejected")
     left, right = reader.items(chosen, place), reader.items(rejected, other_place)
@@ -257,10 +270,14 @@ def common_prompt(reader: RowReader) -> Sequence[Own]:
         texts = [item.get("content", item.get("value")) for item in left[:common] if isinstance(item, Mapping)]
         if type(given.value) is str and given.value.strip() not in [t.strip() for t in texts if type(t) is str]:
             reader.note(given.place, "FP094", f"the prompt is not among the first {common} turns of {place}")
+        if isinstance(given.value, list | tuple):
+            same = len(given.value) <= common and all(map(_same_turn, given.value, left))
+            if not same:
+                reader.note(given.place, "FP094", f"{place} and {other_place} do not begin with the prompt")
     elif len(left) > 1 or len(right) > 1:
         reader.note(place, "FP094", "chosen and rejected do not begin with the same turn")
     else:
-        prompt["prompt"] = given
+        prompt |= take(reader, prompt_of("prompt"))
     if len(reader.problems) == before:
         for where, items in ((place, left), (other_place, right)):
             if len(items) - common != 1:

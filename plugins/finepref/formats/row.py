@@ -285,9 +285,7 @@ class RowReader:
         said = {message.get("content", message.get("value")) for message in _objects(self.values["messages"])}
         for name in ("prompt", "system", "query", "input", "history"):
             value = self.values.get(name, _ABSENT)
-            if value is _ABSENT or (
-                name != "prompt" and (value in _NOTHING or (type(value) is str and value in said))
-            ):
+            if value is _ABSENT or value in _NOTHING or (type(value) is str and value in said):
                 continue
             message = "a row has messages, or prompt with an optional system, not both"
             if name in HOST_TURNS:
