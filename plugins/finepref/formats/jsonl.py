@@ -412,6 +412,12 @@ class ArrayLine(int):
         made.index = index
         return made
 
+    @classmethod
+    def read(cls, text: str) -> int:
+        """The line number in a text such as "7" or "1[3]", as it prints."""
+        line, bracket, index = text.partition("[")
+        return cls.of(int(line), int(index.rstrip("]"))) if bracket else int(line)
+
     def __str__(self) -> str:
         return f"{int(self)}[{self.index}]"
 
