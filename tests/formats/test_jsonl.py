@@ -180,6 +180,8 @@ def test_rows_that_share_a_line_of_an_array_are_named_by_their_index(path):
     assert lines == [1, 1, 2]
     assert [str(jsonl.ArrayLine.read(text)) for text in ("1[2]", "7")] == ["1[2]", "7"]
     assert pickle.loads(pickle.dumps(lines[1])).index == 2
+    assert len({("f", line): row for row, line in enumerate(lines)}) == 3
+    assert json.dumps(lines) == "[1, 1, 2]"
     assert [problem.place.rpartition(":")[2] for problem in problems] == ["1[1]", "1[3]", "2[5]"]
 
 

@@ -158,11 +158,27 @@ def test_where_nothing_tells_the_owner_every_text_is_in_a_record():
 
 
 def test_each_row_is_counted_to_one_record_of_its_prompt():
-    """Five rows, three records: 2, 2 and 1. Each record stands where its answer does."""
+    """Five rows, three records: 2, 2 and 1; the answer of the third is counted to the first."""
     texts = [("good 1", None), ("good 2", None), ("bad 0", "logic"), ("bad 1", "logic"), ("bad 2", "logic")]
     rows = [("f", line, feedback(text, kind is None, kind)) for line, (text, kind) in enumerate(texts, start=1)]
     joined, _ = join_feedback(rows)
-    assert [(each.file, each.line, each.rows) for each in joined] == [("f", 1, 2), ("f", 2, 2), ("f", 1, 1)]
+    assert [(each.line, each.rows) for each in joined] == [(1, 2), (2, 2), (5, 1)]
+    assert [each.places for each in joined] == [(("f", 1), ("f", 3)), (("f", 2), ("f", 4)), (("f", 5),)]
+
+
+def test_answers_with_the_same_negatives_keep_a_row_of_each_for_themselves():
+    parts = [(r, part) for r in ("r1", "r2") for part in ("chosen", "logic")]
+    rows = []
+    for source, kind in parts:
+        texts = [f"good {source}"] if kind == "chosen" else ["bad", "worse"]
+        for text in texts:
+            error_type = None if kind == "chosen" else kind
+            rows.append(("f", len(rows) + 1, Feedback(f"{source}:{kind}", USER, text, kind == "chosen", error_type)))
+    joined, _ = join_feedback([*rows, ("f", 7, rows[0][2])])
+    made = [("good r1", "bad"), ("good r1", "worse"), ("good r2", "bad"), ("good r2", "worse")]
+    assert [(each.record.chosen, each.record.negatives["logic"]) for each in joined] == made
+    assert sorted(place for each in joined for place in each.places) == [("f", line) for line in range(1, 8)]
+    assert all(each.rows == len(each.places) > 0 and each.places[0] == (each.file, each.line) for each in joined)
 
 
 def test_two_negatives_of_one_type_are_two_records_of_their_answer():

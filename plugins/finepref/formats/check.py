@@ -280,7 +280,7 @@ class FileCheck:
             last = 0
             for count, row in enumerate(rows):
                 line, _, value, _ = row.raw
-                number, last = line if line != last else _SHARED + count, line
+                number, last = line if line != last else _SHARED + count, int(line)
                 if self.known is not None and value is not None:
                     self.ignored.update(value.keys() - self.known)
                 for record in row.records:

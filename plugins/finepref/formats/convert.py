@@ -117,7 +117,7 @@ class Converter:
                 rows.append((file, line, row))
         joined, problems = join_feedback(rows)
         self.problems += problems
-        return (each[:3] for each in joined)
+        return ((each.file, each.line, each.record) for each in joined)
 
     def _one(self, file: str, line: int, record: Record) -> list[Record]:
         if isinstance(record, Negatives):

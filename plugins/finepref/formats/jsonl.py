@@ -401,9 +401,20 @@ def _read_array(content: bytes, name: str) -> Iterator[RawRow]:
 
 
 class ArrayLine(int):
-    """The line of a row that shares it with others of an array: it prints the row's index, from 0, too."""
+    """The line of a row that shares it with others of an array: it prints the row's index, from 0, too.
+
+    It equals the number of the line, but not the line of another row.
+    """
 
     index: int
+
+    def __eq__(self, other: object) -> bool:
+        return int(self) == other if not isinstance(other, ArrayLine) else str(self) == str(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = int.__hash__
 
     @classmethod
     def of(cls, line: int, index: int) -> ArrayLine:

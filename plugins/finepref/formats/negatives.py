@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from finepref.formats.problems import Problem
@@ -24,7 +25,7 @@ Placed = tuple[str, int, Feedback]
 
 
 class Joined(NamedTuple):
-    """A record with the place of its desirable response, and the number of rows that are counted to it.
+    """A record with the rows that it was made from: the place of the first, their number, and the places of all.
 
     Where a prompt has several records, each row is counted to one of them, so that the numbers add up.
     """
@@ -33,6 +34,7 @@ class Joined(NamedTuple):
     line: int
     record: Negatives
     rows: int
+    places: tuple[tuple[str, int], ...]
 
 
 def group_feedback(rows: Iterable[Placed]) -> tuple[list[Negatives], list[Problem]]:
@@ -59,12 +61,28 @@ def join_feedback(rows: Iterable[Placed]) -> tuple[list[Joined], list[Problem]]:
     for prompt, group in groups.items():
         found = _incomplete(group) or _contradictions(group)
         problems += found
-        records = [] if found else _join(prompt, group)
-        for number, record in enumerate(records):
-            file, line = next((file, line) for file, line, row in group if row.response == record.chosen)
-            share = len(group) // len(records) + (number < len(group) % len(records))
-            joined.append(Joined(file, line, record, share))
+        if not found:
+            joined += _counted(_join(prompt, group), group)
     return joined, problems
+
+
+def _counted(records: Sequence[Negatives], group: Sequence[Placed]) -> Iterator[Joined]:
+    """The records of a prompt, each row counted to one that has its text; each record has a row of its own."""
+    texts = [{("", record.chosen), *record.negatives.items()} for record in records]
+    shared = Counter(text for each in texts for text in each)
+    left: dict[tuple[str, str], list[int]] = {}
+    for number, (_, _, row) in enumerate(group):
+        left.setdefault(("" if row.label else row.error_type or "", row.response), []).append(number)
+    own: list[list[int]] = []
+    for each in texts:  # the row whose text the fewest records have
+        rarest = min((text for text in each if left[text]), key=lambda text: (shared[text], text), default=None)
+        own.append([left[rarest].pop(0)] if rarest else [])
+    for text, numbers in left.items():
+        own[next(i for i, each in enumerate(texts) if text in each)] += numbers
+    for record, numbers in zip(records, own, strict=True):
+        places = tuple(group[number][:2] for number in sorted(numbers))
+        file, line = places[0] if places else group[0][:2]
+        yield Joined(file, line, record, len(places), places)
 
 
 def _incomplete(group: Sequence[Placed]) -> list[Problem]:
