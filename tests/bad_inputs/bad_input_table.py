@@ -97,7 +97,14 @@ ENCODINGS = [
     Case(
         "a byte order mark in the middle", "pair", lines(PAIR, b"\xef\xbb\xbf" + lines(PAIR)), 2, 1, [("FP004", 2, "")]
     ),
-    Case("gzip", "pair", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xab\x56\x50\x4a\xff\n", 1, 0, [("FP003", 1, "")]),
+    Case(
+        "a damaged gzip file",
+        "pair",
+        b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xab\x56\x50\x4a\xff\n",
+        0,
+        0,
+        [("FP001", 0, "")],
+    ),
     raw("a zero byte", b'{"prompt": "\x00", "chosen": "a", "rejected": "b"}', ("FP004", "")),
     raw("a control character in a text", b'{"prompt": "\x1b[31m", "chosen": "a", "rejected": "b"}', ("FP004", "")),
 ]
@@ -182,11 +189,15 @@ FIELDS = [
     one(
         "chosen and rejected that differ in white space", "pair", PAIR | {"rejected": " good\n"}, ("FP034", "rejected")
     ),
-    one("an id that is a number", "pair", PAIR | {"id": 7}, ("FP011", "id")),
+    one("an id that is a fraction", "pair", PAIR | {"id": 7.5}, ("FP011", "id")),
+    one("an id that is true", "pair", PAIR | {"id": True}, ("FP011", "id")),
+    one("images", "pair", PAIR | {"images": ["cat.png"]}, ("FP088", "images")),
+    one("two sides of a turn of history missing", "pair", PAIR | {"history": [["q"]]}, ("FP021", "history[0]")),
+    one("an input that is a number", "pair", PAIR | {"input": 3}, ("FP011", "input")),
     one("an empty id", "pair", PAIR | {"id": ""}, ("FP023", "id")),
     one("an id with a line break", "pair", PAIR | {"id": "a\nb"}, ("FP023", "id")),
     one("an id of 257 characters", "pair", PAIR | {"id": "x" * 257}, ("FP023", "id")),
-    one("an empty system turn", "pair", PAIR | {"system": ""}, ("FP012", "system")),
+    one("a blank system turn", "pair", PAIR | {"system": " "}, ("FP012", "system")),
     one(
         "a field under a name that columns give away",
         "pair",
@@ -202,7 +213,10 @@ MESSAGES = [
     one("messages as a text", "pair", without(PAIR, "prompt") | {"messages": "q"}, ("FP011", "messages")),
     one("a message as a text", "pair", without(PAIR, "prompt") | {"messages": ["q"]}, ("FP011", "messages[0]")),
     one(
-        "an unknown role", "pair", without(PAIR, "prompt") | {"messages": turns("tool")}, ("FP020", "messages[0].role")
+        "an unknown role",
+        "pair",
+        without(PAIR, "prompt") | {"messages": turns("critic")},
+        ("FP020", "messages[0].role"),
     ),
     one(
         "a role in capitals",
@@ -225,8 +239,8 @@ MESSAGES = [
     one(
         "a message with more than role and content",
         "pair",
-        without(PAIR, "prompt") | {"messages": [{"role": "user", "content": "q", "weight": 0}]},
-        ("FP014", "messages[0].weight"),
+        without(PAIR, "prompt") | {"messages": [{"role": "user", "content": "q", "thinking": "hm"}]},
+        ("FP014", "messages[0].thinking"),
     ),
     one(
         "a prompt that ends in an assistant turn",
@@ -329,7 +343,7 @@ IDENTITIES = [
 
 LABELS_AND_SCORES = [
     one("no label", "feedback", without(FEEDBACK, "label"), ("FP010", "label")),
-    one("a label that is 1", "feedback", FEEDBACK | {"label": 1}, ("FP011", "label")),
+    one("a label that is 2", "feedback", FEEDBACK | {"label": 2}, ("FP011", "label")),
     one("a label as a text", "feedback", FEEDBACK | {"label": "true"}, ("FP011", "label")),
     one("no response", "feedback", without(FEEDBACK, "response"), ("FP010", "response")),
     one(

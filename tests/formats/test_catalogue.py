@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from finepref.formats import dataset_info
-from finepref.formats.catalogue import FIELD_TEXTS, FILE_CODES, FORMATS_SHOWN, RELEASED_SHOWN, markdown
+from finepref.formats.catalogue import FIELD_TEXTS, FILE_CODES, FORMATS_SHOWN, markdown
 from finepref.formats.check import CODES, check_file
 from finepref.formats.jsonl import write_jsonl
+from finepref.formats.layout_table import BUILT_IN
 from finepref.formats.records import FIELDS, FORMATS, parse
-from finepref.formats.released import READERS
 
 README = Path(__file__).parents[2] / "dataset_info/README.md"
 
@@ -45,10 +45,11 @@ def test_the_entry_shown_passes_the_lint(formatting, tmp_path):
     assert entry["formatting"] == formatting
 
 
-def test_the_released_layouts_shown_are_those_that_can_be_read():
-    assert {*RELEASED_SHOWN} == {*READERS, "apo_samples", "sepo_csv"}
-    for layout, (formatting, _) in READERS.items():
-        assert RELEASED_SHOWN[layout][0] == formatting
+def test_every_layout_is_shown_with_a_row():
+    text = markdown()
+    for layout in BUILT_IN:
+        if layout.name not in FORMATS:
+            assert f"| `{layout.name}` | {layout.gives} |" in text
 
 
 def test_the_shipped_dataset_info_passes_the_lint_and_its_samples_are_good():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
+import pickle
 
 import pytest
+from finepref.formats import jsonl
 from finepref.formats.check import BadData, Problem
-from finepref.formats.jsonl import dumps, read_jsonl, write_jsonl
+from finepref.formats.jsonl import dumps, read_chunks, read_jsonl, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -121,3 +125,80 @@ def test_rows_that_stop_with_an_error_leave_no_file(path):
 def test_missing_folders_are_made(tmp_path):
     write_jsonl(tmp_path / "a/b/data.jsonl", [{"x": 1}])
     assert (tmp_path / "a/b/data.jsonl").read_text() == '{"x": 1}\n'
+
+
+def test_a_gzip_file_is_read_as_its_content_and_hashed_as_it_is(path):
+    path.write_bytes(gzip.compress(b'\xef\xbb\xbf{"x": 1}\n\n{"x": 2}\n'))
+    assert list(read_jsonl(path, problems=None)) == [(1, {"x": 1}), (3, {"x": 2})]
+    path.write_bytes(gzip.compress(b'[{"x": 1},\n{"x": 2}]'))
+    assert list(read_jsonl(path, problems=None)) == [(1, {"x": 1}), (2, {"x": 2})]
+    digest = hashlib.sha256()
+    assert len(list(read_chunks(path, tee=digest.update))) == 1
+    assert digest.hexdigest() == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("keep", [3, 15, -1])
+def test_a_gzip_file_that_is_cut_off_is_one_problem_of_the_file(path, keep):
+    path.write_bytes(gzip.compress(b'{"x": 1}\n' * 400)[:keep])
+    problems = []
+    list(read_jsonl(path, problems=problems))
+    assert [(problem.code, problem.line) for problem in problems] == [("FP001", 0)]
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "kind"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "FP097", "git lfs pull"),
+        (b"PK\x03\x04rest", "FP097", "zip"),
+        (b"\x28\xb5\x2f\xfdrest", "FP097", "zstd"),
+        (b"PAR1rest", "FP097", "parquet"),
+        (b"<!DOCTYPE html><html>", "FP097", "web page"),
+        ('{"x": 1}'.encode("utf-16"), "FP003", "UTF-16"),
+    ],
+)
+def test_a_file_of_another_kind_is_one_problem_that_names_the_kind(path, content, code, kind):
+    path.write_bytes(content)
+    problems = []
+    assert list(read_jsonl(path, problems=problems)) == []
+    assert [(problem.code, problem.line, kind in problem.message) for problem in problems] == [(code, 0, True)]
+
+
+def test_a_table_of_separated_values_is_one_problem_and_json_under_that_name_is_read(tmp_path):
+    path, problems = tmp_path / "x.csv", []
+    path.write_text("prompt,chosen\nq,a\n")
+    assert list(read_jsonl(path, problems=problems)) == []
+    assert [(problem.code, problem.line) for problem in problems] == [("FP097", 0)]
+    path.write_text('{"x": 1}\n')
+    assert list(read_jsonl(path, problems=None)) == [(1, {"x": 1})]
+
+
+def test_rows_that_share_a_line_of_an_array_are_named_by_their_index(path):
+    path.write_bytes(b'[{"x": 1}, {"x": NaN}, {"x": 1}, 5,\n {"x": 3}, 7]')
+    problems = []
+    lines = [line for line, _ in read_jsonl(path, problems=problems)]
+    assert [str(line) for line in lines] == ["1[0]", "1[2]", "2[4]"]
+    assert lines == [1, 1, 2]
+    assert [str(jsonl.ArrayLine.read(text)) for text in ("1[2]", "7")] == ["1[2]", "7"]
+    assert pickle.loads(pickle.dumps(lines[1])).index == 2
+    assert len({("f", line): row for row, line in enumerate(lines)}) == 3
+    assert json.dumps(lines) == "[1, 1, 2]"
+    assert [problem.place.rpartition(":")[2] for problem in problems] == ["1[1]", "1[3]", "2[5]"]
+
+
+def test_what_refers_to_a_decoder_can_be_pickled_and_still_decodes_strictly():
+    """datasets hashes a processor by pickling it, whatever it refers to."""
+    for decoder in (jsonl._DECODER, jsonl._QUICK):
+        copy = pickle.loads(pickle.dumps({"decoder": decoder}))["decoder"]
+        assert copy.decode('{"x": 1.5}') == {"x": 1.5}
+        with pytest.raises(ValueError, match="appears twice"):
+            copy.decode('{"x": 1, "x": 2}')
+        with pytest.raises(ValueError, match="NaN"):
+            copy.decode('{"x": NaN}')
+
+
+def test_one_object_over_several_lines_is_one_problem_not_one_a_line(path):
+    path.write_text(json.dumps({"data": [{"x": 1}, {"x": 2}]}, indent=2))
+    problems = []
+    assert list(read_jsonl(path, problems=problems)) == []
+    assert [(problem.code, problem.line) for problem in problems] == [("FP004", 0)]
+    assert "an array of rows" in problems[0].message

@@ -189,7 +189,7 @@ def test_all_problems_of_a_row_are_found_at_once():
 
 
 def test_a_row_of_another_format_is_named_once_beside_its_other_problems():
-    row = {"id": 3, "prompt": "q", "response": "a", "label": True}
+    row = {"id": 3.5, "prompt": "q", "response": "a", "label": True}
     assert codes(parse(row, "negatives")) == [("FP015", "chosen"), ("FP011", "id")]
 
 

@@ -38,7 +38,7 @@ def pairs(folder):
     return folder / "pairs.jsonl"
 
 
-def test_a_good_file_passes_and_its_format_is_told_from_the_first_row(pairs):
+def test_a_good_file_passes_and_says_what_it_was_taken_for(pairs):
     result = run("validate", pairs)
     assert "0 problems" in result.output
     assert " pair " in result.output
@@ -102,7 +102,9 @@ def test_a_folder_stands_for_the_files_in_it(pairs):
 def test_a_file_that_is_not_there_or_tells_no_format_is_said_so(folder):
     run("validate", "missing.jsonl", "--format", "pair", code=1)
     (folder / "x.jsonl").write_text('{"a": 1}\n')
-    assert "--format" in run("validate", "x.jsonl", code=2).output
+    shown = run("validate", "x.jsonl", code=1).output
+    assert "FP093" in shown
+    assert "--format" in shown
     run("validate", "x.jsonl", "--format", "pears", code=2)
 
 
@@ -124,6 +126,8 @@ def test_parquet_is_validated_with_its_nulls_as_absent_keys(folder):
     assert [(p["code"], p["line"], p["field"]) for p in found["files"][0]["problems"]] == [("FP012", 3, "chosen")]
     (folder / "y.parquet").write_bytes(b"PAR1 but not really")
     assert "FP001" in run("validate", "y.parquet", "--format", "pair", code=1).output
+    (folder / "z.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert "git lfs pull" in run("validate", "z.parquet", code=1).output
 
 
 def test_negatives_become_interleaved_feedback_and_the_left_out_is_told(folder):
@@ -223,3 +227,148 @@ def test_the_description_of_the_formats_is_written_and_checked(folder):
     assert printed == (folder / "dataset_info/README.md").read_text()
     (folder / "dataset_info/README.md").write_text(printed + "old")
     assert "finepref formats --write" in run("formats", "--check", code=1).output
+
+
+USER, GOOD, BAD = ({"role": r, "content": t} for r, t in (("user", "q"), ("assistant", "a"), ("assistant", "b")))
+
+
+def test_a_file_of_another_layout_is_named_with_the_format_it_is_read_as(folder):
+    write_jsonl(folder / "u.jsonl", [{"chosen": [USER, GOOD], "rejected": [USER, BAD]}])
+    assert "trl_implicit -> pair" in run("validate", "u.jsonl").output
+    (file,) = json.loads(run("validate", "u.jsonl", "--json").stdout)["files"]
+    assert (file["layout"], file["formatting"]) == ("trl_implicit", "pair")
+    run("convert", "--from", "trl_implicit", "--to", "ranked", "u.jsonl", "r.jsonl")
+    (row,) = rows(folder / "r.jsonl")
+    assert (row["prompt"], row["responses"]) == ("q", ["a", "b"])
+
+
+def test_a_file_with_only_rejected_spans_is_taken_for_span_pairs_and_its_bad_span_is_found(folder):
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "rejected_spans": [{"start": 5, "end": 9}]}
+    write_jsonl(folder / "x.jsonl", [*PAIRS, row])
+    assert "FP041" in run("validate", "x.jsonl", code=1).output
+
+
+def test_a_file_of_two_layouts_is_refused_with_both_names(folder):
+    write_jsonl(folder / "x.jsonl", [PAIRS[0], {"question": "q", "chosen": "a", "rejected": "b"}])
+    shown = run("validate", "x.jsonl", code=1).output
+    for text in ("FP092", "x.jsonl:2", "pair (first", "orca (first"):
+        assert text in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "FP001"),
+        ('{"a": 1}'.encode("utf-16"), "FP003"),
+        (b'{"prompt": "q", "chosen', "FP004"),
+        (b'{"prompt": "q", "chosen": "a", "rejected": "b",}\n', "FP004"),
+        (b"5\n", "FP005"),
+        (b'{"prompt": "q", "chosen": "a", "chosen": "a", "rejected": "b"}\n', "FP006"),
+        (b'{"prompt": "q", "chosen": "a", "rejected": "b", "margin": NaN}\n', "FP007"),
+        (b'{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}\n', "FP008"),
+    ],
+)
+@pytest.mark.parametrize("more", [False, True], ids=["alone", "before a good row"])
+def test_what_is_wrong_with_a_first_row_is_said_not_that_its_layout_is_unknown(folder, content, expected, more):
+    if content is not None:
+        after = b"\n" + json.dumps(PAIRS[0]).encode() if more else b""
+        (folder / "x.jsonl").write_bytes(content + after)
+    found = json.loads(run("validate", "x.jsonl", "--json", code=1).stdout)["files"][0]
+    line = 0 if expected in ("FP001", "FP003") else 1
+    assert [(p["code"], p["line"]) for p in found["problems"]] == [(expected, line)]
+
+
+def test_an_empty_file_is_said_to_be_empty(folder):
+    (folder / "x.jsonl").write_bytes(b"")
+    found = json.loads(run("validate", "x.jsonl", "--json", code=1).stdout)["files"][0]
+    assert [(p["code"], p["line"]) for p in found["problems"]] == [("FP002", 0)]
+
+
+def test_rows_inside_an_object_are_found_and_a_row_of_no_layout_lists_the_names(folder):
+    (folder / "x.json").write_text(json.dumps({"data": PAIRS}))
+    assert "the rows seem to be inside 'data'" in run("validate", "x.json", code=1).output
+    (folder / "y.json").write_text('[{"a": 1}]')
+    shown = " ".join(run("validate", "y.json", code=1).output.split())
+    assert all(name in shown for name in ("FP093", "trl_implicit", "ultrafeedback"))
+
+
+def test_tools_pass_the_check_with_a_word_and_stop_a_conversion(folder):
+    write_jsonl(folder / "t.jsonl", [PAIRS[0] | {"tools": '[{"name": "get_weather"}]'}])
+    assert "refused by training and `finepref convert` (FP089)" in run("validate", "t.jsonl").output
+    assert "FP089" in run("convert", "--from", "pair", "--to", "pair", "t.jsonl", "x.jsonl", code=1).output
+    assert not (folder / "x.jsonl").exists()
+
+
+def test_many_equal_problems_are_one_line_with_their_number_and_three_places(folder):
+    write_jsonl(folder / "x.jsonl", [PAIRS[0] | {"id": f"{n}", "chosen": ""} for n in range(900)])
+    shown = run("validate", "x.jsonl", code=1).output
+    assert shown.count("FP012") == 1
+    assert "x.jsonl:1, x.jsonl:2, x.jsonl:3, ..." in shown
+    assert "(900 times)" in shown
+    assert "900 problems" in shown
+    assert "shown" not in shown
+
+
+def test_a_folder_is_one_data_set_and_two_names_are_two(pairs):
+    (pairs.parent / "set").mkdir()
+    for name in "ab":
+        write_jsonl(pairs.parent / f"set/{name}.jsonl", PAIRS[:1])
+    assert "is the id of set/a.jsonl:1 too" in run("validate", "set", code=1).output
+    run("validate", "set/a.jsonl", "set/b.jsonl")
+
+
+def test_an_entry_of_the_hosts_own_layouts_is_read_without_a_change(folder):
+    """As a user's dataset_info.json has them for LLaMA-Factory."""
+    turns = [{"from": "human", "value": "q"}]
+    ranking = {
+        "conversations": turns,
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "gpt", "value": "b"},
+    }
+    (folder / "r.json").write_text(json.dumps([ranking]))
+    (folder / "k.json").write_text(json.dumps([{"messages": [USER, GOOD], "good": True}]))
+    (folder / "a.json").write_text(
+        json.dumps([{"ask": "Name it.", "input": "France", "chosen": "a", "rejected": "b"}])
+    )
+    entries = {
+        "r": {
+            "file_name": "r.json",
+            "formatting": "sharegpt",
+            "ranking": True,
+            "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
+        },
+        "k": {
+            "file_name": "k.json",
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages", "kto_tag": "good"},
+            "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
+        },
+        "a": {
+            "file_name": "a.json",
+            "ranking": True,
+            "columns": {"prompt": "ask", "chosen": "chosen", "rejected": "rejected"},
+        },
+        "sft": {"file_name": "a.json"},
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(entries))
+    found = {
+        name: json.loads(run("validate", name, "--dataset-dir", ".", "--json", code=code).stdout)
+        for name, code in (("r", 0), ("k", 1), ("a", 0), ("sft", 1))
+    }
+    assert [found[name]["files"][0]["layout"] for name in "rka"] == ["sharegpt", "sharegpt_kto", "alpaca"]
+    assert [p["code"] for p in found["k"]["files"][0]["problems"]] == ["FP061"]  # one label only
+    assert [p["code"] for p in found["sft"]["problems"]] == ["FP016"]
+    assert len(json.loads(run("validate", "dataset_info.json", "--json", code=1).stdout)["files"]) == 3
+
+
+def test_samples_of_apo_are_checked_alone_and_converted_with_their_golden_answers(folder):
+    write_jsonl(
+        folder / "s.json",
+        [{"query_id": 1, "query": "q", "sample_0": "a"}, {"query_id": 1, "query": "q", "sample_0": ""}],
+    )
+    found = json.loads(run("validate", "s.json", "--json", code=1).stdout)["files"][0]
+    assert (found["layout"], [(p["code"], p["line"]) for p in found["problems"]]) == ("apo_samples", [("FP012", 2)])
+    write_jsonl(folder / "s.json", [{"query_id": 1, "query": "q", "sample_0": "a"}] * 2)
+    found = json.loads(run("validate", "s.json", "--json", code=1).stdout)["files"][0]
+    assert [(p["code"], p["line"]) for p in found["problems"]] == [("FP060", 2)]
+    run("convert", "--from", "apo_samples", "--to", "ranked", "s.json", "r.jsonl", code=2)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import re
+from functools import partial
 
 import pytest
 from finepref.formats.apo_samples import read_apo_samples
 from finepref.formats.check import Problem
 from finepref.formats.jsonl import write_jsonl
+from finepref.formats.layouts import read
 from finepref.formats.records import Feedback, Message, Pair, Ranked, Span, SpanPair
-from finepref.formats.released import (
-    dialogue,
-    parse_apo_rm,
-    parse_granular,
-    parse_messages_label,
-    parse_reversegen,
-    parse_train_detail,
-)
+from finepref.formats.released import dialogue
 from finepref.formats.sepo_csv import read_sepo_csv
+
+parse_apo_rm, parse_granular, parse_messages_label, parse_reversegen, parse_train_detail = (
+    partial(read, name=name) for name in ("apo_rm", "granular", "seapo", "reversegen", "train_detail")
+)
 
 GRANULAR = {
     "prompt": "What is 2 + 2?",
@@ -51,9 +50,30 @@ def test_a_masked_region_with_flag_minus_1_is_a_span_of_the_incorrect_response()
     assert parts(parse_granular(GRANULAR | {"masked_region": [6, 7, -1]})) == expected
 
 
-def test_a_masked_region_with_flag_0_is_no_mask():
-    expected = (USER, "It is 4 now.", "It is 5 now.", (), (), 0)
-    assert parts(parse_granular(GRANULAR | {"masked_region": [0, 0, 0]})) == expected
+def test_a_masked_region_with_flag_0_masks_both_responses_and_is_refused():
+    """Of such a pair the fork trains nothing; as a plain pair, all of it would be trained."""
+    assert codes(parse_granular(GRANULAR | {"masked_region": [0, 0, 0]})) == [("FP087", "masked_region")]
+
+
+def test_the_responses_of_a_granular_row_may_be_named_correct_and_incorrect():
+    row = {
+        "prompt": "What is 2 + 2?",
+        "correct": "It is 4 now.",
+        "incorrect": "It is 5 now.",
+        "masked_region": [6, 7, 1],
+    }
+    assert parts(parse_granular(row)) == (USER, "It is 4 now.", "It is 5 now.", (Span(6, 7),), (), 1)
+    assert codes(parse_granular(row | {"correct": ""})) == [("FP012", "correct")]
+
+
+def test_several_masked_regions_are_spans_of_both_sides():
+    """With a flag of each kind there is no one-sided `side`; with flags of one kind there is."""
+    row = {key: value for key, value in GRANULAR.items() if key != "masked_region"}
+    both = parse_granular(row | {"masked_regions": [[6, 7, 1], [0, 2, 1], [3, 5, -1]]})
+    assert parts(both) == (USER, "It is 4 now.", "It is 5 now.", (Span(0, 2), Span(6, 7)), (Span(3, 5),), 0)
+    assert parts(parse_granular(row | {"masked_regions": [[6, 7, -1]]}))[3:] == ((), (Span(6, 7),), -1)
+    assert codes(parse_granular(row | {"masked_regions": [[6, 7, 1], [0, 1, 0]]})) == [("FP087", "masked_regions[1]")]
+    assert codes(parse_granular(row | {"masked_regions": []})) == [("FP080", "masked_regions")]
 
 
 def test_two_regions_of_one_pair_are_two_records():
@@ -95,6 +115,14 @@ def test_an_apo_row_is_a_ranking_and_its_transcript_becomes_messages():
     turns = (Message("user", "Hi there"), Message("assistant", "Hello!"), Message("user", "2 + 2?"))
     assert record == Ranked("17", turns, ("Four.", "Five."), (1.0, -1.0), "human")
     assert parse_apo_rm(row | {"type": "apo"}).kind == "apo"
+
+
+def test_an_apo_row_without_sep_is_cut_at_its_last_assistant_turn():
+    """DSP's files: whole transcripts in `text`, `score` for `scores`."""
+    query = "\n\nHuman: Hi there\n\nAssistant: Hello!\n\nHuman: 2 + 2?\n\nAssistant:"
+    record = parse_apo_rm({"text": [f"{query} Four.", f"{query} Five."], "score": [1.0, -1]})
+    turns = (Message("user", "Hi there"), Message("assistant", "Hello!"), Message("user", "2 + 2?"))
+    assert (record.prompt, record.responses, record.scores) == (turns, ("Four.", "Five."), (1.0, -1.0))
 
 
 def test_a_query_that_is_no_transcript_stays_one_turn_as_it_is():

@@ -17,7 +17,6 @@ from finepref.commands.input_files import (
     columns_of,
     file_check,
     names_of,
-    native_format,
     read_file,
     share_of,
 )
@@ -25,6 +24,7 @@ from finepref.commands.problem_tables import print_reports
 from finepref.formats.check import BadData
 from finepref.formats.convert import TARGETS, Converter
 from finepref.formats.jsonl import write_jsonl
+from finepref.formats.layouts import native_format
 from finepref.formats.records import FORMATS, to_row
 from finepref.formats.sepo_csv import Tokens
 

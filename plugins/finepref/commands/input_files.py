@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -13,88 +14,102 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from tqdm import tqdm
 
-from finepref.formats import catalogue, dataset_info
-from finepref.formats.apo_samples import read_apo_samples
-from finepref.formats.check import (
-    BadData,
-    Checked,
-    FileCheck,
-    FileReport,
-    ParseRow,
-    Problem,
-    check_columns,
-    digest,
-    parse_rows,
-)
-from finepref.formats.jsonl import RawRow, read_rows, write_jsonl
-from finepref.formats.pool import WorkerDied
-from finepref.formats.records import FORMATS, SIGNATURES, parse
-from finepref.formats.released import READERS
+from finepref.formats import dataset_info, layouts
+from finepref.formats.apo_samples import check_apo_samples, read_apo_samples
+from finepref.formats.check import BadData, Checked, FileCheck, FileReport, Problem, SeenIds, digest, parse_rows
+from finepref.formats.jsonl import RawRow, other_kind, read_chunks, read_rows, write_jsonl
+from finepref.formats.layouts import UNKNOWN, ParseRow
+from finepref.formats.pool import WorkerDied, ordered_map
 from finepref.formats.sepo_csv import Tokens, read_sepo_csv
 
-LAYOUTS = (*FORMATS, *catalogue.RELEASED_SHOWN)
+LAYOUTS = layouts.names()
 
 Column = Annotated[list[str], typer.Option(help="FIELD=COLUMN, if a file has another name for one of our fields.")]
 MaxBad = Annotated[str, typer.Option(help="Accept up to this share of bad rows, such as 0.1% or 0.001.")]
 
 
 class Input(NamedTuple):
-    """One file, the layout of its rows, and their columns and error type by the dataset entry or the command line."""
+    """One file and how its rows are read, by the dataset entry or the command line.
+
+    Attributes:
+        path: the file.
+        layout: of its rows.
+        columns: our field, or the layout's column -> the column in the file.
+        error_type: of undesirable feedback rows without one.
+        tags: LLaMA-Factory's `tags` of the entry.
+        dataset: what the file is a part of; ids are unique in it. "": of nothing.
+    """
 
     path: Path
     layout: str
     columns: Mapping[str, str]
     error_type: str | None
-
-
-def native_format(layout: str) -> str:
-    """The format of the records that rows of a layout become."""
-    return layout if layout in FORMATS else catalogue.RELEASED_SHOWN[layout][0]
+    tags: Mapping[str, str] | None = None
+    dataset: str = ""
 
 
 def find_inputs(
-    name: str, layout: str, dataset_dir: Path, columns: Mapping[str, str], error_type: str | None
+    name: str,
+    layout: str,
+    dataset_dir: Path,
+    columns: Mapping[str, str],
+    error_type: str | None,
+    *,
+    jobs: int = 1,
 ) -> list[Input]:
     """The files that a name stands for: a file, a folder, a dataset_info.json or a data set in one.
 
     Args:
         name: as on the command line.
-        layout: of the rows; "" to recognise it by the first row.
+        layout: of the rows; "" to recognise it, by all rows.
         dataset_dir: folder of dataset_info.json; data sets that it lacks are looked up in finepref's own.
         columns, error_type: of files that have no dataset entry.
+        jobs: processes for recognising the layout.
 
     Raises:
-        BadData: dataset_info.json or the entry is invalid, or the name is unknown.
+        BadData: dataset_info.json or the entry is invalid, the name is unknown, or rows are of several layouts.
     """
     path = Path(name)
     if path.name == dataset_info.FILE_NAME:
         dataset_dir = path.parent
         entries = dataset_info.load(dataset_dir)
-        ours = [entry for entry in entries.values() if entry.get("formatting") in FORMATS and "file_name" in entry]
-        return [file for entry in ours for file in _inputs_of_entry(dataset_dir, entry)]
+        return [
+            file
+            for each, entry in entries.items()
+            if layouts.of_entry(entry) and "file_name" in entry
+            for file in _inputs_of_entry(dataset_dir, each, entry)
+        ]
     if path.exists() or path.suffix:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
-        return [Input(file, layout or _guess_layout(file), columns, error_type) for file in files]
-    return [*_inputs_of_entry(*dataset_info.find(name, dataset_dir))]
+        layout = layout or _guess(files, columns, jobs)
+        return [Input(file, layout, columns, error_type, dataset=name) for file in files]
+    folder, entry = dataset_info.find(name, dataset_dir)
+    return [*_inputs_of_entry(folder, name, entry)]
 
 
-def _inputs_of_entry(dataset_dir: Path, entry: Mapping[str, object]) -> Iterator[Input]:
-    formatting = str(entry.get("formatting", "alpaca"))
-    if formatting not in FORMATS:
-        file, text = str(dataset_dir / dataset_info.FILE_NAME), f"{formatting} is a format of the host"
-        raise BadData([Problem(file, 0, "formatting", "FP016", f"{text}; ours are {', '.join(FORMATS)}")])
-    columns, error_type = entry.get("columns"), entry.get("error_type")
-    assert isinstance(columns, dict | None)
+def _inputs_of_entry(dataset_dir: Path, name: str, entry: Mapping[str, Any]) -> Iterator[Input]:
+    layout = layouts.of_entry(entry)
+    if layout is None:
+        file, formatting = str(dataset_dir / dataset_info.FILE_NAME), entry.get("formatting", "alpaca")
+        text = f"{formatting} is a format of the host; of these, sets with ranking: true or a kto_tag column are read"
+        raise BadData([Problem(file, 0, "formatting", "FP016", text)])
     for path in dataset_info.resolve(dataset_dir, entry):
-        yield Input(path, formatting, columns or {}, str(error_type) if error_type else None)
+        yield Input(path, layout, entry.get("columns") or {}, entry.get("error_type"), entry.get("tags"), name)
 
 
-def _guess_layout(path: Path) -> str:
-    first = next((row.value for row in rows_of(path) if row.value is not None), {})
-    for name, fields in SIGNATURES.items():
-        if fields <= first.keys():
-            return name
-    raise typer.BadParameter(f"{path}: the format is not clear from the first row; name it", param_hint="--format")
+def _guess(files: Sequence[Path], columns: Mapping[str, str], jobs: int) -> str:
+    """The layout of files, by all of their rows."""
+    votes = layouts.Votes()
+    votes_of_chunk = partial(layouts.votes_of_chunk, columns=columns)
+    for path in files:
+        if path.suffix == ".parquet":
+            votes.add(str(path), rows_of(path), columns)
+            continue
+        with tqdm(desc=f"layout of {path.name}", unit=" parts", disable=None) as bar:
+            for _, found in ordered_map(votes_of_chunk, read_chunks(path), jobs=jobs):
+                votes.merge(found)
+                bar.update()
+    return votes.settle()
 
 
 def check_files(
@@ -109,34 +124,40 @@ def check_files(
         jobs: processes for a large file.
         options: of `read_file`.
     """
-    checks = [(file_check(file, limit), file) for file in inputs]
-    bad = chain.from_iterable(_rejected(check, file, jobs, **options) for check, file in checks)
-    try:
-        if rejected is None:
-            deque(bad, maxlen=0)
-        else:
-            write_jsonl(rejected, bad)
-    except WorkerDied as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
+    with ExitStack() as open_ids:
+        ids = {file.dataset: open_ids.enter_context(SeenIds()) for file in inputs if file.dataset}
+        checks = [(file_check(file, limit, ids.get(file.dataset)), file) for file in inputs]
+        bad = chain.from_iterable(_rejected(check, file, jobs, **options) for check, file in checks)
+        try:
+            if rejected is None:
+                deque(bad, maxlen=0)
+            else:
+                write_jsonl(rejected, bad)
+        except WorkerDied as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(1) from None
     return [check.report() for check, _ in checks]
 
 
 def _rejected(check: FileCheck, file: Input, jobs: int, **options: Any) -> Iterator[dict[str, object]]:
     """The bad rows of one file; `check` counts all rows."""
-    if file.layout in ("apo_samples", "sepo_csv") or file.path.suffix == ".parquet" or _wrong_columns(file):
+    if not _by_row(file.layout) or file.path.suffix == ".parquet" or _wrong_columns(file):
         yield from check.rejected_rows(read_file(file, **options))
         check.sha256 = digest(file.path)
         return
-    parse_row = _parse_row(file, options.get("error_types"))
+    parse_row = _parse_row(file, options.get("error_types"), tools=options.get("tools", False))
     with tqdm(desc=file.path.name, unit=" rows", disable=None) as bar:
         yield from check.rejected_in_file(file.path, parse_row, jobs=jobs, progress=bar.update)
 
 
-def file_check(file: Input, limit: int = 100) -> FileCheck:
-    """An empty check of a file."""
-    columns = file.columns if file.layout in FORMATS else None
-    return FileCheck(str(file.path), native_format(file.layout), columns=columns, limit=limit)
+def file_check(file: Input, limit: int = 100, seen: SeenIds | None = None) -> FileCheck:
+    """An empty check of a file; `seen` are the ids of the other files of its data set."""
+    return FileCheck(str(file.path), file.layout, columns=file.columns, limit=limit, seen=seen)
+
+
+def _by_row(layout: str) -> bool:
+    """Whether rows of a layout are read one by one."""
+    return layout == UNKNOWN or layouts.find(layout).by_row
 
 
 def read_file(
@@ -146,6 +167,8 @@ def read_file(
     golden: Path | None = None,
     tokenize: Callable[[str], Tokens] | None = None,
     eos: str = "</s>",
+    tools: bool = False,
+    alone: bool = False,
 ) -> Iterable[Checked]:
     """The rows of one file, with their records.
 
@@ -154,8 +177,12 @@ def read_file(
         error_types: the allowed ones, None for any.
         golden: file of golden answers, for apo_samples.
         tokenize, eos: the tokenizer of the scoring and its end token, for sepo_csv.
+        tools: let rows with `tools` pass, see `records.parse`.
+        alone: check the samples of apo_samples without their golden answers; they then give no records.
     """
     if file.layout == "apo_samples":
+        if golden is None and alone:
+            return check_apo_samples(file.path)
         if golden is None:
             raise typer.BadParameter("apo_samples needs the file of golden answers", param_hint="--golden")
         return read_apo_samples(file.path, golden)
@@ -165,31 +192,29 @@ def read_file(
         return read_sepo_csv(file.path, tokenize, eos=eos)
     if wrong := _wrong_columns(file):
         return [Checked(RawRow(0, b"", None, wrong), (), wrong)]
-    parse_row = _parse_row(file, error_types)
+    parse_row = _parse_row(file, error_types, tools=tools)
     return parse_rows(tqdm(rows_of(file.path), desc=file.path.name, unit=" rows", disable=None), parse_row)
 
 
-def _parse_row(file: Input, error_types: Collection[str] | None) -> ParseRow:
+def _parse_row(file: Input, error_types: Collection[str] | None, *, tools: bool = False) -> ParseRow:
     """The function that parses one row of a file."""
-    name = str(file.path)
-    if file.layout in FORMATS:
-        return partial(
-            parse,
-            formatting=file.layout,
-            columns=file.columns,
-            file=name,
-            nulls_absent=file.path.suffix == ".parquet",
-            error_type=file.error_type,
-            error_types=error_types,
-        )
-    if native_format(file.layout) == "feedback":
-        return partial(READERS[file.layout][1], file=name, error_type=file.error_type)
-    return partial(READERS[file.layout][1], file=name)
+    return layouts.reader(
+        file.layout,
+        columns=file.columns,
+        error_type=file.error_type,
+        error_types=error_types,
+        file=str(file.path),
+        nulls_absent=file.path.suffix == ".parquet",
+        tags=file.tags,
+        tools=tools,
+    )
 
 
 def _wrong_columns(file: Input) -> list[Problem]:
-    if file.layout in FORMATS:
-        return check_columns(file.layout, file.columns, file=str(file.path))
+    if file.layout == UNKNOWN:
+        return []
+    if _by_row(file.layout):
+        return layouts.check_columns(file.layout, file.columns, file=str(file.path))
     return [Problem(str(file.path), 0, "columns", "FP017", f"{file.layout} has fixed columns")] if file.columns else []
 
 
@@ -209,7 +234,10 @@ def rows_of(path: Path) -> Iterator[RawRow]:
                 line += 1
                 yield RawRow(line, json.dumps(row, default=str).encode(), row, [])
     except ArrowException as error:
-        yield RawRow(0, b"", None, [Problem(str(path), 0, "", "FP001", str(error))])
+        with open(path, "rb") as file:
+            kind = other_kind(file.read(64), path.name)
+        told = ("FP097", f"the file is {kind}") if kind and "parquet" not in kind else ("FP001", str(error))
+        yield RawRow(0, b"", None, [Problem(str(path), 0, "", *told)])
 
 
 def columns_of(pairs: Iterable[str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,8 +25,10 @@ from finepref.commands.input_files import (
 )
 from finepref.commands.problem_tables import print_reports
 from finepref.commands.sequence_options import TEMPLATE_NEEDS, CutoffLen, TemplateName
-from finepref.formats.check import BadData, Problem
+from finepref.formats.check import BadData, FileReport, Problem
+from finepref.formats.jsonl import ArrayLine
 
+TOOLS = "rows with `tools` are refused by training and `finepref convert` (FP089): tools do not reach the template yet"
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -37,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
 def validate(
     sources: Annotated[list[str], typer.Argument(help="Data files, folders, or names in dataset_info.json.")],
-    layout: Annotated[str, typer.Option("--format", help="Format of files; default: seen in the first row.")] = "",
+    layout: Annotated[str, typer.Option("--format", help="Layout of files; default: recognised by all rows.")] = "",
     dataset_dir: Annotated[Path, typer.Option(help="Folder of dataset_info.json.")] = Path("dataset_info"),
     column: Column = [],  # noqa: B006 (typer copies defaults)
     error_type: Annotated[str, typer.Option(help="Error type of undesirable feedback rows without one.")] = "",
@@ -65,10 +67,12 @@ def validate(
     problems: list[Problem] = []
     for name in sources:
         try:
-            inputs += find_inputs(name, layout, dataset_dir, columns_of(column), error_type or None)
+            inputs += find_inputs(name, layout, dataset_dir, columns_of(column), error_type or None, jobs=jobs)
         except BadData as error:
             problems += error.problems
-    reports = check_files(inputs, limit, rejected if share else None, jobs=jobs, error_types=allowed)
+    reports = check_files(
+        inputs, limit, rejected if share else None, jobs=jobs, error_types=allowed, tools=True, alone=True
+    )
     passed = not problems and all(report.passes(share) for report in reports)
     forecast = None
     if stage and inputs:
@@ -76,10 +80,34 @@ def validate(
             forecast = told_of(inputs, asked)
         passed = passed and (forecast.passed or share > 0)
     if as_json:
-        found = {"passed": passed, "problems": [*map(asdict, problems)], "files": [*map(asdict, reports)]}
+        found = {"passed": passed, "problems": [*map(as_json_row, problems)], "files": [*map(_as_json, reports)]}
         typer.echo(json.dumps(found | ({"forecast": forecast.content} if forecast else {})))
     else:
         print_reports(reports, problems)
+        for report in reports:
+            if "tools" in report.ignored:
+                typer.echo(f"{report.file}: {TOOLS}")
         for line in forecast.lines if forecast else ():
             typer.echo(line)
     raise typer.Exit(0 if passed else 1)
+
+
+def as_json_row(problem: Problem) -> dict[str, object]:
+    """A problem for JSON; a row that shares its line in an array has its index too."""
+    row = asdict(problem)
+    return row | {"index": problem.line.index} if isinstance(problem.line, ArrayLine) else row
+
+
+def _as_json(report: FileReport) -> dict[str, object]:
+    groups = [
+        {
+            "code": g.first.code,
+            "field": g.first.field,
+            "message": g.first.message,
+            "count": g.count,
+            "places": g.places,
+        }
+        for g in report.groups
+    ]
+    problems = [*map(as_json_row, report.problems)]
+    return asdict(replace(report, groups=())) | {"groups": groups, "problems": problems}

@@ -126,6 +126,20 @@ def read_apo_samples(
         yield Checked(RawRow(0, b"", None, [problem]), (), [problem])
 
 
+def check_apo_samples(samples: str | os.PathLike[str]) -> Iterator[Checked]:
+    """Each row of a file of samples with its problems, without golden answers and so without records."""
+    lines: dict[str, int] = {}
+    for raw in read_rows(samples):
+        item = _apo_item(raw, os.fspath(samples), "sample", empty=False)
+        if isinstance(item, list):
+            yield Checked(raw, (), item)
+            continue
+        first = lines.setdefault(item[0], raw.line)
+        text = f"{item[0]!a} is the query_id of line {first} too"
+        repeated = [Problem(os.fspath(samples), raw.line, "query_id", "FP060", text)] if first != raw.line else []
+        yield Checked(raw, (), repeated)
+
+
 def _apo_item(raw: RawRow, file: str, kind: str, *, empty: bool) -> tuple[str, ApoItem] | list[Problem]:
     if raw.value is None:
         return raw.problems

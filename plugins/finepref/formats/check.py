@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from operator import attrgetter
 from typing import NamedTuple
 
+from finepref.formats import layouts
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.checked_rows import Checked, rejected_row
-from finepref.formats.jsonl import CHUNK, Chunk, RawRow, read_chunks, read_rows, rows_of, write_jsonl
+from finepref.formats.jsonl import CHUNK, ArrayLine, Chunk, RawRow, read_chunks, read_rows, rows_of, write_jsonl
+from finepref.formats.layouts import ParseRow, check_columns
 from finepref.formats.pool import ordered_map
-from finepref.formats.problems import CODES, SHOWN, BadData, Problem
-from finepref.formats.records import FIELDS, Feedback, Record, parse
+from finepref.formats.problems import CODES, SHOWN, BadData, Group, Groups, Problem
+from finepref.formats.records import FORMATS, Feedback, Record
 
 __all__ = [
     "CODES",
@@ -31,9 +35,6 @@ __all__ = [
     "check_file",
     "read_records",
 ]
-
-HOST_COLUMNS = frozenset({"query", "history", "tools", "images", "videos", "audios", "kto_tag", "response", "label"})
-"""Column keys of the host's own formats; they are never read as error types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class FileReport:
         total_problems: number of all problems.
         sha256: hex digest of the file's bytes, "" if it cannot be read.
         ignored: column -> number of rows that have it, for columns that the format does not read.
+        layout: of the rows, where it is not the format itself.
+        groups: all problems, equal ones together.
     """
 
     file: str
@@ -58,6 +61,8 @@ class FileReport:
     total_problems: int
     sha256: str
     ignored: Mapping[str, int] = field(default_factory=dict)
+    layout: str = ""
+    groups: tuple[Group, ...] = ()
 
     def passes(self, max_bad: float = 0.0) -> bool:
         """Whether the file as a whole has no problem and at most a share `max_bad` of its rows is rejected."""
@@ -65,15 +70,14 @@ class FileReport:
 
 
 class Found(NamedTuple):
-    """The content of a chunk of lines: (line, id, label) of good rows, bad rows, counts of unread columns."""
+    """The content of a chunk of lines: (line, id, label) of good records, bad rows, counts of unread columns, and the
+    number of records beyond one a row.
+    """
 
     good: list[tuple[int, str, bool | None]]
     bad: list[RawRow]
     ignored: Counter[str]
-
-
-ParseRow = Callable[..., Record | list[Problem]]
-"""`records.parse` or a released row's reader with its options bound: (value, line=) -> record or problems."""
+    more: int
 
 
 def parse_rows(rows: Iterable[RawRow], parse_row: ParseRow) -> Iterator[Checked]:
@@ -84,7 +88,7 @@ def parse_rows(rows: Iterable[RawRow], parse_row: ParseRow) -> Iterator[Checked]
         elif isinstance(parsed := parse_row(raw.value, line=raw.line), list):
             yield Checked(raw, (), parsed)
         else:
-            yield Checked(raw, (parsed,), [])
+            yield Checked(raw, parsed if isinstance(parsed, tuple) else (parsed,), [])
 
 
 def parse_chunk(chunk: Chunk, *, parse_row: ParseRow, known: set[str] | None) -> Found:
@@ -92,6 +96,7 @@ def parse_chunk(chunk: Chunk, *, parse_row: ParseRow, known: set[str] | None) ->
     good: list[tuple[int, str, bool | None]] = []
     bad: list[RawRow] = []
     ignored: Counter[str] = Counter()
+    more = 0
     for raw in rows_of(chunk):
         line, _, value, _ = raw
         if value is None:
@@ -102,9 +107,12 @@ def parse_chunk(chunk: Chunk, *, parse_row: ParseRow, known: set[str] | None) ->
         parsed = parse_row(value, line=line)
         if isinstance(parsed, list):
             bad.append(raw._replace(value=None, problems=parsed))
+        elif isinstance(parsed, tuple):
+            good += [(line, record.id, record.label if isinstance(record, Feedback) else None) for record in parsed]
+            more += len(parsed) - 1
         else:
             good.append((line, parsed.id, parsed.label if isinstance(parsed, Feedback) else None))
-    return Found(good, bad, ignored)
+    return Found(good, bad, ignored, more)
 
 
 def check_file(
@@ -123,10 +131,12 @@ def check_file(
 
     Args:
         path: JSON Lines or a JSON array.
-        formatting, columns, error_type, error_types: as for `records.parse`.
+        formatting: a layout whose rows are read one by one, such as our formats.
+        columns, error_type, error_types: as for `layouts.reader`.
         limit: number of row problems that the report keeps.
-        rejected_path: where to write rejected rows: {file, line, problems: [{field, code, message}], and their text as
-            `row`, or as `row_base64` if it is not UTF-8}. Written even if there are none.
+        rejected_path: where to write rejected rows: {file, line, problems: [{field, code, message}], `index` if the
+            row shares its line in an array, and their text as `row`, or as `row_base64` if it is not UTF-8}. Written
+            even if there are none.
         jobs: number of processes for a large file of lines, see `pool.ordered_map`; the result does not depend on it.
         chunk_size: bytes of lines that a process takes at a time.
 
@@ -136,11 +146,10 @@ def check_file(
     name = os.fspath(path)
     wrong_columns = check_columns(formatting, columns or {}, file=name)
     if wrong_columns:
-        return FileReport(name, formatting, 0, 0, tuple(wrong_columns), len(wrong_columns), digest(path))
-
-    parse_row = partial(
-        parse, formatting=formatting, columns=columns, file=name, error_type=error_type, error_types=error_types
-    )
+        groups = tuple(Groups(wrong_columns))
+        total = len(wrong_columns)
+        return FileReport(name, formatting, 0, 0, tuple(wrong_columns), total, digest(path), groups=groups)
+    parse_row = layouts.reader(formatting, columns=columns, file=name, error_type=error_type, error_types=error_types)
     check = FileCheck(name, formatting, columns=columns or {}, limit=limit)
     rejected = check.rejected_in_file(path, parse_row, jobs=jobs, chunk_size=chunk_size)
     if rejected_path is None:
@@ -170,7 +179,7 @@ def read_records(
     """
     name, bad = os.fspath(path), BadRows() if bad_rows is None else bad_rows
     whole = FileCheck(name, formatting, columns={})
-    rows = whole.walk(parse_rows(read_rows(path), partial(parse, formatting=formatting, file=name)))
+    rows = whole.walk(parse_rows(read_rows(path), layouts.reader(formatting, file=name)))
     records: list[Record] = []
     for row in bad.good(name, rows):
         if found := [problem for record in row.records for problem in check(record, row.raw.line)]:
@@ -182,52 +191,36 @@ def read_records(
     return records
 
 
-def check_columns(
-    formatting: str, columns: Mapping[str, object], *, file: str, field: str = "columns"
-) -> list[Problem]:
-    """The problems of a column mapping {our field: the column in the file}."""
-    if formatting not in FIELDS:
-        return [Problem(file, 0, "formatting", "FP016", f"{formatting[:80]!a} is not one of {', '.join(FIELDS)}")]
-    problems = []
-    users: dict[object, str] = {}
-    for name, column in columns.items():
-        place = f"{field}.{name}"
-        if type(column) is not str or not column:
-            problems.append(Problem(file, 0, place, "FP017", "expected the name of a column"))
-        elif name not in FIELDS[formatting] and (formatting != "negatives" or name in HOST_COLUMNS):
-            known = ", ".join(FIELDS[formatting])
-            problems.append(Problem(file, 0, place, "FP017", f"{formatting} has no such field; it has {known}"))
-        elif users.setdefault(column, name) != name:
-            problems.append(
-                Problem(file, 0, place, "FP017", f"{users[column]} and {name} are both read from {column}")
-            )
-    return problems
-
-
 class FileCheck:
     """One pass over the rows of a file, by one of the generator methods; `report` then returns the result.
 
     Args:
         file: its name, for the problems.
-        formatting: the format of the records.
-        columns: our field -> the column in the file; None for released files.
+        layout: of the rows.
+        columns: our field -> the column in the file; None: unread columns are not counted.
         limit: number of row problems to keep.
+        seen: the ids of the data set's other files; None: the file is a data set of its own.
 
     Attributes:
         sha256: hex digest of the file's bytes, set by the methods that read the file.
     """
 
     def __init__(
-        self, file: str, formatting: str, *, columns: Mapping[str, str] | None = None, limit: int = SHOWN
+        self,
+        file: str,
+        layout: str,
+        *,
+        columns: Mapping[str, str] | None = None,
+        limit: int = SHOWN,
+        seen: SeenIds | None = None,
     ) -> None:
         self.file = file
-        self.formatting = formatting
+        self.layout = layout
         self.limit = limit
         self.sha256 = ""
-        self.known: set[str] | None = None
-        if columns is not None:
-            taken = set(columns.values())
-            self.known = {name for name in FIELDS[formatting] if name not in columns and name not in taken} | taken
+        self.seen = seen
+        self.known = None if columns is None else layouts.columns_read(layout, columns)
+        self.groups = Groups()
         self.rows = self.rejected = self.total = 0
         self.desirable = self.undesirable = 0
         self.of_file: list[Problem] = []
@@ -267,14 +260,16 @@ class FileCheck:
         self, chunks: Iterable[Chunk], parse_row: ParseRow, jobs: int, progress: Callable[[int], object]
     ) -> Iterator[dict[str, object]]:
         parse_lines = partial(parse_chunk, parse_row=parse_row, known=self.known)
-        with SeenIds() as seen:
-            for chunk, (good, bad, ignored) in ordered_map(parse_lines, chunks, jobs=jobs):
-                count = len(good) + sum(raw.line > 0 for raw in bad)
+        with self._ids() as seen:
+            for chunk, (good, bad, ignored, more) in ordered_map(parse_lines, chunks, jobs=jobs):
+                count = len(good) - more + sum(raw.line > 0 for raw in bad)
                 lines: list[bytes] = []
                 for line, record_id, label in good:
-                    if problems := self._against_earlier(line, record_id, label, seen):
+                    if (first := self._first_use(line, line, record_id, label, seen)) is not None:
                         lines = lines or chunk.content.split(b"\n")
-                        bad.append(RawRow(line, lines[line - chunk.line], None, problems))
+                        raw = RawRow(line, lines[line - chunk.line], None, [])
+                        if not bad or bad[-1].line != line:  # a row of several records is bad once
+                            bad.append(raw._replace(problems=[self._used_twice(raw, record_id, first)]))
                 bad.sort(key=attrgetter("line"))
                 for raw in bad:
                     self._note(raw.line, raw.problems)
@@ -293,29 +288,56 @@ class FileCheck:
 
     def walk(self, rows: Iterable[Checked]) -> Iterator[Checked]:
         """Check rows one by one and yield each."""
-        with SeenIds() as seen:
-            for row in rows:
+        with self._ids() as seen:
+            last = 0
+            for count, row in enumerate(rows):
                 line, _, value, _ = row.raw
+                number, last = line if line != last else _SHARED + count, int(line)
                 if self.known is not None and value is not None:
                     self.ignored.update(value.keys() - self.known)
                 for record in row.records:
                     label = record.label if isinstance(record, Feedback) else None
-                    if problems := self._against_earlier(line, record.id, label, seen):
-                        row = Checked(row.raw, (), problems)
+                    if (first := self._first_use(number, line, record.id, label, seen)) is not None:
+                        row = Checked(row.raw, (), [self._used_twice(row.raw, record.id, first)])
                         break
                 self.rows += line > 0
                 self._note(line, row.problems)
                 yield row
         self._note(0, self._set_problems())
 
-    def _against_earlier(self, line: int, record_id: str, label: bool | None, seen: SeenIds) -> list[Problem]:
-        first = seen.line_of(record_id, line)
-        if first is not None:
-            return [Problem(self.file, line, "id", "FP060", f"{record_id!a} is the id of line {first} too")]
-        if label is not None:
+    def _ids(self) -> AbstractContextManager[SeenIds]:
+        """The ids seen so far: those of the data set, which stay open, or of this file alone."""
+        return SeenIds() if self.seen is None else nullcontext(self.seen)
+
+    def _first_use(self, number: int, line: int, record_id: str, label: bool | None, seen: SeenIds) -> str | None:
+        """Where an id was used before; None if it is new, and then counted.
+
+        Args:
+            number: of the row in the file, its identity where rows share a line.
+            line: of the row.
+            record_id, label: of the record.
+            seen: the ids so far.
+        """
+        first = seen.place_of(record_id, self.file, number, line)
+        if first is not None and label and first.rpartition(":")[0] != self.file:
+            # files by error type repeat the desirable responses of the others
+            first = seen.place_of(f"{self.file}\n{record_id}", self.file, number, line)
+        if first is None and label is not None:
             self.desirable += label
             self.undesirable += not label
-        return []
+        return first
+
+    def _used_twice(self, raw: RawRow, record_id: str, first: str) -> Problem:
+        """The problem of a row whose id, or whose content, is that of an earlier row at `first`."""
+        file, _, line = first.rpartition(":")
+        where = f"line {line}" if file == self.file else first
+        if _CONTENT_ID.fullmatch(record_id) and record_id.encode() not in raw.raw:
+            if layouts.native_format(self.layout) == "negatives":
+                text = f"same prompt as {where}, by which a row without an id is known; give such rows ids"
+                return Problem(self.file, raw.line, "id", "FP060", text)
+            text = f"same content as {where}; `finepref dedup` or bad_rows: skip leave such rows out"
+            return Problem(self.file, raw.line, "id", "FP060", text)
+        return Problem(self.file, raw.line, "id", "FP060", f"{record_id!a} is the id of {where} too")
 
     def _set_problems(self) -> list[Problem]:
         if self.rows == 0 and not self.of_file:
@@ -330,6 +352,7 @@ class FileCheck:
         self.rejected += line > 0 and len(problems) > 0
         self.total += len(problems)
         for problem in problems:
+            self.groups.add(problem)
             if problem.line == 0:
                 self.of_file.append(problem)
             elif len(self.of_rows) < self.limit:
@@ -340,17 +363,28 @@ class FileCheck:
         problems = (*self.of_file, *self.of_rows)
         ignored = dict(sorted(self.ignored.items()))
         return FileReport(
-            self.file, self.formatting, self.rows, self.rejected, problems, self.total, self.sha256, ignored
+            file=self.file,
+            formatting=layouts.native_format(self.layout),
+            rows=self.rows,
+            rejected=self.rejected,
+            problems=problems,
+            total_problems=self.total,
+            sha256=self.sha256,
+            ignored=ignored,
+            layout=self.layout if self.layout not in (*FORMATS, layouts.UNKNOWN) else "",
+            groups=tuple(islice(self.groups, self.limit)),
         )
 
 
 class SeenIds:
-    """The first line that used each id. Above 100,000 ids, a temporary file keeps memory constant."""
+    """The place that first used each id. Above 100,000 ids, a temporary file keeps memory constant."""
 
     def __init__(self, in_memory: int = 100_000) -> None:
         self.in_memory = in_memory
-        self.lines: dict[str, int] = {}
+        self.places: dict[str, int] = {}
         self.table: sqlite3.Connection | None = None
+        self.files: dict[str, int] = {}
+        self.shared_lines: dict[tuple[int, int], int] = {}
 
     def __enter__(self) -> SeenIds:
         return self
@@ -359,17 +393,36 @@ class SeenIds:
         if self.table is not None:
             self.table.close()
 
+    def place_of(self, record_id: str, file: str, number: int, line: int) -> str | None:
+        """The earlier place, "file:line", that used the id; None if there is none, and this one is then the first.
+
+        Args:
+            record_id: the id.
+            file: its file.
+            number: of the row in its file.
+            line: of the row.
+        """
+        file_number = self.files.setdefault(file, len(self.files))
+        if line != number or isinstance(line, ArrayLine):
+            self.shared_lines[file_number, number] = line
+        first = self.line_of(record_id, (file_number << _FILE) + number)
+        if first is None:
+            return None
+        file_number, number = first >> _FILE, first & ((1 << _FILE) - 1)
+        name = next(name for name, other in self.files.items() if other == file_number)
+        return f"{name}:{self.shared_lines.get((file_number, number), number)}"
+
     def line_of(self, record_id: str, line: int) -> int | None:
         """The earlier line that used the id; None if there is none, and `line` is then recorded as the first."""
         if self.table is None:
-            first = self.lines.setdefault(record_id, line)
-            if len(self.lines) > self.in_memory:
+            first = self.places.setdefault(record_id, line)
+            if len(self.places) > self.in_memory:
                 self._spill()
             return None if first == line else first
         if self.table.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (record_id, line)).rowcount:
             return None
         row: tuple[int] = self.table.execute("SELECT line FROM seen WHERE id = ?", (record_id,)).fetchone()
-        return row[0]
+        return None if row[0] == line else row[0]
 
     def _spill(self) -> None:
         self.table = sqlite3.connect("", isolation_level=None)  # "" is a private file that vanishes on close
@@ -378,8 +431,15 @@ class SeenIds:
         self.table.execute("PRAGMA cache_size = -32768")
         self.table.execute("CREATE TABLE seen (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")
         self.table.execute("BEGIN")
-        self.table.executemany("INSERT INTO seen VALUES (?, ?)", self.lines.items())
-        self.lines = {}
+        self.table.executemany("INSERT INTO seen VALUES (?, ?)", self.places.items())
+        self.places = {}
+
+
+_FILE = 40
+"""Bits of a row's number in a place; above them is the number of its file."""
+_SHARED = 1 << 39
+"""Added to the count of a row that shares its line with another; the number of any other row is its line."""
+_CONTENT_ID = re.compile("[0-9a-f]{16}")
 
 
 def digest(path: str | os.PathLike[str]) -> str:

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from finepref.formats.jsonl import RawRow
+from finepref.formats.jsonl import ArrayLine, RawRow
 from finepref.formats.problems import Problem
 from finepref.formats.records import Record
 
@@ -23,6 +23,8 @@ def rejected_row(file: str, raw: RawRow) -> dict[str, object]:
     """A bad row as files of rejected rows have it, see `check.check_file`."""
     problems = [{"field": p.field, "code": p.code, "message": p.message} for p in raw.problems]
     row: dict[str, object] = {"file": file, "line": raw.line, "problems": problems}
+    if isinstance(raw.line, ArrayLine):
+        row["index"] = raw.line.index
     text = raw.raw.removesuffix(b"\n")
     try:
         return row | {"row": text.decode()}

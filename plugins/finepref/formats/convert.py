@@ -21,7 +21,7 @@ from dataclasses import replace
 from itertools import chain, combinations
 
 from finepref.formats.check import SeenIds
-from finepref.formats.negatives import group_feedback
+from finepref.formats.negatives import join_feedback
 from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import (
     Feedback,
@@ -108,7 +108,6 @@ class Converter:
     def _joined(self, source: Iterable[Placed]) -> Iterator[Placed]:
         """Join feedback rows (a pair counts as two) by prompt into negatives."""
         rows: list[tuple[str, int, Feedback]] = []
-        places: dict[Prompt, tuple[str, int]] = {}
         for file, line, record in source:
             for row in self._as_feedback(record):
                 if isinstance(record, Feedback) and row.id != content_id(row.prompt, row.response):
@@ -116,10 +115,9 @@ class Converter:
                 if not row.label and row.error_type is None:
                     row = replace(row, error_type=self.error_type)
                 rows.append((file, line, row))
-                places.setdefault(row.prompt, (file, line))
-        joined, problems = group_feedback(rows)
+        joined, problems = join_feedback(rows)
         self.problems += problems
-        return ((*places[record.prompt], record) for record in joined)
+        return ((each.file, each.line, each.record) for each in joined)
 
     def _one(self, file: str, line: int, record: Record) -> list[Record]:
         if isinstance(record, Negatives):

@@ -9,10 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finepref.formats.check import check_columns
+from finepref.formats import layouts
 from finepref.formats.jsonl import decode_at, skip_space
+from finepref.formats.layouts import check_columns
 from finepref.formats.problems import BadData, Problem
-from finepref.formats.records import FORMATS
 from finepref.formats.row import is_type_name, kind_of
 
 FILE_NAME = "dataset_info.json"
@@ -34,7 +34,7 @@ OWN_KEYS = ("error_type", "make")
 """Keys that only we read: the type of undesirable feedback rows, and the command that makes a missing file."""
 
 KINDS = {"arrow": "arrow", "csv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet", "txt": "text"}
-"""File name extension -> kind of file, as the host tells them."""
+"""File name extension -> kind of file, as the host tells them. A further extension .gz does not change the kind."""
 
 
 def load(dataset_dir: str | os.PathLike[str]) -> dict[str, dict[str, object]]:
@@ -133,7 +133,7 @@ def resolve(dataset_dir: str | os.PathLike[str], entry: Mapping[str, object]) ->
     if absent:
         hint = f"; make it with: {entry['make']}" if "make" in entry else ""
         raise BadData([Problem(file, 0, "file_name", "FP075", f"{path} is not a file{hint}") for path in absent])
-    kinds = {KINDS.get(path.suffix.removeprefix(".")) for path in paths}
+    kinds = {KINDS.get(Path(path.name.removesuffix(".gz")).suffix.removeprefix(".")) for path in paths}
     if None in kinds or len(kinds) > 1:
         found = ", ".join(sorted({path.suffix or path.name for path in paths}))
         message = f"{name} has {found}; the host reads one kind of {', '.join(KINDS)}"
@@ -195,8 +195,8 @@ def _lint_entry(file: str, line: int, name: str, value: object, host_formats: Co
     formatting = value.get("formatting", "alpaca")
     if formatting in host_formats:
         return []
-    if type(formatting) is not str or formatting not in FORMATS:
-        known = ", ".join((*FORMATS, *host_formats))
+    if type(formatting) is not str or formatting not in layouts.names():
+        known = ", ".join(dict.fromkeys((*layouts.names(), *host_formats)))
         return [Problem(file, line, f"{name}.formatting", "FP016", f"{str(formatting)[:80]!a} is not one of {known}")]
     problems = [
         Problem(file, line, f"{name}.{key}", "FP072", f"neither the host nor {formatting} has this key")
@@ -211,7 +211,7 @@ def _lint_entry(file: str, line: int, name: str, value: object, host_formats: Co
             )
     columns = value.get("columns", {})
     if isinstance(columns, dict):
-        found = check_columns(formatting, columns, file=file, field=f"{name}.columns")
+        found = check_columns(formatting, columns, file=file, place=f"{name}.columns")
         problems += [replace(problem, line=line) for problem in found]
     else:
         problems.append(Problem(file, line, f"{name}.columns", "FP011", f"expected an object, got {kind_of(columns)}"))
@@ -219,7 +219,7 @@ def _lint_entry(file: str, line: int, name: str, value: object, host_formats: Co
         error_type = value["error_type"]
         if type(error_type) is not str or not is_type_name(error_type):
             problems.append(Problem(file, line, f"{name}.error_type", "FP031", "expected the name of an error type"))
-        elif formatting != "feedback":
+        elif layouts.native_format(formatting) != "feedback":
             problems.append(
                 Problem(file, line, f"{name}.error_type", "FP072", "only feedback entries have an error_type")
             )

@@ -2,6 +2,7 @@
 
 UTF-8, with or without a byte order mark at the start. Only "\\n" ends a line; a "\\r" before it is JSON white space,
 so files with "\\r\\n" read the same; a lone "\\r" or U+2028 does not end a line. Lines of white space are skipped.
+Files that gzip has compressed are read as they are. Other kinds (zip, LFS pointer, parquet) are named in one line.
 A file whose first character is "[" is read as one JSON array of rows, whatever its name; the line of a row is the one
 where it starts. NaN, Infinity, numbers beyond a double, duplicate keys and lone surrogates are refused, as are lines
 over 16 MiB and arrays over 1 GiB (arrays are read whole, lines in chunks).
@@ -9,15 +10,18 @@ over 16 MiB and arrays over 1 GiB (arrays are read whole, lines in chunks).
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import math
 import os
 import re
 import stat
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from finepref.formats.files import replacing
 from finepref.formats.problems import BadData, Problem
@@ -31,6 +35,19 @@ CHUNK = 2**20
 _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_GZIP = b"\x1f\x8b"
+_KINDS = {
+    b"PK\x03\x04": "a zip archive; unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it first (zstd -d), or use gzip",
+    b"BZh": "compressed by bzip2; unpack it first, or use gzip",
+    b"\xfd7zXZ": "compressed by xz; unpack it first, or use gzip",
+    b"version https://git-lfs": "a pointer of Git LFS, not the data; get it with `git lfs pull`",
+    b"PAR1": "parquet; its name must end in .parquet",
+    b"ARROW1": "arrow; write it as parquet or JSON Lines",
+    b"<!DOCTYPE": "a web page, not data",
+    b"<html": "a web page, not data",
+}
+"""First bytes of a file -> its kind, and what to do."""
 _NOT_SPACE = re.compile(r"[^ \t\r\n]")
 
 
@@ -79,8 +96,23 @@ def _constant(name: str) -> float:
     raise _RefusedError("", "FP007", f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)
-_QUICK = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+class _Decoder(json.JSONDecoder):
+    """A decoder that is pickled by its arguments: the scanner in it cannot be pickled."""
+
+    def __init__(self, **hooks: Any) -> None:
+        super().__init__(**hooks)
+        self.hooks = hooks
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _decoder, (self.hooks,)
+
+
+def _decoder(hooks: dict[str, Any]) -> _Decoder:
+    return _Decoder(**hooks)
+
+
+_DECODER = _Decoder(object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)
+_QUICK = _Decoder(object_pairs_hook=_object, parse_constant=_constant)
 """Reads a number too large for a double as "inf"; four times as fast on rows with many numbers."""
 
 
@@ -127,11 +159,37 @@ def read_chunks(
             yield Chunk(name, 0, problem=Problem(name, 0, "", "FP001", "not a regular file"))
             return
         with open(path, "rb") as file:
-            yield from _cut(file, name, size, tee)
+            if file.peek(2)[:2] == _GZIP:
+                unpacked = gzip.GzipFile(fileobj=cast(BinaryIO, _Teed(file, tee)))
+                yield from _cut(io.BufferedReader(cast(io.RawIOBase, unpacked)), name, size, len)
+            else:
+                yield from _cut(file, name, size, tee)
             while rest := file.read(CHUNK):
                 tee(rest)
     except OSError as error:
         yield Chunk(name, 0, problem=Problem(name, 0, "", "FP001", error.strerror or str(error)))
+    except (EOFError, zlib.error) as error:
+        yield Chunk(name, 0, problem=Problem(name, 0, "", "FP001", f"the gzip file is damaged: {error}"))
+
+
+class _Teed:
+    """A file whose bytes go to `tee` as they are read."""
+
+    def __init__(self, file: BinaryIO, tee: Callable[[bytes], object]) -> None:
+        self.file, self.tee = file, tee
+
+    def read(self, size: int = -1) -> bytes:
+        content = self.file.read(size)
+        self.tee(content)
+        return content
+
+
+def other_kind(head: bytes, name: str) -> str:
+    """What a file is that is not JSON, and what to do, by its first bytes and its name; "" if nothing tells."""
+    found = next((kind for mark, kind in _KINDS.items() if head.startswith(mark)), "")
+    if not found and name.lower().endswith((".csv", ".tsv")) and not head.lstrip().startswith((b"{", b"[")):
+        return "a table of separated values; write it as JSON Lines or parquet"
+    return found
 
 
 def rows_of(chunk: Chunk) -> Iterator[RawRow]:
@@ -180,13 +238,19 @@ def write_aside(path: Path, rows: Collection[Mapping[str, object]]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _cut(file: BinaryIO, name: str, size: int, tee: Callable[[bytes], object]) -> Iterator[Chunk]:
-    head = file.read(4096)
+def _cut(file: io.BufferedReader, name: str, size: int, tee: Callable[[bytes], object]) -> Iterator[Chunk]:
+    head = file.peek(4096)[:4096]
     bom = _BOM if head.startswith(_BOM) else b""
-    file.seek(len(bom))
-    tee(bom)
+    tee(file.read(len(bom)))
     if head.startswith(_UTF16):
         yield Chunk(name, 0, problem=Problem(name, 0, "", "FP003", "the file is UTF-16; write it as UTF-8"))
+        return
+    if kind := other_kind(head, name):
+        yield Chunk(name, 0, problem=Problem(name, 0, "", "FP097", f"the file is {kind}"))
+        return
+    if head.removeprefix(bom).lstrip().split(b"\n", 1)[0].strip() == b"{":
+        text = "the file is one JSON object over several lines; write a row a line, or an array of rows"
+        yield Chunk(name, 0, problem=Problem(name, 0, "", "FP004", text))
         return
     if head.removeprefix(bom).lstrip(_SPACE.encode()).startswith(b"["):
         content = file.read(MAX_ARRAY + 1)
@@ -304,30 +368,72 @@ def _read_array(content: bytes, name: str) -> Iterator[RawRow]:
         line = content.count(b"\n", 0, error.start) + 1
         yield _bad(line, Problem(name, line, "", "FP003", f"byte 0x{content[error.start]:02x} is not UTF-8"))
         return
-    line, counted = 1, 0
+    line, counted, index = 1, 0, 0
     position = skip_space(text, text.index("[") + 1)
     closed = text.startswith("]", position)
     position = skip_space(text, position + 1) if closed else position
+    alone = True  # no other row starts in the line of this one, as far as is known
     while not closed:
         line, counted = line + text.count("\n", counted, position), position
         value, end, problem = decode_at(text, position, name, line)
+        following = skip_space(text, end) if end >= 0 else 0
+        closed = text.startswith("]", following)
+        ended = end < 0 or (not closed and not text.startswith(",", following))
+        after = skip_space(text, following + 1) if not ended else 0
+        shared = not ended and not closed and "\n" not in text[position:after]
+        place = line if alone and not shared else ArrayLine.of(line, index)
         raw = text[position : max(position, end)].encode()
         if problem is not None:
-            yield RawRow(problem.line, raw, None, [problem])
+            where = place if problem.line == line else problem.line
+            yield RawRow(where, raw, None, [replace(problem, line=where)])
         else:
-            yield _as_object(value, raw, name, line)
+            yield _as_object(value, raw, name, place)
         if end < 0:
             return
-        position = skip_space(text, end)
-        closed = text.startswith("]", position)
-        if not closed and not text.startswith(",", position):
-            line += text.count("\n", counted, position)
+        if ended:
+            line += text.count("\n", counted, following)
             yield _bad(line, Problem(name, line, "", "FP004", "expected , or ] after a row of the array"))
             return
-        position = skip_space(text, position + 1)
+        position, index, alone = after, index + 1, not shared
     if position < len(text):
         line += text.count("\n", counted, position)
         yield _bad(line, Problem(name, line, "", "FP004", "text after the end of the array"))
+
+
+class ArrayLine(int):
+    """The line of a row that shares it with others of an array: it prints the row's index, from 0, too.
+
+    It equals the number of the line, but not the line of another row.
+    """
+
+    index: int
+
+    def __eq__(self, other: object) -> bool:
+        return int(self) == other if not isinstance(other, ArrayLine) else str(self) == str(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = int.__hash__
+
+    @classmethod
+    def of(cls, line: int, index: int) -> ArrayLine:
+        """A line number with the index of a row."""
+        made = cls(line)
+        made.index = index
+        return made
+
+    @classmethod
+    def read(cls, text: str) -> int:
+        """The line number in a text such as "7" or "1[3]", as it prints."""
+        line, bracket, index = text.partition("[")
+        return cls.of(int(line), int(index.rstrip("]"))) if bracket else int(line)
+
+    def __str__(self) -> str:
+        return f"{int(self)}[{self.index}]"
+
+    def __format__(self, spec: str) -> str:
+        return str(self) if not spec else format(int(self), spec)
 
 
 def _bad(line: int, problem: Problem) -> RawRow:

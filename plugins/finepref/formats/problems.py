@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from typing import Any
 
 CODES: dict[str, str] = {
     "FP001": "the file cannot be read",
@@ -53,8 +56,6 @@ CODES: dict[str, str] = {
     "FP061": "the file has only one label class",
     "FP062": "a prompt without a desirable response",
     "FP063": "a prompt without an undesirable response",
-    "FP064": "a prompt with two different desirable responses",
-    "FP065": "a prompt with two different responses of one error type",
     "FP066": "an undesirable response without an error type",
     "FP067": "a golden answer and its samples do not match",
     "FP068": "rows of one prompt cannot be kept apart",
@@ -72,7 +73,17 @@ CODES: dict[str, str] = {
     "FP084": "the token ids do not fit the text",
     "FP085": "a train_detail is not {begin_offset, end_offset, train}",
     "FP086": "a dialogue that no query in the HH layout stands for",
+    "FP087": "a masked_region of flag 0: both responses are masked",
+    "FP088": "a row with images, videos or audios",
+    "FP089": "a row with tools, or a turn of a tool",
+    "FP090": "a row that gives no record",
     "FP091": "too many rows of the input are bad",
+    "FP092": "the rows of a file are of several layouts",
+    "FP093": "the layout of a row is not known",
+    "FP094": "the prompts of the two responses differ",
+    "FP095": "a response is not one message of the assistant",
+    "FP096": "a label that names none of the responses",
+    "FP097": "the file is of a kind that is not read",
     "FP201": "the dataset is of a format that the stage does not train on",
     "FP202": "the file is of a kind that cannot be checked",
     "FP203": "prompt and response do not fit into cutoff_len",
@@ -97,33 +108,105 @@ CODES: dict[str, str] = {
     "FP250": "the token scores belong to another prompt",
     "FP251": "the template writes a token that the model does not have",
 }
-"""Code -> short meaning. Codes are never reused for another meaning (FP044 and FP221 were codes)."""
+"""Code -> short meaning. Codes are never reused for another meaning (FP044, FP064, FP065 and FP221 were some)."""
 
 SHOWN = 100
 """The most problems that are kept for showing; the rest are counted."""
 
 
+EXAMPLES = 3
+"""Equal problems are told in one line, with this many of their places."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, and where: `line` 0 means the whole file, `field` "" the whole row."""
+    """One thing that is wrong, and where: `line` 0 means the whole file, `field` "" the whole row.
+
+    `record` is the id that the row gives, "" if it gives none.
+    """
 
     file: str
     line: int
     field: str
     code: str
     message: str
+    record: str = dataclass_field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.code not in CODES:
             raise KeyError(f"{self.code} is not in the code table")
 
+    @property
+    def place(self) -> str:
+        """The file, with the line if there is one; for a row in a one-line array also its index."""
+        return f"{self.file}:{self.line}" if self.line else self.file
+
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.line else self.file
-        return (
-            f"{self.code} {place} {self.field}: {self.message}"
-            if self.field
-            else f"{self.code} {place}: {self.message}"
-        )
+        place = f"{self.place} {self.field}" if self.field else self.place
+        return f"{self.code} {place}: {self.message}" + (f" (id {self.record})" if self.record else "")
+
+
+@dataclass
+class Group:
+    """Problems that are equal but for their place, and for numbers and quoted texts in their message.
+
+    Attributes:
+        first: the first of them.
+        count: how many there are.
+        places: of the first three.
+        vary: whether their messages differ, in a number or a quoted text.
+    """
+
+    first: Problem
+    count: int = 0
+    places: list[str] = dataclass_field(default_factory=list)
+    vary: bool = False
+
+    def add(self, problem: Problem) -> None:
+        """Count one more."""
+        self.count += 1
+        self.vary = self.vary or problem.message != self.first.message
+        if self.count <= EXAMPLES:
+            self.places.append(problem.place)
+
+    def __str__(self) -> str:
+        """The first problem, the number of others, and two of their places."""
+        if self.count == 1:
+            return str(self.first)
+        return f"{self.first}; {self.count - 1:,} more like it: {self.examples.partition(', ')[2]}"
+
+    @property
+    def examples(self) -> str:
+        """The places that are kept."""
+        return ", ".join(self.places) + (", ..." if self.count > len(self.places) else "")
+
+
+_VARYING = re.compile(r"\d+(?:\.\d+)?|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
+
+
+class Groups:
+    """Problems grouped by what is wrong; memory does not grow with their number, only with that of the kinds."""
+
+    def __init__(self, problems: Iterable[Problem] = ()) -> None:
+        self.by_kind: dict[tuple[str, str, str], Group] = {}
+        for problem in problems:
+            self.add(problem)
+
+    def kind_of(self, problem: Problem) -> tuple[str, str, str]:
+        """What equal problems have in common."""
+        field, message = _VARYING.sub("#", problem.field), _VARYING.sub("#", problem.message)
+        kind = (problem.code, field, message)
+        return kind if kind in self.by_kind or len(self.by_kind) < 1000 else (problem.code, field, "")
+
+    def add(self, problem: Problem) -> None:
+        """Count a problem. After a thousand kinds, further ones are counted by code and field alone."""
+        kind = self.kind_of(problem)
+        if kind not in self.by_kind:
+            self.by_kind[kind] = Group(problem)
+        self.by_kind[kind].add(problem)
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.by_kind.values())
 
 
 class BadData(ValueError):  # noqa: N818 (the name is public)
@@ -134,13 +217,67 @@ class BadData(ValueError):  # noqa: N818 (the name is public)
         total: how many there are in all.
     """
 
-    def __init__(self, problems: Sequence[Problem], total: int | None = None) -> None:
-        self.total = len(problems) if total is None else total
-        self.problems = tuple(problems[:SHOWN])
+    def __init__(self, problems: Sequence[Problem] | str, total: int | None = None) -> None:
+        """Collect problems.
+
+        Args:
+            problems: the problems; or the text of such an error, as a worker process gives it when it is raised again.
+            total: how many there are, if `problems` holds the first of them only.
+        """
+        text = problems if isinstance(problems, str) else ""
+        found = _problems_in(text) if isinstance(problems, str) else problems
+        self.total = len(found) if total is None else total
+        self.problems = tuple(found[:SHOWN])
+        self._text = text if text and not found else _text(found, self.total)
         super().__init__(self.problems, self.total)
 
     def __str__(self) -> str:
-        count = "1 problem" if self.total == 1 else f"{self.total} problems"
-        if self.total > len(self.problems):
-            count += f", the first {len(self.problems)} shown"
-        return "\n".join([*map(str, self.problems), count])
+        return self._text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (self.problems, self.total, self._text)
+
+
+def _again(problems: Sequence[Problem], total: int, text: str) -> BadData:
+    """The error that was pickled: its text may group more problems than it keeps."""
+    error = BadData(problems, total)
+    error._text = text
+    return error
+
+
+def _text(problems: Sequence[Problem], total: int) -> str:
+    """The problems, equal ones in one line where they are many, and their number."""
+    groups = Groups(problems)
+    few = {kind for kind, group in groups.by_kind.items() if group.count <= EXAMPLES}
+    lines, told = [], 0
+    for problem in problems:
+        kind = groups.kind_of(problem)
+        if kind in few:
+            lines.append(str(problem))
+            told += 1
+        elif kind in groups.by_kind and groups.by_kind[kind].first is problem:
+            lines.append(str(groups.by_kind[kind]))
+            told += groups.by_kind[kind].count
+        if len(lines) == SHOWN:
+            break
+    count = "1 problem" if total == 1 else f"{total} problems"
+    if total > told:
+        count += f", the first {told} shown"
+    return "\n".join([*lines, count])
+
+
+_PLACED = re.compile(
+    r"(?m)^(?:[\w.]*BadData: )?(?P<code>[A-Z]{2,8}\d{3}) (?P<place>\S+?)(?P<field> \S+)?: (?P<message>.+)$"
+)
+
+
+def _problems_in(text: str) -> list[Problem]:
+    """The problems in the text of a BadData that was raised in another process."""
+    found = []
+    for match in _PLACED.finditer(text):
+        file, _, line = match["place"].rpartition(":")
+        numbered = line.isdigit() and file != ""
+        if match["code"] in CODES:
+            place = (file, int(line)) if numbered else (match["place"], 0)
+            found.append(Problem(*place, (match["field"] or "").strip(), match["code"], match["message"]))
+    return found

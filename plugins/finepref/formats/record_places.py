@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable
 from dataclasses import replace
 
 from finepref.formats import records
+from finepref.formats.jsonl import ArrayLine
 from finepref.formats.problems import Problem
 
 _MARK = "record "
+_CONTENT_ID = re.compile("[0-9a-f]{16}")
 
 
 def record_mark(record_id: str) -> str:
@@ -16,14 +19,26 @@ def record_mark(record_id: str) -> str:
     return f"{_MARK}{record_id}"
 
 
-def at(problems: Sequence[Problem], place: str) -> list[Problem]:
+def at(problems: Iterable[Problem], place: str) -> list[Problem]:
     """The problems of one record with its file and line; `place` is FILE:LINE."""
-    file, _, line = place.rpartition(":")
-    marked = (problem.file.startswith(_MARK) and not problem.line for problem in problems)
-    return [
-        replace(problem, file=file, line=int(line)) if mark else problem
-        for problem, mark in zip(problems, marked, strict=True)
-    ]
+    file, line = place_of(place)
+    return [_located(problem, file, line) if _is_marked(problem) else problem for problem in problems]
+
+
+def place_of(text: str) -> tuple[str, int]:
+    """File and line of a place as messages print it, FILE:LINE."""
+    file, _, line = text.rpartition(":")
+    return file, ArrayLine.read(line)
+
+
+def _is_marked(problem: Problem) -> bool:
+    return problem.file.startswith(_MARK) and not problem.line
+
+
+def _located(problem: Problem, file: str, line: int) -> Problem:
+    """A problem of a record with the record's file and line; an id that the data gives is kept."""
+    given = problem.file.removeprefix(_MARK)
+    return replace(problem, file=file, line=line, record="" if _CONTENT_ID.fullmatch(given) else given)
 
 
 def pinpoint(problems: Iterable[Problem], sources: Iterable[tuple[str, int, records.Record]]) -> list[Problem]:
@@ -32,8 +47,4 @@ def pinpoint(problems: Iterable[Problem], sources: Iterable[tuple[str, int, reco
     for file, line, record in sources:
         for record_id in (record.id, records.content_id(record.prompt)):
             places.setdefault(record_mark(record_id), (file, line))
-    found = []
-    for problem in problems:
-        file, line = places.get(problem.file, (problem.file, problem.line))
-        found.append(replace(problem, file=file, line=line))
-    return found
+    return [_located(problem, *places[problem.file]) if problem.file in places else problem for problem in problems]

@@ -1,178 +1,52 @@
-"""The six record types, named by shape, with `parse` (raw row -> record) and `to_row` (record -> row)."""
+"""`parse`: a raw row of one of our formats becomes a record. The record types and `to_row` are here by name too."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
 
+from finepref.formats import layout_table
 from finepref.formats.problems import Problem
-from finepref.formats.row import Message, RowReader, Span, is_text, is_type_name, kind_of, shown
+from finepref.formats.record_rows import revive, to_row
+from finepref.formats.record_types import (
+    COMMON_FIELDS,
+    FIELDS,
+    FORMATS,
+    Feedback,
+    Negatives,
+    Pair,
+    Prompt,
+    Ranked,
+    Record,
+    ScoredPair,
+    SpanPair,
+    content_id,
+)
+from finepref.formats.row import HOST_EXTRAS, Message, RowReader, Span, is_text, is_type_name, kind_of, shown
 
 __all__ = [
+    "COMMON_FIELDS",
+    "FIELDS",
     "FORMATS",
     "Feedback",
     "Message",
     "Negatives",
     "Pair",
+    "Prompt",
     "Ranked",
     "Record",
     "ScoredPair",
     "Span",
     "SpanPair",
+    "content_id",
     "parse",
+    "parse_with",
     "revive",
     "to_row",
 ]
 
-Prompt = tuple[Message, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A better and a worse response to one prompt; `margin` is the difference, in the unit of its source."""
-
-    id: str
-    prompt: Prompt
-    chosen: str
-    rejected: str
-    margin: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SpanPair:
-    """A pair with annotated character spans. A response without spans counts as a whole.
-
-    `side` is the one-sided form of the granular fork: 1 uses only the chosen response, -1 only the rejected, 0 both.
-    """
-
-    id: str
-    prompt: Prompt
-    chosen: str
-    rejected: str
-    chosen_spans: tuple[Span, ...] = ()
-    rejected_spans: tuple[Span, ...] = ()
-    side: Literal[-1, 0, 1] = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredPair:
-    """A pair with a score per token, from which SePO selects any share.
-
-    `tokenizer` is the fingerprint of the tokenizer (see `finepref.formats.scores`). There is one score per response
-    token, and optionally one for the end token. The optional offsets are the characters of each scored token, by which
-    scores are mapped to other tokenizers. `template` names the template that the prompt was written with, and
-    `prompt_digest` is that of its tokens (see `finepref.formats.scores`); "" if the file does not tell.
-    """
-
-    id: str
-    prompt: Prompt
-    chosen: str
-    rejected: str
-    tokenizer: str
-    chosen_scores: tuple[float, ...]
-    rejected_scores: tuple[float, ...]
-    chosen_offsets: tuple[tuple[int, int], ...] = ()
-    rejected_offsets: tuple[tuple[int, int], ...] = ()
-    template: str = ""
-    prompt_digest: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """Two or more scored responses to one prompt; scores may be negative. Kind "apo": golden answer above samples."""
-
-    id: str
-    prompt: Prompt
-    responses: tuple[str, ...]
-    scores: tuple[float, ...]
-    kind: Literal["human", "apo"] = "human"
-
-
-@dataclass(frozen=True, slots=True)
-class Feedback:
-    """One response and whether it is desirable; an undesirable one may name its type of error."""
-
-    id: str
-    prompt: Prompt
-    response: str
-    label: bool
-    error_type: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Negatives:
-    """A good response and, per error type, the same response with that error injected (SeaPO).
-
-    `spans` holds, per error type, the characters of the negative that contain the error; `rejected` is the original
-    rejected response of the source data.
-    """
-
-    id: str
-    prompt: Prompt
-    chosen: str
-    negatives: Mapping[str, str]
-    spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
-    rejected: str | None = None
-
-
-Record = Pair | SpanPair | ScoredPair | Ranked | Feedback | Negatives
-
-FORMATS: dict[str, type[Record]] = {
-    "pair": Pair,
-    "span_pair": SpanPair,
-    "scored_pair": ScoredPair,
-    "ranked": Ranked,
-    "feedback": Feedback,
-    "negatives": Negatives,
-}
-
-COMMON_FIELDS = ("id", "prompt", "system", "messages")
-"""Fields of every format: `prompt` with an optional `system`, or `messages`."""
-
-FIELDS: dict[str, tuple[str, ...]] = {
-    "pair": (*COMMON_FIELDS, "chosen", "rejected", "margin"),
-    "span_pair": (*COMMON_FIELDS, "chosen", "rejected", "chosen_spans", "rejected_spans", "side"),
-    "scored_pair": (
-        *COMMON_FIELDS,
-        "chosen",
-        "rejected",
-        "tokenizer",
-        "chosen_scores",
-        "rejected_scores",
-        "chosen_offsets",
-        "rejected_offsets",
-        "template",
-        "prompt_digest",
-    ),
-    "ranked": (*COMMON_FIELDS, "responses", "scores", "kind"),
-    "feedback": (*COMMON_FIELDS, "response", "label", "error_type"),
-    "negatives": (*COMMON_FIELDS, "chosen", "negatives", "spans", "rejected"),
-}
-"""The fields of each format, in the order of `to_row`."""
-
 _NEGATIVES = frozenset(FIELDS["negatives"])
-
-SIGNATURES: dict[str, frozenset[str]] = {
-    "span_pair": frozenset({"chosen", "rejected", "chosen_spans"}),
-    "scored_pair": frozenset({"chosen", "rejected", "chosen_scores"}),
-    "negatives": frozenset({"chosen", "negatives"}),
-    "pair": frozenset({"chosen", "rejected"}),
-    "ranked": frozenset({"responses", "scores"}),
-    "feedback": frozenset({"label"}),
-    "granular": frozenset({"masked_region"}),
-    "apo_rm": frozenset({"text", "scores"}),
-    "reversegen": frozenset({"positive", "negative"}),
-}
-"""Fields that identify a row's format, the most specific first; used only for hints in error messages."""
-
-
-def content_id(prompt: Prompt, *texts: object) -> str:
-    """16 hex digits: blake2b over the canonical JSON of the prompt and the texts."""
-    canonical = json.dumps([[list(turn) for turn in prompt], *texts], ensure_ascii=False, separators=(",", ":"))
-    return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
 
 
 def parse(
@@ -185,17 +59,19 @@ def parse(
     nulls_absent: bool = False,
     error_type: str | None = None,
     error_types: Collection[str] | None = None,
+    tools: bool = False,
 ) -> Record | list[Problem]:
     """Parse one raw row into a record, or return all its problems. Never raises for bad data.
 
     Args:
         row: the decoded JSON value.
-        formatting: a key of FORMATS.
+        formatting: a key of FORMATS; rows of other layouts are read with `layouts.reader`.
         columns: our field -> the column in the file; for `negatives` also error type -> the column of its text.
         file, line: the place of the row, for the problems.
         nulls_absent: the row was read through Arrow, where an absent key is null and an integer may be a float.
         error_type: the type of undesirable `feedback` rows that name none.
         error_types: the allowed error types; None allows any name.
+        tools: let rows with `tools` pass, which no record holds; else they are refused (FP089).
     """
     columns = columns or {}
     if formatting not in FORMATS:
@@ -203,21 +79,29 @@ def parse(
     if type(row) is not dict and not isinstance(row, Mapping):
         return [Problem(file, line, "", "FP005", f"expected an object, got {kind_of(row)}")]
     reader = RowReader(row, columns=columns, file=file, line=line, nulls_absent=nulls_absent)
-    record: Record | None
+    if not HOST_EXTRAS.isdisjoint(reader.values):
+        reader.refuse_extras(tools=tools)
+    record = parse_with(reader, formatting, error_type=error_type, error_types=error_types)
+    return record or _of_another_format(reader, formatting) or reader.problems
+
+
+def parse_with(
+    reader: RowReader, formatting: str, *, error_type: str | None, error_types: Collection[str] | None
+) -> Record | None:
+    """The record of a row whose fields the reader has; None if the reader has noted problems."""
     match formatting:
         case "pair":
-            record = _pair(reader)
+            return _pair(reader)
         case "span_pair":
-            record = _span_pair(reader)
+            return _span_pair(reader)
         case "scored_pair":
-            record = _scored_pair(reader)
+            return _scored_pair(reader)
         case "ranked":
-            record = _ranked(reader)
+            return _ranked(reader)
         case "feedback":
-            record = _feedback(reader, error_type, error_types)
+            return _feedback(reader, error_type, error_types)
         case _:
-            record = _negatives(reader, error_types)
-    return record or _of_another_format(reader, formatting) or reader.problems
+            return _negatives(reader, error_types)
 
 
 def _pair(reader: RowReader) -> Pair | None:
@@ -340,7 +224,10 @@ def _feedback(reader: RowReader, default_type: str | None, allowed: Collection[s
     if "label" not in reader.values:
         reader.missing("label")
     elif type(label) is not bool:
-        reader.note(reader.column("label"), "FP011", f"expected true or false, got {kind_of(label)}")
+        if label in (0, 1) and (type(label) is int or (reader.nulls_absent and type(label) is float)):
+            label = label == 1
+        else:
+            reader.note(reader.column("label"), "FP011", f"expected true or false, or 1 or 0, got {_label(label)}")
     error_type = reader.optional_text("error_type")
     if error_type and label is True:
         reader.note(reader.column("error_type"), "FP035", "a desirable response has no error")
@@ -351,6 +238,11 @@ def _feedback(reader: RowReader, default_type: str | None, allowed: Collection[s
     if reader.problems:
         return None
     return Feedback(given or content_id(prompt, response), prompt, response, label is True, error_type)
+
+
+def _label(value: object) -> str:
+    """A label that is none, for messages."""
+    return shown(value) if type(value) is int else kind_of(value)
 
 
 def _prompt_and_response(reader: RowReader) -> tuple[Prompt, str]:
@@ -442,99 +334,12 @@ def _spans_of(reader: RowReader, name: str, text: str) -> tuple[Span, ...]:
 
 
 def _of_another_format(reader: RowReader, formatting: str) -> list[Problem]:
-    """If the row looks like another format: its problems, with that hint instead of the missing fields; else []."""
+    """If the row looks like another layout: its problems, with that hint instead of the missing fields; else []."""
     missing = next((problem for problem in reader.problems if problem.code == "FP010"), None)
-    if missing is None or SIGNATURES[formatting] <= reader.row.keys():
+    if missing is None:
         return []
-    for name, fields in SIGNATURES.items():
-        if name != formatting and fields <= reader.row.keys():
-            hint = f"the row looks like {name}" if name in FORMATS else f"convert the file with --from {name}"
-            rest = [problem for problem in reader.problems if problem.code != "FP010"]
-            return [replace(missing, code="FP015", message=f"{missing.message}; {hint}"), *rest]
-    return []
-
-
-def to_row(record: Record) -> dict[str, object]:
-    """The record as a canonical row for JSON; `parse` returns the same record.
-
-    A prompt of one user turn is written as `prompt`, any other as `messages`. Default values are omitted.
-    """
-    if len(record.prompt) == 1:
-        row: dict[str, object] = {"id": record.id, "prompt": record.prompt[0].content}
-    else:
-        row = {"id": record.id, "messages": [turn._asdict() for turn in record.prompt]}
-    match record:
-        case Pair():
-            row |= {"chosen": record.chosen, "rejected": record.rejected}
-            if record.margin is not None:
-                row["margin"] = record.margin
-        case SpanPair():
-            row |= {"chosen": record.chosen, "rejected": record.rejected}
-            if record.chosen_spans:
-                row["chosen_spans"] = _span_rows(record.chosen_spans)
-            if record.rejected_spans:
-                row["rejected_spans"] = _span_rows(record.rejected_spans)
-            if record.side:
-                row["side"] = record.side
-        case ScoredPair():
-            row |= {"chosen": record.chosen, "rejected": record.rejected, "tokenizer": record.tokenizer}
-            row |= {"chosen_scores": [*record.chosen_scores], "rejected_scores": [*record.rejected_scores]}
-            if record.chosen_offsets:
-                row["chosen_offsets"] = [[*offset] for offset in record.chosen_offsets]
-            if record.rejected_offsets:
-                row["rejected_offsets"] = [[*offset] for offset in record.rejected_offsets]
-            if record.template:
-                row["template"] = record.template
-            if record.prompt_digest:
-                row["prompt_digest"] = record.prompt_digest
-        case Ranked():
-            row |= {"responses": list(record.responses), "scores": list(record.scores)}
-            if record.kind != "human":
-                row["kind"] = record.kind
-        case Feedback():
-            row |= {"response": record.response, "label": record.label}
-            if record.error_type is not None:
-                row["error_type"] = record.error_type
-        case Negatives():
-            row |= {"chosen": record.chosen, "negatives": dict(record.negatives)}
-            if record.spans:
-                row["spans"] = {name: _span_rows(spans) for name, spans in record.spans.items()}
-            if record.rejected is not None:
-                row["rejected"] = record.rejected
-    return row
-
-
-def revive(row: Mapping[str, object], formatting: str) -> Record:
-    """The record of a row that `to_row` wrote, not checked again: `parse` has accepted it."""
-    kind = FORMATS[formatting]
-    values: dict[str, Any] = {name: value for name, value in row.items() if name in FIELDS[formatting]}
-    if "messages" in values:
-        values["prompt"] = tuple(Message(**turn) for turn in values.pop("messages"))
-    else:
-        values["prompt"] = (Message("user", values["prompt"]),)
-    for name, to_value in _REVIVED.items():
-        if name in values:
-            values[name] = to_value(values[name])
-    return kind(**values)
-
-
-def _spans(rows: Iterable[Mapping[str, Any]]) -> tuple[Span, ...]:
-    return tuple(Span(**row) for row in rows)
-
-
-# What JSON has as a list or an object is a tuple or a mapping of tuples in a record.
-_REVIVED: dict[str, Callable[[Any], object]] = {
-    "chosen_spans": _spans,
-    "rejected_spans": _spans,
-    "chosen_scores": tuple,
-    "rejected_scores": tuple,
-    "chosen_offsets": lambda rows: tuple(map(tuple, rows)),
-    "rejected_offsets": lambda rows: tuple(map(tuple, rows)),
-    "responses": tuple,
-    "scores": tuple,
-    "spans": lambda by_type: {name: _spans(rows) for name, rows in by_type.items()},
-}
-
-
-def _span_rows(spans: tuple[Span, ...]) -> list[dict[str, object]]:
-    return [{"start": s.start, "end": s.end} | ({"weight": s.weight} if s.weight != 1.0 else {}) for s in spans]
+    name = layout_table.recognise(reader.row)
+    if name in ("", formatting):
+        return []
+    rest = [problem for problem in reader.problems if problem.code != "FP010"]
+    return [replace(missing, code="FP015", message=f"{missing.message}; the row looks like {name}"), *rest]

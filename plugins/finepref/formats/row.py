@@ -21,6 +21,17 @@ ROLES = {
 INT64 = 2**63
 _ABSENT = object()
 
+HOST_TURNS = frozenset({"query", "input", "history"})
+"""Columns that the hosts make part of the prompt."""
+MEDIA = ("images", "videos", "audios")
+HOST_EXTRAS = frozenset({*MEDIA, "tools"})
+"""Columns without which a host's row means something else; they are refused, never left out in silence."""
+TOOL_ROLES = frozenset({"tool", "function", "function_call", "observation", "ipython"})
+TOOL_KEYS = frozenset({"tool_calls", "function_call", "tool_call_id"})
+MESSAGE_KEYS = frozenset({"id", "loss", "loss_scale", "name", "train", "train_detail", "training", "weight"})
+"""Keys of a message, besides role and content, that do not change its text."""
+_NOTHING: tuple[object, ...] = (None, "", [], {}, (), "[]", "{}", "null")
+
 
 class Message(NamedTuple):
     """One turn; role is "system", "user" or "assistant"."""
@@ -73,20 +84,37 @@ class RowReader:
     __slots__ = ("columns", "file", "line", "nulls_absent", "problems", "row", "values")
 
     def __init__(
-        self, row: Mapping[str, object], *, columns: Mapping[str, str], file: str, line: int, nulls_absent: bool
+        self,
+        row: Mapping[str, object],
+        *,
+        columns: Mapping[str, str],
+        file: str,
+        line: int,
+        nulls_absent: bool,
+        values: Mapping[str, object] | None = None,
     ) -> None:
+        """Read a row.
+
+        Args:
+            row: the decoded object.
+            columns: our field -> its column.
+            file, line: the place of the row, for the problems.
+            nulls_absent: a null stands for an absent key.
+            values: our field -> its value, where a layout has taken it from the row; `columns` then only names them.
+        """
         self.row = row
         self.columns = columns
         self.file = file
         self.line = line
         self.nulls_absent = nulls_absent
         self.problems: list[Problem] = []
-        values = row
-        if columns:
+        if values is None:
+            values = row
+        if columns and values is row:
             taken = columns.values()
             values = {name: value for name, value in row.items() if name not in taken and name not in columns}
             values |= {name: row[column] for name, column in columns.items() if column in row}
-        if nulls_absent:
+        if nulls_absent and None in values.values():
             values = {name: value for name, value in values.items() if value is not None}
         self.values = values
         """Our field name -> raw value, absent ones left out."""
@@ -94,7 +122,10 @@ class RowReader:
     def note(self, field: str, code: str, message: str) -> None:
         """Note one problem with `field`, named as the user's file names it, in printable characters."""
         field = field if field.isprintable() else ascii(field)[1:-1]
-        self.problems.append(Problem(self.file, self.line, field, code, message))
+        given = self.values.get("id")
+        given = str(given) if type(given) is int and -INT64 <= given < INT64 else given
+        record = given if type(given) is str and len(given) <= 80 and given.isprintable() else ""
+        self.problems.append(Problem(self.file, self.line, field, code, message, record))
 
     def column(self, name: str) -> str:
         """The user's name of our field."""
@@ -164,11 +195,26 @@ class RowReader:
             return {key: member for key, member in value.items() if member is not None}
         return value
 
+    def refuse_extras(self, *, tools: bool) -> None:
+        """Refuse images, videos, audios and tools that are not empty.
+
+        Args:
+            tools: let `tools` pass, for a check that tells of them in another way.
+        """
+        for name in MEDIA:
+            if self.values.get(name) not in _NOTHING:
+                self.note(self.column(name), "FP088", f"{name} are not supported; only text is trained")
+        if not tools and self.values.get("tools") not in _NOTHING:
+            text = "tools are not supported yet: they do not reach the chat template"
+            self.note(self.column("tools"), "FP089", text)
+
     def id(self) -> str | None:
-        """The row's id: a printable string of at most 256 characters; None when the row gives none."""
+        """The row's id: a printable string of at most 256 characters, or an integer; None when the row gives none."""
         if "id" not in self.values:
             return None
         value = self.values["id"]
+        if type(value) is int and -INT64 <= value < INT64:
+            return str(value)
         if type(value) is not str:
             self.note(self.column("id"), "FP011", f"expected a string, got {kind_of(value)}")
         elif not 0 < len(value) <= 256 or not value.isprintable() or value != value.strip():
@@ -176,9 +222,14 @@ class RowReader:
         return value if type(value) is str else None
 
     def messages(self, value: object, field: str) -> tuple[Message, ...]:
-        """Turns {role, content} or {from, value}: an optional system turn, then user and assistant by turns."""
+        """Turns {role, content} or {from, value}: an optional system turn, then user and assistant by turns.
+
+        A system turn whose text is null or empty is no turn.
+        """
         before = len(self.problems)
-        turns = [self._message(item, f"{field}[{i}]") for i, item in enumerate(self.items(value, field))]
+        items = self.items(value, field)
+        first_item = 1 if items and _is_empty_system(items[0]) else 0
+        turns = [self.message(item, f"{field}[{i}]") for i, item in enumerate(items) if i >= first_item]
         if len(self.problems) > before:
             return ()
         if not turns:
@@ -189,32 +240,57 @@ class RowReader:
             expected = ("user", "assistant")[i % 2]
             if turn.role != expected:
                 message = f"expected a turn of the {expected}, got one of the {turn.role}"
-                self.note(f"{field}[{first + i}]", "FP021", message)
+                self.note(f"{field}[{first_item + first + i}]", "FP021", message)
                 return ()
         return tuple(turns)
 
-    def _message(self, value: object, field: str) -> Message:
+    def message(self, value: object, field: str) -> Message:
+        """One turn {role, content} or {from, value}."""
         members = self.mapping(value, field)
         names = ("from", "value") if "from" in members or "value" in members else ("role", "content")
         for name in names:
             if name not in members and isinstance(value, Mapping):
                 self.note(f"{field}.{name}", "FP010", "the field is missing")
-        for key in members.keys() - {*names}:
-            message = "a message has role and content, or from and value, and no more"
-            self.note(f"{field}.{key:.80}", "FP014", message)
+        if len(members) > 2:
+            self._further_keys(members, names, field)
         role, content = (members.get(name, _ABSENT) for name in names)
-        if role is not _ABSENT and (type(role) is not str or role not in ROLES):
+        if type(role) is str and role in TOOL_ROLES:
+            self.note(f"{field}.{names[0]}", "FP089", f"turns of {role} are not supported yet")
+        elif role is not _ABSENT and (type(role) is not str or role not in ROLES):
             self.note(f"{field}.{names[0]}", "FP020", f"expected one of {', '.join(ROLES)}, got {shown(role)}")
         text = self.text(content, f"{field}.{names[1]}") if content is not _ABSENT else ""
         return Message(ROLES.get(role, "") if type(role) is str else "", text)
 
+    def _further_keys(self, members: Mapping[str, object], names: Sequence[str], field: str) -> None:
+        """Keys of a message besides the two of its text: null or without effect, else refused."""
+        for key, value in members.items():
+            if key in names or key in MESSAGE_KEYS or value is None:
+                continue
+            if key in TOOL_KEYS:
+                if value not in _NOTHING:
+                    self.note(f"{field}.{key}", "FP089", "calls of tools are not supported yet")
+                continue
+            known = ", ".join(sorted(MESSAGE_KEYS))
+            message = f"a message has role and content, or from and value, and may have {known}"
+            self.note(f"{field}.{key:.80}", "FP014", message)
+
     def dialogue(self) -> tuple[Message, ...]:
         """The turns in `messages`."""
-        for name in ("prompt", "system"):
-            if name in self.values:
-                message = "a row has messages, or prompt with an optional system, not both"
-                self.note(self.column(name), "FP013", message)
+        if not _WITH_PROMPT.isdisjoint(self.values):
+            self._refuse_second_prompt()
         return self.messages(self.values["messages"], self.column("messages"))
+
+    def _refuse_second_prompt(self) -> None:
+        """Refuse `prompt`, `system`, `query`, `input` and `history` beside messages, unless they add nothing."""
+        said = {message.get("content", message.get("value")) for message in _objects(self.values["messages"])}
+        for name in ("prompt", "system", "query", "input", "history"):
+            value = self.values.get(name, _ABSENT)
+            if value is _ABSENT or value in _NOTHING or (type(value) is str and value in said):
+                continue
+            message = "a row has messages, or prompt with an optional system, not both"
+            if name in HOST_TURNS:
+                message = f"messages and {name} are both given, and {name} is not among the messages"
+            self.note(self.column(name), "FP013", message)
 
     def prompt(self) -> tuple[Message, ...]:
         """The turns before the response, the last of them the user's; from `prompt` and `system`, or `messages`."""
@@ -223,12 +299,47 @@ class RowReader:
             if turns and turns[-1].role != "user":
                 self.note(self.column("messages"), "FP022", f"the prompt ends in a turn of the {turns[-1].role}")
             return turns
-        if "prompt" not in self.values:
-            self.note(self.column("prompt"), "FP010", "the row has neither prompt nor messages")
-            return ()
-        user = Message("user", self.required_text("prompt"))
-        system = self.optional_text("system")
-        return (user,) if system is None else (Message("system", system), user)
+        earlier: tuple[Message, ...] = ()
+        if HOST_TURNS.isdisjoint(self.values):
+            if "prompt" not in self.values:
+                self.note(self.column("prompt"), "FP010", "the row has neither prompt nor messages")
+                return ()
+            text = self.required_text("prompt")
+        else:
+            text, earlier = self._joined_prompt(), self._history()
+        user = Message("user", text)
+        system = self.values.get("system")
+        if system is None or system == "":
+            return (*earlier, user)
+        return (Message("system", self.text(system, self.column("system"))), *earlier, user)
+
+    def _joined_prompt(self) -> str:
+        """`prompt`, then `query` or `input` in a new line; each may be empty, not all."""
+        parts: list[str] = []
+        for name in ("prompt", "query", "input"):
+            value = self.values.get(name)
+            if value is not None and value != "":
+                parts.append(self.text(value, self.column(name)))
+        if not parts:
+            name = next((name for name in ("prompt", "query", "input") if name in self.values), "prompt")
+            absent = name not in self.values
+            text = "the row has neither prompt nor messages" if absent else "the text is empty"
+            self.note(self.column(name), "FP010" if absent else "FP012", text)
+        return "\n".join(parts)
+
+    def _history(self) -> tuple[Message, ...]:
+        """The turns of `history`, [user, assistant] each."""
+        value, field = self.values.get("history"), self.column("history")
+        turns: list[Message] = []
+        for i, item in enumerate(self.items(value, field) if value not in _NOTHING else ()):
+            place = f"{field}[{i}]"
+            pair = self.items(item, place)
+            if len(pair) == 2:
+                texts = self.texts(pair, place)
+                turns += [Message("user", texts[0]), Message("assistant", texts[1])]
+            elif isinstance(item, list | tuple):
+                self.note(place, "FP021", f"expected [user, assistant], got {len(pair)} values")
+        return tuple(turns)
 
     def spans(self, value: object, field: str, *, length: int) -> tuple[Span, ...]:
         """Spans inside a text of `length` characters, sorted; they may touch, not overlap."""
@@ -306,6 +417,25 @@ class RowReader:
             self.note(field, "FP007", "the number does not fit 64 bits")
             return None
         return value
+
+
+_WITH_PROMPT = HOST_TURNS | {"prompt", "system"}
+
+
+def _objects(value: object) -> list[Mapping[str, Any]]:
+    """The objects in a list whose texts can be compared."""
+    items = value if isinstance(value, list | tuple) else ()
+    return [
+        item for item in items if isinstance(item, Mapping) and type(item.get("content", item.get("value"))) is str
+    ]
+
+
+def _is_empty_system(value: object) -> bool:
+    """Whether a message is a system turn whose text is null or empty."""
+    if not isinstance(value, Mapping):
+        return False
+    role, content = value.get("role", value.get("from")), value.get("content", value.get("value", _ABSENT))
+    return role == "system" and (content is None or content == "")
 
 
 def is_type_name(value: str) -> bool:

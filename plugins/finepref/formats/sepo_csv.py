@@ -11,8 +11,8 @@ from finepref.formats.check import Checked
 from finepref.formats.files import replacing
 from finepref.formats.jsonl import MAX_LINE, RawRow, dumps
 from finepref.formats.problems import Problem
-from finepref.formats.records import Message, Prompt, parse
-from finepref.formats.released import ASSISTANT, HUMAN, Parsed, dialogue, with_problems
+from finepref.formats.records import Message, Prompt, Record, parse
+from finepref.formats.released import ASSISTANT, HUMAN, dialogue
 from finepref.formats.row import RowReader, Span
 from finepref.formats.spans import merge_spans
 
@@ -140,7 +140,9 @@ def _joined(numbers: Iterable[int]) -> str:
     return ",".join(map(str, numbers))
 
 
-def _sepo_record(row: Mapping[str, str], file: str, line: int, tokenize: Callable[[str], Tokens], eos: str) -> Parsed:
+def _sepo_record(
+    row: Mapping[str, str], file: str, line: int, tokenize: Callable[[str], Tokens], eos: str
+) -> Record | list[Problem]:
     if "" in row or None in row.values():
         return [Problem(file, line, "", "FP083", "the row has more or fewer values than the header has columns")]
     reader = RowReader(row, columns={}, file=file, line=line, nulls_absent=False)
@@ -159,7 +161,9 @@ def _sepo_record(row: Mapping[str, str], file: str, line: int, tokenize: Callabl
     parsed = parse(
         own, "span_pair", columns={"chosen": "chosen_response", "rejected": "rejected_response"}, file=file, line=line
     )
-    return with_problems(parsed, reader.problems)
+    if isinstance(parsed, list):
+        return [*reader.problems, *parsed]
+    return reader.problems or parsed
 
 
 def _integers(reader: RowReader, column: str) -> list[int]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import NamedTuple
 
 from finepref.formats import record_places, records
 from finepref.formats.bad_rows import BadRows
-from finepref.formats.check import FileCheck, digest, parse_rows
+from finepref.formats.check import FileCheck, SeenIds, digest, parse_rows
 from finepref.formats.jsonl import read_rows
 from finepref.formats.problems import Problem
 from finepref.hosts.receipt import DatasetEntry
@@ -45,20 +44,16 @@ class SourceReader:
         self.entry = DatasetEntry(source.name, source.formatting, {}, 0)
 
     def __iter__(self) -> Iterator[Sourced]:
-        for path in self.source.files:
-            file = str(path)
-            parse = partial(
-                records.parse,
-                formatting=self.source.formatting,
-                columns=self.source.columns,
-                file=file,
-                error_type=self.source.error_type,
-            )
-            check = FileCheck(file, self.source.formatting, columns=self.source.columns or {})
-            rows = check.walk(parse_rows(read_rows(path), lambda value, line, parse=parse: parse(value, line=line)))
-            for row in self.bad_rows.good(file, rows):
-                yield from (Sourced(file, row.raw.line, record) for record in row.records)
-            report = check.report()
-            self.bad_rows.problems += [problem for problem in report.problems if problem.line == 0]
-            self.entry.files[path.name] = digest(path)
-            self.entry.read = (self.entry.read or 0) + report.rows
+        source = self.source
+        with SeenIds() as seen:
+            for path in source.files:
+                file = str(path)
+                parse = source.reader(file)
+                check = FileCheck(file, source.formatting, columns=source.columns or {}, seen=seen)
+                for row in self.bad_rows.good(file, check.walk(parse_rows(read_rows(path), parse))):
+                    for index, record in enumerate(row.records):  # the first one counts as the row
+                        yield Sourced(file, row.raw.line, record, rows=int(index == 0))
+                report = check.report()
+                self.bad_rows.problems += [problem for problem in report.problems if problem.line == 0]
+                self.entry.files[path.name] = digest(path)
+                self.entry.read = (self.entry.read or 0) + report.rows

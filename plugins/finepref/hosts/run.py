@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finepref.formats import jsonl, record_places, records
+from finepref.formats import check, jsonl, layouts, record_places, records
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.problems import BadData, Problem
 from finepref.hosts import patching, receipt
@@ -25,21 +25,34 @@ from finepref.methods.stage import Stage
 
 @dataclass(frozen=True)
 class Source:
-    """A data set of the run: its local files, and how their rows are read."""
+    """A data set of the run: its local files, and how their rows are read.
+
+    `formatting` is a layout (`finepref.formats.layouts`), `tags` those of a host's entry.
+    """
 
     name: str
     formatting: str
     files: tuple[Path, ...]
     columns: Mapping[str, str] | None = None
     error_type: str | None = None
+    tags: Mapping[str, str] | None = None
+
+    @property
+    def native_format(self) -> str:
+        """The format of its records."""
+        return layouts.native_format(self.formatting)
+
+    def reader(self, file: str) -> layouts.ParseRow:
+        """The function that reads a row of one of its files: (value, line=) -> record, records or problems."""
+        return layouts.reader(
+            self.formatting, columns=self.columns, error_type=self.error_type, file=file, tags=self.tags
+        )
 
     def records(self) -> Iterator[tuple[str, int, records.Record]]:
         """Read the files again: (file, line, record) of each valid row."""
         for file in self.files:
-            for line, row in jsonl.read_jsonl(file, problems=[]):
-                parsed = records.parse(row, self.formatting, columns=self.columns, error_type=self.error_type)
-                if not isinstance(parsed, list):
-                    yield str(file), line, parsed
+            for row in check.parse_rows(jsonl.read_rows(file), self.reader(str(file))):
+                yield from ((str(file), row.raw.line, record) for record in row.records)
 
 
 @dataclass

@@ -24,6 +24,7 @@ from transformers import Trainer, TrainerCallback
 from finepref import stages
 from finepref.formats import negatives, records
 from finepref.formats.check import BadData, Problem
+from finepref.formats.record_places import place_of
 from finepref.hosts.llamafactory import row_cache
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
@@ -339,8 +340,7 @@ class UnpairedAdapter(Adapter):
         single = []
         for row in dataset:
             if row["_formatting"] == "feedback":
-                file, _, line = row["_place"].rpartition(":")
-                single.append((file, int(line), row_cache.record_of(row)))
+                single.append((*place_of(row["_place"]), row_cache.record_of(row)))
         joined = _grouped(run, single, truncated=truncated)
         rows = whole + [row_cache.cached_row(each) for each in joined]
         return Dataset.from_list(rows)

@@ -1,0 +1,397 @@
+"""The table of layouts. Rows are recognised in its order: the more columns a layout needs, the further up it stands.
+
+A new layout is a row here, or in another package, see `finepref.formats.layout`; the documentation's table is made
+from it (`finepref formats`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+
+from finepref.formats import layout_fields as take
+from finepref.formats.layout import Field, Layout, problems_of
+from finepref.formats.layout import recognise as first_of
+from finepref.formats.record_types import FIELDS
+
+GROUP = "finepref.layouts"
+
+_Q, _A, _B = "What is the capital of France?", "It is Paris.", "It is Lyon."
+_USER = {"role": "user", "content": _Q}
+_GOOD, _BAD = {"role": "assistant", "content": _A}, {"role": "assistant", "content": _B}
+_HUMAN, _GPT, _GPT_BAD = {"from": "human", "value": _Q}, {"from": "gpt", "value": _A}, {"from": "gpt", "value": _B}
+_QUERY = f"\n\nHuman: {_Q}\n\nAssistant:"
+_REPLIES: dict[str, str | Field] = {"chosen": Field("chosen", take.reply), "rejected": Field("rejected", take.reply)}
+_TURNS: dict[str, str | Field] = {
+    "id": "id",
+    "system": "system",
+    "messages": Field("conversations|messages|conversation", take.turns),
+}
+_ALPACA: dict[str, str | Field] = {
+    "id": "id",
+    "system": "system",
+    "history": "history",
+    "prompt": "instruction",
+    "query": "input",
+}
+_ALPACA_KEYS = {"prompt": "instruction", "query": "input", "response": "output"}
+_SCORED = [{"response": _A, "overall_score": 8.0}, {"response": _B, "overall_score": 2.0}]
+_ANSWERS = [{"text": _A, "pm_score": 4}, {"text": _B, "pm_score": 1}]
+_STEP = {"completions": [{"text": "2+2=5", "rating": -1}, {"text": "2+2=4", "rating": 1}], "chosen_completion": 1}
+_DETAIL = [{"begin_offset": 6, "end_offset": 10, "train": True}]
+_PKU = {"prompt": _Q, "response_0": _A, "response_1": _B, "better_response_id": 0, "safer_response_id": 0}
+_PAIR = {"prompt": _Q, "chosen": _A, "rejected": _B}
+
+BUILT_IN = (
+    Layout(
+        "scored_pair",
+        "scored_pair",
+        "finepref",
+        _PAIR | {"tokenizer": "5d1f6d2c9b0e4a37", "chosen_scores": [0.5, 0.1], "rejected_scores": [0.25]},
+        ("chosen:text", "rejected:text", "chosen_scores|rejected_scores:list"),
+    ),
+    Layout(
+        "span_pair",
+        "span_pair",
+        "finepref",
+        _PAIR | {"rejected_spans": [{"start": 6, "end": 10}]},
+        ("chosen:text", "rejected:text", "chosen_spans|rejected_spans:list"),
+        widens="pair",
+    ),
+    Layout(
+        "negatives",
+        "negatives",
+        "finepref",
+        {"prompt": _Q, "chosen": _A, "negatives": {"hallucination": _B}},
+        ("chosen:text", "negatives:object"),
+    ),
+    Layout(
+        "granular",
+        "span_pair",
+        "TDPO fork with span masks, e17d5cc",
+        {"prompt": _Q, "correct_response": _A, "incorrect_response": _B, "masked_region": [6, 10, -1]},
+        ("correct_response|correct:text", "incorrect_response|incorrect:text", "masked_region|masked_regions:list"),
+        make=take.regions,
+        also=(
+            *("id", "prompt", "correct_response", "correct", "incorrect_response", "incorrect"),
+            *("masked_region", "masked_regions"),
+        ),
+    ),
+    Layout(
+        "openai_preference",
+        "pair",
+        "OpenAI preference fine-tuning",
+        {"input": {"messages": [_USER]}, "preferred_output": [_GOOD], "non_preferred_output": [_BAD]},
+        ("input.messages:messages", "preferred_output:reply", "non_preferred_output:reply"),
+        {
+            "id": "id",
+            "messages": Field("input", take.chat_input),
+            "chosen": Field("preferred_output", take.reply),
+            "rejected": Field("non_preferred_output", take.reply),
+        },
+    ),
+    Layout(
+        "openrlhf_context",
+        "pair",
+        "OpenRLHF, `context_messages`",
+        {"context_messages": [_USER], "chosen": [_GOOD], "rejected": [_BAD]},
+        ("context_messages:messages", "chosen:reply", "rejected:reply"),
+        {"id": "id", "system": "system", "messages": Field("context_messages", take.turns), **_REPLIES},
+    ),
+    Layout(
+        "ms_swift",
+        "pair",
+        "ms-swift",
+        {"messages": [_USER, _GOOD], "rejected_response": _B},
+        ("messages:messages", "rejected_response:reply"),
+        {
+            "id": "id",
+            "system": "system",
+            "messages": Field("messages", take.before_last),
+            "chosen": Field("messages", take.last),
+            "rejected": Field("rejected_response", take.reply),
+        },
+    ),
+    Layout(
+        "train_detail",
+        "span_pair",
+        "axolotl's spans in a preference row",
+        {"conversations": [_HUMAN], "chosen": _GPT | {"train_detail": _DETAIL}, "rejected": _GPT_BAD},
+        ("chosen:message", "rejected:message", "chosen.train_detail|rejected.train_detail:list"),
+        {
+            **_TURNS,
+            **_REPLIES,
+            **take.prompt_of("prompt"),
+            "messages": Field("conversations|messages|conversation|prompt", take.messages_only),
+            "chosen_spans": Field("chosen.train_detail", take.details),
+            "rejected_spans": Field("rejected.train_detail", take.details),
+        },
+        widens="sharegpt",
+    ),
+    Layout(
+        "sharegpt",
+        "pair",
+        "LLaMA-Factory, `formatting: sharegpt` with `ranking: true`; axolotl",
+        {"conversations": [_HUMAN], "chosen": _GPT, "rejected": _GPT_BAD},
+        ("conversations|messages|conversation:messages", "chosen:single", "rejected:single"),
+        {**_TURNS, **_REPLIES},
+        keys={"messages": "conversations"},
+    ),
+    Layout(
+        "sharegpt_texts",
+        "pair",
+        "the same, the two responses as texts",
+        {"conversations": [_HUMAN], "chosen": _A, "rejected": _B},
+        ("conversations|conversation:messages", "chosen:text", "rejected:text"),
+        {**_TURNS, **_REPLIES},
+        keys={"messages": "conversations"},
+    ),
+    Layout(
+        "trl_explicit",
+        "pair",
+        "TRL, OpenRLHF: a prompt of messages",
+        {"prompt": [_USER], "chosen": [_GOOD], "rejected": [_BAD]},
+        ("prompt:messages", "chosen:reply", "rejected:reply"),
+        make=take.given_prompt,
+        also=("id", "system", "prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
+    ),
+    Layout(
+        "trl_implicit",
+        "pair",
+        "TRL, UltraFeedback binarized: two whole dialogues",
+        {"chosen": [_USER, _GOOD], "rejected": [_USER, _BAD]},
+        ("chosen:messages", "rejected:messages"),
+        make=take.common_prompt,
+        also=("id", "system", "prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
+    ),
+    Layout(
+        "rewardbench",
+        "pair",
+        "RewardBench",
+        _PAIR | {"chosen_model": "a", "rejected_model": "b", "subset": "x", "id": 12},
+        ("prompt:text", "chosen:text", "rejected:text", "chosen_model", "rejected_model"),
+        {name: name for name in FIELDS["pair"]},
+        widens="pair",
+    ),
+    Layout(
+        "alpaca",
+        "pair",
+        "LLaMA-Factory, `formatting: alpaca` with `ranking: true`",
+        {"instruction": "Name the capital.", "input": "France", "chosen": _A, "rejected": _B},
+        ("!prompt", "instruction:text", "chosen:text", "rejected:text"),
+        {**_ALPACA, "chosen": "chosen", "rejected": "rejected"},
+        keys=_ALPACA_KEYS,
+    ),
+    Layout(
+        "orca",
+        "pair",
+        "Intel/orca_dpo_pairs",
+        {"system": "", "question": _Q, "chosen": _A, "rejected": _B},
+        ("!prompt", "question:text", "chosen:text", "rejected:text"),
+        {"id": "id", "system": "system", "prompt": "question", "chosen": "chosen", "rejected": "rejected"},
+    ),
+    Layout(
+        "hh",
+        "pair",
+        "Anthropic/hh-rlhf",
+        {"chosen": f"{_QUERY} {_A}", "rejected": f"{_QUERY} {_B}"},
+        ("!prompt", "!messages", "chosen:transcript", "rejected:transcript"),
+        make=take.transcripts,
+        also=("id", "chosen", "rejected"),
+    ),
+    Layout(
+        "shp",
+        "pair",
+        "stanfordnlp/SHP",
+        {"history": _Q, "human_ref_A": _A, "human_ref_B": _B, "labels": 1},
+        ("history:text", "human_ref_A:text", "human_ref_B:text", "labels"),
+        {"prompt": "history", **take.better_of("labels", "human_ref_A", "human_ref_B", one_is_first=True)},
+        also=("human_ref_A", "human_ref_B"),
+    ),
+    Layout(
+        "stack_exchange_paired",
+        "pair",
+        "lvwerra/stack-exchange-paired",
+        {"qid": 7, "question": _Q, "response_j": _A, "response_k": _B},
+        ("question:text", "response_j:text", "response_k:text"),
+        {"prompt": "question", "chosen": "response_j", "rejected": "response_k"},
+    ),
+    Layout(
+        "stack_exchange",
+        "ranked",
+        "HuggingFaceH4/stack-exchange-preferences",
+        {"qid": 7, "question": _Q, "answers": _ANSWERS},
+        ("question:text", "answers:objects"),
+        {
+            "prompt": "question",
+            "responses": Field("answers", take.each("text")),
+            "scores": Field("answers", take.each("pm_score")),
+        },
+    ),
+    Layout(
+        "saferlhf",
+        "pair",
+        "PKU-SafeRLHF, by `better_response_id`",
+        _PKU,
+        ("prompt:text", "response_0:text", "response_1:text", "better_response_id"),
+        {"prompt": "prompt", **take.better_of("better_response_id", "response_0", "response_1")},
+        also=("response_0", "response_1"),
+    ),
+    Layout(
+        "saferlhf_safer",
+        "pair",
+        "PKU-SafeRLHF, by `safer_response_id`",
+        _PKU,
+        (),
+        {"prompt": "prompt", **take.better_of("safer_response_id", "response_0", "response_1")},
+        also=("response_0", "response_1"),
+    ),
+    Layout(
+        "ultrafeedback",
+        "ranked",
+        "openbmb/UltraFeedback: rated completions",
+        {"instruction": _Q, "completions": _SCORED},
+        ("instruction:text", "completions:objects"),
+        {
+            "prompt": "instruction",
+            "responses": Field("completions", take.each("response")),
+            "scores": Field("completions", take.each("overall_score")),
+        },
+    ),
+    Layout(
+        "prm800k",
+        "span_pair",
+        "openai/prm800k: a pair for each step with a right and a wrong completion",
+        {"question": {"problem": "2+2?"}, "label": {"steps": [_STEP]}},
+        ("question.problem:text", "label.steps:list"),
+        make=take.steps,
+        also=("question", "label"),
+    ),
+    Layout(
+        "apo_rm",
+        "ranked",
+        "Linear95/APO, 4282775, and DSP (`score`, no `<sep>`)",
+        {"text": [f"{_QUERY}<sep> {_A}", f"{_QUERY}<sep> {_B}"], "scores": [1, 0], "query_id": 7},
+        ("text:list", "scores|score:list"),
+        make=take.query_and_responses,
+        also=("text", "scores", "score", "query_id", "type"),
+    ),
+    Layout(
+        "apo_samples",
+        "ranked",
+        "Linear95/APO, samples; `--golden` is the file of golden answers",
+        {"query_id": 7, "query": _QUERY, "sample_0": _B},
+        ("query_id", "query:text", "sample_0"),
+        by_row=False,
+    ),
+    Layout(
+        "sepo_csv",
+        "span_pair",
+        "SePO's top_K.csv, with `--tokenizer`",
+        {"prompt": _Q, "chosen_response": f"{_A}</s>", "chosen_selected_args": "0"},
+        by_row=False,
+    ),
+    Layout(
+        "reversegen",
+        "pair",
+        "qtli/ReverseGen, 9b48b88",
+        {"prompt": _Q, "positive": _A, "negative": _B},
+        ("positive:text", "negative:text"),
+        {"id": "id", "system": "system", **take.prompt_of("prompt"), "chosen": "positive", "rejected": "negative"},
+    ),
+    Layout(
+        "ranked",
+        "ranked",
+        "finepref",
+        {"prompt": _Q, "responses": [_A, _B], "scores": [1.0, 0.0]},
+        ("responses:list", "scores:list"),
+    ),
+    Layout(
+        "trl_kto",
+        "feedback",
+        "TRL: `completion` and `label`",
+        {"prompt": _Q, "completion": _A, "label": True},
+        ("prompt:reply", "completion:reply", "label:label"),
+        {
+            "id": "id",
+            "system": "system",
+            **take.prompt_of("prompt"),
+            "response": Field("completion", take.reply),
+            "label": "label",
+        },
+    ),
+    Layout(
+        "alpaca_kto",
+        "feedback",
+        "LLaMA-Factory, `formatting: alpaca` with `kto_tag`",
+        {"instruction": _Q, "input": "", "output": _A, "kto_tag": True},
+        ("instruction:text", "output:text", "kto_tag:label"),
+        {**_ALPACA, "response": "output", "label": "kto_tag"},
+        keys=_ALPACA_KEYS,
+    ),
+    Layout(
+        "sharegpt_kto",
+        "feedback",
+        "LLaMA-Factory, `formatting: sharegpt` with `kto_tag`",
+        {"conversations": [_HUMAN, _GPT], "kto_tag": True},
+        ("conversations|messages|conversation:messages", "kto_tag:label"),
+        {
+            "id": "id",
+            "system": "system",
+            "messages": Field("conversations|messages|conversation", take.before_last),
+            "response": Field("conversations|messages|conversation", take.last),
+            "label": "kto_tag",
+        },
+        keys={"messages": "conversations"},
+    ),
+    Layout(
+        "feedback",
+        "feedback",
+        "finepref",
+        {"prompt": _Q, "response": _A, "label": True},
+        ("label:label", "response|messages"),
+    ),
+    Layout(
+        "seapo",
+        "feedback",
+        "yunjie777/SeaPO, 47335d0; `logic=FILE` for the file of error type logic",
+        {"messages": [_USER, _GOOD], "label": True},
+    ),
+    Layout("kto", "feedback", "KTO data: the same", {"messages": [_USER, _GOOD], "label": True}),
+    Layout("pair", "pair", "finepref; TRL, OpenRLHF", _PAIR, ("chosen:text", "rejected:text")),
+)
+
+
+@cache
+def table() -> Mapping[str, Layout]:
+    """Every usable layout by name: finepref's, then those of other packages, in the order of recognition.
+
+    A layout of another package is looked at first. One that cannot be used is told on standard error and left out.
+    """
+    own = {layout.name: layout for layout in BUILT_IN}
+    others: dict[str, Layout] = {}
+    for entry_point in sorted(entry_points(group=GROUP), key=lambda each: each.name):
+        package = entry_point.dist.name if entry_point.dist else "an unknown package"
+        try:
+            rows = entry_point.load()
+        except Exception as error:  # an error in another package must not stop the command
+            print(f"finepref: {package}: entry point {entry_point.name}: {error!r}", file=sys.stderr)
+            continue
+        for row in rows if isinstance(rows, tuple) else (rows,):
+            problems = problems_of(row)
+            name = getattr(row, "name", "")
+            if name in own or name in others:
+                problems.append(f"name: there is a layout {name} already")
+            if problems:
+                lines = "".join(f"\n  {package}, layout {name}, {problem}" for problem in problems)
+                print(f"finepref: a layout of {package} cannot be used{lines}", file=sys.stderr)
+            else:
+                others[name] = row
+    return others | own
+
+
+def recognise(row: Mapping[str, object]) -> str:
+    """The layout that a row looks like; "" if it looks like none."""
+    return first_of(row, table().values())

@@ -1,0 +1,105 @@
+"""Records as rows of JSON, and back without checking them again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from finepref.formats.record_types import (
+    FIELDS,
+    FORMATS,
+    Feedback,
+    Negatives,
+    Pair,
+    Ranked,
+    Record,
+    ScoredPair,
+    SpanPair,
+)
+from finepref.formats.row import Message, Span
+
+
+def to_row(record: Record) -> dict[str, object]:
+    """The record as a canonical row for JSON; `parse` returns the same record.
+
+    A prompt of one user turn is written as `prompt`, any other as `messages`. Default values are omitted.
+    """
+    if len(record.prompt) == 1:
+        row: dict[str, object] = {"id": record.id, "prompt": record.prompt[0].content}
+    else:
+        row = {"id": record.id, "messages": [turn._asdict() for turn in record.prompt]}
+    match record:
+        case Pair():
+            row |= {"chosen": record.chosen, "rejected": record.rejected}
+            if record.margin is not None:
+                row["margin"] = record.margin
+        case SpanPair():
+            row |= {"chosen": record.chosen, "rejected": record.rejected}
+            if record.chosen_spans:
+                row["chosen_spans"] = _span_rows(record.chosen_spans)
+            if record.rejected_spans:
+                row["rejected_spans"] = _span_rows(record.rejected_spans)
+            if record.side:
+                row["side"] = record.side
+        case ScoredPair():
+            row |= {"chosen": record.chosen, "rejected": record.rejected, "tokenizer": record.tokenizer}
+            row |= {"chosen_scores": [*record.chosen_scores], "rejected_scores": [*record.rejected_scores]}
+            if record.chosen_offsets:
+                row["chosen_offsets"] = [[*offset] for offset in record.chosen_offsets]
+            if record.rejected_offsets:
+                row["rejected_offsets"] = [[*offset] for offset in record.rejected_offsets]
+            if record.template:
+                row["template"] = record.template
+            if record.prompt_digest:
+                row["prompt_digest"] = record.prompt_digest
+        case Ranked():
+            row |= {"responses": list(record.responses), "scores": list(record.scores)}
+            if record.kind != "human":
+                row["kind"] = record.kind
+        case Feedback():
+            row |= {"response": record.response, "label": record.label}
+            if record.error_type is not None:
+                row["error_type"] = record.error_type
+        case Negatives():
+            row |= {"chosen": record.chosen, "negatives": dict(record.negatives)}
+            if record.spans:
+                row["spans"] = {name: _span_rows(spans) for name, spans in record.spans.items()}
+            if record.rejected is not None:
+                row["rejected"] = record.rejected
+    return row
+
+
+def revive(row: Mapping[str, object], formatting: str) -> Record:
+    """The record of a row that `to_row` wrote, not checked again: `parse` has accepted it."""
+    kind = FORMATS[formatting]
+    values: dict[str, Any] = {name: value for name, value in row.items() if name in FIELDS[formatting]}
+    if "messages" in values:
+        values["prompt"] = tuple(Message(**turn) for turn in values.pop("messages"))
+    else:
+        values["prompt"] = (Message("user", values["prompt"]),)
+    for name, to_value in _REVIVED.items():
+        if name in values:
+            values[name] = to_value(values[name])
+    return kind(**values)
+
+
+def _spans(rows: Iterable[Mapping[str, Any]]) -> tuple[Span, ...]:
+    return tuple(Span(**row) for row in rows)
+
+
+# What JSON has as a list or an object is a tuple or a mapping of tuples in a record.
+_REVIVED: dict[str, Callable[[Any], object]] = {
+    "chosen_spans": _spans,
+    "rejected_spans": _spans,
+    "chosen_scores": tuple,
+    "rejected_scores": tuple,
+    "chosen_offsets": lambda rows: tuple(map(tuple, rows)),
+    "rejected_offsets": lambda rows: tuple(map(tuple, rows)),
+    "responses": tuple,
+    "scores": tuple,
+    "spans": lambda by_type: {name: _spans(rows) for name, rows in by_type.items()},
+}
+
+
+def _span_rows(spans: tuple[Span, ...]) -> list[dict[str, object]]:
+    return [{"start": s.start, "end": s.end} | ({"weight": s.weight} if s.weight != 1.0 else {}) for s in spans]

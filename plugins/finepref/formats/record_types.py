@@ -1,0 +1,147 @@
+"""The six record types, named by shape, and the fields of their rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from finepref.formats.row import Message, Span
+
+Prompt = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A better and a worse response to one prompt; `margin` is the difference, in the unit of its source."""
+
+    id: str
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    margin: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpanPair:
+    """A pair with annotated character spans. A response without spans counts as a whole.
+
+    `side` is the one-sided form of the granular fork: 1 uses only the chosen response, -1 only the rejected, 0 both.
+    """
+
+    id: str
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    chosen_spans: tuple[Span, ...] = ()
+    rejected_spans: tuple[Span, ...] = ()
+    side: Literal[-1, 0, 1] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """A pair with a score per token, from which SePO selects any share.
+
+    `tokenizer` is the fingerprint of the tokenizer (see `finepref.formats.scores`). There is one score per response
+    token, and optionally one for the end token. The optional offsets are the characters of each scored token, by which
+    scores are mapped to other tokenizers. `template` names the template that the prompt was written with, and
+    `prompt_digest` is that of its tokens (see `finepref.formats.scores`); "" if the file does not tell.
+    """
+
+    id: str
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    tokenizer: str
+    chosen_scores: tuple[float, ...]
+    rejected_scores: tuple[float, ...]
+    chosen_offsets: tuple[tuple[int, int], ...] = ()
+    rejected_offsets: tuple[tuple[int, int], ...] = ()
+    template: str = ""
+    prompt_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Two or more scored responses to one prompt; scores may be negative. Kind "apo": golden answer above samples."""
+
+    id: str
+    prompt: Prompt
+    responses: tuple[str, ...]
+    scores: tuple[float, ...]
+    kind: Literal["human", "apo"] = "human"
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """One response and whether it is desirable; an undesirable one may name its type of error."""
+
+    id: str
+    prompt: Prompt
+    response: str
+    label: bool
+    error_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Negatives:
+    """A good response and, per error type, the same response with that error injected (SeaPO).
+
+    `spans` holds, per error type, the characters of the negative that contain the error; `rejected` is the original
+    rejected response of the source data.
+    """
+
+    id: str
+    prompt: Prompt
+    chosen: str
+    negatives: Mapping[str, str]
+    spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
+    rejected: str | None = None
+
+
+Record = Pair | SpanPair | ScoredPair | Ranked | Feedback | Negatives
+
+FORMATS: dict[str, type[Record]] = {
+    "pair": Pair,
+    "span_pair": SpanPair,
+    "scored_pair": ScoredPair,
+    "ranked": Ranked,
+    "feedback": Feedback,
+    "negatives": Negatives,
+}
+
+COMMON_FIELDS = ("id", "prompt", "query", "input", "history", "system", "messages")
+"""Fields of every format: `messages`, or `prompt` with an optional `system`, `query`, `input` and `history`.
+
+As in the hosts, `query`, or `input`, is joined to the prompt in a new line; `history` holds earlier turns, [user,
+assistant] each.
+"""
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "pair": (*COMMON_FIELDS, "chosen", "rejected", "margin"),
+    "span_pair": (*COMMON_FIELDS, "chosen", "rejected", "chosen_spans", "rejected_spans", "side"),
+    "scored_pair": (
+        *COMMON_FIELDS,
+        "chosen",
+        "rejected",
+        "tokenizer",
+        "chosen_scores",
+        "rejected_scores",
+        "chosen_offsets",
+        "rejected_offsets",
+        "template",
+        "prompt_digest",
+    ),
+    "ranked": (*COMMON_FIELDS, "responses", "scores", "kind"),
+    "feedback": (*COMMON_FIELDS, "response", "label", "error_type"),
+    "negatives": (*COMMON_FIELDS, "chosen", "negatives", "spans", "rejected"),
+}
+"""The fields of each format, in the order of `to_row`."""
+
+
+def content_id(prompt: Prompt, *texts: object) -> str:
+    """16 hex digits: blake2b over the canonical JSON of the prompt and the texts."""
+    canonical = json.dumps([[list(turn) for turn in prompt], *texts], ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
