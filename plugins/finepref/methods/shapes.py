@@ -63,6 +63,9 @@ WEBUI_CARDS = (
     "webui-save-dir",
 )
 
+# Without this one an export does not take the receipt along; everything else works.
+EXPORT_CARDS = ("export-model",)
+
 DPO_FLAGS = ("model.ipo_enable", "model.label_smoothing", "model.nll_loss_coef")
 RM_FLAGS = ("model.loss_type", "model.margin_loss_enable", "model.compute_fp32_loss_enable")
 
