@@ -206,7 +206,7 @@ def test_two_rows_in_one_line_of_an_array_are_two_rows(tiny_model, tmp_path):
 
 def lists(tiny_model, rows, policy, pooling="last"):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    values = {"finepref_overlong": policy, "apo_pooling": pooling}
+    values = {"apo_pooling": pooling} | ({"finepref_overlong": policy} if policy else {})
     options = apo_rm.STAGE.options.read("llamafactory", values, in_yaml)
     rule = host_rules.llamafactory
     tokeniser = Tokeniser(tokenizer, "chat", by_chat_template(tokenizer), 50, "cutoff_len", rule)
@@ -230,6 +230,12 @@ def test_lists_are_compared_as_they_are_cut(tiny_model):
     told = lists(tiny_model, RANKED, "truncate_left", pooling="eos")
     assert [each.skipped for each in told.verdicts] == ["", "end_token_cut", "equal_after_cut", "end_token_cut"]
     assert told.rows.add_up()
+
+
+def test_without_a_policy_a_stage_has_its_own(tiny_model):
+    """A reward model keeps the end of a prompt; the host's rule would cut less of it, and more of the response."""
+    by_default, left, host = (lists(tiny_model, RANKED, policy) for policy in (None, "truncate_left", "host"))
+    assert by_default.rows.content() == left.rows.content() != host.rows.content()
 
 
 def test_a_dialogue_that_the_template_refuses_is_a_problem_with_its_place(tiny_model):

@@ -161,7 +161,7 @@ class Decision:
 
     def __init__(self, stage: Stage, options: Options, tokeniser: Tokeniser) -> None:
         self.stage, self.options, self.tokeniser = stage, options, tokeniser
-        self.policy: overlong.Overlong = options.finepref_overlong
+        self.policy: overlong.Overlong = stage.settings_of(options)["finepref_overlong"]  # the value in use
 
     def __call__(self, source: Sourced) -> Verdict:
         """What happens to a record."""
