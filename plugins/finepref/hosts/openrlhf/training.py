@@ -71,7 +71,7 @@ def prepare(
     fast = not args.data.disable_fast_tokenizer
     tokenizer = get_tokenizer(args.model.model_name_or_path, None, padding_side, None, use_fast=fast)
     encoder = data.Encoder(tokenizer, args.data, policy=options.overlong, rule=rule)
-    run = Run(stage, options, stage.openrlhf_cards, more={"host": "openrlhf"})
+    run = Run(stage, options, stage.openrlhf_cards)
     notes = Notes(run.rows, run.bad_rows)
     parts = [_read(names, request, run, notes) for names in filter(None, (args.data.dataset, args.eval.dataset))]
     notes.settle()
