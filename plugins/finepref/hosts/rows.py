@@ -79,7 +79,7 @@ class Rows:
             "repeated": self.repeated,
             "skipped": dict(sorted(self.skipped.items())),
             "rejected": dict(sorted(self.rejected.items())),
-            "cut": dict(sorted(self.cut.items())),
+            "cut": dict(sorted((+self.cut).items())),
             "responses_skipped": dict(sorted(self.responses_skipped.items())),
         }
 
@@ -104,7 +104,7 @@ class Rows:
             lines.append(f"{count} responses skipped: {reason}, see skipped.jsonl")
         for code, count in sorted(self.rejected.items()):
             lines.append(f"{count} rows rejected: {code}, see rejected.jsonl")
-        for part, count in sorted(self.cut.items()):
+        for part, count in sorted((+self.cut).items()):
             lines.append(f"{count} rows have a {part} that is cut to fit {longest}")
         return lines
 

@@ -27,13 +27,18 @@ def llamafactory(prompt: int, response: int, longest: int) -> tuple[int, int]:
     return min(max(longest - kept, 0), prompt), kept
 
 
-def with_end(response: Sequence[int], most: int, end: int) -> list[int]:
+def kept_with_end(response: Sequence[int], most: int, end: int) -> list[int]:
     """What our stages on OpenRLHF keep of a response, as the host does: its beginning and its last end token.
 
     Args:
         response: token ids.
         most: most tokens to keep.
         end: id of the end token.
+
+    Returns:
+        The indices of the tokens that are kept.
     """
+    if len(response) <= most:
+        return [*range(len(response))]
     last = len(response) - 1 - response[::-1].index(end) if end in response else -1
-    return [*response[: most - 1], end] if last >= most else [*response[:most]]
+    return [*range(most - 1), last] if last >= most else [*range(most)]

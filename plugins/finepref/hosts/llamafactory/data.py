@@ -165,6 +165,8 @@ def merged_dataset(original: Callable) -> Callable:
             return None
         row = stages.find(stage)
         names = list(dict.fromkeys(dataset_names))
+        for name in names if row else ():
+            current().prepared.pop(name, None)  # the evaluation may use the set too
         attributes = check_formats(names, data_args.dataset_dir, stage)
         if row is None:
             return original(dataset_names, model_args, data_args, training_args, stage, return_dict)
@@ -237,12 +239,11 @@ def _read(run: Run, names: list[str], attributes: list[Any], model_args: Any, da
         BadData: bad rows that `finepref_bad_rows` and `finepref_max_bad` do not allow; or a file is missing or in a
             forbidden place, see `dataset_info.resolve`.
     """
-    cache = Path(model_args.cache_dir or datasets.config.HF_DATASETS_CACHE, "finepref")
+    cache = Path(model_args.cache_dir or datasets.config.HF_DATASETS_CACHE, "finepref").resolve()
     read: list[Read] = []
     for name, attribute in zip(names, attributes, strict=True):
         entry = receipt.DatasetEntry(name, attribute.formatting, {}, None)
         if attribute.load_from == "file":
-            run.prepared.pop(name, None)
             source = source_of(name, attribute, data_args.dataset_dir)
             run.sources.append(source)
             run.prepared[name], entry = row_cache.prepared(source, run.bad_rows, cache)

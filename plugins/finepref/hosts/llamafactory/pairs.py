@@ -26,7 +26,7 @@ from finepref.formats import records
 from finepref.formats.check import BadData, Problem
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
-from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encode
+from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encode, located
 from finepref.hosts.llamafactory.verdicts import verdict
 from finepref.hosts.logits import AllLogits, Logits, NeededLogits
 from finepref.hosts.meter import Meter
@@ -39,13 +39,10 @@ from finepref.methods.pair_rows import (
     SIDES,
     PairRow,
     facts,
-    offsets_in,
     selects,
     weigh_all,
     weights_and_scores,
 )
-
-CONTENT = "{{content}}"  # stands for the message in the host's templates
 
 
 @dataclass
@@ -73,7 +70,7 @@ class PairProcessor(RowPerRecordProcessor):
         about = facts(record, self.tokenizer, prompt_ids, self.data_args.template)
         row: dict[str, Any] = {**about, "rows": count, "place": place, "cut": kept.cut}
         for side, whole in responses.items():
-            start, offsets = self._offsets(texts[side], whole) if selects(record, side) else (0, [])
+            start, offsets = located(self, texts[side], whole) if selects(record, side) else (0, [])
             weight, score = weights_and_scores(
                 record, side, len(whole), start, offsets, tokenizer=self.tokenizer, problems=problems
             )
@@ -84,18 +81,6 @@ class PairProcessor(RowPerRecordProcessor):
             row[f"{side}_weight"] = [0.0] * len(prompt) + weight[: kept.response]
             row[f"{side}_score"] = [math.nan] * len(prompt) + score[: kept.response]
         return row | verdict(record.id, place, count, cut=kept.cut, skipped=skipped, problems=problems)
-
-    def _offsets(self, text: str, ids: list[int]) -> tuple[int, list[tuple[int, int]]]:
-        """(index of the first token of `text` in `ids`, -1 if not found; character range of each of its tokens)."""
-        (slot,) = (slot for slot in self.template.format_assistant.slots if isinstance(slot, str) and CONTENT in slot)
-        if not self.tokenizer.is_fast:
-            raise ValueError("spans and scores need a fast tokenizer, for the character offsets of tokens")
-        before = slot.index(CONTENT)
-        encoded = self.tokenizer(slot.replace(CONTENT, text, 1), add_special_tokens=False, return_offsets_mapping=True)
-        piece = encoded["input_ids"]
-        starts = (i for i in range(len(ids) - len(piece) + 1) if ids[i : i + len(piece)] == piece)
-        start = next(starts, -1)  # above 0 if the template writes thinking tags first
-        return start, offsets_in(text, encoded["offset_mapping"], before=before)
 
     def print_data_example(self, example: dict[str, Any]) -> None:
         """Print the first row, as the host does for its own data."""

@@ -19,8 +19,10 @@ from finepref.hosts.llamafactory.verdicts import drop_in_stream, keep_good, rows
 from finepref.hosts.run import Run, current
 from finepref.methods import overlong
 from finepref.methods.options import Options
+from finepref.methods.pair_rows import offsets_in
 
 MARKER = "finepref_tokenized.json"
+CONTENT = "{{content}}"  # stands for the message in the host's templates
 
 
 def encode(processor: Any, prompt: records.Prompt, response: str) -> tuple[list[int], list[int]]:
@@ -32,6 +34,32 @@ def encode(processor: Any, prompt: records.Prompt, response: str) -> tuple[list[
     if processor.template.efficient_eos:
         response_ids = [*response_ids, processor.tokenizer.eos_token_id]
     return prompt_ids, response_ids
+
+
+def located(processor: Any, text: str, ids: list[int]) -> tuple[int, list[tuple[int, int]]]:
+    """Where the tokens of a text are in a response, see `synth.encoding.Tokens`.
+
+    Args:
+        processor: has the host's `template` and `tokenizer`.
+        text: the response.
+        ids: its token ids, with what the template writes around it.
+
+    Returns:
+        The index of the first token, -1 if the template changed the text; and the character range of each token.
+
+    Raises:
+        ValueError: the tokenizer is not fast.
+    """
+    tokenizer = processor.tokenizer
+    (slot,) = (each for each in processor.template.format_assistant.slots if isinstance(each, str) and CONTENT in each)
+    if not tokenizer.is_fast:
+        raise ValueError("spans and scores need a fast tokenizer, for the character offsets of tokens")
+    before = slot.index(CONTENT)
+    encoded = tokenizer(slot.replace(CONTENT, text, 1), add_special_tokens=False, return_offsets_mapping=True)
+    piece = encoded["input_ids"]
+    starts = (i for i in range(len(ids) - len(piece) + 1) if ids[i : i + len(piece)] == piece)
+    start = next(starts, -1)  # above 0 if the template writes thinking tags first
+    return start, offsets_in(text, encoded["offset_mapping"], before=before)
 
 
 def dataset_processor(original: Callable) -> Callable:
@@ -92,8 +120,8 @@ class TokenizedCheck:
         found = []
         for row in rows_of(examples):
             skipped, problems = self.row(row)
-            place, count = row["place"], row["rows"]
-            found.append(verdict(row["example_id"], place, count, skipped=skipped, problems=problems))
+            place, count, cut = row["place"], row["rows"], row["cut"]
+            found.append(verdict(row["example_id"], place, count, cut=cut, skipped=skipped, problems=problems))
         return {name: [row[name] for row in found] for name in found[0]}
 
     def row(self, row: dict[str, Any]) -> tuple[str, Sequence[Problem]]:

@@ -60,7 +60,8 @@ def keep_good(run: Run, dataset: Any, found: Any = None) -> Any:
     Args:
         run: the run that counts.
         dataset: the rows.
-        found: the verdict on each; default: the columns of `dataset`, which are then removed.
+        found: the verdict on each; default: the columns of `dataset`, which are then removed. What is cut of a row
+            was counted before if `found` is given, and does not count if the row is dropped now.
 
     Returns:
         The rows that are left.
@@ -73,6 +74,8 @@ def keep_good(run: Run, dataset: Any, found: Any = None) -> Any:
     kept = []
     for index, values in enumerate(zip(*(table[name].to_pylist() for name in COLUMNS), strict=True)):
         record_id, place, count, cut, skipped, problem, dropped = values
+        if found is not None and (problem or skipped):
+            run.rows.note_cut(cut, -count)
         if problem:
             problems = problems_of(problem)
             run.bad_rows.problems += problems
@@ -83,7 +86,7 @@ def keep_good(run: Run, dataset: Any, found: Any = None) -> Any:
                 run.rows.skip(record_id, place, skipped, count)
         else:
             kept.append(index)
-            if cut:
+            if cut and found is None:
                 run.rows.note_cut(cut, count)
             for name, reason in json.loads(dropped or "{}").items():
                 run.rows.skip_response(record_id, place, name, reason)

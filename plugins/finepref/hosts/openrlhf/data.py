@@ -22,7 +22,7 @@ from finepref.hosts.openrlhf.notes import LONGEST, Notes
 from finepref.hosts.reading import Sourced, SourceReader
 from finepref.hosts.receipt import DatasetEntry
 from finepref.hosts.run import Source
-from finepref.methods import overlong
+from finepref.methods import host_rules, overlong
 from finepref.methods.pair_rows import (
     CHAT_TEMPLATE,
     IGNORED,
@@ -228,11 +228,7 @@ class Encoder:
 
     def kept(self, response: Sequence[int], most: int) -> list[int]:
         """Indices of at most `most` tokens of a response: its beginning, and as on the host its end token."""
-        if len(response) <= most:
-            return list(range(len(response)))
-        end = self.tokenizer.eos_token_id
-        last = len(response) - 1 - response[::-1].index(end) if end in response else -1
-        return [*range(most - 1), last] if last >= most else list(range(most))
+        return host_rules.kept_with_end(response, most, self.tokenizer.eos_token_id)
 
     def cut(self, response: Sequence[int], most: int) -> list[int]:
         """The tokens of a response that `kept` keeps."""

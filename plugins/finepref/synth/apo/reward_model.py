@@ -138,7 +138,7 @@ class RewardModel:
         end = self.tokenizer.eos_token_id
         left, ids = before[kept.start : kept.stop], own[: kept.response]
         if self.keeps_end:
-            ids = host_rules.with_end(own, kept.response, end)
+            ids = [own[i] for i in host_rules.kept_with_end(own, kept.response, end)]
         read = tokens_read(ids, end, self.pooling)
         if read is None and tokens_read(own, end, self.pooling) is None:
             raise ValueError("the template adds no end token after a response: use pooling last instead of eos")
