@@ -68,7 +68,7 @@ def prepared(source: Source, bad_rows: BadRows, cache_dir: Path) -> Prepared:
         cache_dir: folder of all caches; files of other versions in it are left alone.
     """
     known = [(str(path), _sha256(path, cache_dir)) for path in source.files]
-    named = [source.name, source.formatting, dict(source.columns or {}), source.error_type]
+    named = [source.name, source.formatting, dict(source.columns or {}), source.error_type, dict(source.tags or {})]
     folder = cache_dir / _name([SCHEMA, known, *named])
     report = folder / REPORT_FILE
     if report.is_file():

@@ -431,7 +431,7 @@ def _grouped(run: Run, single: list[tuple[str, int, records.Feedback]], *, trunc
         single: (file, line, record) of each row.
         truncated: whether rows were left out before, so that a prompt may have lost some of its rows.
     """
-    joined, problems = negatives.group_feedback(single)
+    joined, problems = negatives.join_feedback(single)
     size = Counter(record.prompt for _, _, record in single)
     prompts = {(file, line): record.prompt for file, line, record in single}
     places = {record.prompt: (file, line) for file, line, record in reversed(single)}
@@ -447,4 +447,4 @@ def _grouped(run: Run, single: list[tuple[str, int, records.Feedback]], *, trunc
             run.bad_rows.problems += wrong
             run.bad_rows.add(rejected_record(name, wrong), wrong, rows=size[prompt])
     run.bad_rows.settle()
-    return [Sourced(*places[record.prompt], record, size[record.prompt]) for record in joined]
+    return [Sourced(each.file, each.line, each.record, each.rows) for each in joined]

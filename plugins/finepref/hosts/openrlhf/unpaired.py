@@ -150,10 +150,11 @@ def grouped(found: list[Sourced], notes: Notes) -> list[Sourced]:
     for source in found:
         if isinstance(source.record, records.Feedback):
             groups.setdefault(source.record.prompt, []).append(source)
-    joined, problems = negatives.group_feedback(source[:3] for group in groups.values() for source in group)
+    joined, problems = negatives.join_feedback(source[:3] for group in groups.values() for source in group)
     notes.members |= {
         (group[0].file, group[0].line): [(source.file, source.line) for source in group] for group in groups.values()
     }
+    notes.members |= {(each.file, each.line): [*each.places] for each in joined}
     prompts = {(source.file, source.line): prompt for prompt, group in groups.items() for source in group}
     wrong: dict[records.Prompt, list[Problem]] = {}
     for problem in problems:
@@ -161,7 +162,7 @@ def grouped(found: list[Sourced], notes: Notes) -> list[Sourced]:
     for prompt, told in wrong.items():
         notes.reject(groups[prompt][0], told)
     whole = [source for source in found if not isinstance(source.record, records.Feedback)]
-    return whole + [Sourced(*groups[record.prompt][0][:2], record, len(groups[record.prompt])) for record in joined]
+    return whole + [Sourced(each.file, each.line, each.record, each.rows) for each in joined]
 
 
 def _ids(ids: list[int]) -> Tensor:
