@@ -33,4 +33,4 @@ def test_llamafactory_cuts_what_is_longer_than_half_of_the_sequence(prompt, resp
     ],
 )
 def test_openrlhf_keeps_the_end_token_of_a_response_that_is_cut(response, most, kept):
-    assert host_rules.with_end(response, most, 0) == kept
+    assert [response[i] for i in host_rules.kept_with_end(response, most, 0)] == kept

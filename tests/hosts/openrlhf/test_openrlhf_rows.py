@@ -404,16 +404,16 @@ def test_feedback_of_a_prompt_that_contradicts_itself_is_rejected_as_a_whole(tra
             {"prompt": row["prompt"], "response": text, "label": False, "error_type": kind}
             for kind, text in row["negatives"].items()
         ]
-    feedback.append({**feedback[4], "response": "Another good answer."})
+    feedback.append({**feedback[4], "response": feedback[4]["response"] + " ", "label": False, "error_type": "other"})
     folder = write_rows(tmp_path / "data", feedback, "feedback", formatting="feedback")
     given = {"data__dataset": "feedback", "data__dataset_dir": folder, "kto__bad_rows": "skip", "kto__max_bad": "15%"}
     done = train("kto", **given)
     assert done.receipt["rows"]["read"] == 49
     assert done.receipt["rows"]["in_training_set"] == 44
-    assert done.receipt["rows"]["rejected"] == {"FP064": 5}
+    assert done.receipt["rows"]["rejected"] == {"FP032": 5}
     rejected = lines_of(done.folder / "rejected.jsonl")
     assert [row["line"] for row in rejected] == [5, 6, 7, 8, 49]
-    assert {problem["code"] for row in rejected for problem in row["problems"]} == {"FP064"}
+    assert {problem["code"] for row in rejected for problem in row["problems"]} == {"FP032"}
     assert json.loads(rejected[-1]["row"]) == feedback[48]
 
 
