@@ -8,8 +8,8 @@ import pytest
 from finepref.cli import app
 from finepref.formats import records
 from finepref.formats.jsonl import read_jsonl, write_jsonl
-from finepref.hosts.forecast import Tokeniser, forecast, joined
-from finepref.hosts.reading import Sourced
+from finepref.hosts.forecast import Tokeniser, forecast
+from finepref.hosts.reading import Sourced, join_feedback
 from finepref.methods import apo_rm, host_rules
 from finepref.methods.options import in_yaml
 from finepref.synth.encoding import by_chat_template
@@ -258,7 +258,8 @@ def test_feedback_of_several_files_is_joined_at_its_first_row():
         Sourced(file, line, records.Feedback(f"{n}", (records.Message("user", "q"),), text, label, kind))
         for n, (file, line, label, text, kind) in enumerate(rows)
     ]
-    ((only,), bad) = joined(found)
+    joined = join_feedback(found)
+    (only,), bad = joined.records, joined.wrong
     assert (only.place, only.rows, only.record.negatives, bad) == ("f:1", 2, {"logic": "wrong"}, {})
 
 

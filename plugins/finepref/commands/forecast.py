@@ -95,14 +95,16 @@ def judged(
     Raises:
         BadData: FP201, a file is of a format that the stage does not train on.
     """
-    from finepref.hosts.forecast import forecast, joined
+    from finepref.hosts.forecast import forecast
+    from finepref.hosts.reading import join_feedback
 
     found = list(_read(inputs, stage, bad_rows))
     groups: dict[Prompt, list[tuple[Sourced, RawRow]]] = {}
     for source, raw in found:
         if isinstance(source.record, Feedback):
             groups.setdefault(source.record.prompt, []).append((source, raw))
-    whole, bad = joined(source for group in groups.values() for source, _ in group)
+    joined = join_feedback(source for group in groups.values() for source, _ in group)
+    whole, bad = joined.records, joined.wrong
     for prompt, problems in bad.items():
         refuse(bad_rows, [(source.file, raw) for source, raw in groups[prompt]], problems)
     made: dict[Prompt, list[Sourced]] = {}

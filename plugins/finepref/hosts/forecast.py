@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from finepref.formats import negatives, records
+from finepref.formats import records
 from finepref.formats.problems import BadData, Problem
 from finepref.formats.record_places import record_mark
 from finepref.hosts.reading import Sourced
@@ -99,7 +99,7 @@ def forecast(found: Iterable[Sourced], stage: Stage, options: Options, tokeniser
     """Decide about the records of a run, in their order.
 
     Args:
-        found: the records, of formats that the stage trains on; rows of feedback already joined, see `joined`.
+        found: the records, of formats that the stage trains on; feedback is joined already, see `join_feedback`.
         stage, options: the method and its options; `finepref_overlong` is the policy.
         tokeniser: what makes the tokens.
     """
@@ -118,26 +118,6 @@ def forecast(found: Iterable[Sourced], stage: Stage, options: Options, tokeniser
             rows.training += source.rows
             rows.note_cut(verdict.cut, source.rows)
     return Forecast(rows, verdicts, _problems_of_data(kept, stage, options) if kept else [])
-
-
-def joined(found: Iterable[Sourced]) -> tuple[list[Sourced], dict[records.Prompt, list[Problem]]]:
-    """Feedback rows joined by prompt, each at the place of its first row, and the problems of other prompts.
-
-    The first record of a prompt counts its rows.
-    """
-    groups: dict[records.Prompt, list[Sourced]] = {}
-    for source in found:
-        groups.setdefault(source.record.prompt, []).append(source)
-    whole: list[Sourced] = []
-    bad: dict[records.Prompt, list[Problem]] = {}
-    for prompt, group in groups.items():
-        made, problems = negatives.group_feedback((each.file, each.line, each.record) for each in group)
-        if problems:
-            bad[prompt] = problems
-            continue
-        counts = (len(group), *[0] * (len(made) - 1))
-        whole += [Sourced(*group[0][:2], record, count) for record, count in zip(made, counts, strict=True)]
-    return whole, bad
 
 
 def _problems_of_data(kept: Sequence[records.Record], stage: Stage, options: Options) -> list[Problem]:

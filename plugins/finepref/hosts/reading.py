@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from finepref.formats import record_places, records
+from finepref.formats import negatives, record_places, records
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import FileCheck, SeenIds, digest, parse_rows
 from finepref.formats.jsonl import read_rows
@@ -57,3 +57,34 @@ class SourceReader:
                 self.bad_rows.problems += [problem for problem in report.problems if problem.line == 0]
                 self.entry.files[path.name] = digest(path)
                 self.entry.read = (self.entry.read or 0) + report.rows
+
+
+class JoinedFeedback(NamedTuple):
+    """Rows of single responses, joined by prompt.
+
+    Attributes:
+        records: one or more for each prompt, with the number of rows that each was made from.
+        members: (file, line) of a record -> (file, line) of each of its rows.
+        groups: the rows of each prompt.
+        wrong: prompts whose rows give no record, and why.
+    """
+
+    records: list[Sourced]
+    members: dict[tuple[str, int], list[tuple[str, int]]]
+    groups: dict[records.Prompt, list[Sourced]]
+    wrong: dict[records.Prompt, list[Problem]]
+
+
+def join_feedback(found: Iterable[Sourced]) -> JoinedFeedback:
+    """Join rows of format feedback by prompt, see `negatives.join_feedback`."""
+    groups: dict[records.Prompt, list[Sourced]] = {}
+    for source in found:
+        groups.setdefault(source.record.prompt, []).append(source)
+    joined, problems = negatives.join_feedback(source[:3] for group in groups.values() for source in group)
+    prompts = {(source.file, source.line): prompt for prompt, group in groups.items() for source in group}
+    wrong: dict[records.Prompt, list[Problem]] = {}
+    for problem in problems:
+        wrong.setdefault(prompts[problem.file, problem.line], []).append(problem)
+    whole = [Sourced(each.file, each.line, each.record, each.rows) for each in joined]
+    members = {(each.file, each.line): [*each.places] for each in joined}
+    return JoinedFeedback(whole, members, groups, wrong)

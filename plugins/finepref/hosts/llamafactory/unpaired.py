@@ -7,7 +7,7 @@ draw does not depend on row order, data-loader workers, ranks, resuming or the d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ from finepref.hosts.llamafactory.record_processor import RecordProcessor
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encode
 from finepref.hosts.llamafactory.verdicts import rejected_record, rows_of, verdict
 from finepref.hosts.meter import Meter
-from finepref.hosts.reading import Sourced
+from finepref.hosts.reading import Sourced, join_feedback
 from finepref.hosts.rows import INCOMPLETE
 from finepref.hosts.run import Run, current
 from finepref.losses import ops
@@ -337,13 +337,9 @@ class UnpairedAdapter(Adapter):
         if "feedback" not in set(dataset["_formatting"]):
             return dataset
         whole = [row for row in dataset if row["_formatting"] != "feedback"]
-        single = []
-        for row in dataset:
-            if row["_formatting"] == "feedback":
-                single.append((*place_of(row["_place"]), row_cache.record_of(row)))
-        joined = _grouped(run, single, truncated=truncated)
-        rows = whole + [row_cache.cached_row(each) for each in joined]
-        return Dataset.from_list(rows)
+        single = (row for row in dataset if row["_formatting"] == "feedback")
+        found = (Sourced(*place_of(row["_place"]), row_cache.record_of(row), row["_rows"]) for row in single)
+        return Dataset.from_list(whole + [row_cache.cached_row(each) for each in _joined(run, found, truncated)])
 
     def prepare(self, dataset: Any, *, streaming: bool) -> Any:
         """Give every record of a split a partner of another prompt for the KL term."""
@@ -423,28 +419,22 @@ def _texts(record: records.Negatives) -> set[str]:
     return {record.chosen, *record.negatives.values()}
 
 
-def _grouped(run: Run, single: list[tuple[str, int, records.Feedback]], *, truncated: bool) -> list[Sourced]:
+def _joined(run: Run, found: Iterable[Sourced], truncated: bool) -> list[Sourced]:
     """Feedback rows joined by prompt. Prompts with a problem are counted.
 
     Args:
         run: the run that counts.
-        single: (file, line, record) of each row.
+        found: the rows.
         truncated: whether rows were left out before, so that a prompt may have lost some of its rows.
     """
-    joined, problems = negatives.join_feedback(single)
-    size = Counter(record.prompt for _, _, record in single)
-    prompts = {(file, line): record.prompt for file, line, record in single}
-    places = {record.prompt: (file, line) for file, line, record in reversed(single)}
-    found: dict[records.Prompt, list[Problem]] = {}
-    for problem in problems:
-        found.setdefault(prompts[problem.file, problem.line], []).append(problem)
-    for prompt, wrong in found.items():
+    joined = join_feedback(found)
+    for prompt, problems in joined.wrong.items():
+        first, *_ = group = joined.groups[prompt]
         name = records.content_id(prompt)
-        if truncated and all(problem.code in INCOMPLETE_GROUP for problem in wrong):
-            file, line = places[prompt]
-            run.rows.skip(name, f"{file}:{line}", INCOMPLETE, size[prompt])
+        if truncated and all(problem.code in INCOMPLETE_GROUP for problem in problems):
+            run.rows.skip(name, first.place, INCOMPLETE, len(group))
         else:
-            run.bad_rows.problems += wrong
-            run.bad_rows.add(rejected_record(name, wrong), wrong, rows=size[prompt])
+            run.bad_rows.problems += problems
+            run.bad_rows.add(rejected_record(name, problems), problems, rows=len(group))
     run.bad_rows.settle()
-    return [Sourced(each.file, each.line, each.record, each.rows) for each in joined]
+    return joined.records

@@ -15,12 +15,12 @@ import torch
 from openrlhf.trainer.dpo_trainer import DPOTrainer
 from torch import Tensor
 
-from finepref.formats import negatives, records
-from finepref.formats.problems import BadData, Problem
+from finepref.formats import records
+from finepref.formats.problems import BadData
 from finepref.hosts.openrlhf import data, forward, pairs, training
 from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
-from finepref.hosts.reading import Sourced
+from finepref.hosts.reading import Sourced, join_feedback
 from finepref.losses import ops
 from finepref.methods.batches import Unpaired
 from finepref.methods.draws import digest_text, draw_digest, draw_index, partners, prompt_key, sum_digests
@@ -146,23 +146,13 @@ def grouped(found: list[Sourced], notes: Notes) -> list[Sourced]:
 
     Rows of a prompt that contradict each other are rejected.
     """
-    groups: dict[records.Prompt, list[Sourced]] = {}
-    for source in found:
-        if isinstance(source.record, records.Feedback):
-            groups.setdefault(source.record.prompt, []).append(source)
-    joined, problems = negatives.join_feedback(source[:3] for group in groups.values() for source in group)
-    notes.members |= {
-        (group[0].file, group[0].line): [(source.file, source.line) for source in group] for group in groups.values()
-    }
-    notes.members |= {(each.file, each.line): [*each.places] for each in joined}
-    prompts = {(source.file, source.line): prompt for prompt, group in groups.items() for source in group}
-    wrong: dict[records.Prompt, list[Problem]] = {}
-    for problem in problems:
-        wrong.setdefault(prompts[problem.file, problem.line], []).append(problem)
-    for prompt, told in wrong.items():
-        notes.reject(groups[prompt][0], told)
-    whole = [source for source in found if not isinstance(source.record, records.Feedback)]
-    return whole + [Sourced(each.file, each.line, each.record, each.rows) for each in joined]
+    joined = join_feedback(source for source in found if isinstance(source.record, records.Feedback))
+    notes.members |= joined.members
+    for prompt, problems in joined.wrong.items():
+        first, *_ = group = joined.groups[prompt]
+        notes.members[first.file, first.line] = [(source.file, source.line) for source in group]
+        notes.reject(first, problems)
+    return [source for source in found if not isinstance(source.record, records.Feedback)] + joined.records
 
 
 def _ids(ids: list[int]) -> Tensor:
