@@ -217,6 +217,13 @@ def test_responses_that_are_equal_after_the_cut_are_skipped_by_id(run, tmp_path,
     assert json.loads(line)["id"] == records[4]["id"]
 
 
+def test_a_run_that_has_no_row_left_says_why(refused):
+    records = [{**row, "chosen": LONG + "yes", "rejected": LONG + "no"} for row in PAIRS]
+    entry = {"name": "plain", "formatting": "pair"}
+    message = refused(records, entry, name="tdpo_hh", dataset="plain", cutoff_len=128)
+    assert message.startswith("no row is left; 12 rows skipped: equal_after_cut, such as span-0 (")
+
+
 def test_a_negative_that_is_equal_after_the_cut_is_not_drawn_and_a_record_without_another_is_skipped(run, tmp_path):
     records = rows()
     records[2]["chosen"] = LONG + "yes"

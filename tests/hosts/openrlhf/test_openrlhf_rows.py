@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from types import SimpleNamespace
 
@@ -92,6 +93,8 @@ def test_a_run_trains_on_what_the_host_keeps_and_names_the_rest(
     folder = write_rows(tmp_path / "data", records, "long", formatting=formatting)
     done = train(name, data__dataset="long", data__dataset_dir=folder, data__max_len=96)
     identifier = records[2]["id"]
+    seen = done.receipt["rows"].pop("seen")
+    assert seen == 8 * (2 if name == "kto" else 1)
     assert done.receipt["rows"] == {
         "read": 12,
         "in_training_set": 11,
@@ -197,7 +200,7 @@ def test_the_policy_error_stops_the_run_with_file_line_and_lengths(attempt, tmp_
     assert done.code == 1
     assert f"FP203 {folder}/long.jsonl:7 prompt: the prompt has " in done.output
     assert " tokens and its longest response " in done.output
-    assert done.output.rstrip().endswith("together above --data.max_len 96\n1 problem")
+    assert re.search(r"together above --data.max_len 96 \(id \S+\)\n1 problem$", done.output.rstrip())
     assert not done.folder.exists()
 
 

@@ -151,7 +151,7 @@ def usable(run: Run, check: TokenizedCheck | None, dataset: Any, data_args: Any)
         BadData: there are more bad rows than the options allow.
         ValueError: no row is left.
     """
-    if check is not None:
+    if check is not None and len(dataset):
         read = [name for name in dataset.column_names if name not in check.unread]
         found = dataset.select_columns(read).map(
             check,
