@@ -250,6 +250,8 @@ def test_all_responses_of_a_record_and_its_kl_responses_follow_the_same_prompt_t
     from finepref.hosts.llamafactory.unpaired import UnpairedProcessor
 
     records = rows()
+    for row in records:
+        row["negatives"]["correctness"] = LONG  # somebody's mismatched response
     records[2] |= {"prompt": "Please add the two numbers " * 3, "chosen": "5."}
     records[2]["negatives"]["logic"] = LONG
     found = ours(UnpairedProcessor, tokenized, records, "negatives")

@@ -189,6 +189,7 @@ def test_data_can_be_a_file_with_the_hosts_keys_for_its_columns(train, tmp_path)
         "rejected": {},
         "cut": {},
         "responses_skipped": {},
+        "seen": 8,
     }
     assert done.receipt["records_left_out_per_epoch"] == 1
 

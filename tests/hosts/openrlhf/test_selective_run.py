@@ -106,6 +106,7 @@ def test_evaluation_is_the_hosts_and_its_loss_is_ours(train, tiny_model):
         "rejected": {},
         "cut": {},
         "responses_skipped": {},
+        "seen": 12,
     }
 
 
