@@ -371,7 +371,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(apo, start, tmp_path):
 
 
 def test_sequences_are_cut_from_the_left_and_counted(apo, start, tmp_path):
-    """The prompt's start goes; the rewards are those of the tokens that are left, up to the response's end."""
+    """The prompt's start goes, as many tokens for every response as the longest one needs."""
     from transformers import AutoTokenizer
 
     records = ranked(3)
@@ -384,15 +384,26 @@ def test_sequences_are_cut_from_the_left_and_counted(apo, start, tmp_path):
 
     tokenizer = AutoTokenizer.from_pretrained(start)
     data_args = SimpleNamespace(cutoff_len=64, streaming=False)
-    processor = RankedProcessor(template=TEMPLATES["chatml"], tokenizer=tokenizer, processor=None, data_args=data_args)
-    row = processor.row(parse(records[1], "ranked"))
+    processor = RankedProcessor(
+        template=TEMPLATES["chatml"],
+        tokenizer=tokenizer,
+        processor=None,
+        data_args=data_args,
+        overlong="truncate_left",
+    )
+    row = processor.row(parse(records[1], "ranked"), "lists.jsonl:2", 1)
+    assert max(map(len, row["sequences"])) == 64
+    kept = set()
     for response, ids, last, end in zip(
         records[1]["responses"], row["sequences"], row["last"], row["end"], strict=True
     ):
         whole = tokenizer(text_of(records[1]["prompt"], response, "eos") + "\n")["input_ids"]
-        assert ids == whole[-64:]
+        assert ids == whole[-len(ids) :]
+        ending = len(tokenizer(f"{response}<|im_end|>\n")["input_ids"])
+        kept.add(len(ids) - ending)
         assert ids[end] == tokenizer.eos_token_id
         assert last == end - 1
+    assert len(kept) == 1  # the same tokens of the prompt
 
 
 def test_training_metrics_are_over_all_micro_batches_of_an_entry(apo):

@@ -25,7 +25,8 @@ def test_plain_pairs_have_nothing_to_select_by(refused):
     records = [{key: row[key] for key in ("id", "prompt", "chosen", "rejected")} for row in span_rows()]
     entry = {"name": "plain", "formatting": "pair"}
     message = refused(records, entry, name="sepo", dataset="plain")
-    assert "plain.jsonl:12 chosen_scores: `sepo_selection: oracle` needs them" in message
+    assert "plain.jsonl:1 chosen_scores: `sepo_selection: oracle` needs them" in message
+    assert "11 more like it" in message
     assert message.endswith("12 problems")
     assert "FP210" in refused(records, entry, name="tdpo_spans", dataset="plain")
 

@@ -110,11 +110,11 @@ def test_a_weight_that_sft_cannot_use_is_named_with_its_line(refused):
     assert "granular.jsonl:4 chosen_spans" in found
 
 
-def test_spans_beyond_the_cutoff_are_named_with_their_line(refused):
+def test_a_record_whose_spans_are_all_beyond_the_cutoff_is_skipped_and_named(run, tmp_path):
     records = granular_rows()
     long = "so " * 200 + "2"
     records[2] |= {"chosen": long, "chosen_spans": [{"start": 600, "end": 601}]}
-    entry = {"name": "granular", "formatting": "span_pair"}
-    found = refused(records, entry, name="granular_sft", cutoff_len=128)
-    assert "FP214" in found
-    assert "granular.jsonl:3 chosen_spans" in found
+    folder = write_rows(tmp_path / "data", records, name="granular", formatting="span_pair")
+    done = run(name="granular_sft", dataset_dir=str(folder), cutoff_len=128)
+    assert done.receipt["rows"]["skipped"] == {"selected_tokens_cut": 1}
+    assert 'granular.jsonl:3"' in (done.folder / "skipped.jsonl").read_text()

@@ -78,7 +78,9 @@ def test_it_is_in_the_web_uis_list_with_its_options_and_its_data_sets(installed)
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout.splitlines()[-1])
     assert shown["label"] == "SimPO on weighted tokens (wsimpo)"
-    assert shown["elements"] == ["wsimpo.wsimpo_beta", "wsimpo.wsimpo_gamma", "wsimpo.finepref_full_logits"]
+    of_every_stage = [f"finepref_{name}" for name in ("overlong", "bad_rows", "max_bad", "resume_changed")]
+    own = ["wsimpo_beta", "wsimpo_gamma"]
+    assert {*shown["elements"]} == {f"wsimpo.{name}" for name in (*own, *of_every_stage, "finepref_full_logits")}
     assert shown["words"]["wsimpo_beta"]["ja"] == {
         "label": "wsimpo_beta",
         "info": "Scale of the mean log-probability.",

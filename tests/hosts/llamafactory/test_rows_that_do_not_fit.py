@@ -150,6 +150,7 @@ def test_a_recipe_trains_with_its_own_cutoff_on_data_with_one_percent_of_overlon
         "rejected": {},
         "cut": {"prompt": 2},
         "responses_skipped": {},
+        "seen": 8,
     }
     assert told == ["2 rows have a prompt that is cut to fit `cutoff_len`"]
 
@@ -190,7 +191,7 @@ def test_the_policy_error_names_every_record_that_is_too_long(refused):
     message = refused(records, cutoff_len=128, finepref_overlong="error")
     assert "FP203" in message
     assert "sums.jsonl:4 prompt" in message
-    assert "sums.jsonl:8 prompt" in message
+    assert "sums.jsonl:8" in message
     assert "above cutoff_len 128" in message
 
 
@@ -250,8 +251,8 @@ def test_all_responses_of_a_record_and_its_kl_responses_follow_the_same_prompt_t
     from finepref.hosts.llamafactory.unpaired import UnpairedProcessor
 
     records = rows()
-    for row in records:
-        row["negatives"]["correctness"] = LONG  # somebody's mismatched response
+    for i, row in enumerate(records):
+        row["negatives"]["correctness"] = f"{i} {LONG}"  # somebody's mismatched response
     records[2] |= {"prompt": "Please add the two numbers " * 3, "chosen": "5."}
     records[2]["negatives"]["logic"] = LONG
     found = ours(UnpairedProcessor, tokenized, records, "negatives")
