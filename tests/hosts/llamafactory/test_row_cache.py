@@ -117,6 +117,39 @@ def test_the_problem_of_a_stream_is_one_line_with_code_file_and_line(refused, ca
         )
 
 
+def test_a_stream_whose_last_batch_has_one_record_trains_to_its_end(run, tmp_path):
+    """13 records in batches of 4: the last one takes its mismatched responses from the batch before."""
+    folder = write_rows(tmp_path / "data", rows(13))
+    stream = {"streaming": True, "dataloader_num_workers": 1, "preprocessing_batch_size": 4, "buffer_size": 1}
+    done = run(dataset_dir=str(folder), max_steps=12, **stream)
+    assert sum(done.receipt["draws"]["counts"].values()) >= 13
+
+
+def test_a_problem_names_the_file_of_its_record_even_if_another_set_has_the_same_ids(refused, tmp_path):
+    folder = write_rows(tmp_path / "two", span_rows(), "first", formatting="span_pair")
+    second = span_rows()
+    del second[4]["rejected_spans"]
+    write_rows(folder, second, "second", formatting="span_pair")
+    message = refused(name="tdpo_spans", dataset="first,second", dataset_dir=str(folder))
+    assert "second.jsonl:5 rejected_spans" in message
+    assert "first.jsonl" not in message
+
+
+def test_a_set_that_is_named_twice_is_read_once_as_on_the_host(run):
+    assert run(dataset="sums,sums").receipt["rows"]["read"] == 12
+
+
+def test_responses_that_the_template_makes_equal_are_skipped_by_id(run, tmp_path):
+    """Without thinking, the template takes out the thought of a response, in which alone these two differ."""
+    records = [dict(row) for row in PAIRS]
+    records[4] |= {"chosen": "<think>\nso\n</think>\n\nyes", "rejected": "<think>\nno\n</think>\n\nyes"}
+    folder = write_rows(tmp_path / "data", records, formatting="pair")
+    template = {"template": "qwen3", "enable_thinking": False}
+    done = run(name="tdpo_hh", finetuning_type="lora", dataset="sums", dataset_dir=str(folder), **template)
+    assert done.receipt["rows"]["skipped"] == {"equal_after_template": 1}
+    assert json.loads((done.folder / "skipped.jsonl").read_text())["id"] == "span-4"
+
+
 STAGES = {
     "seapo_kto": (rows(), "negatives"),
     "sepo": (None, "scored_pair"),

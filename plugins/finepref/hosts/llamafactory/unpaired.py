@@ -47,6 +47,7 @@ from finepref.methods.draws import (
 )
 from finepref.methods.options import UnpairedOptions
 
+NO_PARTNER = "no_other_prompt_in_the_stream"
 INCOMPLETE_GROUP = ("FP062", "FP063")  # problems of a prompt whose rows max_samples has separated
 
 logger = logging.get_logger(__name__)
@@ -61,6 +62,10 @@ class UnpairedProcessor(RecordProcessor):
     """
 
     schema: str = "seapo-2"
+    last: records.Negatives | None = None  # of the batch before, in a stream
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"last": None}
 
     def rows(self, cached: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """See `_two_rows` for the columns."""
@@ -68,15 +73,28 @@ class UnpairedProcessor(RecordProcessor):
         if "_partner" in cached[0]:
             named = [{"_record": row["_partner"], "_formatting": "negatives"} for row in cached]
             others = [row_cache.record_of(row) for row in named]
-        else:  # streaming: partners come from the same batch
-            keyed = [(row["_prompt_key"], row["_record_id"]) for row in cached]
-            others = [found[i] for i in partners(keyed, [*map(_texts, found)])]
+        else:
+            others = self._partners_in_stream(cached, found)
         each = zip(found, others, cached, strict=True)
         return [made for record, other, row in each for made in self._two_rows(record, other, row)]
 
+    def _partners_in_stream(
+        self, cached: list[dict[str, Any]], found: list[records.Negatives]
+    ) -> list[records.Negatives | None]:
+        """Partners from the same batch; for a batch of one prompt, the last record of the batch before.
+
+        None for all if that has the same prompt or if there was none.
+        """
+        before, self.last = self.last, found[-1]
+        keyed = [(row["_prompt_key"], row["_record_id"]) for row in cached]
+        if len({key for key, _ in keyed}) > 1:
+            return [found[i] for i in partners(keyed, [*map(_texts, found)])]
+        return [before if before is not None and before.prompt != found[0].prompt else None] * len(found)
+
     def _two_rows(
-        self, record: records.Negatives, other: records.Negatives, cached: Mapping[str, Any]
+        self, record: records.Negatives, partner: records.Negatives | None, cached: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
+        other = partner or record
         prompt_ids, responses = self._encoded(record, record)
         _, mismatched = self._encoded(record, other)
         kept, problems = self.fit(record, prompt_ids, responses)
@@ -88,7 +106,7 @@ class UnpairedProcessor(RecordProcessor):
                 if reason := overlong.equal([responses["chosen"], responses[name]], kept.response):
                     dropped[name] = reason
         alone = len(dropped) == len(record.negatives)
-        skipped = kept.skipped or (max(dropped.values()) if alone else "")
+        skipped = kept.skipped or (max(dropped.values()) if alone else "") or ("" if partner else NO_PARTNER)
         left = sorted(record.negatives.keys() - (set() if alone else dropped.keys()))
         rows = []
         for desirable in (True, False):
