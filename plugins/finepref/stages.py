@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -251,8 +251,3 @@ def switched(host_stage: str, keys: Mapping[str, object]) -> Stage | None:
     """The stage that a key turns a host's stage into, as `granular: true` does with `stage: sft`; else None."""
     rows = (row for row in all_stages().values() if row.switch and row.host_stage == host_stage)
     return next((row for row in rows if keys.get(row.switch)), None)
-
-
-def for_formatting(formatting: str) -> Iterator[Stage]:
-    """The stages that train on rows of `formatting`."""
-    return (stage for stage in all_stages().values() if formatting in stage.formats)

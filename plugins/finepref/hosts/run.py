@@ -42,10 +42,18 @@ class Source:
         """The format of its records."""
         return layouts.native_format(self.formatting)
 
-    def reader(self, file: str) -> layouts.ParseRow:
-        """The function that reads a row of one of its files: (value, line=) -> record, records or problems."""
+    def reader(self, file: str, *, nulls_absent: bool = False) -> layouts.ParseRow:
+        """The function that reads a row of one of its files: (value, line=) -> record, records or problems.
+
+        With `nulls_absent`, the rows come through Arrow, where an absent key is null.
+        """
         return layouts.reader(
-            self.formatting, columns=self.columns, error_type=self.error_type, file=file, tags=self.tags
+            self.formatting,
+            columns=self.columns,
+            error_type=self.error_type,
+            file=file,
+            tags=self.tags,
+            nulls_absent=nulls_absent,
         )
 
     def records(self) -> Iterator[tuple[str, int, records.Record]]:

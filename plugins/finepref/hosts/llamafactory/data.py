@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 
 from finepref import stages
-from finepref.formats import dataset_info, records
+from finepref.formats import dataset_info, layouts
 from finepref.formats.check import BadData, Problem
 from finepref.hosts import receipt, rows
 from finepref.hosts.llamafactory import row_cache
@@ -35,9 +35,18 @@ def adapter_of(stage: stages.Stage) -> Adapter:
     return resolve_name(stage.of_shape.llamafactory_adapter)(stage)
 
 
-def own_formats() -> set[str]:
-    """The `formatting` values that our stages read."""
-    return {formatting for stage in stages.all_stages().values() for formatting in stage.formats}
+HOST_FORMATS = ("alpaca", "sharegpt", "openai")  # values of `formatting` that the host reads itself
+
+
+def is_ours(entry: Mapping[str, Any]) -> bool:
+    """Whether only our stages read an entry of dataset_info.json."""
+    return entry.get("formatting", "alpaca") not in HOST_FORMATS and layouts.of_entry(entry) is not None
+
+
+def fits(entry: Mapping[str, Any], row: stages.Stage) -> bool:
+    """Whether a stage trains on an entry of dataset_info.json, ours or the host's."""
+    layout = layouts.of_entry(entry)
+    return layout is not None and layouts.native_format(layout) in row.formats
 
 
 def dataset_list(original: Callable) -> Callable:
@@ -59,28 +68,25 @@ def dataset_list(original: Callable) -> Callable:
                 if "file_name" in shipped[name]:
                     entries[name]["file_name"] = str(dataset_info.shipped_dir() / shipped[name]["file_name"])
             attributes = original(dataset_names, entries)
-        prepared = _prepared_files()
+        run = _current_run()
         for name, attribute in zip(dataset_names or [], attributes, strict=True):
             entry = entries.get(name, {})
-            if attribute.formatting in own_formats():
-                attribute.ranking = False
-                attribute.finepref_name = name
-                attribute.finepref_columns = entry.get("columns")
-                attribute.finepref_error_type = entry.get("error_type")
-                attribute.finepref_make = entry.get("make")
-                if name in prepared:
-                    attribute.dataset_name = str(prepared[name])
+            attribute.finepref_name, attribute.finepref_entry = name, entry
+            if run is not None or is_ours(entry):
+                attribute.ranking = False  # the host's preference stages ask for it; ours pass as "sft"
+            if run is not None and name in run.prepared:
+                attribute.dataset_name = str(run.prepared[name])
         return attributes
 
     return get_dataset_list
 
 
-def _prepared_files() -> Mapping[str, Path]:
-    """Data set -> its file in the row cache, for those that the run of this process has read; {} outside a run."""
+def _current_run() -> Run | None:
+    """The run of our stages in this process, if there is one."""
     try:
-        return current().prepared
+        return current()
     except LookupError:
-        return {}
+        return None
 
 
 def entries_of(dataset_dir: Any) -> dict[str, Any]:
@@ -93,17 +99,12 @@ def align_dataset(original: Callable) -> Callable:
 
     @functools.wraps(original)
     def align_dataset(dataset, dataset_attr, data_args, training_args):
-        if dataset_attr.formatting not in own_formats():
+        run = _current_run()
+        if run is None:
             return original(dataset, dataset_attr, data_args, training_args)
         if dataset_attr.load_from == "file":
             return dataset
-        parse = ParseFetched(
-            dataset_attr.finepref_name,
-            dataset_attr.formatting,
-            dataset_attr.finepref_columns,
-            dataset_attr.finepref_error_type,
-        )
-        return _parsed(dataset, parse, data_args)
+        return _parsed(run, dataset, ParseFetched(_source(dataset_attr, ())), data_args)
 
     return align_dataset
 
@@ -112,43 +113,36 @@ def align_dataset(original: Callable) -> Callable:
 class ParseFetched:
     """Raw rows that the host has fetched -> rows as in the row cache, for `datasets.map`."""
 
-    name: str
-    formatting: str
-    columns: Mapping[str, str] | None
-    error_type: str | None
+    source: Source
     schema: str = row_cache.SCHEMA
 
     def __call__(self, examples: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
-        found = [dict(zip(examples, values, strict=True)) for values in zip(*examples.values(), strict=True)]
-        made = [self._row(row, index + 1) for row, index in zip(found, indices, strict=True)]
+        name = self.source.name
+        parse = self.source.reader(name, nulls_absent=True)
+        made = []
+        for line, value in enumerate(rows_of(examples), start=indices[0] + 1):
+            found = parse(value, line=line)
+            place, count = f"{name}:{line}", 1
+            if isinstance(found, list):
+                empty = dict.fromkeys(NAMES, "") | {"_place": place, "_rows": 1}
+                made.append(empty | verdict("", place, 1, problems=found))
+                continue
+            for record in found if isinstance(found, tuple) else (found,):  # the first one counts as the row
+                row = row_cache.cached_row(Sourced(name, line, record, count))
+                made.append(row | verdict(record.id, place, count))
+                count = 0
         return {name: [row[name] for row in made] for name in made[0]}
 
-    def _row(self, value: Mapping[str, Any], line: int) -> dict[str, Any]:
-        parsed = records.parse(
-            value,
-            self.formatting,
-            columns=self.columns,
-            error_type=self.error_type,
-            file=self.name,
-            line=line,
-            nulls_absent=True,
-        )
-        place, empty = f"{self.name}:{line}", dict.fromkeys(NAMES, "") | {"_rows": 1}
-        if isinstance(parsed, list):
-            return empty | {"_place": place} | verdict("", place, 1, problems=parsed)
-        return row_cache.cached_row(Sourced(self.name, line, parsed)) | verdict(parsed.id, place, 1)
 
-
-def _parsed(dataset: Any, parse: ParseFetched, data_args: Any) -> Any:
+def _parsed(run: Run, dataset: Any, parse: ParseFetched, data_args: Any) -> Any:
     """The rows of a data set that the host fetched itself, as in the row cache; bad rows are settled."""
-    run = current()
     names = list(next(iter(dataset)))
     if data_args.streaming:
         mapped = dataset.map(parse, with_indices=True, batched=True, remove_columns=names)
         return drop_in_stream(mapped, run.options)
     run.bad_rows.read += len(dataset)
     for entry in run.datasets:
-        if entry.name == parse.name:
+        if entry.name == parse.source.name:
             entry.read = len(dataset)
     mapped = dataset.map(
         parse, with_indices=True, batched=True, remove_columns=names, num_proc=data_args.preprocessing_num_workers
@@ -198,16 +192,18 @@ def check_formats(names: list[str], dataset_dir: Any, stage: str) -> list[Any]:
 
     attributes = get_dataset_list(names, dataset_dir)
     for name, attribute in zip(names, attributes, strict=True):
-        _refuse_foreign_format(name, attribute.formatting, stages.find(stage), stage)
+        _refuse_foreign_format(name, attribute.finepref_entry, stages.find(stage), stage)
     return attributes
 
 
-def _refuse_foreign_format(name: str, formatting: str, row: stages.Stage | None, stage: str) -> None:
-    ours = formatting in own_formats()
-    if row is not None and formatting not in row.formats:
+def _refuse_foreign_format(name: str, entry: Mapping[str, Any], row: stages.Stage | None, stage: str) -> None:
+    formatting = entry.get("formatting", "alpaca")
+    if row is not None and not fits(entry, row):
         problem = f"stage {row.name} trains on {' or '.join(row.formats)}, this dataset is {formatting}"
-    elif row is None and ours:
-        able = " or ".join(other.name for other in stages.for_formatting(formatting))
+        if formatting in HOST_FORMATS:
+            problem += "; of the host's own sets, those with `ranking: true` or a `kto_tag` column are read"
+    elif row is None and is_ours(entry):
+        able = " or ".join(other.name for other in stages.all_stages().values() if fits(entry, other))
         stage = "rm or dpo" if stage == "rm" else stage  # the host reads data in the same way for both
         problem = f"the host's stage {stage} cannot read {formatting}; stage {able} can"
     else:
@@ -242,7 +238,7 @@ def _read(run: Run, names: list[str], attributes: list[Any], model_args: Any, da
     cache = Path(model_args.cache_dir or datasets.config.HF_DATASETS_CACHE, "finepref").resolve()
     read: list[Read] = []
     for name, attribute in zip(names, attributes, strict=True):
-        entry = receipt.DatasetEntry(name, attribute.formatting, {}, None)
+        entry = receipt.DatasetEntry(name, _source(attribute, ()).formatting, {}, None)
         if attribute.load_from == "file":
             source = source_of(name, attribute, data_args.dataset_dir)
             run.sources.append(source)
@@ -260,8 +256,8 @@ def source_of(name: str, attribute: Any, dataset_dir: str) -> Source:
         BadData: a file is missing (with the command that makes it, if the entry has one) or cannot be read (FP202).
     """
     entry = {"file_name": attribute.dataset_name}
-    if attribute.finepref_make:
-        entry["make"] = attribute.finepref_make
+    if "make" in attribute.finepref_entry:
+        entry["make"] = attribute.finepref_entry["make"]
     try:
         files = dataset_info.resolve(dataset_dir, entry)
     except BadData as error:
@@ -269,7 +265,16 @@ def source_of(name: str, attribute: Any, dataset_dir: str) -> Source:
     for file in files:
         if file.suffix not in (".json", ".jsonl"):
             raise BadData([Problem(str(file), 0, "file_name", "FP202", "only .json and .jsonl are checked")])
-    return Source(name, attribute.formatting, tuple(files), attribute.finepref_columns, attribute.finepref_error_type)
+    return _source(attribute, tuple(files))
+
+
+def _source(attribute: Any, files: tuple[Path, ...]) -> Source:
+    """A data set by the host's DatasetAttr, with the layout and the columns of its entry."""
+    entry = attribute.finepref_entry
+    layout = layouts.of_entry(entry) or layouts.UNKNOWN
+    return Source(
+        attribute.finepref_name, layout, files, entry.get("columns"), entry.get("error_type"), entry.get("tags")
+    )
 
 
 def _count_left_out(run: Run, read: list[Read], merged: Any, data_args: Any) -> int:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from finepref.formats import dataset_info, records
+from finepref.formats import dataset_info, layouts, records
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.problems import BadData, Problem
 from finepref.hosts.openrlhf.notes import LONGEST, Notes
@@ -85,13 +85,14 @@ def sources(names: str, arguments: Any, formats: tuple[str, ...]) -> list[Source
             found.append(_file(name, arguments))
             continue
         folder, entry = dataset_info.find(name, arguments.dataset_dir)
-        formatting = str(entry.get("formatting", "alpaca"))
-        if formatting not in formats:
-            text = f"{formatting} cannot be trained on here; use {' or '.join(formats)}"
+        layout = layouts.of_entry(entry)
+        if layout is None or layouts.native_format(layout) not in formats:
+            text = f"{entry.get('formatting', 'alpaca')} cannot be trained on here; use {' or '.join(formats)}"
             table = str(Path(folder, dataset_info.FILE_NAME))
             raise BadData([Problem(table, 0, f"{name}.formatting", "FP201", text)])
         paths = tuple(dataset_info.resolve(folder, entry))
-        found.append(Source(name, formatting, paths, entry.get("columns", {}), entry.get("error_type")))
+        options = (entry.get("columns", {}), entry.get("error_type"), entry.get("tags"))
+        found.append(Source(name, layout, paths, *options))
     return found
 
 

@@ -26,7 +26,7 @@ def list_fitting(original: Callable) -> Callable:
             return gr.Dropdown(choices=fitting(row, dataset_dir))
         dropdown = original(dataset_dir, training_stage)
         entries = data.entries_of(_folder(dataset_dir))
-        ours = {name for name, entry in entries.items() if entry.get("formatting") in data.own_formats()}
+        ours = {name for name, entry in entries.items() if data.is_ours(entry)}
         return gr.Dropdown(choices=[name for name, _ in dropdown.choices if name not in ours])
 
     return list_datasets
@@ -37,7 +37,7 @@ def fitting(row: stages.Stage, dataset_dir: str | None) -> list[str]:
     entries = data.entries_of(_folder(dataset_dir))
     shipped = dataset_info.table(dataset_info.shipped_dir())
     there = {name: entry for name, entry in shipped.items() if _is_there(entry) and name not in entries}
-    return [name for name, entry in (entries | there).items() if entry.get("formatting") in row.formats]
+    return [name for name, entry in (entries | there).items() if data.fits(entry, row)]
 
 
 def _is_there(entry: dict) -> bool:
