@@ -18,6 +18,7 @@ from types import CodeType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from finepref import stages
+from finepref.formats import layouts
 from finepref.formats.problems import BadData
 from finepref.hosts.openrlhf import compat, environment
 from finepref.hosts.patching import HostDrift
@@ -148,9 +149,9 @@ class _Parser(argparse.ArgumentParser):
         """Add our flags and parse. Keep a copy of the result, since the host rewrites it."""
         data = self.add_argument_group("finepref data")
         data.add_argument("--data.dataset_dir", default="dataset_info", help=DATASET_DIR)
-        text = "Format of --data.dataset if it is a file. (default: %(default)s)"
-        formats = self.row.formats
-        data.add_argument("--data.formatting", choices=formats, default=formats[0], help=text)
+        text = "Layout of --data.dataset if it is a file, see `finepref formats`. (default: recognised by all rows)"
+        names = [name for name in layouts.names() if layouts.native_format(name) in self.row.formats]
+        data.add_argument("--data.formatting", choices=names, metavar="LAYOUT", help=text)
         ours = self.add_argument_group(f"finepref {self.row.group}")
         for name, option in self.row.options.new_on(HOST).items():
             ours.add_argument(self.flags[name], **_argument(option))

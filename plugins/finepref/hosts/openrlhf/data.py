@@ -73,8 +73,9 @@ def read(sources: Iterable[Source], bad_rows: BadRows) -> tuple[list[Sourced], l
 def sources(names: str, arguments: Any, formats: tuple[str, ...]) -> list[Source]:
     """The data sets in a comma-separated list of names and files, such as `--data.dataset`.
 
-    A file is JSON Lines or a JSON array in the format `--data.formatting`, with the columns of the host's
-    `--data.prompt_key`, `--data.chosen_key` and `--data.rejected_key`. For a name, dataset_info.json has all of this.
+    A file is JSON Lines or a JSON array in the layout `--data.formatting`, recognised by all rows if it is not
+    given, with the columns of the host's `--data.prompt_key`, `--data.chosen_key` and `--data.rejected_key`. For a
+    name, dataset_info.json has all of this.
 
     Raises:
         BadData: an unknown name, a format that the method does not train on, or a missing file.
@@ -82,7 +83,7 @@ def sources(names: str, arguments: Any, formats: tuple[str, ...]) -> list[Source
     found = []
     for name in (part.strip() for part in names.split(",")):
         if Path(name).suffix in (".json", ".jsonl") or os.sep in name:
-            found.append(_file(name, arguments))
+            found.append(_file(name, arguments, formats))
             continue
         folder, entry = dataset_info.find(name, arguments.dataset_dir)
         layout = layouts.of_entry(entry)
@@ -96,14 +97,20 @@ def sources(names: str, arguments: Any, formats: tuple[str, ...]) -> list[Source
     return found
 
 
-def _file(name: str, arguments: Any) -> Source:
+def _file(name: str, arguments: Any, formats: tuple[str, ...]) -> Source:
     path = Path(name)
     if not path.is_file():
         raise BadData([Problem(name, 0, "", "FP075", "is not a file; a data set's name has no slash and no suffix")])
     keys = {"prompt": arguments.prompt_key, "chosen": arguments.chosen_key, "rejected": arguments.rejected_key}
-    known = records.FIELDS[arguments.formatting]
-    columns = {field: key for field, key in keys.items() if key not in (None, field) and field in known}
-    return Source(path.name, arguments.formatting, (path,), columns)
+    columns = {field: key for field, key in keys.items() if key not in (None, field)}
+    layout = arguments.formatting or layouts.guess([path], columns=columns)
+    native = layouts.native_format(layout)
+    if native not in formats and layout != layouts.UNKNOWN:
+        text = f"the rows are {layout}, which cannot be trained on here; use {' or '.join(formats)}"
+        raise BadData([Problem(name, 0, "", "FP201", text)])
+    if layout in records.FIELDS:
+        columns = {field: key for field, key in columns.items() if field in records.FIELDS[layout]}
+    return Source(path.name, layout, (path,), columns)
 
 
 class Encoded(NamedTuple):
