@@ -57,7 +57,7 @@ INTENDED = {
         None,
         "rows are counted by reason, and those that the trainer has seen; the tests of both hosts have the numbers",
     ),
-    r"receipt\.(run|parts)": (None, "what was trained, with what, and in which parts"),
+    r"receipt\.(run|parts|host$)": (None, "what was trained, with what, where, and in which parts"),
     r"receipt\.ranks\[\d+\]\.(device|seen)": (None, "each rank's device, and what it has seen"),
     r"receipt\.(tokens|records)$": (None, "the sum over the ranks, on OpenRLHF too"),
     r"calls\.kto_reference_point\.": (None, "LLaMA-Factory hands on the log-ratio too, its z0 is as recorded"),
