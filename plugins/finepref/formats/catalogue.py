@@ -236,11 +236,16 @@ Rows as hosts, hubs and the papers' code have them are read as they are: name th
 `dataset_info.json`, with `--format` or with `--from`. Without a name, `finepref validate FILE` recognises the layout,
 by all rows, and says what it took the file for; a file of several layouts is refused (FP092). LLaMA-Factory's own
 entries (`formatting` alpaca, sharegpt or openai with `ranking: true` or a `kto_tag` column, their `columns` and
-`tags`) are read without a change. Another package adds layouts by an entry point of the group `finepref.layouts`."""
+`tags`) are read without a change. Another package adds layouts by an entry point of the group `finepref.layouts`.
+
+Of sets with spans or steps, what has no place in the record is told as a note (FP100 to FP103): the row is good, and
+`finepref validate` counts the notes beside the problems. Marks that overlap are one span. Rows that hold one response
+(Math-Shepherd, ProcessBench, HaluEval) are `feedback`, which has no spans."""
 
 _CODES = """\
 ## Error codes
 
 FP001 to FP009 and FP097: any file. FP016, FP017 and FP070 to FP076: `dataset_info.json`. FP062 to FP066: feedback
 rows joined by prompt. FP047, FP067 and FP068: conversions. FP080 to FP087, FP090 and FP094 to FP096: other layouts.
+FP100 to FP107: layouts with spans or steps, of which FP100 to FP103 are notes that leave a row good.
 FP091: `bad_rows: skip`. FP092 and FP093: recognising a layout. FP2nn: a stage."""

@@ -17,10 +17,27 @@ from typing import Any
 
 from finepref.formats import layout_table
 from finepref.formats.jsonl import MAX_LINE, Chunk, RawRow, read_chunks, read_rows, rows_of
-from finepref.formats.layout import ABSENT, FAILED, Layout, likeliest
-from finepref.formats.problems import BadData, Problem
+from finepref.formats.layout import ABSENT, FAILED, Layout, has_edits, likeliest
+from finepref.formats.problems import NOTES, BadData, Problem
 from finepref.formats.records import FIELDS, FORMATS, Record, parse, parse_with
 from finepref.formats.row import HOST_EXTRAS, HOST_TURNS, RowReader, kind_of
+
+
+class Noted(tuple[Record, ...]):
+    """The records of a row with notes: problems of `problems.NOTES`, with which the row is good."""
+
+    notes: list[Problem]
+
+    def __new__(cls, records: Iterable[Record], notes: list[Problem]) -> Noted:
+        """Records with their notes."""
+        made = super().__new__(cls, records)
+        made.notes = notes
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        """What makes it again when it is unpickled."""
+        return tuple(self), self.notes
+
 
 Parsed = Record | tuple[Record, ...] | list[Problem]
 ParseRow = Callable[..., Parsed]
@@ -144,7 +161,11 @@ def read(
     records: list[Record] = []
     problems: list[Problem] = []
     left = [each for each in HOST_TURNS & source.values.keys() if each not in layout.columns]
-    for own in layout.records(source):
+    found = layout.records(source)
+    notes = [each for each in source.problems if each.code in NOTES]
+    if notes:
+        source.problems = [each for each in source.problems if each.code not in NOTES]
+    for own in found:
         values = {
             field: taken.value
             for field, taken in own.items()
@@ -164,6 +185,8 @@ def read(
     if problems:
         return _another_layout(layout, row, [*dict.fromkeys(problems)])
     different = {record.id: record for record in records}
+    if notes:
+        return Noted(different.values(), notes)
     return records[0] if len(records) == 1 else tuple(different.values())
 
 
@@ -333,7 +356,9 @@ class Votes:
 def _shape(value: object, depth: int) -> object:
     """What the layout of a row depends on: keys, types, the first item of a list, labels, and marks of transcripts."""
     if type(value) is str:
-        return "H" if "Human:" in value[:12] and "\n\nAssistant:" in value else "s"
+        if "Human:" in value[:12] and "\n\nAssistant:" in value:
+            return "H"
+        return "E" if has_edits(value) else "s"
     if isinstance(value, Mapping) and depth:
         return tuple((key, _shape(member, depth - 1)) for key, member in value.items())
     if isinstance(value, list | tuple):
