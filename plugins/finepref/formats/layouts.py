@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from finepref.formats import layout_table
+from finepref.formats import layout_table, tables
 from finepref.formats.jsonl import MAX_LINE, Chunk, RawRow, read_chunks, read_rows, rows_of
 from finepref.formats.layout import ABSENT, FAILED, Layout, has_edits, likeliest
 from finepref.formats.problems import NOTES, BadData, Problem
@@ -89,6 +89,7 @@ def reader(
     nulls_absent: bool = False,
     tags: Mapping[str, str] | None = None,
     tools: bool = False,
+    cells: bool = False,
 ) -> ParseRow:
     """The function that reads a row of a layout; it can be pickled.
 
@@ -100,10 +101,16 @@ def reader(
         nulls_absent: the rows come through Arrow, where an absent key is null.
         tags: LLaMA-Factory's `tags` of an entry: how its messages name roles and texts.
         tools: let rows with `tools` pass, see `records.parse`.
+        cells: the rows are those of a table of texts; numbers, booleans and lists are read where the layout wants
+            them, see `finepref.formats.tables`.
 
     Raises:
         KeyError: there is no layout of that name.
     """
+    if cells:
+        options: dict[str, Any] = {"columns": columns, "error_type": error_type, "error_types": error_types}
+        options |= {"file": file, "nulls_absent": nulls_absent, "tags": tags, "tools": tools}
+        return partial(_read_cells, parse_row=reader(name, **options))
     if name == UNKNOWN:
         return partial(_unknown, file=file)
     if name in FORMATS:
@@ -129,6 +136,15 @@ def reader(
         tags=tags,
         tools=tools,
     )
+
+
+def _read_cells(row: Mapping[str, object], *, line: int, parse_row: ParseRow) -> Parsed:
+    """Read a row of a table; if the layout wants some of its cells otherwise than as texts, they are decoded."""
+    parsed = parse_row(row, line=line)
+    while isinstance(parsed, list) and (values := tables.wanted(row, parsed)):
+        row = {**row, **values}
+        parsed = parse_row(row, line=line)
+    return parsed
 
 
 def read(

@@ -92,6 +92,8 @@ CODES: dict[str, str] = {
     "FP105": "the marks of edits do not fit the text",
     "FP106": "sentences that are not those of the response",
     "FP107": "nothing of a response is left to train on",
+    "FP110": "a package that reads this kind of data is not installed",
+    "FP111": "a data set on a hub cannot be read",
     "FP201": "the dataset is of a format that the stage does not train on",
     "FP202": "the file is of a kind that cannot be checked",
     "FP203": "prompt and response do not fit into cutoff_len",
