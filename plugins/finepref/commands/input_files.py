@@ -19,6 +19,7 @@ from finepref.formats.check import BadData, Checked, FileCheck, FileReport, Prob
 from finepref.formats.jsonl import RawRow, read_chunks, write_jsonl
 from finepref.formats.layouts import UNKNOWN, ParseRow
 from finepref.formats.pool import WorkerDied, ordered_map
+from finepref.formats.ragtruth import SOURCES, read_ragtruth
 from finepref.formats.sepo_csv import Tokens, read_sepo_csv
 from finepref.formats.tables import typed
 from finepref.synth.data_sources import files
@@ -198,6 +199,8 @@ def read_file(
         if golden is None:
             raise typer.BadParameter("apo_samples needs the file of golden answers", param_hint="--golden")
         return read_apo_samples(file.path, golden)
+    if file.layout == "ragtruth":
+        return read_ragtruth(file.path, file.path.with_name(SOURCES))
     if file.layout == "sepo_csv":
         if tokenize is None:
             raise typer.BadParameter("sepo_csv needs the tokenizer of the scoring", param_hint="--tokenizer")

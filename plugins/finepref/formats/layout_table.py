@@ -392,6 +392,14 @@ BUILT_IN = (
         by_row=False,
     ),
     Layout(
+        "ragtruth",
+        "span_pair",
+        "RAGTruth, response.jsonl beside source_info.jsonl: `finepref convert` pairs the responses of a prompt",
+        {"id": "1", "source_id": "9", "labels": [_MARKED], "response": _B},
+        ("source_id", "response:text", "labels:list"),
+        by_row=False,
+    ),
+    Layout(
         "sepo_csv",
         "span_pair",
         "SePO's top_K.csv, with `--tokenizer`",

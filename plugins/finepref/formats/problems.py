@@ -86,7 +86,7 @@ CODES: dict[str, str] = {
     "FP097": "the file is of a kind that is not read",
     "FP100": "a mark that is on no characters of the response; the row is read without it",
     "FP101": "a mark that the record cannot hold; the row is read without it",
-    "FP102": "a step that gives no pair; the row's other steps do",
+    "FP102": "a step, or a response, that gives no pair; others do",
     "FP103": "the better response is another one of the row",
     "FP104": "the marks of steps do not fit the steps",
     "FP105": "the marks of edits do not fit the text",
