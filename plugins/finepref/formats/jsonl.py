@@ -39,16 +39,18 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _GZIP = b"\x1f\x8b"
 _KINDS = {
     b"PK\x03\x04": "a zip archive; unpack it first",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd; its name must end in .zst",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
     b"BZh": "compressed by bzip2; unpack it first, or use gzip",
     b"\xfd7zXZ": "compressed by xz; unpack it first, or use gzip",
     b"version https://git-lfs": "a pointer of Git LFS, not the data; get it with `git lfs pull`",
-    b"PAR1": "parquet; its name must end in .parquet",
-    b"ARROW1": "arrow; its name must end in .arrow",
+    b"PAR1": "parquet",
+    b"ARROW1": "arrow",
     b"<!DOCTYPE": "a web page, not data",
     b"<html": "a web page, not data",
 }
 """First bytes of a file -> its kind, and what to do."""
+_BY_NAME = {"compressed by zstd": ".zst", "parquet": ".parquet", "arrow": ".arrow"}
+_CONVERTED = "which `finepref convert` makes JSON Lines of"
 _NOT_SPACE = re.compile(r"[^ \t\r\n]")
 
 
@@ -194,8 +196,10 @@ class _Teed:
 def other_kind(head: bytes, name: str) -> str:
     """What a file is that is not JSON, and what to do, by its first bytes and its name; "" if nothing tells."""
     found = next((kind for mark, kind in _KINDS.items() if head.startswith(mark)), "")
+    if suffix := _BY_NAME.get(found):
+        return f"{found}, {_CONVERTED}" if name.lower().endswith(suffix) else f"{found}; its name must end in {suffix}"
     if not found and name.lower().endswith((".csv", ".tsv")) and not head.lstrip().startswith((b"{", b"[")):
-        return "a table of separated values; write it as JSON Lines or parquet"
+        return f"a table of separated values, {_CONVERTED}"
     return found
 
 

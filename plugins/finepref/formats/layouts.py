@@ -166,6 +166,9 @@ def read(
     if layout.native:
         places: dict[str, Any] = {"columns": columns, "file": file, "line": line, "nulls_absent": nulls_absent}
         return parse(row, layout.gives, **places, **options, tools=tools)
+    if not layout.by_row:
+        text = f"rows of {name} are not read one by one; `finepref convert --from {name}` makes {layout.gives} of them"
+        return [Problem(file, line, "", "FP090", text)]
     if type(row) is not dict and not isinstance(row, Mapping):
         return [Problem(file, line, "", "FP005", f"expected an object, got {kind_of(row)}")]
     source = RowReader(
