@@ -8,7 +8,7 @@ import re
 import pytest
 from finepref.formats import layouts
 from finepref.formats.check import check_file
-from finepref.formats.jsonl import write_jsonl
+from finepref.formats.jsonl import read_rows, write_jsonl
 from finepref.formats.layout_table import recognise
 from finepref.formats.records import Feedback, Message, Pair, SpanPair, parse, to_row
 from hypothesis import given
@@ -202,7 +202,9 @@ def test_a_text_without_edits_is_no_pair_and_other_prompts_with_completions_are_
 def test_the_layout_of_edited_texts_is_told_by_the_row_that_has_an_edit_not_by_the_first(tmp_path):
     rows = [fava("It is.", "It is."), fava("It <delete>is</delete> was.", "It is was.")]
     write_jsonl(tmp_path / "x.jsonl", rows)
-    assert layouts.guess([tmp_path / "x.jsonl"]) == "fava"
+    votes = layouts.Votes().add("f", read_rows(tmp_path / "x.jsonl"))
+    assert votes.counts == {"fava": 1}
+    assert votes.first == {"fava": "f:2"}
 
 
 # ---- ANAH, HaluEval, xCOMET

@@ -16,6 +16,8 @@ from finepref.formats.check import parse_rows
 from finepref.formats.jsonl import write_jsonl
 from finepref.formats.problems import BadData
 from finepref.synth.data_sources import files
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import parquet
 from typer.testing import CliRunner
 
@@ -220,6 +222,23 @@ def test_a_byte_order_mark_and_crlf_change_nothing_and_json_under_the_name_of_a_
     assert [row.value for row in files.rows_of(path)] == [{"prompt": "q", "chosen": "a"}]
     path.write_bytes(b'\xef\xbb\xbf{"x": 1}\n')
     assert [row.value for row in files.rows_of(path)] == [{"x": 1}]
+
+
+TEXT = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: not text.isspace())
+
+
+@given(st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=4))
+def test_any_text_in_a_table_is_that_text(tmp_path_factory, texts):
+    """Whatever is in the cells: line ends, quotes, digits, brackets, delimiters, a byte order mark."""
+    rows = [
+        {"prompt": prompt, "chosen": f"+{chosen}", "rejected": f"-{rejected}"} for prompt, chosen, rejected in texts
+    ]
+    path = tmp_path_factory.mktemp("tables") / "x.csv"
+    path.write_bytes(table_of(rows))
+    found = records(path, "pair")
+    assert [(each.prompt[0].content, each.chosen, each.rejected) for each in found] == [
+        (row["prompt"], row["chosen"], row["rejected"]) for row in rows
+    ]
 
 
 # ---- damaged files, missing packages
