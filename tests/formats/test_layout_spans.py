@@ -261,6 +261,20 @@ def test_the_pairs_of_halueval_have_their_knowledge_before_the_question():
     assert record_of(row, "halueval_summarization").prompt == (Message("user", "The Rhine."),)
 
 
+def test_the_dialogues_of_halueval_are_turns():
+    row = {"knowledge": "The Rhine is long.", "right_response": "Rhine", "hallucinated_response": "Elbe"}
+    row["dialogue_history"] = f"[Human]: Hello. [Assistant]: Hi! [Human]: {Q}"
+    record = record_of(row, "halueval_dialogue")
+    assert record.prompt == (Message("user", "The Rhine is long.\nHello."), Message("assistant", "Hi!"), *USER)
+    assert (record.chosen, record.rejected) == ("Rhine", "Elbe")
+    for history, expected in (
+        ("Hello.", ("FP108", "dialogue_history")),
+        (f"[Human]: a [Human]: {Q}", ("FP021", "dialogue_history[1]")),
+        ("", ("FP012", "dialogue_history")),
+    ):
+        assert problems(row | {"dialogue_history": history}, "halueval_dialogue")[0] == expected
+
+
 def translation(*errors):
     return {"src": "Es ist der Rhein.", "mt": "It is the Elbe.", "ref": "It is the Rhine.", "error_spans": [*errors]}
 

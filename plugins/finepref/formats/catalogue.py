@@ -252,5 +252,5 @@ _CODES = """\
 
 FP001 to FP009 and FP097: any file. FP016, FP017 and FP070 to FP076: `dataset_info.json`. FP062 to FP066: feedback
 rows joined by prompt. FP047, FP067 and FP068: conversions. FP080 to FP087, FP090 and FP094 to FP096: other layouts.
-FP100 to FP107: layouts with spans or steps, of which FP100 to FP103 are notes that leave a row good.
+FP100 to FP108: layouts with spans or steps, of which FP100 to FP103 are notes that leave a row good.
 FP091: `bad_rows: skip`. FP092 and FP093: recognising a layout. FP110 and FP111: reading data. FP2nn: a stage."""

@@ -14,6 +14,8 @@ from finepref.formats.row import RowReader, shown
 
 _STEP_MARK = "ки"
 _FIRST_STEP = re.compile(r"Step 1\s*:")
+_SPEAKERS = {"Human": "human", "Assistant": "gpt"}
+_SPEAKER = re.compile(r"\[(Human|Assistant)\]:")
 _TEXT_MARK = "[Text]"
 _EDIT = re.compile(r"<(/?)(mark|delete|entity|relation|contradictory|subjective|unverifiable|invented)>")
 _WHOLE_SENTENCE = frozenset({"contradictory", "subjective", "unverifiable", "invented"})
@@ -147,6 +149,23 @@ def judged(reader: RowReader) -> Sequence[Own]:
             "label": Taken(place, said == "no"),
         }
     ]
+
+
+def spoken(reader: RowReader) -> Sequence[Own]:
+    """HaluEval, dialogues: the turns in `dialogue_history`, with the knowledge before the first of them."""
+    place, history = find(reader, "dialogue_history")
+    text = reader.text(history if history is not ABSENT else None, place)
+    start, *parts = _SPEAKER.split(text)
+    if text and (start.strip() or not parts):
+        reader.note(place, "FP108", "expected turns that begin with [Human]: or [Assistant]:")
+    turns = [
+        {"from": _SPEAKERS[who], "value": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    knowledge = find(reader, "knowledge")
+    if turns and knowledge.value not in (ABSENT, None, ""):
+        turns[0]["value"] = f"{reader.text(knowledge.value, knowledge.place)}\n{turns[0]['value']}"
+    own = {"messages": Taken(place, turns)} if turns else {}
+    return [own | {"chosen": find(reader, "right_response"), "rejected": find(reader, "hallucinated_response")}]
 
 
 def edits(reader: RowReader) -> Sequence[Own]:

@@ -177,6 +177,20 @@ BUILT_IN = (
         {"prompt": "knowledge", "query": "question", "chosen": "right_answer", "rejected": "hallucinated_answer"},
     ),
     Layout(
+        "halueval_dialogue",
+        "pair",
+        "HaluEval, dialogues: the knowledge, then the turns",
+        {
+            "knowledge": "Paris.",
+            "dialogue_history": f"[Human]: {_Q}",
+            "right_response": _A,
+            "hallucinated_response": _B,
+        },
+        ("dialogue_history:text", "right_response:text", "hallucinated_response:text"),
+        make=marks.spoken,
+        also=("knowledge", "dialogue_history", "right_response", "hallucinated_response"),
+    ),
+    Layout(
         "halueval_summarization",
         "pair",
         "HaluEval, summaries",

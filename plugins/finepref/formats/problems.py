@@ -92,6 +92,7 @@ CODES: dict[str, str] = {
     "FP105": "the marks of edits do not fit the text",
     "FP106": "sentences that are not those of the response",
     "FP107": "nothing of a response is left to train on",
+    "FP108": "a transcript without the marks of its speakers",
     "FP110": "a package that reads this kind of data is not installed",
     "FP111": "a data set on a hub cannot be read",
     "FP201": "the dataset is of a format that the stage does not train on",
