@@ -163,6 +163,22 @@ def test_a_file_of_another_kind_is_one_problem_that_names_the_kind(path, content
     assert [(problem.code, problem.line, kind in problem.message) for problem in problems] == [(code, 0, True)]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("x.parquet", b"PAR1", "the file is parquet, which `finepref convert` makes JSON Lines of"),
+        ("x.jsonl", b"PAR1", "the file is parquet; its name must end in .parquet"),
+        ("x.jsonl.zst", b"\x28\xb5\x2f\xfd", "compressed by zstd, which `finepref convert` makes JSON Lines of"),
+        ("x.json", b"ARROW1", "the file is arrow; its name must end in .arrow"),
+        ("x.csv", b"prompt,chosen", "a table of separated values, which `finepref convert` makes JSON Lines of"),
+    ],
+)
+def test_what_reads_a_file_of_another_kind_is_told(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    (row,) = jsonl.read_rows(tmp_path / name)
+    assert row.problems[0].message.endswith(told)
+
+
 def test_a_table_of_separated_values_is_one_problem_and_json_under_that_name_is_read(tmp_path):
     path, problems = tmp_path / "x.csv", []
     path.write_text("prompt,chosen\nq,a\n")

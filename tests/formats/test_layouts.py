@@ -385,6 +385,15 @@ def test_the_row_that_the_table_shows_is_good_and_recognised(layout):
         assert pickle.loads(pickle.dumps(layouts.reader(layout.name, file="f")))(layout.sample, line=3) == parsed
 
 
+@pytest.mark.parametrize(
+    "layout", [layout for layout in BUILT_IN if not layout.by_row], ids=lambda layout: layout.name
+)
+def test_a_layout_whose_rows_need_another_file_says_what_reads_it(layout):
+    (problem,) = read(layout.sample, layout.name)
+    assert problem.code == "FP090"
+    assert f"`finepref convert --from {layout.name}` makes {layout.gives} of them" in problem.message
+
+
 def guessed(tmp_path, *files):
     paths = []
     for number, rows in enumerate(files):

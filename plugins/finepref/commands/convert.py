@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from finepref.commands.errors import user_errors
 from finepref.commands.input_files import (
     LAYOUTS,
     Column,
@@ -27,6 +28,7 @@ from finepref.formats.jsonl import write_jsonl
 from finepref.formats.layouts import native_format
 from finepref.formats.records import FORMATS, to_row
 from finepref.formats.sepo_csv import Tokens
+from finepref.synth.data_sources.files import shards
 
 
 def register(app: typer.Typer) -> None:
@@ -56,7 +58,10 @@ def convert(
     if target not in TARGETS[native_format(origin)]:
         raise typer.BadParameter(f"{origin} becomes {' or '.join(TARGETS[native_format(origin)])}", param_hint="--to")
     share = share_of(max_bad)
-    files = [_typed_input(text, origin, columns_of(column), error_type or None) for text in inputs]
+    with user_errors():
+        files = [
+            file for text in inputs for file in _typed_inputs(text, origin, columns_of(column), error_type or None)
+        ]
     if output.resolve() in {file.path.resolve() for file in files}:
         raise typer.BadParameter(f"{output} is also an input", param_hint="OUTPUT")
     options = {"golden": golden, "tokenize": _tokenizer(tokenizer) if tokenizer else None, "eos": eos}
@@ -82,11 +87,14 @@ def convert(
     typer.echo(f"{count} rows of {target} in {output}{left}")
 
 
-def _typed_input(text: str, layout: str, columns: Mapping[str, str], error_type: str | None) -> Input:
+def _typed_inputs(text: str, layout: str, columns: Mapping[str, str], error_type: str | None) -> list[Input]:
+    """The files that an argument stands for: itself, or those of a folder."""
     given, _, file = text.partition("=")
     if file and native_format(layout) == "feedback" and not Path(text).exists():
-        return Input(Path(file), layout, columns, given)
-    return Input(Path(text), layout, columns, error_type)
+        text, error_type = file, given
+    path = Path(text)
+    paths = shards(path) if path.is_dir() else [path]
+    return [Input(each, layout, columns, error_type) for each in paths]
 
 
 def _tokenizer(path: Path) -> Callable[[str], Tokens]:

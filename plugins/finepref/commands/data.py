@@ -61,7 +61,9 @@ def gym(
     typer.echo(f"{output}: {count} questions of {name}")
 
 
-FromFile = Annotated[Path | None, typer.Option(help="Read this file (JSON Lines, JSON, parquet) instead of the hub.")]
+FromFile = Annotated[
+    Path | None, typer.Option(help="Read this file (JSON Lines, JSON, parquet, csv, arrow) instead of the hub.")
+]
 
 
 def ultrafeedback(
@@ -116,7 +118,7 @@ def _public(name: str, output: Path, from_file: Path | None, split: str, policy:
         output, from_file, split: see the commands.
         policy, max_bad: --bad-rows and --max-bad, for rows that cannot be read.
     """
-    from finepref.commands.input_files import rows_of
+    from finepref.synth.data_sources.files import rows_of
     from finepref.synth.data_sources.hub import SOURCES, hub_rows, write_pairs
     from finepref.synth.left_out import PROBLEMS
 

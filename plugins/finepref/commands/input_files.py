@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,10 +16,14 @@ from tqdm import tqdm
 from finepref.formats import dataset_info, layouts
 from finepref.formats.apo_samples import check_apo_samples, read_apo_samples
 from finepref.formats.check import BadData, Checked, FileCheck, FileReport, Problem, SeenIds, digest, parse_rows
-from finepref.formats.jsonl import RawRow, other_kind, read_chunks, read_rows, write_jsonl
+from finepref.formats.jsonl import RawRow, read_chunks, write_jsonl
 from finepref.formats.layouts import UNKNOWN, ParseRow
 from finepref.formats.pool import WorkerDied, ordered_map
+from finepref.formats.ragtruth import SOURCES, read_ragtruth
 from finepref.formats.sepo_csv import Tokens, read_sepo_csv
+from finepref.formats.tables import typed
+from finepref.synth.data_sources import files
+from finepref.synth.data_sources.hub import HubSet
 
 LAYOUTS = layouts.names()
 
@@ -38,6 +41,7 @@ class Input(NamedTuple):
         error_type: of undesirable feedback rows without one.
         tags: LLaMA-Factory's `tags` of the entry.
         dataset: what the file is a part of; ids are unique in it. "": of nothing.
+        hub: the data set on a hub that stands for the file, `path` being its name there.
     """
 
     path: Path
@@ -46,6 +50,7 @@ class Input(NamedTuple):
     error_type: str | None
     tags: Mapping[str, str] | None = None
     dataset: str = ""
+    hub: HubSet | None = None
 
 
 def find_inputs(
@@ -67,7 +72,8 @@ def find_inputs(
         jobs: processes for recognising the layout.
 
     Raises:
-        BadData: dataset_info.json or the entry is invalid, the name is unknown, or rows are of several layouts.
+        BadData: dataset_info.json or the entry is invalid, the name is unknown, a folder has files of several kinds,
+            or rows are of several layouts.
     """
     path = Path(name)
     if path.name == dataset_info.FILE_NAME:
@@ -80,9 +86,9 @@ def find_inputs(
             for file in _inputs_of_entry(dataset_dir, each, entry)
         ]
     if path.exists() or path.suffix:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        layout = layout or _guess(files, columns, jobs)
-        return [Input(file, layout, columns, error_type, dataset=name) for file in files]
+        paths = files.shards(path) if path.is_dir() else [path]
+        layout = layout or _guess(paths, columns, jobs)
+        return [Input(file, layout, columns, error_type, dataset=name) for file in paths]
     folder, entry = dataset_info.find(name, dataset_dir)
     return [*_inputs_of_entry(folder, name, entry)]
 
@@ -93,17 +99,24 @@ def _inputs_of_entry(dataset_dir: Path, name: str, entry: Mapping[str, Any]) -> 
         file, formatting = str(dataset_dir / dataset_info.FILE_NAME), entry.get("formatting", "alpaca")
         text = f"{formatting} is a format of the host; of these, sets with ranking: true or a kto_tag column are read"
         raise BadData([Problem(file, 0, "formatting", "FP016", text)])
+    options = (layout, entry.get("columns") or {}, entry.get("error_type"), entry.get("tags"), name)
+    if "file_name" not in entry and (hub := HubSet.of_entry(entry)) is not None:
+        yield Input(Path(hub.name), *options, hub)
+        return
     for path in dataset_info.resolve(dataset_dir, entry):
-        yield Input(path, layout, entry.get("columns") or {}, entry.get("error_type"), entry.get("tags"), name)
+        yield Input(path, *options)
 
 
-def _guess(files: Sequence[Path], columns: Mapping[str, str], jobs: int) -> str:
+def _guess(paths: Sequence[Path], columns: Mapping[str, str], jobs: int) -> str:
     """The layout of files, by all of their rows."""
     votes = layouts.Votes()
     votes_of_chunk = partial(layouts.votes_of_chunk, columns=columns)
-    for path in files:
-        if path.suffix == ".parquet":
-            votes.add(str(path), rows_of(path), columns)
+    for path in paths:
+        if not files.is_plain(path):
+            rows = files.rows_of(path)
+            if files.reading(path)["cells"]:
+                rows = (row._replace(value=row.value and typed(row.value)) for row in rows)
+            votes.add(str(path), rows, columns)
             continue
         with tqdm(desc=f"layout of {path.name}", unit=" parts", disable=None) as bar:
             for _, found in ordered_map(votes_of_chunk, read_chunks(path), jobs=jobs):
@@ -141,7 +154,7 @@ def check_files(
 
 def _rejected(check: FileCheck, file: Input, jobs: int, **options: Any) -> Iterator[dict[str, object]]:
     """The bad rows of one file; `check` counts all rows."""
-    if not _by_row(file.layout) or file.path.suffix == ".parquet" or _wrong_columns(file):
+    if not _by_row(file.layout) or file.hub or not files.is_plain(file.path) or _wrong_columns(file):
         yield from check.rejected_rows(read_file(file, **options))
         check.sha256 = digest(file.path)
         return
@@ -186,6 +199,8 @@ def read_file(
         if golden is None:
             raise typer.BadParameter("apo_samples needs the file of golden answers", param_hint="--golden")
         return read_apo_samples(file.path, golden)
+    if file.layout == "ragtruth":
+        return read_ragtruth(file.path, file.path.with_name(SOURCES))
     if file.layout == "sepo_csv":
         if tokenize is None:
             raise typer.BadParameter("sepo_csv needs the tokenizer of the scoring", param_hint="--tokenizer")
@@ -193,7 +208,8 @@ def read_file(
     if wrong := _wrong_columns(file):
         return [Checked(RawRow(0, b"", None, wrong), (), wrong)]
     parse_row = _parse_row(file, error_types, tools=tools)
-    return parse_rows(tqdm(rows_of(file.path), desc=file.path.name, unit=" rows", disable=None), parse_row)
+    rows = files.rows_of(file.path) if file.hub is None else file.hub.rows()
+    return parse_rows(tqdm(rows, desc=file.path.name, unit=" rows", disable=None), parse_row)
 
 
 def _parse_row(file: Input, error_types: Collection[str] | None, *, tools: bool = False) -> ParseRow:
@@ -204,9 +220,9 @@ def _parse_row(file: Input, error_types: Collection[str] | None, *, tools: bool 
         error_type=file.error_type,
         error_types=error_types,
         file=str(file.path),
-        nulls_absent=file.path.suffix == ".parquet",
         tags=file.tags,
         tools=tools,
+        **({"nulls_absent": True} if file.hub else files.reading(file.path)),
     )
 
 
@@ -216,28 +232,6 @@ def _wrong_columns(file: Input) -> list[Problem]:
     if _by_row(file.layout):
         return layouts.check_columns(file.layout, file.columns, file=str(file.path))
     return [Problem(str(file.path), 0, "columns", "FP017", f"{file.layout} has fixed columns")] if file.columns else []
-
-
-def rows_of(path: Path) -> Iterator[RawRow]:
-    """The rows of a JSON Lines, JSON or parquet file."""
-    if path.suffix != ".parquet" or not path.is_file():
-        yield from read_rows(path)
-        return
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise typer.BadParameter(f"{path}: reading parquet needs `pip install pyarrow`") from None
-    try:
-        line = 0
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=1000):
-            for row in batch.to_pylist():
-                line += 1
-                yield RawRow(line, json.dumps(row, default=str).encode(), row, [])
-    except ArrowException as error:
-        with open(path, "rb") as file:
-            kind = other_kind(file.read(64), path.name)
-        told = ("FP097", f"the file is {kind}") if kind and "parquet" not in kind else ("FP001", str(error))
-        yield RawRow(0, b"", None, [Problem(str(path), 0, "", *told)])
 
 
 def columns_of(pairs: Iterable[str]) -> dict[str, str]:

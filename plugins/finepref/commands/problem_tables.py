@@ -31,6 +31,7 @@ def print_reports(reports: Iterable[FileReport], problems: list[Problem], *, tot
     files = Table(
         "file", "format", "rows", "rejected", "problems", "ignored columns", title="Files", title_justify="left"
     )
+    told = Table("code", "place", "field", "note", title="Notes on good rows", title_justify="left")
     shown = 0
     for group in chain(Groups(problems), *(report.groups for report in reports)):
         first, times = group.first, "the first of {:,} such rows" if group.vary else "{:,} times"
@@ -39,6 +40,11 @@ def print_reports(reports: Iterable[FileReport], problems: list[Problem], *, tot
         cells = (group.examples, first.field, f"{first.message}{record}{count}")
         found.add_row(first.code, *(Text(text, overflow="fold") for text in cells))
         shown += group.count
+    for group in chain.from_iterable(report.notes for report in reports):
+        text = f"{group.first.message} ({group.count:,} in all)" if group.count > 1 else group.first.message
+        told.add_row(
+            group.first.code, *(Text(each, overflow="fold") for each in (group.examples, group.first.field, text))
+        )
     for report in reports:
         ignored = ", ".join(f"{ascii(name)[1:-1]} ({n})" for name, n in sorted(report.ignored.items()))
         counts = (f"{count:,}" for count in (report.rows, report.rejected, report.total_problems))
@@ -46,6 +52,8 @@ def print_reports(reports: Iterable[FileReport], problems: list[Problem], *, tot
         files.add_row(Text(report.file, overflow="fold"), layout, *counts, Text(ignored, overflow="fold"))
     if found.row_count:
         console.print(found)
+    if told.row_count:
+        console.print(told)
     if files.row_count:
         console.print(files)
     total = max(total, len(problems)) + sum(report.total_problems for report in reports)

@@ -27,6 +27,7 @@ from finepref.commands.problem_tables import print_reports
 from finepref.commands.sequence_options import TEMPLATE_NEEDS, CutoffLen, TemplateName
 from finepref.formats.check import BadData, FileReport, Problem
 from finepref.formats.jsonl import ArrayLine
+from finepref.formats.problems import Group
 
 TOOLS = "rows with `tools` are refused by training and `finepref convert` (FP089): tools do not reach the template yet"
 CORES = len(os.sched_getaffinity(0))
@@ -99,15 +100,12 @@ def as_json_row(problem: Problem) -> dict[str, object]:
 
 
 def _as_json(report: FileReport) -> dict[str, object]:
-    groups = [
-        {
-            "code": g.first.code,
-            "field": g.first.field,
-            "message": g.first.message,
-            "count": g.count,
-            "places": g.places,
-        }
-        for g in report.groups
-    ]
+    grouped = {"groups": [*map(_as_json_group, report.groups)], "notes": [*map(_as_json_group, report.notes)]}
     problems = [*map(as_json_row, report.problems)]
-    return asdict(replace(report, groups=())) | {"groups": groups, "problems": problems}
+    return asdict(replace(report, groups=(), notes=())) | grouped | {"problems": problems}
+
+
+def _as_json_group(group: Group) -> dict[str, object]:
+    first = group.first
+    named = {"code": first.code, "field": first.field, "message": first.message}
+    return named | {"count": group.count, "places": group.places}

@@ -19,7 +19,7 @@ from finepref.formats import layouts
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.checked_rows import Checked, rejected_row
 from finepref.formats.jsonl import CHUNK, ArrayLine, Chunk, RawRow, read_chunks, read_rows, rows_of, write_jsonl
-from finepref.formats.layouts import ParseRow, check_columns
+from finepref.formats.layouts import Noted, ParseRow, check_columns
 from finepref.formats.pool import ordered_map
 from finepref.formats.problems import CODES, SHOWN, BadData, Group, Groups, Problem
 from finepref.formats.records import FORMATS, Feedback, Record
@@ -51,6 +51,7 @@ class FileReport:
         ignored: column -> number of rows that have it, for columns that the format does not read.
         layout: of the rows, where it is not the format itself.
         groups: all problems, equal ones together.
+        notes: what of good rows has no place in their records, equal ones together; no problems.
     """
 
     file: str
@@ -63,6 +64,7 @@ class FileReport:
     ignored: Mapping[str, int] = field(default_factory=dict)
     layout: str = ""
     groups: tuple[Group, ...] = ()
+    notes: tuple[Group, ...] = ()
 
     def passes(self, max_bad: float = 0.0) -> bool:
         """Whether the file as a whole has no problem and at most a share `max_bad` of its rows is rejected."""
@@ -70,14 +72,15 @@ class FileReport:
 
 
 class Found(NamedTuple):
-    """The content of a chunk of lines: (line, id, label) of good records, bad rows, counts of unread columns, and the
-    number of records beyond one a row.
+    """The content of a chunk of lines: (line, id, label) of good records, bad rows, counts of unread columns, the
+    number of records beyond one a row, and notes of good rows.
     """
 
     good: list[tuple[int, str, bool | None]]
     bad: list[RawRow]
     ignored: Counter[str]
     more: int
+    notes: list[Problem]
 
 
 def parse_rows(rows: Iterable[RawRow], parse_row: ParseRow) -> Iterator[Checked]:
@@ -88,7 +91,8 @@ def parse_rows(rows: Iterable[RawRow], parse_row: ParseRow) -> Iterator[Checked]
         elif isinstance(parsed := parse_row(raw.value, line=raw.line), list):
             yield Checked(raw, (), parsed)
         else:
-            yield Checked(raw, parsed if isinstance(parsed, tuple) else (parsed,), [])
+            records = parsed if isinstance(parsed, tuple) else (parsed,)
+            yield Checked(raw, records, [], parsed.notes if isinstance(parsed, Noted) else ())
 
 
 def parse_chunk(chunk: Chunk, *, parse_row: ParseRow, known: set[str] | None) -> Found:
@@ -96,6 +100,7 @@ def parse_chunk(chunk: Chunk, *, parse_row: ParseRow, known: set[str] | None) ->
     good: list[tuple[int, str, bool | None]] = []
     bad: list[RawRow] = []
     ignored: Counter[str] = Counter()
+    notes: list[Problem] = []
     more = 0
     for raw in rows_of(chunk):
         line, _, value, _ = raw
@@ -110,9 +115,11 @@ def parse_chunk(chunk: Chunk, *, parse_row: ParseRow, known: set[str] | None) ->
         elif isinstance(parsed, tuple):
             good += [(line, record.id, record.label if isinstance(record, Feedback) else None) for record in parsed]
             more += len(parsed) - 1
+            if isinstance(parsed, Noted):
+                notes += parsed.notes
         else:
             good.append((line, parsed.id, parsed.label if isinstance(parsed, Feedback) else None))
-    return Found(good, bad, ignored, more)
+    return Found(good, bad, ignored, more, notes)
 
 
 def check_file(
@@ -220,7 +227,7 @@ class FileCheck:
         self.sha256 = ""
         self.seen = seen
         self.known = None if columns is None else layouts.columns_read(layout, columns)
-        self.groups = Groups()
+        self.groups, self.notes = Groups(), Groups()
         self.rows = self.rejected = self.total = 0
         self.desirable = self.undesirable = 0
         self.of_file: list[Problem] = []
@@ -261,7 +268,7 @@ class FileCheck:
     ) -> Iterator[dict[str, object]]:
         parse_lines = partial(parse_chunk, parse_row=parse_row, known=self.known)
         with self._ids() as seen:
-            for chunk, (good, bad, ignored, more) in ordered_map(parse_lines, chunks, jobs=jobs):
+            for chunk, (good, bad, ignored, more, notes) in ordered_map(parse_lines, chunks, jobs=jobs):
                 count = len(good) - more + sum(raw.line > 0 for raw in bad)
                 lines: list[bytes] = []
                 for line, record_id, label in good:
@@ -277,6 +284,8 @@ class FileCheck:
                         yield rejected_row(self.file, raw)
                 self.rows += count
                 self.ignored.update(ignored)
+                for note in notes:
+                    self.notes.add(note)
                 progress(count)
         self._note(0, self._set_problems())
 
@@ -302,6 +311,8 @@ class FileCheck:
                         break
                 self.rows += line > 0
                 self._note(line, row.problems)
+                for note in row.notes:
+                    self.notes.add(note)
                 yield row
         self._note(0, self._set_problems())
 
@@ -373,6 +384,7 @@ class FileCheck:
             ignored=ignored,
             layout=self.layout if self.layout not in (*FORMATS, layouts.UNKNOWN) else "",
             groups=tuple(islice(self.groups, self.limit)),
+            notes=tuple(islice(self.notes, self.limit)),
         )
 
 

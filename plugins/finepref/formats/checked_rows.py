@@ -12,11 +12,15 @@ from finepref.formats.records import Record
 
 
 class Checked(NamedTuple):
-    """A row as read, with its record (several in some released files) or its problems."""
+    """A row as read, with its record (several in some released files) or its problems.
+
+    `notes` tell what of a good row has no place in its records, see `problems.NOTES`.
+    """
 
     raw: RawRow
     records: Sequence[Record]
     problems: list[Problem]
+    notes: Sequence[Problem] = ()
 
 
 def rejected_row(file: str, raw: RawRow) -> dict[str, object]:

@@ -34,7 +34,7 @@ OWN_KEYS = ("error_type", "make")
 """Keys that only we read: the type of undesirable feedback rows, and the command that makes a missing file."""
 
 KINDS = {"arrow": "arrow", "csv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet", "txt": "text"}
-"""File name extension -> kind of file, as the host tells them. A further extension .gz does not change the kind."""
+"""File name extension -> kind of file, as the host tells them. A further extension .gz or .zst changes nothing."""
 
 
 def load(dataset_dir: str | os.PathLike[str]) -> dict[str, dict[str, object]]:
@@ -133,7 +133,9 @@ def resolve(dataset_dir: str | os.PathLike[str], entry: Mapping[str, object]) ->
     if absent:
         hint = f"; make it with: {entry['make']}" if "make" in entry else ""
         raise BadData([Problem(file, 0, "file_name", "FP075", f"{path} is not a file{hint}") for path in absent])
-    kinds = {KINDS.get(Path(path.name.removesuffix(".gz")).suffix.removeprefix(".")) for path in paths}
+    kinds = {
+        KINDS.get(Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix.removeprefix(".")) for path in paths
+    }
     if None in kinds or len(kinds) > 1:
         found = ", ".join(sorted({path.suffix or path.name for path in paths}))
         message = f"{name} has {found}; the host reads one kind of {', '.join(KINDS)}"

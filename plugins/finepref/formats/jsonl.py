@@ -2,7 +2,8 @@
 
 UTF-8, with or without a byte order mark at the start. Only "\\n" ends a line; a "\\r" before it is JSON white space,
 so files with "\\r\\n" read the same; a lone "\\r" or U+2028 does not end a line. Lines of white space are skipped.
-Files that gzip has compressed are read as they are. Other kinds (zip, LFS pointer, parquet) are named in one line.
+Files that gzip has compressed are read as they are. Other kinds (zip, LFS pointer, parquet) are named in one line;
+`finepref.synth.data_sources.files.rows_of` reads tables, parquet, arrow and zst too.
 A file whose first character is "[" is read as one JSON array of rows, whatever its name; the line of a row is the one
 where it starts. NaN, Infinity, numbers beyond a double, duplicate keys and lone surrogates are refused, as are lines
 over 16 MiB and arrays over 1 GiB (arrays are read whole, lines in chunks).
@@ -38,16 +39,18 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _GZIP = b"\x1f\x8b"
 _KINDS = {
     b"PK\x03\x04": "a zip archive; unpack it first",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it first (zstd -d), or use gzip",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
     b"BZh": "compressed by bzip2; unpack it first, or use gzip",
     b"\xfd7zXZ": "compressed by xz; unpack it first, or use gzip",
     b"version https://git-lfs": "a pointer of Git LFS, not the data; get it with `git lfs pull`",
-    b"PAR1": "parquet; its name must end in .parquet",
-    b"ARROW1": "arrow; write it as parquet or JSON Lines",
+    b"PAR1": "parquet",
+    b"ARROW1": "arrow",
     b"<!DOCTYPE": "a web page, not data",
     b"<html": "a web page, not data",
 }
 """First bytes of a file -> its kind, and what to do."""
+_BY_NAME = {"compressed by zstd": ".zst", "parquet": ".parquet", "arrow": ".arrow"}
+_CONVERTED = "which `finepref convert` makes JSON Lines of"
 _NOT_SPACE = re.compile(r"[^ \t\r\n]")
 
 
@@ -143,6 +146,12 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[RawRow]:
         yield from rows_of(chunk)
 
 
+def read_open(file: io.BufferedReader, name: str) -> Iterator[RawRow]:
+    """The same of an open file, such as one that is unpacked as it is read; `name` is for the problems."""
+    for chunk in _cut(file, name, CHUNK, len):
+        yield from rows_of(chunk)
+
+
 def read_chunks(
     path: str | os.PathLike[str], *, size: int = CHUNK, tee: Callable[[bytes], object] = len
 ) -> Iterator[Chunk]:
@@ -187,8 +196,10 @@ class _Teed:
 def other_kind(head: bytes, name: str) -> str:
     """What a file is that is not JSON, and what to do, by its first bytes and its name; "" if nothing tells."""
     found = next((kind for mark, kind in _KINDS.items() if head.startswith(mark)), "")
+    if suffix := _BY_NAME.get(found):
+        return f"{found}, {_CONVERTED}" if name.lower().endswith(suffix) else f"{found}; its name must end in {suffix}"
     if not found and name.lower().endswith((".csv", ".tsv")) and not head.lstrip().startswith((b"{", b"[")):
-        return "a table of separated values; write it as JSON Lines or parquet"
+        return f"a table of separated values, {_CONVERTED}"
     return found
 
 
@@ -245,7 +256,7 @@ def _cut(file: io.BufferedReader, name: str, size: int, tee: Callable[[bytes], o
     if head.startswith(_UTF16):
         yield Chunk(name, 0, problem=Problem(name, 0, "", "FP003", "the file is UTF-16; write it as UTF-8"))
         return
-    if kind := other_kind(head, name):
+    if kind := other_kind(head.removeprefix(bom), name):
         yield Chunk(name, 0, problem=Problem(name, 0, "", "FP097", f"the file is {kind}"))
         return
     if head.removeprefix(bom).lstrip().split(b"\n", 1)[0].strip() == b"{":

@@ -148,6 +148,11 @@ def is_message(value: object) -> bool:
     return isinstance(value, Mapping) and bool({"content", "value"} & value.keys())
 
 
+def has_edits(text: str) -> bool:
+    """Whether a text marks edits as FAVA does."""
+    return "<mark>" in text or "<delete>" in text
+
+
 def _is_label(value: object) -> bool:
     return type(value) is bool or (type(value) is int and value in (0, 1))
 
@@ -157,6 +162,7 @@ KINDS: dict[str, Callable[[object], bool]] = {
     "transcript": lambda value: (
         type(value) is str and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
     ),
+    "edited": lambda value: type(value) is str and has_edits(value),
     "list": lambda value: isinstance(value, list | tuple),
     "object": lambda value: isinstance(value, Mapping),
     "integer": lambda value: type(value) is int,

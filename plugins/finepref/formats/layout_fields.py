@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from finepref.formats.layout import ABSENT, Field, Own, Taken, find, is_message, take
+from finepref.formats.problems import NOTES
 from finepref.formats.released import dialogue, query_id
 from finepref.formats.row import ROLES, Message, RowReader, kind_of, shown
 
@@ -337,14 +338,17 @@ def steps(reader: RowReader) -> Sequence[Own]:
         ]
         right = _chosen_step(step, completions)
         for j, wrong in enumerate(completions):
-            if right is not None and wrong.get("rating") == -1 and right.get("text") != wrong.get("text"):
-                found.append(
-                    _step_pair(reader, prompt, path, right.get("text"), wrong.get("text"), f"{where}.completions[{j}]")
-                )
+            if wrong.get("rating") != -1:
+                continue
+            one = f"{where}.completions[{j}]"
+            if right is not None and right.get("text") != wrong.get("text"):
+                found.append(_step_pair(reader, prompt, path, right.get("text"), wrong.get("text"), one))
+            else:
+                reader.note(one, "FP102", "the step has no right completion that differs, so this one gives no pair")
         if right is None or type(right.get("text")) is not str:
             break
         path.append(str(right["text"]))
-    if not found and not reader.problems:
+    if not found and all(each.code in NOTES for each in reader.problems):
         reader.note(place, "FP090", "no step has a right and a wrong completion, so there is no pair")
     return found
 

@@ -12,6 +12,7 @@ from functools import cache
 from importlib.metadata import entry_points
 
 from finepref.formats import layout_fields as take
+from finepref.formats import layout_spans as marks
 from finepref.formats.layout import Field, Layout, problems_of
 from finepref.formats.layout import recognise as first_of
 from finepref.formats.record_types import FIELDS
@@ -43,6 +44,14 @@ _STEP = {"completions": [{"text": "2+2=5", "rating": -1}, {"text": "2+2=4", "rat
 _DETAIL = [{"begin_offset": 6, "end_offset": 10, "train": True}]
 _PKU = {"prompt": _Q, "response_0": _A, "response_1": _B, "better_response_id": 0, "safer_response_id": 0}
 _PAIR = {"prompt": _Q, "chosen": _A, "rejected": _B}
+_ERROR = {"error type": "Wrong-Grounding", "start": 6, "end": 10}
+_FEEDBACK = {"errors": [_ERROR], "missing-info": [], "corrected-prediction": _A}
+_FINE_GRAINED = {"question": _Q, "passages": [["France", "Its capital is Paris."]], "prediction 1": _B}
+_PREDICTION = ("question:text", "prediction 1:text", "feedback:object")
+_MARKED = {"text": "Lyon", "confidence": 0.4, "severity": "major", "start": 6, "end": 10}
+_RIGHT, _WRONG = {"sents": [_A], "type": ["no_hallucination"]}, {"sents": [_B], "type": ["hallucination"]}
+_EDITS = "It is <entity><mark>Paris</mark><delete>Lyon</delete></entity>."
+_SHEPHERD = "2+2*2? Step 1: 2*2=4. {0}\nStep 2: The answer is 8. {1}".format
 
 BUILT_IN = (
     Layout(
@@ -78,6 +87,116 @@ BUILT_IN = (
             *("id", "prompt", "correct_response", "correct", "incorrect_response", "incorrect"),
             *("masked_region", "masked_regions"),
         ),
+    ),
+    Layout(
+        "finegrained_rlhf",
+        "span_pair",
+        "allenai/FineGrainedRLHF, QA feedback; the passages follow the question",
+        _FINE_GRAINED | {"feedback": _FEEDBACK},
+        _PREDICTION,
+        make=marks.fine_grained,
+        also=("id", "question", "passages", "gold", "prediction 1", "feedback"),
+    ),
+    Layout(
+        "finegrained_rlhf_question",
+        "span_pair",
+        "the same, the question alone",
+        _FINE_GRAINED | {"feedback": _FEEDBACK},
+        make=marks.question_alone,
+        also=("id", "question", "gold", "prediction 1", "feedback"),
+    ),
+    Layout(
+        "anah",
+        "span_pair",
+        "ANAH, Mask-DPO: sentences with types",
+        {"prompt": [_USER], "chosen": [_GOOD], "chosen_item": _RIGHT, "rejected": [_BAD], "rejected_item": _WRONG},
+        ("prompt", "chosen", "rejected", "chosen_item:object", "rejected_item:object"),
+        make=marks.sentences,
+        also=("id", "prompt", "chosen", "rejected", "chosen_item", "rejected_item"),
+    ),
+    Layout(
+        "math_step_dpo",
+        "span_pair",
+        "xinlai/Math-Step-DPO-10K: the step is the span",
+        {"prompt": "2+3*4?", "initial_reason_steps": "3*4=12.\n", "chosen": "2+12=14.", "rejected": "2+12=15."},
+        ("prompt:text", "initial_reason_steps:text", "chosen:text", "rejected:text"),
+        make=marks.step_after,
+        also=("prompt", "initial_reason_steps", "chosen", "rejected"),
+    ),
+    Layout(
+        "fava",
+        "span_pair",
+        "FAVA: a text with its edits",
+        {"prompt": f"Reference: Paris is the capital of France.\n[Text] {_B}", "completion": _EDITS},
+        ("!label", "prompt:text", "completion:edited"),
+        make=marks.edits,
+        also=("prompt", "completion"),
+    ),
+    Layout(
+        "xcomet",
+        "span_pair",
+        "xCOMET: a translation with marked errors, and its reference",
+        {"src": "Es ist Paris.", "mt": _B, "ref": _A, "error_spans": [_MARKED]},
+        ("src:text", "mt:text", "ref:text", "error_spans|errors:list"),
+        make=marks.translation,
+        also=("id", "src", "mt", "ref", "error_spans", "errors"),
+    ),
+    Layout(
+        "math_shepherd",
+        "feedback",
+        "peiyi9979/Math-Shepherd; desirable if every step is",
+        {"input": _SHEPHERD("ки", "ки"), "label": _SHEPHERD("+", "-"), "task": "GSM8K"},
+        ("input:text", "label:text", "task:text"),
+        make=marks.marked_steps,
+        also=("input", "label"),
+    ),
+    Layout(
+        "processbench",
+        "feedback",
+        "Qwen/ProcessBench; desirable if no step is wrong",
+        {"id": "g-0", "problem": "2+2*2?", "steps": ["2*2=4.", "The answer is 8."], "label": 1},
+        ("problem:text", "steps:list", "label:integer"),
+        make=marks.first_wrong_step,
+        also=("id", "problem", "steps", "label"),
+    ),
+    Layout(
+        "halueval",
+        "feedback",
+        "HaluEval, general",
+        {"ID": "1", "user_query": _Q, "chatgpt_response": _B, "hallucination": "yes", "hallucination_spans": ["Lyon"]},
+        ("user_query:text", "chatgpt_response:text", "hallucination:text"),
+        make=marks.judged,
+        also=("ID", "user_query", "chatgpt_response", "hallucination", "hallucination_spans"),
+    ),
+    Layout(
+        "halueval_qa",
+        "pair",
+        "HaluEval, QA: the knowledge, then the question",
+        {"knowledge": "Paris is in France.", "question": _Q, "right_answer": _A, "hallucinated_answer": _B},
+        ("question:text", "right_answer:text", "hallucinated_answer:text"),
+        {"prompt": "knowledge", "query": "question", "chosen": "right_answer", "rejected": "hallucinated_answer"},
+    ),
+    Layout(
+        "halueval_dialogue",
+        "pair",
+        "HaluEval, dialogues: the knowledge, then the turns",
+        {
+            "knowledge": "Paris.",
+            "dialogue_history": f"[Human]: {_Q}",
+            "right_response": _A,
+            "hallucinated_response": _B,
+        },
+        ("dialogue_history:text", "right_response:text", "hallucinated_response:text"),
+        make=marks.spoken,
+        also=("knowledge", "dialogue_history", "right_response", "hallucinated_response"),
+    ),
+    Layout(
+        "halueval_summarization",
+        "pair",
+        "HaluEval, summaries",
+        {"document": "Paris is the capital of France.", "right_summary": _A, "hallucinated_summary": _B},
+        ("document:text", "right_summary:text", "hallucinated_summary:text"),
+        {"prompt": "document", "chosen": "right_summary", "rejected": "hallucinated_summary"},
     ),
     Layout(
         "openai_preference",
@@ -284,6 +403,14 @@ BUILT_IN = (
         "Linear95/APO, samples; `--golden` is the file of golden answers",
         {"query_id": 7, "query": _QUERY, "sample_0": _B},
         ("query_id", "query:text", "sample_0"),
+        by_row=False,
+    ),
+    Layout(
+        "ragtruth",
+        "span_pair",
+        "RAGTruth, response.jsonl beside source_info.jsonl: `finepref convert` pairs the responses of a prompt",
+        {"id": "1", "source_id": "9", "labels": [_MARKED], "response": _B},
+        ("source_id", "response:text", "labels:list"),
         by_row=False,
     ),
     Layout(

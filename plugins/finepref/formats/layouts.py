@@ -15,12 +15,29 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from finepref.formats import layout_table
+from finepref.formats import layout_table, tables
 from finepref.formats.jsonl import MAX_LINE, Chunk, RawRow, read_chunks, read_rows, rows_of
-from finepref.formats.layout import ABSENT, FAILED, Layout, likeliest
-from finepref.formats.problems import BadData, Problem
+from finepref.formats.layout import ABSENT, FAILED, Layout, has_edits, likeliest
+from finepref.formats.problems import NOTES, BadData, Problem
 from finepref.formats.records import FIELDS, FORMATS, Record, parse, parse_with
 from finepref.formats.row import HOST_EXTRAS, HOST_TURNS, RowReader, kind_of
+
+
+class Noted(tuple[Record, ...]):
+    """The records of a row with notes: problems of `problems.NOTES`, with which the row is good."""
+
+    notes: list[Problem]
+
+    def __new__(cls, records: Iterable[Record], notes: list[Problem]) -> Noted:
+        """Records with their notes."""
+        made = super().__new__(cls, records)
+        made.notes = notes
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        """What makes it again when it is unpickled."""
+        return tuple(self), self.notes
+
 
 Parsed = Record | tuple[Record, ...] | list[Problem]
 ParseRow = Callable[..., Parsed]
@@ -72,6 +89,7 @@ def reader(
     nulls_absent: bool = False,
     tags: Mapping[str, str] | None = None,
     tools: bool = False,
+    cells: bool = False,
 ) -> ParseRow:
     """The function that reads a row of a layout; it can be pickled.
 
@@ -83,10 +101,16 @@ def reader(
         nulls_absent: the rows come through Arrow, where an absent key is null.
         tags: LLaMA-Factory's `tags` of an entry: how its messages name roles and texts.
         tools: let rows with `tools` pass, see `records.parse`.
+        cells: the rows are those of a table of texts; numbers, booleans and lists are read where the layout wants
+            them, see `finepref.formats.tables`.
 
     Raises:
         KeyError: there is no layout of that name.
     """
+    if cells:
+        options: dict[str, Any] = {"columns": columns, "error_type": error_type, "error_types": error_types}
+        options |= {"file": file, "nulls_absent": nulls_absent, "tags": tags, "tools": tools}
+        return partial(_read_cells, parse_row=reader(name, **options))
     if name == UNKNOWN:
         return partial(_unknown, file=file)
     if name in FORMATS:
@@ -114,6 +138,15 @@ def reader(
     )
 
 
+def _read_cells(row: Mapping[str, object], *, line: int, parse_row: ParseRow) -> Parsed:
+    """Read a row of a table; if the layout wants some of its cells otherwise than as texts, they are decoded."""
+    parsed = parse_row(row, line=line)
+    while isinstance(parsed, list) and (values := tables.wanted(row, parsed)):
+        row = {**row, **values}
+        parsed = parse_row(row, line=line)
+    return parsed
+
+
 def read(
     row: object,
     name: str,
@@ -133,6 +166,9 @@ def read(
     if layout.native:
         places: dict[str, Any] = {"columns": columns, "file": file, "line": line, "nulls_absent": nulls_absent}
         return parse(row, layout.gives, **places, **options, tools=tools)
+    if not layout.by_row:
+        text = f"rows of {name} are not read one by one; `finepref convert --from {name}` makes {layout.gives} of them"
+        return [Problem(file, line, "", "FP090", text)]
     if type(row) is not dict and not isinstance(row, Mapping):
         return [Problem(file, line, "", "FP005", f"expected an object, got {kind_of(row)}")]
     source = RowReader(
@@ -144,7 +180,11 @@ def read(
     records: list[Record] = []
     problems: list[Problem] = []
     left = [each for each in HOST_TURNS & source.values.keys() if each not in layout.columns]
-    for own in layout.records(source):
+    found = layout.records(source)
+    notes = [each for each in source.problems if each.code in NOTES]
+    if notes:
+        source.problems = [each for each in source.problems if each.code not in NOTES]
+    for own in found:
         values = {
             field: taken.value
             for field, taken in own.items()
@@ -164,6 +204,8 @@ def read(
     if problems:
         return _another_layout(layout, row, [*dict.fromkeys(problems)])
     different = {record.id: record for record in records}
+    if notes:
+        return Noted(different.values(), notes)
     return records[0] if len(records) == 1 else tuple(different.values())
 
 
@@ -333,7 +375,9 @@ class Votes:
 def _shape(value: object, depth: int) -> object:
     """What the layout of a row depends on: keys, types, the first item of a list, labels, and marks of transcripts."""
     if type(value) is str:
-        return "H" if "Human:" in value[:12] and "\n\nAssistant:" in value else "s"
+        if "Human:" in value[:12] and "\n\nAssistant:" in value:
+            return "H"
+        return "E" if has_edits(value) else "s"
     if isinstance(value, Mapping) and depth:
         return tuple((key, _shape(member, depth - 1)) for key, member in value.items())
     if isinstance(value, list | tuple):

@@ -84,6 +84,17 @@ CODES: dict[str, str] = {
     "FP095": "a response is not one message of the assistant",
     "FP096": "a label that names none of the responses",
     "FP097": "the file is of a kind that is not read",
+    "FP100": "a mark that is on no characters of the response; the row is read without it",
+    "FP101": "a mark that the record cannot hold; the row is read without it",
+    "FP102": "a step, or a response, that gives no pair; others do",
+    "FP103": "the better response is another one of the row",
+    "FP104": "the marks of steps do not fit the steps",
+    "FP105": "the marks of edits do not fit the text",
+    "FP106": "sentences that are not those of the response",
+    "FP107": "nothing of a response is left to train on",
+    "FP108": "a transcript without the marks of its speakers",
+    "FP110": "a package that reads this kind of data is not installed",
+    "FP111": "a data set on a hub cannot be read",
     "FP201": "the dataset is of a format that the stage does not train on",
     "FP202": "the file is of a kind that cannot be checked",
     "FP203": "prompt and response do not fit into cutoff_len",
@@ -109,6 +120,9 @@ CODES: dict[str, str] = {
     "FP251": "the template writes a token that the model does not have",
 }
 """Code -> short meaning. Codes are never reused for another meaning (FP044, FP064, FP065 and FP221 were some)."""
+
+NOTES = frozenset({"FP100", "FP101", "FP102", "FP103"})
+"""Codes that do not make a row a bad one: what has no place in its record is counted and told."""
 
 SHOWN = 100
 """The most problems that are kept for showing; the rest are counted."""

@@ -10,10 +10,11 @@ listed with its problems, and counted. A row that cannot be read at all is a bad
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -41,7 +42,7 @@ class Source(NamedTuple):
     convert: Callable[[Mapping[str, object]], dict[str, object] | str]
 
 
-def hub_rows(name: str, *, split: str, config: str | None = None) -> Iterator[RawRow]:
+def hub_rows(name: str, *, split: str, config: str | None = None, folder: str | None = None) -> Iterator[RawRow]:
     """The rows of a data set on the hub, or in a local folder, one at a time. No code of the data set is run.
 
     Raises:
@@ -50,13 +51,65 @@ def hub_rows(name: str, *, split: str, config: str | None = None) -> Iterator[Ra
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, config, split=split, streaming=True)
+        rows = datasets.load_dataset(name, config, data_dir=folder, split=split, streaming=True)
         for number, row in enumerate(rows, start=1):
             yield RawRow(number, dumps(row).encode(), row, [])
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:300]
         advice = "if the hub cannot be reached from here, download a file elsewhere and pass it with --from-file"
         raise HubUnreachable(f"{name} (split {split}) cannot be read: {reason}; {advice}") from error
+
+
+class HubSet(NamedTuple):
+    """A data set on a hub, as an entry of the host's dataset_info.json names it.
+
+    Attributes:
+        name: on the hub.
+        modelscope: whether it is on ModelScope (`ms_hub_url`) and not on Hugging Face (`hf_hub_url`).
+        subset, split, folder: of the entry.
+    """
+
+    name: str
+    modelscope: bool = False
+    subset: str | None = None
+    split: str = "train"
+    folder: str | None = None
+
+    @classmethod
+    def of_entry(cls, entry: Mapping[str, Any]) -> HubSet | None:
+        """The data set that an entry names, None if it names none; Hugging Face before ModelScope, as the host."""
+        name = entry.get("hf_hub_url") or entry.get("ms_hub_url")
+        if not name:
+            return None
+        options = (entry.get("subset"), entry.get("split") or "train", entry.get("folder"))
+        return cls(name, not entry.get("hf_hub_url"), *options)
+
+    def rows(self) -> Iterator[RawRow]:
+        """Its rows, one at a time; that it cannot be read is a row with line 0 (FP110, FP111)."""
+        package = "modelscope" if self.modelscope else "datasets"
+        try:
+            if self.modelscope:
+                yield from self._of_modelscope()
+            else:
+                yield from hub_rows(self.name, split=self.split, config=self.subset, folder=self.folder)
+        except ImportError:
+            text = f"{package} is not installed: pip install {package}; or download the data and name a file_name"
+            yield RawRow(0, b"", None, [Problem(self.name, 0, "", "FP110", text)])
+        except HubUnreachable as error:
+            text = str(error).partition("; if the hub")[0]
+            advice = "download the data elsewhere and name a file_name in the entry"
+            yield RawRow(0, b"", None, [Problem(self.name, 0, "", "FP111", f"{text}; {advice}")])
+
+    def _of_modelscope(self) -> Iterator[RawRow]:
+        from modelscope import MsDataset
+
+        try:
+            rows = MsDataset.load(self.name, subset_name=self.subset, data_dir=self.folder, split=self.split)
+            for number, row in enumerate(rows, start=1):
+                yield RawRow(number, json.dumps(row, default=str).encode(), row, [])
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise HubUnreachable(f"{self.name} (split {self.split}) cannot be read: {reason}") from error
 
 
 def ultrafeedback(row: Mapping[str, object]) -> dict[str, object] | str:
