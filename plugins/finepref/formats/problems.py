@@ -96,7 +96,6 @@ CODES: dict[str, str] = {
     "FP110": "a package that reads this kind of data is not installed",
     "FP111": "a data set on a hub cannot be read",
     "FP201": "the dataset is of a format that the stage does not train on",
-    "FP202": "the file is of a kind that cannot be checked",
     "FP203": "prompt and response do not fit into cutoff_len",
     "FP204": "no negative of the error types asked for",
     "FP205": "no second prompt to form mismatched pairs with",
@@ -119,7 +118,7 @@ CODES: dict[str, str] = {
     "FP250": "the token scores belong to another prompt",
     "FP251": "the template writes a token that the model does not have",
 }
-"""Code -> short meaning. Codes are never reused for another meaning (FP044, FP064, FP065 and FP221 were some)."""
+"""Code -> short meaning. Codes are never used again for another meaning (FP044, FP064, FP065, FP202, FP221)."""
 
 NOTES = frozenset({"FP100", "FP101", "FP102", "FP103"})
 """Codes that do not make a row a bad one: what has no place in its record is counted and told."""

@@ -8,10 +8,10 @@ from typing import NamedTuple
 from finepref.formats import negatives, record_places, records
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import FileCheck, SeenIds, digest, parse_rows
-from finepref.formats.jsonl import read_rows
 from finepref.formats.problems import Problem
 from finepref.hosts.receipt import DatasetEntry
 from finepref.hosts.run import Source
+from finepref.synth.data_sources.files import rows_of
 
 
 class Sourced(NamedTuple):
@@ -50,11 +50,14 @@ class SourceReader:
                 file = str(path)
                 parse = source.reader(file)
                 check = FileCheck(file, source.formatting, columns=source.columns or {}, seen=seen)
-                for row in self.bad_rows.good(file, check.walk(parse_rows(read_rows(path), parse))):
+                for row in self.bad_rows.good(file, check.walk(parse_rows(rows_of(path), parse))):
                     for index, record in enumerate(row.records):  # the first one counts as the row
                         yield Sourced(file, row.raw.line, record, rows=int(index == 0))
                 report = check.report()
                 self.bad_rows.problems += [problem for problem in report.problems if problem.line == 0]
+                for group in report.notes:
+                    code = group.first.code
+                    self.entry.notes[code] = self.entry.notes.get(code, 0) + group.count
                 self.entry.files[path.name] = digest(path)
                 self.entry.read = (self.entry.read or 0) + report.rows
 

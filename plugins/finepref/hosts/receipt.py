@@ -49,6 +49,7 @@ class DatasetEntry:
     read: int | None  # None when the host fetches the data itself or streams it
     skipped: int = 0  # beyond max_samples
     rejected: dict[str, int] = field(default_factory=dict)  # code -> rows with a problem, left out
+    notes: dict[str, int] = field(default_factory=dict)  # code -> what of good rows has no place in their records
 
 
 def micro_batches(*, first_step: int, last_step: int, accumulation: int, batches_per_epoch: int | None) -> int:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finepref.formats import check, jsonl, layouts, record_places, records
+from finepref.formats import check, layouts, record_places, records
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.problems import BadData, Problem
 from finepref.hosts import patching, receipt
@@ -21,6 +21,7 @@ from finepref.hosts.rows import Rows
 from finepref.hosts.run_setup import Setup, device_name
 from finepref.methods.options import Options
 from finepref.methods.stage import Stage
+from finepref.synth.data_sources import files
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,20 @@ class Source:
 
         With `nulls_absent`, the rows come through Arrow, where an absent key is null.
         """
+        options = files.reading(file) | ({"nulls_absent": True} if nulls_absent else {})
         return layouts.reader(
             self.formatting,
             columns=self.columns,
             error_type=self.error_type,
             file=file,
             tags=self.tags,
-            nulls_absent=nulls_absent,
+            **options,
         )
 
     def records(self) -> Iterator[tuple[str, int, records.Record]]:
         """Read the files again: (file, line, record) of each valid row."""
         for file in self.files:
-            for row in check.parse_rows(jsonl.read_rows(file), self.reader(str(file))):
+            for row in check.parse_rows(files.rows_of(file), self.reader(str(file))):
                 yield from ((str(file), row.raw.line, record) for record in row.records)
 
 

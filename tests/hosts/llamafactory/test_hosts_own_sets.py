@@ -157,3 +157,25 @@ def test_a_public_layout_is_named_by_formatting(run, tmp_path):
     )
     done = run(name="tdpo_hh", dataset="orca", dataset_dir=str(tmp_path), finetuning_type="lora")
     assert done.receipt["rows"]["in_training_set"] == 12
+
+
+def test_a_folder_of_csv_shards_and_a_packed_file_train_as_json_lines_do(run, tmp_path):
+    import csv
+    import gzip
+
+    (tmp_path / "shards").mkdir()
+    for number in (0, 1):
+        with open(tmp_path / "shards" / f"{number}.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, ["prompt", "chosen", "rejected"])
+            writer.writeheader()
+            writer.writerows(PAIRS[6 * number : 6 * number + 6])
+    with gzip.open(tmp_path / "packed.jsonl.gz", "wt") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in PAIRS))
+    entries = {
+        name: {"file_name": file, "formatting": "pair"}
+        for name, file in {"shards": "shards", "packed": "packed.jsonl.gz"}.items()
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
+    for name in entries:
+        done = run(name="tdpo_hh", dataset=name, dataset_dir=str(tmp_path), finetuning_type="lora")
+        assert done.receipt["rows"]["in_training_set"] == 12

@@ -50,7 +50,7 @@ def refused(attempt, tmp_path):
         ("tdpo", {"data__dataset": None}, "--data.dataset is missing"),
         ("tdpo", {"model__model_name_or_path": "./nowhere"}, "there is no model folder './nowhere'"),
         ("tdpo", {"data__apply_chat_template": False, "data__dataset": "hard"}, "FP071 "),
-        ("tdpo", {"data__dataset": "./none.jsonl"}, "FP075 ./none.jsonl: is not a file"),
+        ("tdpo", {"data__dataset": "./none.jsonl"}, "FP075 ./none.jsonl: there is no such file"),
         ("tdpo", {"data__dataset": "sums"}, "FP201 "),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
@@ -39,3 +40,16 @@ def test_a_public_file_is_recognised_by_its_rows(train, tmp_path, make, layout):
     done = train("tdpo", data__dataset=file, tdpo__masks="none")
     assert done.receipt["rows"]["in_training_set"] == 12
     assert done.receipt["datasets"][0]["formatting"].startswith(layout.split("_")[0])
+
+
+def test_a_table_in_a_folder_of_shards_is_read(train, tmp_path):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number in (0, 1):
+        with open(folder / f"{number}.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, ["prompt", "chosen", "rejected"])
+            writer.writeheader()
+            writer.writerows(PAIRS[6 * number : 6 * number + 6])
+    done = train("tdpo", data__dataset=folder, tdpo__masks="none")
+    assert done.receipt["rows"]["in_training_set"] == 12
+    assert done.receipt["datasets"][0]["files"].keys() == {"0.csv", "1.csv"}

@@ -253,7 +253,7 @@ def source_of(name: str, attribute: Any, dataset_dir: str) -> Source:
     """A local data set. Its files are looked up as by `finepref validate`.
 
     Raises:
-        BadData: a file is missing (with the command that makes it, if the entry has one) or cannot be read (FP202).
+        BadData: a file is missing (with the command that makes it, if the entry has one).
     """
     entry = {"file_name": attribute.dataset_name}
     if "make" in attribute.finepref_entry:
@@ -262,9 +262,6 @@ def source_of(name: str, attribute: Any, dataset_dir: str) -> Source:
         files = dataset_info.resolve(dataset_dir, entry)
     except BadData as error:
         raise BadData([replace(problem, field=f"{name}.{problem.field}") for problem in error.problems]) from None
-    for file in files:
-        if file.suffix not in (".json", ".jsonl"):
-            raise BadData([Problem(str(file), 0, "file_name", "FP202", "only .json and .jsonl are checked")])
     return _source(attribute, tuple(files))
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from finepref.formats import dataset_info, layouts, records
+from finepref.formats import dataset_info, jsonl, layouts, records
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.problems import BadData, Problem
 from finepref.hosts.openrlhf.notes import LONGEST, Notes
@@ -33,7 +33,10 @@ from finepref.methods.pair_rows import (
     selects,
     weights_and_scores,
 )
+from finepref.synth.data_sources import files
 from finepref.synth.engines.checkpoint import RefusedByTemplateError, rendered
+
+FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
 
 
 class TokenisedRows(list):
@@ -82,7 +85,7 @@ def sources(names: str, arguments: Any, formats: tuple[str, ...]) -> list[Source
     """
     found = []
     for name in (part.strip() for part in names.split(",")):
-        if Path(name).suffix in (".json", ".jsonl") or os.sep in name:
+        if Path(name).suffix in FILE_SUFFIXES or os.sep in name:
             found.append(_file(name, arguments, formats))
             continue
         folder, entry = dataset_info.find(name, arguments.dataset_dir)
@@ -99,18 +102,21 @@ def sources(names: str, arguments: Any, formats: tuple[str, ...]) -> list[Source
 
 def _file(name: str, arguments: Any, formats: tuple[str, ...]) -> Source:
     path = Path(name)
-    if not path.is_file():
-        raise BadData([Problem(name, 0, "", "FP075", "is not a file; a data set's name has no slash and no suffix")])
+    if not path.exists():
+        text = "there is no such file or folder; a data set's name has no slash and no suffix"
+        raise BadData([Problem(name, 0, "", "FP075", text)])
+    paths = files.shards(path) if path.is_dir() else [path]
     keys = {"prompt": arguments.prompt_key, "chosen": arguments.chosen_key, "rejected": arguments.rejected_key}
     columns = {field: key for field, key in keys.items() if key not in (None, field)}
-    layout = arguments.formatting or layouts.guess([path], columns=columns)
+    rows = jsonl.read_rows if all(map(files.is_plain, paths)) else files.rows_of
+    layout = arguments.formatting or layouts.guess(paths, rows, columns=columns)
     native = layouts.native_format(layout)
     if native not in formats and layout != layouts.UNKNOWN:
         text = f"the rows are {layout}, which cannot be trained on here; use {' or '.join(formats)}"
         raise BadData([Problem(name, 0, "", "FP201", text)])
     if layout in records.FIELDS:
         columns = {field: key for field, key in columns.items() if field in records.FIELDS[layout]}
-    return Source(path.name, layout, (path,), columns)
+    return Source(path.name, layout, tuple(paths), columns)
 
 
 class Encoded(NamedTuple):

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import rejected_row
-from finepref.formats.jsonl import RawRow, read_rows
+from finepref.formats.jsonl import RawRow
 from finepref.formats.problems import Problem
 from finepref.hosts.reading import Sourced
 from finepref.hosts.receipt import DatasetEntry, UnprovenRun
 from finepref.hosts.rows import MAX_SAMPLES, Rows
+from finepref.synth.data_sources.files import rows_of
 
 LONGEST = "--data.max_len"
 
@@ -110,7 +111,7 @@ def with_text(rejected: Iterable[Mapping[str, object]]) -> list[Mapping[str, obj
     """Rejected rows, each row of a file once, with its text from the file where it is still missing."""
     found = {(row["file"], row["line"]): dict(row) for row in reversed(list(rejected))}
     for file in {file for (file, _), row in found.items() if row.get("row") == ""}:
-        for raw in read_rows(str(file)):
+        for raw in rows_of(str(file)):
             if row := found.get((file, raw.line)):
                 row |= {key: text for key, text in rejected_row(str(file), raw).items() if key.startswith("row")}
     return sorted(found.values(), key=lambda row: (str(row["file"]), row["line"]))
