@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,8 +16,8 @@ import torch
 from openrlhf.trainer.dpo_trainer import DPOTrainer
 from torch import Tensor
 
-from finepref.formats import records
-from finepref.formats.problems import BadData
+from finepref.formats import negatives, records
+from finepref.formats.problems import BadData, Problem
 from finepref.hosts.openrlhf import data, forward, pairs, training
 from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
@@ -26,6 +27,10 @@ from finepref.methods.batches import Unpaired
 from finepref.methods.draws import digest_text, draw_digest, draw_index, partners, prompt_key, sum_digests
 from finepref.methods.overlong import same
 
+PAIRS_ONLY = (
+    "OpenRLHF trains good and bad responses in pairs; LLaMA-Factory's stage seapo_kto trains single rows, and "
+    "`finepref convert --from feedback --to negatives --max-bad SHARE` keeps the prompts that have both"
+)
 MISMATCHED_CUT = "mismatched_response"  # what is cut, see `finepref.hosts.rows.Rows.cut`
 
 
@@ -144,15 +149,22 @@ def _negatives(record: records.Negatives, types: tuple[str, ...] | None) -> dict
 def grouped(found: list[Sourced], notes: Notes) -> list[Sourced]:
     """Group rows of single responses by prompt into records; other records stay unchanged.
 
-    Rows of a prompt that contradict each other are rejected.
+    Rows of a prompt that contradict each other are rejected, and rows that cannot be paired with one of the other
+    label: the host's trainer takes pairs.
     """
-    joined = join_feedback(source for source in found if isinstance(source.record, records.Feedback))
+    rows = (source for source in found if isinstance(source.record, records.Feedback))
+    joined = join_feedback(rows, singles=False)
     notes.members |= joined.members
     for prompt, problems in joined.wrong.items():
         first, *_ = group = joined.groups[prompt]
         notes.members[first.file, first.line] = [(source.file, source.line) for source in group]
-        notes.reject(first, problems)
+        notes.reject(first, [replace(p, message=_paired_only(p)) for p in problems])
     return [source for source in found if not isinstance(source.record, records.Feedback)] + joined.records
+
+
+def _paired_only(problem: Problem) -> str:
+    """The message of a problem of a prompt, with what to do about single rows."""
+    return f"{problem.message}; {PAIRS_ONLY}" if problem.code in negatives.LACKING else problem.message
 
 
 def _ids(ids: list[int]) -> Tensor:
