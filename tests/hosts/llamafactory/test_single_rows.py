@@ -1,4 +1,4 @@
-"""`seapo_kto` on rows of format feedback that have no counterpart: each is trained on by its own label, as by `kto`."""
+"""`seapo_kto` on feedback rows that have no counterpart: each is trained on by its own label, as by `kto`."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ def test_a_response_with_both_labels_is_refused(refused):
     good = SINGLE[0]
     records = [good, {**good, "id": "other", "label": False}, *SINGLE[1:]]
     message = refused(records, {"formatting": "feedback"})
-    assert "FP032" in message and "sums.jsonl:2" in message
+    assert "FP032" in message
+    assert "sums.jsonl:2" in message
 
 
 def test_error_types_restrict_draws_and_typed_single_rows_only(refused, train):
@@ -99,7 +100,8 @@ def test_error_types_restrict_draws_and_typed_single_rows_only(refused, train):
     assert done.receipt["single_rows"] == {"desirable": 4, "undesirable": 9}
     assert done.receipt["draws"]["counts"] == {"logic": 1}
     message = refused([*typed, *of_record(rows()[0])], {"formatting": "feedback"}, seapo_error_types="correctness")
-    assert "FP204" in message and "error_type" in message and "sums.jsonl:13" in message
+    assert "FP204" in message
+    assert "sums.jsonl:13 error_type" in message
 
 
 def test_rows_that_max_samples_parts_from_their_prompt_are_skipped_and_true_single_rows_are_not(train):
@@ -163,7 +165,8 @@ def test_losses_are_those_of_the_hosts_own_kto_on_the_same_rows_and_mismatched_p
     of_host = [
         {"instruction": row["prompt"], "input": "", "output": row["response"], "kto_tag": row["label"]} for row in ring
     ]
-    folder = write_rows(tmp_path / "host", of_host, "sums", formatting="alpaca", columns={"kto_tag": "kto_tag"})
+    columns = {"prompt": "instruction", "query": "input", "response": "output", "kto_tag": "kto_tag"}
+    folder = write_rows(tmp_path / "host", of_host, "sums", formatting="alpaca", columns=columns)
     settings = recipe(dataset_dir=str(folder), output_dir=str(tmp_path / "by host"), **common) | {"stage": "kto"}
     run_exp({name: value for name, value in settings.items() if not name.startswith(("seapo_", "finepref_"))})
     log = json.loads((tmp_path / "by host" / "trainer_state.json").read_text())["log_history"]

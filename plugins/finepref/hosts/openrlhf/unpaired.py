@@ -25,12 +25,9 @@ from finepref.hosts.reading import Sourced, join_feedback
 from finepref.losses import ops
 from finepref.methods.batches import Unpaired
 from finepref.methods.draws import digest_text, draw_digest, draw_index, partners, prompt_key, sum_digests
+from finepref.methods.options import UnpairedOptions
 from finepref.methods.overlong import same
 
-PAIRS_ONLY = (
-    "OpenRLHF trains good and bad responses in pairs; LLaMA-Factory's stage seapo_kto trains single rows, and "
-    "`finepref convert --from feedback --to negatives --max-bad SHARE` keeps the prompts that have both"
-)
 MISMATCHED_CUT = "mismatched_response"  # what is cut, see `finepref.hosts.rows.Rows.cut`
 
 
@@ -146,7 +143,7 @@ def _negatives(record: records.Negatives, types: tuple[str, ...] | None) -> dict
     return {kind: text for kind, text in record.negatives.items() if not types or kind in types}
 
 
-def grouped(found: list[Sourced], notes: Notes) -> list[Sourced]:
+def grouped(found: list[Sourced], notes: Notes, options: UnpairedOptions) -> list[Sourced]:
     """Group rows of single responses by prompt into records; other records stay unchanged.
 
     Rows of a prompt that contradict each other are rejected, and rows that cannot be paired with one of the other
@@ -158,13 +155,19 @@ def grouped(found: list[Sourced], notes: Notes) -> list[Sourced]:
     for prompt, problems in joined.wrong.items():
         first, *_ = group = joined.groups[prompt]
         notes.members[first.file, first.line] = [(source.file, source.line) for source in group]
-        notes.reject(first, [replace(p, message=_paired_only(p)) for p in problems])
+        notes.reject(first, [_with_way_out(p, options) for p in problems])
     return [source for source in found if not isinstance(source.record, records.Feedback)] + joined.records
 
 
-def _paired_only(problem: Problem) -> str:
-    """The message of a problem of a prompt, with what to do about single rows."""
-    return f"{problem.message}; {PAIRS_ONLY}" if problem.code in negatives.LACKING else problem.message
+def _with_way_out(problem: Problem, options: UnpairedOptions) -> Problem:
+    """A problem of a prompt; what to do is added if its rows could be trained on one by one."""
+    if problem.code not in negatives.LACKING:
+        return problem
+    way = "`finepref convert --to negatives --error-type TYPE` names one"
+    if problem.code != "FP066":
+        way = f"{options.key('finepref_bad_rows', 'skip')} leaves such rows out"
+    told = f"{problem.message}; OpenRLHF trains good and bad in pairs, LLaMA-Factory single rows too; {way}"
+    return replace(problem, message=told)
 
 
 def _ids(ids: list[int]) -> Tensor:
@@ -278,7 +281,7 @@ def prepare(request: Request) -> Callable[[], None]:
     stage, options = request.stage, request.options
 
     def arrange(found: list[Sourced], notes: Notes) -> list[Sourced]:
-        joined = grouped(found, notes)
+        joined = grouped(found, notes, options)
         types = {name for source in joined for name in source.record.negatives}
         if stage.check_data and (problems := stage.check_data(types, options)):
             raise BadData(problems)
