@@ -155,19 +155,20 @@ def grouped(found: list[Sourced], notes: Notes, options: UnpairedOptions) -> lis
     for prompt, problems in joined.wrong.items():
         first, *_ = group = joined.groups[prompt]
         notes.members[first.file, first.line] = [(source.file, source.line) for source in group]
-        notes.reject(first, [_with_way_out(p, options) for p in problems])
+        notes.reject(first, _told(problems, options))
     return [source for source in found if not isinstance(source.record, records.Feedback)] + joined.records
 
 
-def _with_way_out(problem: Problem, options: UnpairedOptions) -> Problem:
-    """A problem of a prompt; what to do is added if its rows could be trained on one by one."""
-    if problem.code not in negatives.LACKING:
-        return problem
+def _told(problems: list[Problem], options: UnpairedOptions) -> list[Problem]:
+    """The problems of a prompt. If its rows could be trained on one by one, only the first, with what to do."""
+    first = min(problems, key=lambda problem: problem.code)
+    if first.code not in negatives.LACKING:
+        return problems
     way = "`finepref convert --to negatives --error-type TYPE` names one"
-    if problem.code != "FP066":
+    if first.code != "FP066":
         way = f"{options.key('finepref_bad_rows', 'skip')} leaves such rows out"
-    told = f"{problem.message}; OpenRLHF trains good and bad in pairs, LLaMA-Factory single rows too; {way}"
-    return replace(problem, message=told)
+    told = f"{first.message}; OpenRLHF trains good and bad in pairs, LLaMA-Factory single rows too; {way}"
+    return [replace(first, message=told)]
 
 
 def _ids(ids: list[int]) -> Tensor:
