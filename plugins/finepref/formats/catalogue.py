@@ -85,7 +85,7 @@ FORMATS_SHOWN: dict[str, Format] = {
         (*_PROMPT_CODES, "FP008", "FP030", "FP031", "FP032", "FP033", "FP036", "FP045", *_SPAN_CODES, "FP060"),
     ),
     "feedback": Format(
-        "One response and whether it is desirable (KTO; the files of the SeaPO release). A prompt may have one label only.",
+        "One response and whether it is desirable (KTO; the files of the SeaPO release). A prompt may have one label.",
         {
             "messages": [
                 {"role": "user", "content": _QUESTION},

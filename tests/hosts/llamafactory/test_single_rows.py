@@ -17,7 +17,7 @@ from sample_rows import rows, write_rows
 def single(i: int, label: bool, **more: object) -> dict:
     """A row whose prompt has no other row."""
     text = f"{i} times 2 is {2 * i}." if label else f"I will not double {i}."
-    return {"id": f"single-{i}", "prompt": f"What is 2 x {i}?", "response": text, "label": label, **more}
+    return {"id": f"single-{i}", "prompt": f"What is 2 x {i}?", "response": text, "label": label} | more
 
 
 SINGLE = [single(i, i % 3 == 0) for i in range(12)]  # 4 desirable, 8 undesirable rows
@@ -54,8 +54,9 @@ def test_single_rows_are_all_trained_on_and_counted_by_label(train):
     assert rows["skipped"] == rows["rejected"] == {}
 
 
-def test_a_mixed_file_draws_for_whole_prompts_and_trains_every_other_row(train):
+def test_a_mixed_file_draws_for_whole_prompts_and_trains_every_other_row(train, caplog):
     done = train(MIXED)
+    assert "12 single rows are trained on by their own label: 4 desirable, 8 undesirable" in caplog.text
     rows = done.receipt["rows"]
     assert (rows["read"], rows["in_training_set"], rows["seen"]) == (20, 20, 12 + 2 * 2)
     assert done.receipt["single_rows"] == {"desirable": 4, "undesirable": 8}
@@ -122,6 +123,42 @@ def test_automatic_weights_count_the_responses_that_there_are(train, tmp_path, c
     assert ruled.receipt["settings"]["kto_chosen_weight"] == 2.0
     assert sum(losses(plain)) / len(losses(plain)) == pytest.approx(0.5)
     assert sum(losses(ruled)) / len(losses(ruled)) == pytest.approx((4 * 2 + 8) / 12 / 2)
+
+
+def test_two_ranks_count_their_single_rows_together(forked, tmp_path):
+    folder = write_rows(tmp_path / "feedback", MIXED, "sums", formatting="feedback")
+    done = forked(processes=2, dataset_dir=str(folder), max_steps=-1, num_train_epochs=1)
+    assert done.code == 0, done.output
+    assert done.receipt["single_rows"] == {"desirable": 4, "undesirable": 8}
+    assert len(done.receipt["ranks"]) == 2
+    assert sum(done.receipt["draws"]["counts"].values()) == 2
+
+
+def test_single_rows_are_split_between_training_and_evaluation_and_both_have_their_metrics(train):
+    done = train(SINGLE, val_size=4, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=4)
+    rows = done.receipt["rows"]
+    assert (rows["in_training_set"], rows["in_evaluation_set"]) == (8, 4)
+    evaluated = next(entry for entry in done.log if "eval_loss" in entry)
+    assert evaluated["eval_count/single/chosen"] + evaluated["eval_count/single/rejected"] == 4
+
+
+def test_all_decisions_about_single_rows_are_those_of_the_forecast(train, tiny_model, tmp_path):
+    from finepref.cli import app
+    from typer.testing import CliRunner
+
+    records = [*MIXED, single(30, True, response="six " * 40), single(31, False, prompt="What is 31 x 2? " * 9)]
+    options = {"cutoff_len": 60, "finepref_overlong": "skip"}
+    done = train(records, **options)
+    command = ["validate", str(tmp_path / "feedback" / "sums.jsonl"), "--stage", "seapo_kto", "--json"]
+    command += ["--model", str(tiny_model), "--template", "chatml", "--cutoff-len", "60"]
+    told = CliRunner().invoke(app, [*command, "--set", "finepref_overlong=skip"])
+    assert told.exit_code == 0, told.output
+    forecast = json.loads(told.stdout)["forecast"]
+    rows = done.receipt["rows"]
+    assert {name: forecast[name] for name in ("read", "in_training_set", "skipped")} == {
+        name: rows[name] for name in ("read", "in_training_set", "skipped")
+    }
+    assert rows["skipped"]["overlong"] >= 2
 
 
 def test_a_run_with_weights_of_its_data_resumes(run, tmp_path):
@@ -242,11 +279,10 @@ def test_the_loss_of_a_mixed_file_is_that_of_plain_loops_in_float64(run, tiny_mo
         | {"bad": {} if row["label"] else {"undesirable": row["response"]}}
         for row in SINGLE
     ]
-    expected, z0 = slow_loss([*whole, *lone], tiny_model, other_model, seed=42, beta=0.7, weight=1.5)
     folder = write_rows(tmp_path / "mixed", MIXED, "sums", formatting="feedback")
     for name, models in {"above": (tiny_model, other_model), "clamped": (other_model, tiny_model)}.items():
-        if name == "clamped":
-            expected, z0 = slow_loss([*whole, *lone], *models, seed=42, beta=0.7, weight=1.5)
+        expected, z0 = slow_loss([*whole, *lone], *models, seed=42, beta=0.7, weight=1.5)
+        assert (z0 == 0) == (name == "clamped")
         done = run(
             **{**WHOLE, "max_steps": 1},
             dataset_dir=str(folder),

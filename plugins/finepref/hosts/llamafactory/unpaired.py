@@ -54,7 +54,7 @@ from finepref.methods.options import UnpairedOptions
 
 NO_PARTNER = "no_other_prompt_in_the_stream"
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger("llamafactory.finepref")  # the host shows what is below its own name
 
 
 @dataclass
@@ -442,6 +442,10 @@ class UnpairedAdapter(Adapter):
     def check_training(self, dataset: Any, options: UnpairedOptions) -> None:
         """Count the responses of both kinds, on which the weights depend. Nothing is refused."""
         run, labels = current(), dataset["kto_tags"]
+        single = Counter(label for label, alone in zip(labels, dataset["single"], strict=True) if alone)
+        if single:
+            told = f"{single[True]} desirable, {single[False]} undesirable"
+            logger.info_rank0(f"{single.total()} single rows are trained on by their own label: {told}")
         desirable = sum(labels)
         options.count_responses(desirable, len(labels) - desirable)
         run.settings |= self.stage.settings(options) if self.stage.settings else {}
