@@ -38,3 +38,12 @@ def test_a_record_needs_a_negative_of_the_types_asked_for():
     assert problems(seapo_kto.STAGE, row, "negatives", seapo_error_types="logic,correctness") == []
     said = "FP204 record a negatives: has logic, but `seapo_error_types` is correctness"
     assert problems(seapo_kto.STAGE, row, "negatives", seapo_error_types="correctness") == [said]
+
+
+def test_a_single_row_may_name_no_error_type_but_not_another_than_those_asked_for():
+    row = {"id": "a", "prompt": "p", "response": "bad", "label": False}
+    asked = {"seapo_error_types": "correctness"}
+    for more in ({}, {"error_type": "correctness"}, {"label": True}):
+        assert problems(seapo_kto.STAGE, row | more, "feedback", **asked) == []
+    said = "FP204 record a error_type: has logic, but `seapo_error_types` is correctness"
+    assert problems(seapo_kto.STAGE, row | {"error_type": "logic"}, "feedback", **asked) == [said]

@@ -77,3 +77,26 @@ def test_the_settings_of_a_run_are_every_option_as_resolved(host):
     settings = sepo.STAGE.settings_of(released)
     assert settings.keys() == sepo.STAGE.options.described(host).keys()
     assert (settings["sepo_gamma"], settings["sepo_margin"]) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("desirable", "undesirable", "weight"),
+    [(4, 8, 2.0), (6, 2, 4 / 9), (5, 4, 1.0), (7, 7, 1.0), (3, 0, 1.0), (0, 3, 1.0)],
+)
+def test_the_rule_for_weights_counts_the_responses_that_there_are(desirable, undesirable, weight):
+    """By hand: w_D n_D / n_U must lie in [1, 4/3], else w_D moves to the nearer end. One kind alone has no ratio."""
+    ruled = SEAPO.options.read("llamafactory", {"seapo_auto_weights": True}, in_yaml)
+    given = SEAPO.options.read("llamafactory", {}, in_yaml)
+    for options in (ruled, given):
+        options.count_responses(desirable, undesirable)
+    assert SEAPO.settings_of(ruled)["kto_chosen_weight"] == pytest.approx(weight)
+    assert SEAPO.settings_of(given)["kto_chosen_weight"] == 1.0
+    assert bool(given.advice) == (weight != 1.0)
+    assert ruled.advice == ""
+
+
+def test_a_thousand_responses_of_each_kind_have_the_weights_of_one_to_the_last_bit():
+    one, many = (SEAPO.options.read("openrlhf", {"seapo_auto_weights": True}, in_yaml) for _ in range(2))
+    one.kto_chosen_weight = many.kto_chosen_weight = 0.1
+    many.count_responses(1000, 1000)
+    assert SEAPO.settings_of(many) == SEAPO.settings_of(one)

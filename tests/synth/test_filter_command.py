@@ -153,12 +153,44 @@ def test_rows_of_a_prompt_stay_together(filtered, tmp_path):
         row("three", "wrong", label=False, error_type="logic"),
         row("four", "alone", label=True),
     ]
-    message = filtered(rows, stage="seapo_kto", code=1)
-    assert "FP063" in message
-    filtered(rows, "--bad-rows", "skip", "--max-bad", "20%", stage="seapo_kto")
-    assert rows_of(tmp_path / "kept.jsonl") == [rows[i] for i in (0, 2, 4, 5)]
+    message = filtered(rows, stage="seapo_kto")
+    assert "single rows, by their own label: 1 desirable, 0 undesirable" in message
+    assert rows_of(tmp_path / "kept.jsonl") == [rows[i] for i in (0, 2, 4, 5, 6)]
     assert [row["left_out"]["reason"] for row in rows_of(tmp_path / "kept.left_out.jsonl")] == ["overlong"] * 2
-    assert [row["line"] for row in rows_of(tmp_path / "kept.jsonl.rejected.jsonl")] == [7]
+
+
+def test_a_prompt_whose_rows_contradict_each_other_is_rejected(filtered, tmp_path):
+    good = {"id": "a", "prompt": "one", "response": "right", "label": True}
+    other = {"prompt": "two", "response": "right", "label": True}
+    rows = [good, good | {"id": "b", "label": False}, other]
+    assert "FP032" in filtered(rows, stage="seapo_kto", code=1)
+    filtered(rows, "--bad-rows", "skip", "--max-bad", "70%", stage="seapo_kto")
+    assert [row["line"] for row in rows_of(tmp_path / "kept.jsonl.rejected.jsonl")] == [1, 2]
+
+
+def test_single_rows_are_each_cut_or_left_out_alone(filtered, tmp_path):
+    rows = [
+        {"prompt": "one", "response": "right", "label": True},
+        {"prompt": "one", "response": text_of(60), "label": False},
+        {"prompt": "two", "response": "right", "label": True},
+    ]
+    told = filtered(rows, stage="seapo_kto")
+    assert "3 rows: 2 trained on, 1 skipped, 0 refused" in told
+    assert rows_of(tmp_path / "kept.jsonl") == [rows[0], rows[2]]
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_a_file_of_one_label_fails_validate_but_not_the_forecast_of_a_stage_that_trains_on_it(
+    label, tiny_model, tmp_path
+):
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"{n}", "response": "yes", "label": label} for n in range(3)])
+    command = ["validate", str(tmp_path / "rows.jsonl")]
+    assert CliRunner().invoke(app, command).exit_code == 1
+    stage = ["--stage", "seapo_kto", "--model", str(tiny_model), "--cutoff-len", "50"]
+    outcome = CliRunner().invoke(app, [*command, *stage])
+    assert outcome.exit_code == 0, outcome.output
+    assert "3 rows: 3 trained on, 0 skipped, 0 refused" in outcome.output
+    assert "warning: all have the same label (FP061)" in outcome.output
 
 
 def test_a_negative_that_the_cut_makes_equal_is_named_and_the_others_are_trained_on(filtered, tmp_path):
@@ -258,7 +290,7 @@ def test_feedback_of_several_files_is_joined_at_its_first_row():
         Sourced(file, line, records.Feedback(f"{n}", (records.Message("user", "q"),), text, label, kind))
         for n, (file, line, label, text, kind) in enumerate(rows)
     ]
-    joined = join_feedback(found)
+    joined = join_feedback(found, singles=False)
     (only,), bad = joined.records, joined.wrong
     assert (only.place, only.rows, only.record.negatives, bad) == ("f:1", 2, {"logic": "wrong"}, {})
 

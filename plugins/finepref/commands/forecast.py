@@ -98,12 +98,13 @@ def judged(
     from finepref.hosts.forecast import forecast
     from finepref.hosts.reading import join_feedback
 
+    singles = stage.shape == "unpaired"
     found = list(_read(inputs, stage, bad_rows))
     groups: dict[Prompt, list[tuple[Sourced, RawRow]]] = {}
     for source, raw in found:
         if isinstance(source.record, Feedback):
             groups.setdefault(source.record.prompt, []).append((source, raw))
-    joined = join_feedback(source for group in groups.values() for source, _ in group)
+    joined = join_feedback((source for group in groups.values() for source, _ in group), singles=singles)
     whole, bad = joined.records, joined.wrong
     for prompt, problems in bad.items():
         refuse(bad_rows, [(source.file, raw) for source, raw in groups[prompt]], problems)
@@ -115,8 +116,10 @@ def judged(
         if not isinstance(source.record, Feedback):
             pieces.append((source, [(source.file, raw)]))
             continue
-        rows = [(each.file, part) for each, part in groups[source.record.prompt]]
-        pieces += [(each, rows) for each in made.pop(source.record.prompt, [])]
+        group = groups[source.record.prompt]
+        rows = [(each.file, part) for each, part in group]
+        for number, each in enumerate(made.pop(source.record.prompt, [])):
+            pieces.append((each, [rows[number]] if isinstance(each.record, Feedback) else rows))
     told = forecast((source for source, _ in pieces), stage, options, tokeniser)
     told.rows.read = bad_rows.read
     told.rows.rejected.update(bad_rows.codes)
@@ -134,7 +137,7 @@ def refuse(bad_rows: BadRows, rows: Sequence[tuple[str, RawRow]], problems: Sequ
 
 
 def _read(inputs: Sequence[Input], stage: Stage, bad_rows: BadRows) -> Iterator[tuple[Sourced, RawRow]]:
-    from finepref.hosts.reading import Sourced
+    from finepref.hosts.reading import Sourced, of_whole_file
 
     for file in inputs:
         name, check = str(file.path), file_check(file)
@@ -145,7 +148,7 @@ def _read(inputs: Sequence[Input], stage: Stage, bad_rows: BadRows) -> Iterator[
                     text = f"stage {stage.name} trains on {' or '.join(stage.formats)}, this file is {formatting}"
                     raise BadData([Problem(name, 0, "formatting", "FP201", text)])
                 yield Sourced(name, row.raw.line, record, int(number == 0)), row.raw
-        bad_rows.problems += [problem for problem in check.of_file if problem not in bad_rows.problems]
+        bad_rows.problems += [each for each in of_whole_file(check.of_file) if each not in bad_rows.problems]
 
 
 def report(found: Sequence[Judged], told: Forecast, cutoff_len: int, problems: Sequence[Problem] = ()) -> list[str]:
@@ -160,6 +163,12 @@ def report(found: Sequence[Judged], told: Forecast, cutoff_len: int, problems: S
     rows = told.rows
     skipped, refused = rows.skipped.total(), rows.rejected.total()
     lines = [f"{rows.read} rows: {rows.training} trained on, {skipped} skipped, {refused} refused"]
+    kept = [each.source.record for each in found if each.verdict.trained]
+    labels = Counter(record.label for record in kept if isinstance(record, Feedback))
+    if labels:
+        lines.append(f"single rows, by their own label: {labels[True]} desirable, {labels[False]} undesirable")
+    if len(labels) == 1 and labels.total() == len(kept):
+        lines.append("warning: all have the same label (FP061); KTO is meant for both kinds")
     for part, count in sorted(rows.cut.items()):
         names = [each.source for each in found if each.verdict.trained and part in each.verdict.cut.split(",")]
         lines.append(f"cut: {count} rows, the {part}, to fit cutoff_len {cutoff_len}{_examples(names)}")

@@ -85,7 +85,7 @@ FORMATS_SHOWN: dict[str, Format] = {
         (*_PROMPT_CODES, "FP008", "FP030", "FP031", "FP032", "FP033", "FP036", "FP045", *_SPAN_CODES, "FP060"),
     ),
     "feedback": Format(
-        "One response and whether it is desirable (KTO; the files of the SeaPO release).",
+        "One response and whether it is desirable (KTO; the files of the SeaPO release). A prompt may have one label.",
         {
             "messages": [
                 {"role": "user", "content": _QUESTION},
@@ -251,6 +251,7 @@ _CODES = """\
 ## Error codes
 
 FP001 to FP009 and FP097: any file. FP016, FP017 and FP070 to FP076: `dataset_info.json`. FP062 to FP066: feedback
-rows joined by prompt. FP047, FP067 and FP068: conversions. FP080 to FP087, FP090 and FP094 to FP096: other layouts.
-FP100 to FP108: layouts with spans or steps, of which FP100 to FP103 are notes that leave a row good.
-FP091: `bad_rows: skip`. FP092 and FP093: recognising a layout. FP110 and FP111: reading data. FP2nn: a stage."""
+rows joined by prompt, where a record needs both labels (`convert`, OpenRLHF). FP047, FP067 and FP068: conversions.
+FP080 to FP087, FP090 and FP094 to FP096: other layouts. FP100 to FP108: layouts with spans or steps, of which FP100 to
+FP103 are notes that leave a row good. FP091: `bad_rows: skip`. FP092 and FP093: recognising a layout. FP110 and FP111:
+reading data. FP2nn: a stage."""

@@ -66,9 +66,15 @@ class FileReport:
     groups: tuple[Group, ...] = ()
     notes: tuple[Group, ...] = ()
 
-    def passes(self, max_bad: float = 0.0) -> bool:
-        """Whether the file as a whole has no problem and at most a share `max_bad` of its rows is rejected."""
-        return not any(p.line == 0 for p in self.problems) and self.rejected <= max_bad * self.rows
+    def passes(self, max_bad: float = 0.0, *, allowed: Collection[str] = ()) -> bool:
+        """Whether the file as a whole has no problem and at most a share `max_bad` of its rows is rejected.
+
+        Args:
+            max_bad: the share.
+            allowed: codes of the whole file that are no problem.
+        """
+        of_file = [p for p in self.problems if p.line == 0 and p.code not in allowed]
+        return not of_file and self.rejected <= max_bad * self.rows
 
 
 class Found(NamedTuple):

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from finepref.formats.problems import Problem
 from finepref.formats.records import Feedback, Negatives, Prompt, content_id
 
+EQUALS_DESIRABLE = "the negative equals the desirable response"
+
 ERROR_TYPES = ("correctness", "logic", "hallucination")
 """The error types of the paper. A record may use any other name; a stage or `validate --error-types` may restrict."""
 
@@ -22,6 +24,9 @@ def pick(n: int, *, seed: int, epoch: int, record_id: str) -> int:
 
 Placed = tuple[str, int, Feedback]
 """A row with its file and line."""
+
+LACKING = ("FP062", "FP063", "FP066")
+"""What a prompt lacks whose rows can be trained on one by one, but not drawn from (see `join_feedback`)."""
 
 
 class Joined(NamedTuple):
@@ -106,6 +111,16 @@ def _incomplete(group: Sequence[Placed]) -> list[Problem]:
     return problems
 
 
+def labelled_both(group: Sequence[Placed]) -> list[Problem]:
+    """FP032 for undesirable responses that equal a desirable one of the prompt, whatever their error types."""
+    good = {row.response.strip() for _, _, row in group if row.label}
+    return [
+        Problem(file, line, "response", "FP032", EQUALS_DESIRABLE)
+        for file, line, row in group
+        if not row.label and row.response.strip() in good
+    ]
+
+
 def _contradictions(group: Sequence[Placed]) -> list[Problem]:
     """Undesirable responses that equal a desirable one, or one of another type, of the prompt."""
     good = {row.response.strip() for _, _, row in group if row.label}
@@ -117,7 +132,7 @@ def _contradictions(group: Sequence[Placed]) -> list[Problem]:
         text = row.response.strip()
         other = types.setdefault(text, row.error_type)
         if text in good:
-            problems.append(Problem(file, line, "response", "FP032", "the negative equals the desirable response"))
+            problems.append(Problem(file, line, "response", "FP032", EQUALS_DESIRABLE))
         elif other != row.error_type:
             problems.append(Problem(file, line, "response", "FP033", f"the negative equals that of {other}"))
     return problems

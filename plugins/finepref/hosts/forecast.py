@@ -20,7 +20,7 @@ from finepref.hosts.rows import Rows
 from finepref.losses.pooling import tokens_read
 from finepref.methods import overlong
 from finepref.methods.checks import record_problems
-from finepref.methods.draws import partners, prompt_key
+from finepref.methods.draws import error_types_of, good_and_bad, partners, prompt_key
 from finepref.methods.options import Options
 from finepref.methods.pair_rows import (
     IGNORED,
@@ -99,7 +99,8 @@ def forecast(found: Iterable[Sourced], stage: Stage, options: Options, tokeniser
     """Decide about the records of a run, in their order.
 
     Args:
-        found: the records, of formats that the stage trains on; feedback is joined already, see `join_feedback`.
+        found: the records, of formats that the stage trains on; feedback is joined already, see `join_feedback`,
+            or single rows.
         stage, options: the method and its options; `finepref_overlong` is the policy.
         tokeniser: what makes the tokens.
     """
@@ -128,7 +129,7 @@ def _problems_of_data(kept: Sequence[records.Record], stage: Stage, options: Opt
             partners([(prompt_key(record), record.id) for record in kept])
         except BadData as error:
             return list(error.problems)
-        known = {name for record in kept for name in record.negatives}
+        known = {name for record in kept for name in error_types_of(record)}
     elif stage.shape == "ranked":
         known = {scored(record)[2] for record in kept}
     else:
@@ -225,11 +226,14 @@ class Decision:
         found = Problem(record_mark(record.id), 0, "chosen_spans", "FP214", "no span has a token with the weight 1")
         return _of_cut(kept, [found], "FP214", overlong.NOTHING_SELECTED)
 
-    def _unpaired(self, record: records.Negatives) -> Verdict:
-        tokens = self._encoded(record.prompt, {"chosen": record.chosen, **record.negatives})
+    def _unpaired(self, record: records.Negatives | records.Feedback) -> Verdict:
+        good, bad = good_and_bad(record)
+        tokens = self._encoded(record.prompt, good | bad)
         kept, problems = self._fit(record, tokens)
         if problems or kept.skipped:
             return Verdict(skipped=kept.skipped, problems=problems)
+        if isinstance(record, records.Feedback):
+            return Verdict(kept.cut)
         dropped = {}
         for name in record.negatives:
             responses = [tokens[each].response for each in ("chosen", name)]

@@ -32,6 +32,11 @@ class Sourced(NamedTuple):
         return record_places.pinpoint(problems, [self[:3]])
 
 
+def of_whole_file(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems of a whole file for which a run stops. A file of one label is none (FP061): the run warns."""
+    return [problem for problem in problems if problem.line == 0 and problem.code != "FP061"]
+
+
 class SourceReader:
     """Reads one data set: iterate over it once; bad rows are collected in `bad_rows`.
 
@@ -54,7 +59,7 @@ class SourceReader:
                     for index, record in enumerate(row.records):  # the first one counts as the row
                         yield Sourced(file, row.raw.line, record, rows=int(index == 0))
                 report = check.report()
-                self.bad_rows.problems += [problem for problem in report.problems if problem.line == 0]
+                self.bad_rows.problems += of_whole_file(report.problems)
                 for group in report.notes:
                     code = group.first.code
                     self.entry.notes[code] = self.entry.notes.get(code, 0) + group.count
@@ -63,10 +68,11 @@ class SourceReader:
 
 
 class JoinedFeedback(NamedTuple):
-    """Rows of single responses, joined by prompt.
+    """Rows of format feedback, joined by prompt.
 
     Attributes:
-        records: one or more for each prompt, with the number of rows that each was made from.
+        records: one or more `Negatives` for each prompt, with the number of rows that each was made from; and, at the
+            end, rows that are trained on one by one, as `Feedback`.
         members: (file, line) of a record -> (file, line) of each of its rows.
         groups: the rows of each prompt.
         wrong: prompts whose rows give no record, and why.
@@ -78,8 +84,15 @@ class JoinedFeedback(NamedTuple):
     wrong: dict[records.Prompt, list[Problem]]
 
 
-def join_feedback(found: Iterable[Sourced]) -> JoinedFeedback:
-    """Join rows of format feedback by prompt, see `negatives.join_feedback`."""
+def join_feedback(found: Iterable[Sourced], *, singles: bool) -> JoinedFeedback:
+    """Join rows of format feedback by prompt, see `negatives.join_feedback`.
+
+    Args:
+        found: the rows.
+        singles: whether the rows of a prompt that lacks a desirable response, an undesirable one, or an error type
+            stay single rows. Otherwise such a prompt is wrong. A response that is labelled both desirable and
+            undesirable is wrong always (FP032).
+    """
     groups: dict[records.Prompt, list[Sourced]] = {}
     for source in found:
         groups.setdefault(source.record.prompt, []).append(source)
@@ -90,4 +103,13 @@ def join_feedback(found: Iterable[Sourced]) -> JoinedFeedback:
         wrong.setdefault(prompts[problem.file, problem.line], []).append(problem)
     whole = [Sourced(each.file, each.line, each.record, each.rows) for each in joined]
     members = {(each.file, each.line): [*each.places] for each in joined}
+    if singles:
+        lacking = [prompt for prompt, found in wrong.items() if all(p.code in negatives.LACKING for p in found)]
+        for prompt in lacking:
+            group = groups[prompt]
+            if both := negatives.labelled_both([source[:3] for source in group]):
+                wrong[prompt] = both
+                continue
+            del wrong[prompt]
+            whole += group
     return JoinedFeedback(whole, members, groups, wrong)

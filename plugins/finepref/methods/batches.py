@@ -52,7 +52,11 @@ class Pairs(NamedTuple):
 
 
 class Unpaired(NamedTuple):
-    """A batch of shape "unpaired": B responses, each with a mismatched response of another prompt for KTO's KL."""
+    """A batch of shape "unpaired": B responses, each with a mismatched response of another prompt for KTO's KL.
+
+    A response is the good one of a record, the negative that was drawn of it, or a single row with its label. How
+    many there are of both kinds in the training set is `UnpairedOptions.responses`.
+    """
 
     log_ratio: Tensor  # [B] log pi_theta - log pi_ref, summed over the response
     kl_log_ratio: Tensor  # [B] the same of the mismatched response, without a gradient

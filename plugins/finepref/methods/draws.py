@@ -1,5 +1,7 @@
 """Random draws of shape "unpaired": one response of a record per epoch, and another prompt's response for KTO's KL.
 
+A record is a `Negatives`, or a single row (`Feedback`), of which nothing is drawn.
+
 SeaPO (arXiv 2509.24781) draws "at random", but no released script does so. Here a draw depends only on seed,
 epoch and record id. It does not depend on row order, workers, ranks, resuming or caches.
 """
@@ -19,7 +21,32 @@ DIGESTS = 1 << 62  # digests of draws are below this
 EVALUATION_EPOCH = 0  # evaluation always draws as in the first epoch, so that its values are comparable
 
 
-def prompt_key(record: records.Negatives) -> str:
+def good_and_bad(record: records.Negatives | records.Feedback) -> tuple[dict[str, str], dict[str, str]]:
+    """The desirable and the undesirable responses of a record, by the name that a draw gives them.
+
+    These are "chosen" and the error types. An undesirable row without an error type is "undesirable".
+    """
+    if isinstance(record, records.Negatives):
+        return {"chosen": record.chosen}, dict(record.negatives)
+    if record.label:
+        return {"chosen": record.response}, {}
+    return {}, {record.error_type or "undesirable": record.response}
+
+
+def error_types_of(record: records.Negatives | records.Feedback) -> set[str]:
+    """The error types that a record names."""
+    if isinstance(record, records.Negatives):
+        return set(record.negatives)
+    return {record.error_type} if record.error_type and not record.label else set()
+
+
+def responses_of(record: records.Negatives | records.Feedback) -> set[str]:
+    """The texts of all responses of a record."""
+    good, bad = good_and_bad(record)
+    return {*good.values(), *bad.values()}
+
+
+def prompt_key(record: records.Record) -> str:
     """Hash of a prompt with its system text, 32 hex digits. Equal prompts have equal keys."""
     return blake2b(json.dumps(record.prompt, ensure_ascii=False).encode(), digest_size=16).hexdigest()
 

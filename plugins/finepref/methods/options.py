@@ -236,7 +236,19 @@ class PairOptions(Options):
 
 @dataclass
 class UnpairedOptions(Options):
-    """Base of the options of shape "unpaired". A method overrides the properties that it has an option for."""
+    """Base of the options of shape "unpaired". A method overrides the properties that it has an option for.
+
+    Attributes:
+        responses: desirable and undesirable responses of the training set, in lowest terms. The host sets it as soon
+            as the set is complete; before that, and of a stream, it is that of records with a draw: one of each.
+    """
+
+    responses: ClassVar[tuple[int, int]] = (1, 1)
+
+    def count_responses(self, desirable: int, undesirable: int) -> None:
+        """Set `responses`."""
+        unit = math.gcd(desirable, undesirable) or 1
+        vars(self)["responses"] = desirable // unit, undesirable // unit
 
     @property
     def error_types(self) -> tuple[str, ...] | None:

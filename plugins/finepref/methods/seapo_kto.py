@@ -1,7 +1,7 @@
 """SeaPO (arXiv 2509.24781) with the KTO loss (arXiv 2402.01306). Not SePO (`sepo`).
 
 A prompt's good answer is trained on together with ONE erroneous version of it per epoch, which
-`finepref.methods.draws` draws.
+`finepref.methods.draws` draws. A row of a prompt that has no such pair is trained on by its own label.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from finepref.formats import records
 from finepref.formats.problems import Problem
 from finepref.formats.record_places import record_mark
 from finepref.methods.batches import Unpaired
+from finepref.methods.draws import error_types_of
 from finepref.methods.options import BETA, PairOptions, UnpairedOptions, host_option, option
 from finepref.methods.stage import Stage
 
@@ -84,19 +85,27 @@ class SeapoOptions(UnpairedOptions):
         advised, _ = advised_weights(self)
         if self.seapo_auto_weights or advised == self.kto_chosen_weight:
             return ""
+        ratio = f"{chosen} / {rejected}"
+        if self.responses != (1, 1):
+            desirable, undesirable = self.responses
+            ratio = f"{chosen} x {desirable} desirable / ({rejected} x {undesirable} undesirable) responses"
         return (
-            f"{chosen} / {rejected} is outside [1, 4/3]; the KTO paper advises {advised:.4g} for the first "
+            f"{ratio} is outside [1, 4/3]; the KTO paper advises {advised:.4g} for the first "
             f"({self.key('seapo_auto_weights', 'true')} sets it)"
         )
 
 
 def advised_weights(options: SeapoOptions) -> tuple[float, float]:
-    """(desirable, undesirable) weight by the KTO paper's rule, for equally many responses of both kinds."""
+    """(desirable, undesirable) weight by the KTO paper's rule for the responses in the data.
+
+    The weights stay as given if there are responses of one kind only.
+    """
     from finepref.losses.kto import automatic_weights
 
-    return automatic_weights(
-        1, 1, desirable_weight=options.kto_chosen_weight, undesirable_weight=options.kto_rejected_weight
-    )
+    chosen, rejected = options.kto_chosen_weight, options.kto_rejected_weight
+    if 0 in options.responses:
+        return chosen, rejected
+    return automatic_weights(*options.responses, desirable_weight=chosen, undesirable_weight=rejected)
 
 
 def weights(options: SeapoOptions) -> tuple[float, float]:
@@ -111,14 +120,18 @@ def settings(options: SeapoOptions) -> dict[str, Any]:
     return {"kto_chosen_weight": chosen, "kto_rejected_weight": rejected}
 
 
-def check_record(record: records.Negatives, options: SeapoOptions) -> list[Problem]:
-    """FP204 if a record has no negative of the types in `seapo_error_types`."""
-    wanted = options.error_types
-    if wanted is None or record.negatives.keys() & set(wanted):
+def check_record(record: records.Negatives | records.Feedback, options: SeapoOptions) -> list[Problem]:
+    """FP204 if a record has negatives, but none of the types in `seapo_error_types`.
+
+    A single row that names no error type is trained on whatever the types.
+    """
+    wanted, types = options.error_types, error_types_of(record)
+    if wanted is None or not types or types & set(wanted):
         return []
+    field = "negatives" if isinstance(record, records.Negatives) else "error_type"
     asked = options.key("seapo_error_types")
-    text = f"has {', '.join(sorted(record.negatives))}, but {asked} is {', '.join(wanted)}"
-    return [Problem(record_mark(record.id), 0, "negatives", "FP204", text)]
+    text = f"has {', '.join(sorted(types))}, but {asked} is {', '.join(wanted)}"
+    return [Problem(record_mark(record.id), 0, field, "FP204", text)]
 
 
 def check_data(found: Collection[str], options: SeapoOptions) -> list[Problem]:

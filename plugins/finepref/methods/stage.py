@@ -33,7 +33,8 @@ class Stage:
         kl: pair: options -> "" (the loss reads no KL), "metric" (it is only logged) or "loss" (it gets a gradient).
         metrics: names of the metrics that `losses` returns, in any order.
         settings: options -> values that differ from the given options, e.g. those of a preset; for the receipt.
-        check_record: record, options -> problems for which the stage cannot train on the record.
+        check_record: record, options -> problems for which the stage cannot train on the record. A record of shape
+            "unpaired" is a `Negatives`, or a single row as a `Feedback`.
         check_data: facts, options -> problems of the training data as a whole. The facts depend on the shape: the set
             of error types (unpaired), the set of kinds (ranked), the number of records with spans (single).
         negative_weights: whether the loss is defined for spans of negative weight; else they are refused.

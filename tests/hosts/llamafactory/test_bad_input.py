@@ -90,11 +90,6 @@ def test_a_pairwise_data_set_is_refused(refused):
     assert "FP201" in refused(rows(), {"ranking": True, "formatting": "sharegpt"})
 
 
-def test_feedback_of_one_label_class_is_refused(refused):
-    records = [{"prompt": f"{i}?", "response": "yes", "label": True} for i in range(4)]
-    assert "FP061" in refused(records, {"formatting": "feedback"})
-
-
 @pytest.mark.parametrize(
     ("file_name", "code"),
     [

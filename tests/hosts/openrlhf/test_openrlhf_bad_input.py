@@ -229,3 +229,29 @@ def test_an_old_deepspeed_is_refused_for_zero_3_on_several_processes(host, monke
     compat.require_sound_deepspeed(3, 1)
     with pytest.raises(ValueError, match=r"DeepSpeed 0\.19\.6 corrupts ZeRO-3 weights"):
         compat.require_sound_deepspeed(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("records", "code", "way"),
+    [
+        (
+            [{"prompt": f"{i}?", "response": "yes", "label": i > 5} for i in range(12)],
+            "FP062",
+            "--kto.bad_rows skip leaves such rows out",
+        ),
+        (
+            [
+                {"prompt": f"{i}?", "response": text, "label": text == "yes"}
+                for i in range(6)
+                for text in ("yes", "no")
+            ],
+            "FP066",
+            "`finepref convert --to negatives --error-type TYPE` names one",
+        ),
+    ],
+)
+def test_single_rows_are_refused_by_a_line_that_says_where_they_are_trained(refused, records, code, way):
+    """The host's trainer takes pairs."""
+    message = refused("kto", records, "feedback")
+    assert f"train_kto: {code} " in message
+    assert f"; OpenRLHF trains good and bad in pairs, LLaMA-Factory single rows too; {way}" in message

@@ -60,7 +60,7 @@ class Adapter(ABC):
         """
 
     def check_training(self, dataset: Any, options: Options) -> None:  # noqa: B027 - optional
-        """Refuse a tokenised split that can be evaluated on but not trained on.
+        """Note facts of the tokenised training split, and refuse one that can only be evaluated on.
 
         Raises:
             BadData: naming what is missing.

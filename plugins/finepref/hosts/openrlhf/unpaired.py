@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,8 +16,8 @@ import torch
 from openrlhf.trainer.dpo_trainer import DPOTrainer
 from torch import Tensor
 
-from finepref.formats import records
-from finepref.formats.problems import BadData
+from finepref.formats import negatives, records
+from finepref.formats.problems import BadData, Problem
 from finepref.hosts.openrlhf import data, forward, pairs, training
 from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
@@ -24,6 +25,7 @@ from finepref.hosts.reading import Sourced, join_feedback
 from finepref.losses import ops
 from finepref.methods.batches import Unpaired
 from finepref.methods.draws import digest_text, draw_digest, draw_index, partners, prompt_key, sum_digests
+from finepref.methods.options import UnpairedOptions
 from finepref.methods.overlong import same
 
 MISMATCHED_CUT = "mismatched_response"  # what is cut, see `finepref.hosts.rows.Rows.cut`
@@ -141,18 +143,32 @@ def _negatives(record: records.Negatives, types: tuple[str, ...] | None) -> dict
     return {kind: text for kind, text in record.negatives.items() if not types or kind in types}
 
 
-def grouped(found: list[Sourced], notes: Notes) -> list[Sourced]:
+def grouped(found: list[Sourced], notes: Notes, options: UnpairedOptions) -> list[Sourced]:
     """Group rows of single responses by prompt into records; other records stay unchanged.
 
-    Rows of a prompt that contradict each other are rejected.
+    Rows of a prompt that contradict each other are rejected, and rows that cannot be paired with one of the other
+    label: the host's trainer takes pairs.
     """
-    joined = join_feedback(source for source in found if isinstance(source.record, records.Feedback))
+    rows = (source for source in found if isinstance(source.record, records.Feedback))
+    joined = join_feedback(rows, singles=False)
     notes.members |= joined.members
     for prompt, problems in joined.wrong.items():
         first, *_ = group = joined.groups[prompt]
         notes.members[first.file, first.line] = [(source.file, source.line) for source in group]
-        notes.reject(first, problems)
+        notes.reject(first, _told(problems, options))
     return [source for source in found if not isinstance(source.record, records.Feedback)] + joined.records
+
+
+def _told(problems: list[Problem], options: UnpairedOptions) -> list[Problem]:
+    """The problems of a prompt. If its rows could be trained on one by one, only the first, with what to do."""
+    first = min(problems, key=lambda problem: problem.code)
+    if first.code not in negatives.LACKING:
+        return problems
+    way = "`finepref convert --to negatives --error-type TYPE` names one"
+    if first.code != "FP066":
+        way = f"{options.key('finepref_bad_rows', 'skip')} leaves such rows out"
+    told = f"{first.message}; OpenRLHF trains good and bad in pairs, LLaMA-Factory single rows too; {way}"
+    return [replace(first, message=told)]
 
 
 def _ids(ids: list[int]) -> Tensor:
@@ -266,7 +282,7 @@ def prepare(request: Request) -> Callable[[], None]:
     stage, options = request.stage, request.options
 
     def arrange(found: list[Sourced], notes: Notes) -> list[Sourced]:
-        joined = grouped(found, notes)
+        joined = grouped(found, notes, options)
         types = {name for source in joined for name in source.record.negatives}
         if stage.check_data and (problems := stage.check_data(types, options)):
             raise BadData(problems)
