@@ -39,18 +39,26 @@ def test_a_data_set_of_any_layout_gives_records_with_their_places(layout, tmp_pa
     assert reader.entry.read == 1
 
 
-def test_a_row_that_is_in_two_files_of_a_data_set_is_refused_with_both_places(tmp_path):
+def test_an_id_that_is_in_two_files_of_a_data_set_is_refused_with_both_places(tmp_path):
     files = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     for file in files:
-        write_jsonl(file, [ROWS["pair"]])
+        write_jsonl(file, [ROWS["pair"] | {"id": "one"}])
     bad_rows = BadRows()
     assert len(list(SourceReader(Source("mine", "pair", files), bad_rows))) == 1
-    with pytest.raises(BadData, match=r"FP060 .*b\.jsonl:1 id: same content as .*a\.jsonl:1"):
+    with pytest.raises(BadData, match=r"FP060 .*b\.jsonl:1 id: 'one' is the id of .*a\.jsonl:1"):
         bad_rows.settle()
+
+
+def test_rows_of_equal_content_without_an_id_are_read_as_the_hosts_do_and_counted(tmp_path):
+    files = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    row = {name: value for name, value in ROWS["pair"].items() if name != "id"}
     for file in files:
-        bad_rows = BadRows()
-        list(SourceReader(Source("mine", "pair", (file,)), bad_rows))
-        bad_rows.settle()
+        write_jsonl(file, [row])
+    bad_rows = BadRows()
+    reader = SourceReader(Source("mine", "pair", files), bad_rows)
+    assert len(list(reader)) == 2
+    bad_rows.settle()
+    assert reader.entry.notes == {"FP109": 1}
 
 
 def test_a_row_with_tools_stops_a_run_by_name(tmp_path):

@@ -140,7 +140,7 @@ def _read(inputs: Sequence[Input], stage: Stage, bad_rows: BadRows) -> Iterator[
     from finepref.hosts.reading import Sourced, of_whole_file
 
     for file in inputs:
-        name, check = str(file.path), file_check(file)
+        name, check = str(file.path), file_check(file, repeats=True)
         for row in bad_rows.good(name, check.walk(read_file(file))):
             for number, record in enumerate(row.records):
                 formatting = next(each for each, kind in FORMATS.items() if type(record) is kind)

@@ -163,9 +163,9 @@ def _rejected(check: FileCheck, file: Input, jobs: int, **options: Any) -> Itera
         yield from check.rejected_in_file(file.path, parse_row, jobs=jobs, progress=bar.update)
 
 
-def file_check(file: Input, limit: int = 100, seen: SeenIds | None = None) -> FileCheck:
+def file_check(file: Input, limit: int = 100, seen: SeenIds | None = None, *, repeats: bool = False) -> FileCheck:
     """An empty check of a file; `seen` are the ids of the other files of its data set."""
-    return FileCheck(str(file.path), file.layout, columns=file.columns, limit=limit, seen=seen)
+    return FileCheck(str(file.path), file.layout, columns=file.columns, limit=limit, seen=seen, repeats=repeats)
 
 
 def _by_row(layout: str) -> bool:

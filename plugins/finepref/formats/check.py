@@ -9,7 +9,7 @@ import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from operator import attrgetter
@@ -213,6 +213,8 @@ class FileCheck:
         columns: our field -> the column in the file; None: unread columns are not counted.
         limit: number of row problems to keep.
         seen: the ids of the data set's other files; None: the file is a data set of its own.
+        repeats: whether `walk` takes rows without an id that have the content of an earlier row, with a note (FP109),
+            as the hosts do. Not in formats whose records are known by their prompt.
 
     Attributes:
         sha256: hex digest of the file's bytes, set by the methods that read the file.
@@ -226,12 +228,14 @@ class FileCheck:
         columns: Mapping[str, str] | None = None,
         limit: int = SHOWN,
         seen: SeenIds | None = None,
+        repeats: bool = False,
     ) -> None:
         self.file = file
         self.layout = layout
         self.limit = limit
         self.sha256 = ""
         self.seen = seen
+        self.repeats = repeats and layouts.native_format(layout) not in ("negatives", "feedback")
         self.known = None if columns is None else layouts.columns_read(layout, columns)
         self.groups, self.notes = Groups(), Groups()
         self.rows = self.rejected = self.total = 0
@@ -313,7 +317,11 @@ class FileCheck:
                 for record in row.records:
                     label = record.label if isinstance(record, Feedback) else None
                     if (first := self._first_use(number, line, record.id, label, seen)) is not None:
-                        row = Checked(row.raw, (), [self._used_twice(row.raw, record.id, first)])
+                        problem = self._used_twice(row.raw, record.id, first)
+                        if self.repeats and _is_hash(record.id, row.raw):
+                            row = row._replace(notes=[*row.notes, replace(problem, code="FP109")])
+                        else:
+                            row = Checked(row.raw, (), [problem])
                         break
                 self.rows += line > 0
                 self._note(line, row.problems)
@@ -348,7 +356,7 @@ class FileCheck:
         """The problem of a row whose id, or whose content, is that of an earlier row at `first`."""
         file, _, line = first.rpartition(":")
         where = f"line {line}" if file == self.file else first
-        if _CONTENT_ID.fullmatch(record_id) and record_id.encode() not in raw.raw:
+        if _is_hash(record_id, raw):
             if layouts.native_format(self.layout) == "negatives":
                 text = f"same prompt as {where}, by which a row without an id is known; give such rows ids"
                 return Problem(self.file, raw.line, "id", "FP060", text)
@@ -469,3 +477,8 @@ def digest(path: str | os.PathLike[str]) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
+
+
+def _is_hash(record_id: str, raw: RawRow) -> bool:
+    """Whether an id is a hash of the content, which the row does not give itself."""
+    return bool(_CONTENT_ID.fullmatch(record_id)) and record_id.encode() not in raw.raw

@@ -93,6 +93,7 @@ CODES: dict[str, str] = {
     "FP106": "sentences that are not those of the response",
     "FP107": "nothing of a response is left to train on",
     "FP108": "a transcript without the marks of its speakers",
+    "FP109": "the row has the content of an earlier one, and is trained on too",
     "FP110": "a package that reads this kind of data is not installed",
     "FP111": "a data set on a hub cannot be read",
     "FP201": "the dataset is of a format that the stage does not train on",
@@ -120,7 +121,7 @@ CODES: dict[str, str] = {
 }
 """Code -> short meaning. Codes are never used again for another meaning (FP044, FP064, FP065, FP202, FP221)."""
 
-NOTES = frozenset({"FP100", "FP101", "FP102", "FP103"})
+NOTES = frozenset({"FP100", "FP101", "FP102", "FP103", "FP109"})
 """Codes that do not make a row a bad one: what has no place in its record is counted and told."""
 
 SHOWN = 100

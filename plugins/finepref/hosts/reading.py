@@ -8,7 +8,7 @@ from typing import NamedTuple
 from finepref.formats import negatives, record_places, records
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import FileCheck, SeenIds, digest, parse_rows
-from finepref.formats.problems import Problem
+from finepref.formats.problems import CODES, Problem
 from finepref.hosts.receipt import DatasetEntry
 from finepref.hosts.run import Source
 from finepref.synth.data_sources.files import rows_of
@@ -54,7 +54,7 @@ class SourceReader:
             for path in source.files:
                 file = str(path)
                 parse = source.reader(file)
-                check = FileCheck(file, source.formatting, columns=source.columns or {}, seen=seen)
+                check = FileCheck(file, source.formatting, columns=source.columns or {}, seen=seen, repeats=True)
                 for row in self.bad_rows.good(file, check.walk(parse_rows(rows_of(path), parse))):
                     for index, record in enumerate(row.records):  # the first one counts as the row
                         yield Sourced(file, row.raw.line, record, rows=int(index == 0))
@@ -65,6 +65,15 @@ class SourceReader:
                     self.entry.notes[code] = self.entry.notes.get(code, 0) + group.count
                 self.entry.files[path.name] = digest(path)
                 self.entry.read = (self.entry.read or 0) + report.rows
+
+
+def notes_of(entries: Iterable[DatasetEntry]) -> list[str]:
+    """Lines for the log: what of the good rows of each data set has no place in their records."""
+    return [
+        f"{count} notes on rows of {entry.name}: {code}, {CODES[code]}"
+        for entry in entries
+        for code, count in sorted(entry.notes.items())
+    ]
 
 
 class JoinedFeedback(NamedTuple):

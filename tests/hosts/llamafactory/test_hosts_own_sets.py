@@ -179,3 +179,15 @@ def test_a_folder_of_csv_shards_and_a_packed_file_train_as_json_lines_do(run, tm
     for name in entries:
         done = run(name="tdpo_hh", dataset=name, dataset_dir=str(tmp_path), finetuning_type="lora")
         assert done.receipt["rows"]["in_training_set"] == 12
+
+
+def test_rows_of_equal_content_train_as_on_the_host_and_are_counted(run, refused, tmp_path):
+    (tmp_path / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*PAIRS, PAIRS[3]]))
+    (tmp_path / "dataset_info.json").write_text(
+        json.dumps({"twice": {"file_name": "twice.jsonl", "formatting": "pair"}})
+    )
+    done = run(name="tdpo_hh", dataset="twice", dataset_dir=str(tmp_path), finetuning_type="lora")
+    assert done.receipt["rows"]["in_training_set"] == 13
+    assert done.receipt["datasets"][0]["notes"] == {"FP109": 1}
+    named = [{**row, "id": "one"} for row in PAIRS]
+    assert "'one' is the id of line 1 too" in refused(named, {"formatting": "pair"}, name="tdpo_hh", dataset="sums")

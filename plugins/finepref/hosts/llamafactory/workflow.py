@@ -16,6 +16,7 @@ from finepref.hosts.llamafactory import arguments, data, reference, tokenized
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.run_setup import setup_of
 from finepref.hosts.missing_model import missing_model_hint
+from finepref.hosts.reading import notes_of
 from finepref.hosts.resume import continue_from
 from finepref.hosts.run import Run
 
@@ -210,7 +211,7 @@ def count_rows(run: Run, dataset_module: dict[str, Any], args: HostArguments) ->
     run.rows.evaluation = sum(sum(part["rows"]) for part in _parts(dataset_module.get("eval_dataset")))
     if not run.rows.add_up():
         raise receipt.UnprovenRun(f"rows went missing between file and trainer: {run.rows.content()}")
-    for line in run.rows.summary(longest="`cutoff_len`"):
+    for line in notes_of(run.datasets) + run.rows.summary(longest="`cutoff_len`"):
         logger.info_rank0(line)
     if warning := run.rows.warning(option="`finepref_overlong`"):
         logger.warning_rank0(warning)

@@ -22,7 +22,7 @@ from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
 from finepref.hosts.openrlhf.run_setup import resumed_from, setup_of
 from finepref.hosts.openrlhf.strategy import WholeBatchStrategy
-from finepref.hosts.reading import Sourced
+from finepref.hosts.reading import Sourced, notes_of
 from finepref.hosts.resume import continue_from
 from finepref.hosts.run import Run
 from finepref.methods import overlong
@@ -132,8 +132,8 @@ def _checked(part: _Part, request: Request, notes: Notes, arrange: Arrange) -> l
 
 
 def tell(run: Run) -> None:
-    """Print what is skipped, rejected or cut."""
-    lines = run.rows.summary(longest=data.LONGEST)
+    """Print what is skipped, rejected or cut, and the notes on good rows."""
+    lines = notes_of(run.datasets) + run.rows.summary(longest=data.LONGEST)
     if warning := run.rows.warning(option=run.options.key("finepref_overlong")):
         lines.append(f"warning: {warning}")
     for line in lines:
