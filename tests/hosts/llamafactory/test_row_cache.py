@@ -190,7 +190,7 @@ def test_a_second_start_maps_nothing_and_reads_no_row(starts, name, monkeypatch)
     assert len(starts(name)) >= 2
     from finepref.hosts import reading
 
-    monkeypatch.setattr(reading, "read_rows", lambda path: pytest.fail("the file was read again"))
+    monkeypatch.setattr(reading, "rows_of", lambda path: pytest.fail("the file was read again"))
     assert starts(name) == []
 
 

@@ -211,8 +211,8 @@ def test_only_data_sets_whose_format_fits_are_offered(ui, tmp_path):
     write_rows(folder, [], "ranking", formatting="sharegpt", ranking=True)
     shipped = {"seapo_demo", "sepo_demo", "tdpo_demo", "granular_demo"}
     assert offered(ui, folder, "SeaPO (seapo_kto)") - shipped == {"sums", "labels"}
-    assert offered(ui, folder, "SePO (sepo)") - shipped == {"spans", "scores"}
-    assert offered(ui, folder, "TDPO (tdpo)") - shipped == {"spans"}
+    assert offered(ui, folder, "SePO (sepo)") - shipped == {"spans", "scores", "ranking"}
+    assert offered(ui, folder, "TDPO (tdpo)") - shipped == {"spans", "ranking"}
     assert offered(ui, folder) == {"hosts"}
     assert offered(ui, folder, "DPO") == {"ranking"}
     assert offered(ui, folder, "SePO (sepo)") & shipped == {"sepo_demo", "tdpo_demo", "granular_demo"}

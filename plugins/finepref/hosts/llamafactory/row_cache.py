@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from hashlib import blake2b
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ def prepared(source: Source, bad_rows: BadRows, cache_dir: Path) -> Prepared:
     """
     known = [(str(path), _sha256(path, cache_dir)) for path in source.files]
     named = [source.name, source.formatting, dict(source.columns or {}), source.error_type, dict(source.tags or {})]
-    folder = cache_dir / _name([SCHEMA, known, *named])
+    folder = cache_dir / _name([SCHEMA, version("finepref"), known, *named])
     report = folder / REPORT_FILE
     if report.is_file():
         return Prepared(folder / ROWS_FILE, _add_report(json.loads(report.read_bytes()), bad_rows))

@@ -111,7 +111,9 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
     template = get_template_and_fix_tokenizer(tokenizer, args.data)
     dataset_module = get_dataset(template, args.model, args.data, args.training, stage=row.name, **tokenizer_module)
     if not args.data.streaming:
-        check_splits(adapter, run, dataset_module, args)
+        local = not args.data.data_shared_file_system
+        with args.training.main_process_first(desc="check rows", local=local):  # the others find its results
+            check_splits(adapter, run, dataset_module, args)
     count_rows(run, dataset_module, args)
 
     run.setup = setup_of(args, template, tokenizer, needs_reference=needs_reference)
