@@ -57,6 +57,7 @@ def test_max_samples_counts_what_it_leaves_out_even_inside_a_prompt(run, tmp_pat
     done = run(dataset="correctness,logic", dataset_dir=str(folder), max_samples=7)
     assert done.receipt["rows"]["in_training_set"] == 12
     assert done.receipt["rows"]["skipped"] == {"max_samples": 34, "prompt_split_by_max_samples": 2}
+    assert [entry["skipped"] for entry in done.receipt["datasets"]] == [17, 17]
 
 
 def test_a_stream_stops_at_a_prompt_beyond_cutoff_len_only_if_it_is_told_to(run, tmp_path):

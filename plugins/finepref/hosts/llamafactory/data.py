@@ -21,7 +21,7 @@ from finepref.formats.check import BadData, Problem
 from finepref.hosts import receipt, rows
 from finepref.hosts.llamafactory import row_cache
 from finepref.hosts.llamafactory.adapter import Adapter
-from finepref.hosts.llamafactory.verdicts import drop_in_stream, keep_good, rows_of, verdict
+from finepref.hosts.llamafactory.verdicts import columns_of, drop_in_stream, keep_checked, keep_good, rows_of, verdict
 from finepref.hosts.reading import Sourced
 from finepref.hosts.run import Run, Source, current
 from finepref.methods.checks import record_problems
@@ -131,7 +131,7 @@ class ParseFetched:
                 row = row_cache.cached_row(Sourced(name, line, record, count))
                 made.append(row | verdict(record.id, place, count))
                 count = 0
-        return {name: [row[name] for row in made] for name in made[0]}
+        return columns_of(made)
 
 
 def _parsed(run: Run, dataset: Any, parse: ParseFetched, data_args: Any) -> Any:
@@ -286,8 +286,9 @@ def _count_left_out(run: Run, read: list[Read], merged: Any, data_args: Any) -> 
     left = total = sum(good) - once
     beyond = {rows.NEVER_DRAWN: sum(max(0, have - (want or have)) for have, want in zip(good, wanted, strict=True))}
     if data_args.max_samples is not None:
-        having = (min(have, want or have) for have, want in zip(good, wanted, strict=True))
-        beyond[rows.MAX_SAMPLES] = sum(max(0, have - data_args.max_samples) for have in having)
+        for (entry, _), have, want in zip(read, good, wanted, strict=True):
+            entry.skipped = max(0, min(have, want or have) - data_args.max_samples)
+        beyond[rows.MAX_SAMPLES] = sum(entry.skipped for entry, _ in read)
     for reason, count in beyond.items():
         run.rows.skipped[reason] += min(left, count)
         left -= min(left, count)
@@ -308,7 +309,7 @@ class RecordCheck:
         for row in rows_of(examples):
             problems = self._problems(row)
             found.append(verdict(row["_record_id"], row["_place"], row["_rows"], problems=problems))
-        return {name: [row[name] for row in found] for name in found[0]}
+        return columns_of(found)
 
     def _problems(self, row: Mapping[str, Any]) -> list[Problem]:
         stage = stages.find(self.stage)
@@ -323,12 +324,4 @@ def _arrange(row: stages.Stage, dataset: Any, data_args: Any, *, truncated: bool
     check = RecordCheck(row.name, run.options)
     if data_args.streaming:
         return drop_in_stream(dataset.map(check, batched=True), run.options)
-    found = dataset.map(
-        check,
-        batched=True,
-        remove_columns=dataset.column_names,
-        load_from_cache_file=not data_args.overwrite_cache,
-        num_proc=data_args.preprocessing_num_workers,
-        desc="Checking records",
-    )
-    return keep_good(run, dataset, found)
+    return keep_checked(run, dataset, check, data_args, desc="Checking records")

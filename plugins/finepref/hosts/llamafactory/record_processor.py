@@ -13,7 +13,7 @@ from llamafactory.data.processor.processor_utils import DatasetProcessor, infer_
 from finepref.formats import records
 from finepref.formats.problems import Problem
 from finepref.hosts.llamafactory import row_cache
-from finepref.hosts.llamafactory.verdicts import rows_of
+from finepref.hosts.llamafactory.verdicts import columns_of, rows_of
 from finepref.methods import overlong
 from finepref.methods.pair_rows import problem_of_record
 
@@ -38,7 +38,7 @@ class RecordProcessor(DatasetProcessor):
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Tokenise a batch. The columns `verdicts.COLUMNS` say what is to be done with each row."""
         rows = self.rows(list(rows_of(examples)))
-        return {name: [row[name] for row in rows] for name in rows[0]}
+        return columns_of(rows)
 
     @abstractmethod
     def rows(self, cached: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from finepref.formats import records, scores
 from finepref.formats.problems import BadData, Problem
 from finepref.hosts import receipt
 from finepref.hosts.llamafactory.data import adapter_of
-from finepref.hosts.llamafactory.verdicts import drop_in_stream, keep_good, rows_of, verdict
+from finepref.hosts.llamafactory.verdicts import columns_of, drop_in_stream, keep_checked, keep_good, rows_of, verdict
 from finepref.hosts.run import Run, current
 from finepref.methods import overlong
 from finepref.methods.options import Options
@@ -102,7 +103,7 @@ def preprocessed_dataset(original: Callable) -> Callable:
 
 
 @dataclass
-class TokenizedCheck:
+class TokenizedCheck(ABC):
     """Tokenised rows -> the verdict on each by the stage's options, for `datasets.map`. Subclasses define `row`.
 
     Attributes:
@@ -122,11 +123,11 @@ class TokenizedCheck:
             skipped, problems = self.row(row)
             place, count, cut = row["place"], row["rows"], row["cut"]
             found.append(verdict(row["example_id"], place, count, cut=cut, skipped=skipped, problems=problems))
-        return {name: [row[name] for row in found] for name in found[0]}
+        return columns_of(found)
 
+    @abstractmethod
     def row(self, row: dict[str, Any]) -> tuple[str, Sequence[Problem]]:
         """(reason to skip the row, or ""; its problems)."""
-        raise NotImplementedError
 
     @staticmethod
     def of_cut(row: dict[str, Any], problems: Sequence[Problem], code: str, reason: str) -> tuple[str, list[Problem]]:
@@ -152,16 +153,7 @@ def usable(run: Run, check: TokenizedCheck | None, dataset: Any, data_args: Any)
         ValueError: no row is left.
     """
     if check is not None and len(dataset):
-        read = [name for name in dataset.column_names if name not in check.unread]
-        found = dataset.select_columns(read).map(
-            check,
-            batched=True,
-            remove_columns=read,
-            load_from_cache_file=not data_args.overwrite_cache,
-            num_proc=data_args.preprocessing_num_workers,
-            desc="Checking tokens",
-        )
-        dataset = keep_good(run, dataset, found)
+        dataset = keep_checked(run, dataset, check, data_args, desc="Checking tokens", unread=check.unread)
     if not len(dataset):
         raise ValueError("; ".join(["no row is left", *run.rows.summary(longest="`cutoff_len`")]))
     return dataset

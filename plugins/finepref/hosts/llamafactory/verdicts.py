@@ -96,6 +96,29 @@ def keep_good(run: Run, dataset: Any, found: Any = None) -> Any:
     return dataset if len(kept) == len(source) else dataset.select(kept)
 
 
+def keep_checked(run: Run, dataset: Any, check: Any, data_args: Any, *, desc: str, unread: Sequence[str] = ()) -> Any:
+    """The rows of a data set that a check accepts; the others are counted, see `keep_good`.
+
+    Args:
+        run: the run that counts.
+        dataset: the rows.
+        check: batch of rows -> the columns of their verdicts, for `datasets.map`.
+        data_args: the host's, which say how to map.
+        desc: for the progress bar.
+        unread: columns that the check does not read, which need not be decoded.
+    """
+    read = [name for name in dataset.column_names if name not in unread]
+    found = dataset.select_columns(read).map(
+        check,
+        batched=True,
+        remove_columns=read,
+        load_from_cache_file=not data_args.overwrite_cache,
+        num_proc=data_args.preprocessing_num_workers,
+        desc=desc,
+    )
+    return keep_good(run, dataset, found)
+
+
 def rejected_record(record_id: str, problems: Sequence[Problem]) -> dict[str, Any]:
     """A record with problems that its row alone does not have, as rejected.jsonl lists it."""
     told = [{"field": each.field, "code": each.code, "message": each.message} for each in problems]
@@ -136,3 +159,8 @@ def drop_in_stream(dataset: Any, options: Options) -> Any:
 def rows_of(examples: Mapping[str, Sequence[Any]]) -> Iterable[dict[str, Any]]:
     """The rows of a batch of columns."""
     return (dict(zip(examples, values, strict=True)) for values in zip(*examples.values(), strict=True))
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The columns of a batch of rows, of which there must be one; the reverse of `rows_of`."""
+    return {name: [row[name] for row in rows] for name in rows[0]}
