@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from itertools import combinations
 from typing import Any, NamedTuple
 
 from finepref.formats import records
@@ -142,7 +141,6 @@ class Decision:
 
     def __init__(self, stage: Stage, options: Options, tokeniser: Tokeniser) -> None:
         self.stage, self.options, self.tokeniser = stage, options, tokeniser
-        self.policy: overlong.Overlong = stage.settings_of(options)["finepref_overlong"]  # the value in use
 
     def __call__(self, source: Sourced) -> Verdict:
         """What happens to a record."""
@@ -165,7 +163,7 @@ class Decision:
         """What is kept of a record, and FP203 if it is too long and must not be."""
         prompt, longest = len(next(iter(tokens.values())).prompt), self.tokeniser.longest
         lengths = [len(each.response) for each in tokens.values()]
-        kept = overlong.fit(prompt, lengths, longest, policy=self.policy, host_rule=self.tokeniser.host_rule)
+        kept = overlong.fit(prompt, lengths, longest, policy=self.options.overlong, host_rule=self.tokeniser.host_rule)
         if not kept.refused:
             return kept, []
         text = overlong.told(prompt, lengths, longest, self.tokeniser.limit)
@@ -253,7 +251,8 @@ class Decision:
         tokens = self._encoded(record.prompt, texts)
         kept, problems = self._fit(record, tokens)
         ids = [each.response for each in tokens.values()]
-        skipped = kept.skipped or ("" if problems else _contradiction(ids, values, kept.response))
+        left = [each[: kept.response] for each in ids]
+        skipped = kept.skipped or ("" if problems else overlong.same(values, ids, left))
         if problems or skipped:
             return Verdict(skipped=skipped, problems=problems)
         if self.options.pooling[1] == "eos":
@@ -264,15 +263,8 @@ class Decision:
         return Verdict(kept.cut)
 
 
-def _contradiction(responses: Sequence[Sequence[int]], scores: Sequence[float], keep: int) -> str:
-    """The reason for which a list ranks nothing: two responses of different scores are equal in what is kept."""
-    pairs = combinations(zip(responses, scores, strict=True), 2)
-    return next((reason for (a, x), (b, y) in pairs if x != y and (reason := overlong.equal([a, b], keep))), "")
-
-
 def _of_cut(kept: overlong.Fit, problems: Sequence[Problem], code: str, reason: str) -> Verdict:
     """A record with problems is skipped if only the cut of its responses is to blame, else refused."""
-    cut = overlong.RESPONSE_CUT in kept.cut.split(",")
-    if cut and all(problem.code == code for problem in problems):
+    if overlong.only_the_cut(kept.cut, (problem.code for problem in problems), code):
         return Verdict(skipped=reason)
     return Verdict(problems=problems)

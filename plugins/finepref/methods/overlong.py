@@ -6,7 +6,7 @@ answers, not for how. No file of a host is read here: a host's own rule is a fun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 Overlong = Literal["host", "keep_prompt", "truncate_left", "skip", "error"]
@@ -93,6 +93,17 @@ def told(prompt: int, responses: Sequence[int], longest: int, limit: str) -> str
     """The text of FP203, for policy `error`; `limit` is the option of the longest sequence as the user writes it."""
     most = max(responses)
     return f"the prompt has {prompt} tokens and its longest response {most}, together above {limit} {longest}"
+
+
+def only_the_cut(cut: str, codes: Iterable[str], code: str) -> bool:
+    """Whether only the cut of its responses can be to blame for a record's problems.
+
+    Args:
+        cut: what is cut, see `Fit`.
+        codes: of the problems.
+        code: the one that such a cut can cause.
+    """
+    return RESPONSE_CUT in cut.split(",") and {*codes} == {code}
 
 
 def equal(responses: Sequence[Sequence[int]], keep: int) -> str:

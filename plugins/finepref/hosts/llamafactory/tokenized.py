@@ -139,8 +139,7 @@ class TokenizedCheck(ABC):
             code: the code that a cut can cause.
             reason: the reason for skipping it then.
         """
-        cut = overlong.RESPONSE_CUT in row["cut"].split(",")
-        if problems and cut and all(problem.code == code for problem in problems):
+        if overlong.only_the_cut(row["cut"], (problem.code for problem in problems), code):
             return reason, []
         return "", [*problems]
 
