@@ -14,6 +14,7 @@ LLAMAFACTORY_CARDS = (
     "finetuning-arguments",
     "run-exp",
     "dataset-list",
+    "load-single-dataset",
     "align-dataset",
     "merged-dataset",
     "dataset-processor",

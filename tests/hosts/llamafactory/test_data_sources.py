@@ -6,6 +6,7 @@ Tokenised folders and streams of all stages: test_conformance.py.
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from sample_rows import rows, write_rows
@@ -30,6 +31,25 @@ def test_columns_may_have_any_names(run, tmp_path):
     )
     assert named.receipt["draws"] == plain.receipt["draws"]
     assert named.log[0]["loss"] == plain.log[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("hf_hub_url", "FP111 them/set: Couldn't reach 'them/set' on the Hub"),
+        ("ms_hub_url", "FP110 them/set: modelscope is not installed: pip install modelscope"),
+    ],
+)
+def test_a_hub_that_cannot_be_had_is_one_line_with_what_to_do(refused, tmp_path, monkeypatch, key, told):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    entry = {key: "them/set", "formatting": "negatives"}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"sums": entry}))
+    message = refused(dataset_dir=str(tmp_path))
+    assert message.startswith(told)
+    assert "download the data" in message and "name a file_name" in message
 
 
 def release_files(folder, count: int = 12):

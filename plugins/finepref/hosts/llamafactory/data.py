@@ -26,6 +26,7 @@ from finepref.hosts.reading import Sourced
 from finepref.hosts.run import Run, Source, current
 from finepref.methods.checks import record_problems
 from finepref.methods.options import Options
+from finepref.synth.data_sources.hub import unreadable
 
 NAMES = tuple(row_cache.COLUMNS.names)
 
@@ -92,6 +93,25 @@ def _current_run() -> Run | None:
 def entries_of(dataset_dir: Any) -> dict[str, Any]:
     """The entries of a dataset_dir; {} if the host has to download them, or will report that they are missing."""
     return dict(dataset_dir) if isinstance(dataset_dir, dict) else dict(dataset_info.table(dataset_dir))
+
+
+def load_single_dataset(original: Callable) -> Callable:
+    """`_load_single_dataset` that names the data set of a hub which cannot be had (card `load-single-dataset`).
+
+    Raises:
+        BadData: FP110, the package of the hub is not installed; FP111, the data set cannot be downloaded.
+    """
+
+    @functools.wraps(original)
+    def _load_single_dataset(dataset_attr, model_args, data_args, training_args):
+        if _current_run() is None or not dataset_attr.load_from.endswith("_hub"):
+            return original(dataset_attr, model_args, data_args, training_args)
+        try:
+            return original(dataset_attr, model_args, data_args, training_args)
+        except (ImportError, OSError, RuntimeError) as error:
+            raise BadData([unreadable(dataset_attr.dataset_name, error)]) from None
+
+    return _load_single_dataset
 
 
 def align_dataset(original: Callable) -> Callable:

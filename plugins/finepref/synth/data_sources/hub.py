@@ -86,30 +86,34 @@ class HubSet(NamedTuple):
 
     def rows(self) -> Iterator[RawRow]:
         """Its rows, one at a time; that it cannot be read is a row with line 0 (FP110, FP111)."""
-        package = "modelscope" if self.modelscope else "datasets"
         try:
             if self.modelscope:
                 yield from self._of_modelscope()
             else:
                 yield from hub_rows(self.name, split=self.split, config=self.subset, folder=self.folder)
-        except ImportError:
-            text = f"{package} is not installed: pip install {package}; or download the data and name a file_name"
-            yield RawRow(0, b"", None, [Problem(self.name, 0, "", "FP110", text)])
-        except HubUnreachable as error:
-            text = str(error).partition("; if the hub")[0]
-            advice = "download the data elsewhere and name a file_name in the entry"
-            yield RawRow(0, b"", None, [Problem(self.name, 0, "", "FP111", f"{text}; {advice}")])
+        except (ImportError, OSError, RuntimeError, ValueError) as error:  # HubUnreachable is a RuntimeError
+            yield RawRow(0, b"", None, [unreadable(self.name, error)])
 
     def _of_modelscope(self) -> Iterator[RawRow]:
         from modelscope import MsDataset
 
-        try:
-            rows = MsDataset.load(self.name, subset_name=self.subset, data_dir=self.folder, split=self.split)
-            for number, row in enumerate(rows, start=1):
-                yield RawRow(number, json.dumps(row, default=str).encode(), row, [])
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise HubUnreachable(f"{self.name} (split {self.split}) cannot be read: {reason}") from error
+        rows = MsDataset.load(self.name, subset_name=self.subset, data_dir=self.folder, split=self.split)
+        for number, row in enumerate(rows, start=1):
+            yield RawRow(number, json.dumps(row, default=str).encode(), row, [])
+
+
+def unreadable(name: str, error: Exception) -> Problem:
+    """Why a data set of a hub cannot be read: a package is missing (FP110), or the data cannot be had (FP111)."""
+    told = " ".join(str(error).split())
+    missing = re.search(r"No module named '([^'.]+)", told)
+    if isinstance(error, ImportError) or missing:
+        package = missing[1] if missing else (error.name if isinstance(error, ImportError) else "") or "its package"
+        text = f"{package} is not installed: pip install {package}; or download the data and name a file_name"
+        return Problem(name, 0, "", "FP110", text)
+    if name not in told:
+        told = f"{name} cannot be read: {told}"
+    advice = "download the data elsewhere and name a file_name in the entry"
+    return Problem(name, 0, "", "FP111", f"{told[:300].partition('; if the hub')[0]}; {advice}")
 
 
 def ultrafeedback(row: Mapping[str, object]) -> dict[str, object] | str:
