@@ -21,7 +21,7 @@ from finepref.formats.checked_rows import Checked, rejected_row
 from finepref.formats.jsonl import CHUNK, ArrayLine, Chunk, RawRow, read_chunks, read_rows, rows_of, write_jsonl
 from finepref.formats.layouts import Noted, ParseRow, check_columns
 from finepref.formats.pool import ordered_map
-from finepref.formats.problems import CODES, SHOWN, BadData, Group, Groups, Problem
+from finepref.formats.problems import CODES, LEFT_OUT, SHOWN, BadData, Group, Groups, Problem
 from finepref.formats.records import FORMATS, Feedback, Record
 
 __all__ = [
@@ -290,7 +290,7 @@ class FileCheck:
                 bad.sort(key=attrgetter("line"))
                 for raw in bad:
                     self._note(raw.line, raw.problems)
-                    if raw.line:
+                    if raw.line and not _is_left_out(raw.problems):
                         yield rejected_row(self.file, raw)
                 self.rows += count
                 self.ignored.update(ignored)
@@ -302,7 +302,7 @@ class FileCheck:
     def rejected_rows(self, rows: Iterable[Checked]) -> Iterator[dict[str, object]]:
         """Check all rows and yield the bad ones in the form that `check_file` writes."""
         for row in self.walk(rows):
-            if row.problems and row.raw.line:
+            if row.problems and row.raw.line and not _is_left_out(row.problems):
                 yield rejected_row(self.file, row.raw._replace(problems=row.problems))
 
     def walk(self, rows: Iterable[Checked]) -> Iterator[Checked]:
@@ -374,6 +374,10 @@ class FileCheck:
         return []
 
     def _note(self, line: int, problems: Sequence[Problem]) -> None:
+        if line and _is_left_out(problems):
+            for problem in problems:
+                self.notes.add(problem)
+            return
         self.rejected += line > 0 and len(problems) > 0
         self.total += len(problems)
         for problem in problems:
@@ -400,6 +404,11 @@ class FileCheck:
             groups=tuple(islice(self.groups, self.limit)),
             notes=tuple(islice(self.notes, self.limit)),
         )
+
+
+def _is_left_out(problems: Sequence[Problem]) -> bool:
+    """Whether the problems of a row are that it gives no record, which is told as a note."""
+    return bool(problems) and all(problem.code in LEFT_OUT for problem in problems)
 
 
 class SeenIds:
