@@ -286,7 +286,8 @@ def fine_grained(draw, *, passages):
     }
     context = "\n\n".join(f"{title}\n{' '.join(sentences)}" for title, *sentences in told)
     prompt = f"{question}\n{context}" if passages and told else question
-    return row, [{"prompt": prompt} | two(chosen, rejected) | given_spans(rejected_spans=found)]
+    whole = [(0, len(rejected))]  # nothing is marked, so all of it is
+    return row, [{"prompt": prompt} | two(chosen, rejected) | given_spans(rejected_spans=found or whole)]
 
 
 @st.composite

@@ -108,6 +108,15 @@ def test_without_a_correction_the_reference_answer_is_the_better_one():
     assert problems(row, "finegrained_rlhf") == [("FP010", "gold")]
 
 
+def test_an_answer_without_a_mark_of_its_own_is_one_span_as_a_whole():
+    """A stage that trains on spans alone would else refuse it (FP210), though its correction is better."""
+    row = answer(lacking=[{"error type": "Missing-Answer", "passage_id": 1, "sentence_id": [0]}])
+    record = record_of(row, "finegrained_rlhf")
+    assert texts(record.rejected, record.rejected_spans) == [record.rejected]
+    assert notes(row, "finegrained_rlhf") == [("FP100", "feedback.missing-info[0]"), ("FP122", "feedback.errors")]
+    assert notes(answer((90, 99)), "finegrained_rlhf")[-1] == ("FP122", "feedback.errors")
+
+
 def test_a_correction_that_changes_nothing_is_none_and_without_an_error_the_row_gives_no_pair():
     same = {"response": "It is the Elbe, I think.", "better": "It is the Elbe, I think. "}
     for layout in ("finegrained_rlhf", "finegrained_rlhf_question"):

@@ -29,7 +29,7 @@ def fine_grained(reader: RowReader) -> Sequence[Own]:
     """FineGrainedRLHF: the corrected answer above "prediction 1", whose `errors` are the spans.
 
     The passages follow the question. Without a correction, `gold` is the better answer (FP103). What the answer lacks
-    (`missing-info`) is on no characters (FP100); a row with nothing but that counts as a whole.
+    (`missing-info`) is on no characters (FP100); without any mark on it, all of the answer is the span (FP122).
     """
     found = question_alone(reader)
     place, passages = find(reader, "passages")
@@ -55,6 +55,9 @@ def question_alone(reader: RowReader) -> Sequence[Own]:
     if isinstance(lacking.value, list | tuple):
         for i in range(len(lacking.value)):
             reader.note(f"{lacking.place}[{i}]", "FP100", "what the response lacks is on none of its characters")
+    if text.strip() and not marks:
+        reader.note(errors.place, "FP122", "no part of the response is marked, so all of it is the span")
+        marks = [(0, len(text))]
     own = {"id": find(reader, "id"), "prompt": find(reader, "question"), "chosen": better, "rejected": response}
     return [own | ({"rejected_spans": Taken(errors.place, spans(marks))} if marks else {})]
 
