@@ -327,7 +327,9 @@ def test_rows_of_pairs_without_their_prompt_are_not_taken_for_texts_that_begin_w
     assert guessed(tmp_path, [texts | {"source": "x"}]) == "pair"
     assert guessed(tmp_path, [PAIR, texts]) == "pair"
     assert guessed(tmp_path, [PAIR, texts, PAIR | {"rejected_spans": []}]) == "span_pair"
-    assert codes(read(texts, "pair")) == [("FP015", "prompt")]  # no prompt, and what it looks like
+    assert guessed(tmp_path, [texts, PAIR | {"rejected_spans": []}]) == "span_pair"
+    for layout in ("pair", "span_pair"):
+        assert codes(read(texts, layout)) == [("FP010", "prompt")]
 
 
 def test_transcripts_of_hh_are_turns_and_those_out_of_order_are_refused():

@@ -367,11 +367,11 @@ class FileCheck:
     def _set_problems(self) -> list[Problem]:
         if self.rows == 0 and not self.of_file:
             return [Problem(self.file, 0, "", "FP002", "the file has no record")]
-        labelled = self.desirable + self.undesirable
-        if labelled and labelled in (self.desirable, self.undesirable):
-            only = "true" if self.desirable else "false"
-            return [Problem(self.file, 0, "label", "FP061", f"all {labelled} good rows are labelled {only}")]
-        return []
+        return [] if self.seen is not None else one_label(self.file, [self])
+
+    def add_of_set(self, problems: Sequence[Problem]) -> None:
+        """Note problems of the whole data set, of which this is one file."""
+        self._note(0, problems)
 
     def _note(self, line: int, problems: Sequence[Problem]) -> None:
         if line and _is_left_out(problems):
@@ -404,6 +404,21 @@ class FileCheck:
             groups=tuple(islice(self.groups, self.limit)),
             notes=tuple(islice(self.notes, self.limit)),
         )
+
+
+def one_label(name: str, checks: Sequence[FileCheck]) -> list[Problem]:
+    """FP061 if all good rows of a data set have one label.
+
+    Args:
+        name: of its file, or of the first of its files.
+        checks: of its files, complete.
+    """
+    desirable, undesirable = (sum(each) for each in zip(*((c.desirable, c.undesirable) for c in checks), strict=True))
+    if bool(desirable) == bool(undesirable):
+        return []
+    where = f" of {len(checks)} files" if len(checks) > 1 else ""
+    text = f"all {desirable + undesirable} good rows{where} are labelled {'true' if desirable else 'false'}"
+    return [Problem(name, 0, "label", "FP061", text)]
 
 
 def _is_left_out(problems: Sequence[Problem]) -> bool:

@@ -60,7 +60,7 @@ class Layout:
         make: for layouts whose rows are not simply columns: the row's reader -> its records' fields.
         also: columns that are read besides those of `fields`, as by `make`; all others are counted as ignored.
         keys: the host's name of a column, as its dataset_info.json has it -> the column of this layout.
-        widens: a layout whose rows may stand among the rows of this one.
+        widens: a layout whose rows may stand among the rows of this one, with those of the layouts that it widens.
         by_row: whether its rows can be read one by one, without another file.
     """
 

@@ -570,6 +570,15 @@ def table() -> Mapping[str, Layout]:
     return others | own
 
 
+def among(name: str) -> set[str]:
+    """A layout, and those whose rows may stand among its rows, see `Layout.widens`."""
+    found: set[str] = set()
+    while name and name not in found:
+        found.add(name)
+        name = table()[name].widens if name in table() else ""
+    return found
+
+
 def recognise(row: Mapping[str, object]) -> str:
     """The layout that a row looks like; "" if it looks like none."""
     return first_of(row, table().values())
