@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from finepref.formats import dataset_info
-from finepref.formats.catalogue import FIELD_TEXTS, FILE_CODES, FORMATS_SHOWN, markdown
+from finepref.formats.catalogue import FIELD_TEXTS, FILE_CODES, FORMATS_SHOWN, KIND_TEXTS, markdown
 from finepref.formats.check import CODES, check_file
-from finepref.formats.jsonl import write_jsonl
+from finepref.formats.jsonl import dumps, write_jsonl
+from finepref.formats.layout import KINDS
 from finepref.formats.layout_table import BUILT_IN
 from finepref.formats.records import FIELDS, FORMATS, parse
 
@@ -50,6 +51,18 @@ def test_every_layout_is_shown_with_a_row():
     for layout in BUILT_IN:
         if layout.name not in FORMATS:
             assert f"| `{layout.name}` | {layout.gives} |" in text
+            assert f"| `{layout.name}` | `{dumps(layout.sample)}` |" in text
+
+
+def test_the_table_of_layouts_says_what_a_row_must_have_and_what_else_is_read():
+    """From the table itself: a kind of value, a column that must not be there, and no others."""
+    text = markdown()
+    alpaca = "no `prompt`, `instruction` (text), `chosen` (text), `rejected` (text)"
+    assert f"| {alpaca} | `history`, `id`, `input`, `system` |" in text
+    assert "no columns but `chosen`, `rejected`, `id`, " in text
+    assert "`conversations` or `messages` or `conversation` (messages), `chosen` (one message)" in text
+    assert "| only named |" in text
+    assert KIND_TEXTS.keys() == KINDS.keys()
 
 
 def test_the_shipped_dataset_info_passes_the_lint_and_its_samples_are_good():

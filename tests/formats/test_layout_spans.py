@@ -7,9 +7,11 @@ import re
 
 import pytest
 from finepref.formats import layouts
-from finepref.formats.check import check_file
+from finepref.formats.bad_rows import BadRows
+from finepref.formats.check import check_file, read_records
 from finepref.formats.jsonl import read_rows, write_jsonl
 from finepref.formats.layout_table import recognise
+from finepref.formats.problems import BadData
 from finepref.formats.records import Feedback, Message, Pair, SpanPair, parse, to_row
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,9 +103,27 @@ def test_without_a_correction_the_reference_answer_is_the_better_one():
     row = answer((10, 14), better=" ")
     assert notes(row, "finegrained_rlhf") == [("FP103", "gold")]
     assert record_of(row, "finegrained_rlhf").chosen == "The Rhine."
-    assert problems(answer(better=""), "finegrained_rlhf") == [("FP090", "feedback.corrected-prediction")]
+    assert problems(answer(better=""), "finegrained_rlhf") == [("FP120", "feedback.corrected-prediction")]
     del row["gold"]
     assert problems(row, "finegrained_rlhf") == [("FP010", "gold")]
+
+
+def test_an_answer_without_a_mark_of_its_own_is_one_span_as_a_whole():
+    """A stage that trains on spans alone would else refuse it (FP210), though its correction is better."""
+    row = answer(lacking=[{"error type": "Missing-Answer", "passage_id": 1, "sentence_id": [0]}])
+    record = record_of(row, "finegrained_rlhf")
+    assert texts(record.rejected, record.rejected_spans) == [record.rejected]
+    assert notes(row, "finegrained_rlhf") == [("FP100", "feedback.missing-info[0]"), ("FP122", "feedback.errors")]
+    assert notes(answer((90, 99)), "finegrained_rlhf")[-1] == ("FP122", "feedback.errors")
+
+
+def test_a_correction_that_changes_nothing_is_none_and_without_an_error_the_row_gives_no_pair():
+    same = {"response": "It is the Elbe, I think.", "better": "It is the Elbe, I think. "}
+    for layout in ("finegrained_rlhf", "finegrained_rlhf_question"):
+        assert problems(answer(**same), layout) == [("FP120", "feedback.corrected-prediction")]
+        record = record_of(answer((10, 14), **same), layout)
+        assert (record.chosen, texts(record.rejected, record.rejected_spans)) == ("The Rhine.", ["Elbe"])
+    assert notes(answer((10, 14), **same), "finegrained_rlhf") == [("FP103", "gold")]
 
 
 # ---- PRM800K, Math-Shepherd, ProcessBench, Math-Step-DPO
@@ -195,7 +215,7 @@ def test_edits_that_do_not_give_the_text_are_refused(completion, text, expected)
 
 def test_a_text_without_edits_is_no_pair_and_other_prompts_with_completions_are_not_taken_for_one():
     parsed = layouts.reader("fava", file="f")(fava("It is the Rhine.", "It is the Rhine."), line=1)
-    assert [each.code for each in parsed] == ["FP090"]
+    assert [each.code for each in parsed] == ["FP120"]
     assert recognise({"prompt": Q, "completion": "The Rhine."}) == ""
 
 
@@ -253,6 +273,14 @@ def test_a_judged_response_is_feedback_and_its_spans_are_noted():
     assert problems(row | {"hallucination": "maybe"}, "halueval") == [("FP096", "hallucination")]
 
 
+def test_an_id_of_halueval_that_is_no_number_is_not_taken():
+    """A few rows of the public file have an empty ID, or the heading of its column."""
+    row = {"ID": "7", "user_query": Q, "chatgpt_response": "It is the Rhine.", "hallucination": "no"}
+    without = record_of({name: value for name, value in row.items() if name != "ID"}, "halueval")
+    for wrong in ("", "ID"):
+        assert record_of(row | {"ID": wrong}, "halueval") == without
+
+
 def test_the_pairs_of_halueval_have_their_knowledge_before_the_question():
     row = {"knowledge": "The Rhine is long.", "question": Q, "right_answer": "Rhine", "hallucinated_answer": "Elbe"}
     record = record_of(row, "halueval_qa")
@@ -286,7 +314,19 @@ def test_marked_errors_of_a_translation_are_placed_by_offset_else_by_their_text(
         assert texts(record.rejected, record.rejected_spans) == ["Elbe"]
         assert (record.chosen, record.prompt) == ("It is the Rhine.", (Message("user", "Es ist der Rhein."),))
     assert notes(translation(elbe, elbe | {"text": "Oder"}), "xcomet") == [("FP100", "error_spans[1]")]
-    assert problems(translation(), "xcomet") == [("FP090", "error_spans")]
+    assert problems(translation(), "xcomet") == [("FP120", "error_spans")]
+
+
+def test_scores_of_the_comet_command_are_read_and_a_translation_without_errors_gives_no_pair(tmp_path):
+    """`comet-score --to_json` writes `errors`, and leaves them out of a row without any."""
+    elbe = {"text": "Elbe", "confidence": 0.4, "severity": "major", "start": 10, "end": 14}
+    right = {"src": "Es ist der Rhein.", "mt": "It's the Rhine.", "ref": "It is the Rhine.", "COMET": 0.99}
+    row = right | {"mt": "It is the Elbe.", "errors": [elbe]}
+    write_jsonl(tmp_path / "x.jsonl", [right, row])
+    assert layouts.guess([tmp_path / "x.jsonl"]) == "xcomet"
+    parse_row = layouts.reader("xcomet", file="f")
+    assert [each.code for each in parse_row(right, line=1)] == ["FP120"]
+    assert texts(row["mt"], parse_row(row, line=2).rejected_spans) == ["Elbe"]
 
 
 # ---- for random rows
@@ -341,6 +381,37 @@ def test_the_response_of_marked_steps_is_the_text_without_its_marks(steps):
 
 
 # ---- counts
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_rows_that_give_no_pair_are_left_out_and_counted_and_are_no_bad_rows(tmp_path, jobs):
+    right = [answer(better="", response=f"It is the Rhine {i}.") for i in range(40)]
+    wrong = [answer((10, 14), response=f"It is the Elbe {i}.") for i in range(20)]
+    write_jsonl(tmp_path / "x.jsonl", right + wrong)
+    report = check_file(
+        tmp_path / "x.jsonl", "finegrained_rlhf", jobs=jobs, chunk_size=2000, rejected_path=tmp_path / "bad.jsonl"
+    )
+    assert (report.rows, report.rejected, report.total_problems) == (60, 0, 0)
+    (note,) = report.notes
+    assert (note.first.code, note.count) == ("FP120", 40)
+    assert (tmp_path / "bad.jsonl").read_bytes() == b""
+    assert report.passes()
+
+
+def test_a_run_that_takes_no_bad_row_takes_a_file_with_rows_that_give_no_pair_and_names_them(tmp_path):
+    rows = [answer(better=""), answer((10, 14))]
+    write_jsonl(tmp_path / "x.jsonl", rows)
+    bad = BadRows()
+    (record,) = read_records(tmp_path / "x.jsonl", "finegrained_rlhf", bad_rows=bad)
+    assert texts(record.rejected, record.rejected_spans) == ["Elbe"]
+    assert (bad.read, dict(bad.codes), bad.rejected[0]["line"]) == (2, {"FP120": 1}, 1)
+    write_jsonl(tmp_path / "x.jsonl", rows[:1])
+    with pytest.raises(BadData, match="FP120"):  # no row is left
+        read_records(tmp_path / "x.jsonl", "finegrained_rlhf")
+    write_jsonl(tmp_path / "x.jsonl", [*rows, answer((10, 14), better=3)])
+    with pytest.raises(BadData) as error:
+        read_records(tmp_path / "x.jsonl", "finegrained_rlhf")
+    assert [problem.code for problem in error.value.problems] == ["FP011"]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -31,6 +31,13 @@ def codes(parsed):
     return [(problem.code, problem.field) for problem in parsed]
 
 
+def parts(message, weight=None):
+    """A message as LLaMA-Factory's v1 sets have it, its text in two parts."""
+    text = message["content"]
+    content = [{"type": "text", "value": text[:2]}, {"type": "text", "value": text[2:]}]
+    return {"role": message["role"], "content": content, "loss_weight": weight}
+
+
 PAIRS = {
     "openai_preference": [
         {"input": {"messages": [TURN]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
@@ -52,6 +59,13 @@ PAIRS = {
         {"prompt": [TURN], "chosen": [GOOD], "rejected": [BAD]},
         {"prompt": [TURN], "chosen": A, "rejected": B},
         {"prompt": [TURN], "chosen": [TURN, GOOD], "rejected": [TURN, BAD]},
+    ],
+    "ms_swift_dialogues": [
+        {"messages": [TURN, GOOD], "rejected_messages": [TURN, BAD]},
+    ],
+    "llamafactory_v1": [
+        {"chosen_messages": [parts(TURN, 0.0), parts(GOOD, 1.0)], "rejected_messages": [parts(TURN), parts(BAD)]},
+        {"chosen_messages": [TURN, parts(GOOD)], "rejected_messages": [TURN, BAD]},
     ],
     "sharegpt_texts": [{"conversations": [HUMAN], "chosen": A, "rejected": B}],
     "trl_implicit": [
@@ -114,9 +128,25 @@ def test_a_system_text_is_the_first_turn_wherever_the_layout_has_it(layout, row)
     assert read(row, layout).prompt == (SYSTEM, USER)
 
 
-def test_two_different_system_texts_are_not_both_believed():
-    row = {"system": "Be kind.", "conversations": [TOLD, TURN], "chosen": GOOD, "rejected": BAD}
-    assert codes(read(row, "sharegpt")) == [("FP013", "system")]
+@pytest.mark.parametrize(
+    ("layout", "row"),
+    [
+        ("sharegpt", {"conversations": [TOLD, TURN], "chosen": GOOD, "rejected": BAD}),
+        ("sharegpt_kto", {"messages": [TOLD, TURN, GOOD], "kto_tag": True}),
+        ("trl_explicit", {"prompt": [TOLD, TURN], "chosen": [GOOD], "rejected": [BAD]}),
+        ("trl_implicit", {"chosen": [TOLD, TURN, GOOD], "rejected": [TOLD, TURN, BAD]}),
+        ("trl_kto", {"prompt": [TOLD, TURN], "completion": [GOOD], "label": True}),
+        ("openrlhf_context", {"context_messages": [TOLD, TURN], "chosen": [GOOD], "rejected": [BAD]}),
+        ("ms_swift", {"messages": [TOLD, TURN, GOOD], "rejected_response": B}),
+    ],
+)
+def test_of_two_system_texts_that_of_the_messages_is_used_as_on_the_host_and_the_other_is_noted(layout, row):
+    parsed = read(row | {"system": "Be kind."}, layout)
+    assert isinstance(parsed, layouts.Noted), parsed
+    assert [(note.code, note.field) for note in parsed.notes] == [("FP121", "system")]
+    assert parsed[0].prompt == (SYSTEM, USER)
+    for same in ("Be terse.", "", None):
+        assert read(row | {"system": same}, layout).prompt == (SYSTEM, USER)
 
 
 @pytest.mark.parametrize("empty", [None, ""])
@@ -231,11 +261,14 @@ def test_rated_completions_are_a_ranking():
     )
 
 
-def test_a_dialogue_of_several_turns_keeps_them_and_its_margin():
+def test_a_dialogue_of_several_turns_keeps_them_and_scores_beside_it_are_no_margin():
+    """A margin of 0 or less is refused by the reward model (FP220), where TRL and the hosts do not read the scores."""
     row = {"chosen": [*DIALOGUE, GOOD], "rejected": [*DIALOGUE, BAD], "score_chosen": 8.0, "score_rejected": 5.5}
     record = read(row | {"prompt": Q}, "trl_implicit")
     turns = (USER, Message("assistant", "It depends."), Message("user", "On a clear day?"))
-    assert (record.prompt, record.chosen, record.rejected, record.margin) == (turns, A, B, 2.5)
+    assert (record.prompt, record.chosen, record.rejected, record.margin) == (turns, A, B, None)
+    assert not {"score_chosen", "score_rejected"} & layouts.columns_read("trl_implicit")
+    assert not {"score_chosen", "score_rejected"} & layouts.columns_read("trl_explicit")
 
 
 @pytest.mark.parametrize(
@@ -265,6 +298,38 @@ def test_a_prompt_beside_messages_may_be_empty_or_one_of_them():
         assert read({"prompt": prompt, "messages": [TURN], "chosen": A, "rejected": B}, "pair").prompt == (USER,)
     row = {"prompt": "Other?", "messages": [TURN], "chosen": A, "rejected": B}
     assert codes(read(row, "pair")) == [("FP013", "prompt")]
+
+
+def test_parts_of_a_message_that_are_no_text_and_weights_between_0_and_1_are_refused_by_name():
+    def row(*turns):
+        return {"chosen_messages": [*turns, parts(GOOD)], "rejected_messages": [*turns, parts(BAD)]}
+
+    image = {"role": "user", "content": [{"type": "image_url", "value": "a.png"}]}
+    assert codes(read(row(image), "llamafactory_v1"))[0] == ("FP089", "chosen_messages[0].content[0].type")
+    image["content"][0]["type"] = "image"
+    assert codes(read(row(image), "llamafactory_v1"))[0] == ("FP088", "chosen_messages[0].content[0].type")
+    assert codes(read(row(parts(TURN, 0.5)), "llamafactory_v1")) == [("FP014", "chosen_messages[0].loss_weight")]
+    untrained = {"chosen_messages": [TURN, parts(GOOD, 0.0)], "rejected_messages": [TURN, parts(BAD)]}
+    assert codes(read(untrained, "llamafactory_v1"))[0] == ("FP095", "chosen_messages[1]")
+
+
+def test_two_texts_that_begin_with_the_prompt_are_split_after_their_last_common_word():
+    record = read({"chosen": "The sky is blue.", "rejected": "The sky is black."}, "trl_implicit_texts")
+    assert (record.prompt, record.chosen, record.rejected) == ((Message("user", "The sky is"),), " blue.", " black.")
+    other = {"chosen": "Blue it is.", "rejected": "Black it is."}
+    assert codes(read(other, "trl_implicit_texts")) == [("FP094", "chosen")]
+
+
+def test_rows_of_pairs_without_their_prompt_are_not_taken_for_texts_that_begin_with_it(tmp_path):
+    """Only a file whose rows have no other columns is; in a file of pairs such a row lacks its prompt."""
+    texts = {"chosen": "The sky is blue.", "rejected": "The sky is black."}
+    assert guessed(tmp_path, [texts]) == "trl_implicit_texts"
+    assert guessed(tmp_path, [texts | {"source": "x"}]) == "pair"
+    assert guessed(tmp_path, [PAIR, texts]) == "pair"
+    assert guessed(tmp_path, [PAIR, texts, PAIR | {"rejected_spans": []}]) == "span_pair"
+    assert guessed(tmp_path, [texts, PAIR | {"rejected_spans": []}]) == "span_pair"
+    for layout in ("pair", "span_pair"):
+        assert codes(read(texts, layout)) == [("FP010", "prompt")]
 
 
 def test_transcripts_of_hh_are_turns_and_those_out_of_order_are_refused():
@@ -299,7 +364,7 @@ def test_each_step_with_a_right_and_a_wrong_completion_is_a_span_pair():
 
 def test_a_solution_without_a_right_and_a_wrong_completion_of_a_step_gives_no_pair_and_is_named():
     row = {"question": {"problem": "2+2?"}, "label": {"steps": [step(("a", 1), chosen=0), step(("x", -1))]}}
-    assert codes(read(row, "prm800k")) == [("FP090", "label.steps")]
+    assert codes(read(row, "prm800k")) == [("FP120", "label.steps")]
 
 
 def test_a_step_that_a_person_wrote_is_the_right_one():
@@ -307,6 +372,8 @@ def test_a_step_that_a_person_wrote_is_the_right_one():
     row = {"question": {"problem": "2+2?"}, "label": {"steps": [step(("x", -1), human=human)]}}
     record = read(row, "prm800k")
     assert (record.chosen, record.rejected) == ("a", "x")
+    row["label"]["steps"][0]["human_completion"] = "a"  # as the file of the data set documents it
+    assert read(row, "prm800k") == record
 
 
 def test_problems_name_the_columns_of_the_file_not_our_fields():

@@ -372,3 +372,20 @@ def test_samples_of_apo_are_checked_alone_and_converted_with_their_golden_answer
     found = json.loads(run("validate", "s.json", "--json", code=1).stdout)["files"][0]
     assert [(p["code"], p["line"]) for p in found["problems"]] == [("FP060", 2)]
     run("convert", "--from", "apo_samples", "--to", "ranked", "s.json", "r.jsonl", code=2)
+
+
+def test_a_data_set_of_one_label_is_told_once_for_all_its_files_and_one_of_both_is_none(tmp_path):
+    """Each of its files may have one label alone."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for labels, codes in (((True, True), ["FP061"]), ((True, False), [])):
+        for number, label in enumerate(labels):
+            rows = [{"prompt": f"{i}?", "response": f"{number}", "label": label} for i in range(3)]
+            write_jsonl(folder / f"{number}.jsonl", rows)
+        found = json.loads(CliRunner().invoke(app, ["validate", str(folder), "--json"]).stdout)
+        assert [p["code"] for file in found["files"] for p in file["problems"]] == codes
+        assert found["passed"] is not bool(codes)
+    write_jsonl(folder / "1.jsonl", [{"prompt": "6?", "response": "1", "label": True}])
+    found = json.loads(CliRunner().invoke(app, ["validate", str(folder), "--json"]).stdout)
+    (problem,) = found["files"][0]["problems"]
+    assert problem["message"] == "all 4 good rows of 2 files are labelled true"

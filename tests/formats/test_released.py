@@ -117,6 +117,14 @@ def test_an_apo_row_is_a_ranking_and_its_transcript_becomes_messages():
     assert parse_apo_rm(row | {"type": "apo"}).kind == "apo"
 
 
+def test_a_transcript_of_webgpt_with_headings_is_one_with_turns():
+    """DSP's WebGPT sets: "## Human:" for "Human:"; a heading inside a line is none."""
+    query = "## Human:\nIs ## Human: a heading?\n\n\n\n## Assistant:"
+    record = parse_apo_rm({"text": [f"{query}\n No.", f"{query} Yes."], "score": [1.5, 0.5]})
+    assert record.prompt == (Message("user", "Is ## Human: a heading?"),)
+    assert (record.responses, record.scores) == (("No.", "Yes."), (1.5, 0.5))
+
+
 def test_an_apo_row_without_sep_is_cut_at_its_last_assistant_turn():
     """DSP's files: whole transcripts in `text`, `score` for `scores`."""
     query = "\n\nHuman: Hi there\n\nAssistant: Hello!\n\nHuman: 2 + 2?\n\nAssistant:"

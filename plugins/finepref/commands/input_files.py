@@ -15,7 +15,17 @@ from tqdm import tqdm
 
 from finepref.formats import dataset_info, layouts
 from finepref.formats.apo_samples import check_apo_samples, read_apo_samples
-from finepref.formats.check import BadData, Checked, FileCheck, FileReport, Problem, SeenIds, digest, parse_rows
+from finepref.formats.check import (
+    BadData,
+    Checked,
+    FileCheck,
+    FileReport,
+    Problem,
+    SeenIds,
+    digest,
+    one_label,
+    parse_rows,
+)
 from finepref.formats.jsonl import RawRow, read_chunks, write_jsonl
 from finepref.formats.layouts import UNKNOWN, ParseRow
 from finepref.formats.pool import WorkerDied, ordered_map
@@ -149,6 +159,9 @@ def check_files(
         except WorkerDied as error:
             typer.echo(str(error), err=True)
             raise typer.Exit(1) from None
+    for dataset in ids:
+        of_set = [check for check, file in checks if file.dataset == dataset]
+        of_set[0].add_of_set(one_label(of_set[0].file, of_set))
     return [check.report() for check, _ in checks]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from finepref.formats.checked_rows import Checked, rejected_row
 from finepref.formats.jsonl import RawRow, write_aside
-from finepref.formats.problems import SHOWN, BadData, Problem
+from finepref.formats.problems import LEFT_OUT, SHOWN, BadData, Problem
 
 POLICIES = ("error", "skip")
 MAX_BAD = "1%"
@@ -83,21 +83,24 @@ class BadRows:
         self.codes[problems[0].code] += rows
 
     def settle(self) -> None:
-        """Accept what was read, or refuse it.
+        """Accept what was read, or refuse it. Rows that give no record (FP120) are not bad, unless there is no other.
 
         Raises:
             BadData: there is a problem of a whole file; or there are bad rows, and `skip` is False or their share is
-                above `max_bad`.
+                above `max_bad`; or no row gives a record.
         """
         of_files = [problem for problem in self.problems if problem.line == 0]
-        if of_files or (self.rejected and not self.skip):
-            raise BadData([*of_files, *(p for p in self.problems if p.line)][:SHOWN], len(self.problems))
-        bad = self.codes.total()
+        of_rows = [problem for problem in self.problems if problem.line and problem.code not in LEFT_OUT]
+        bad = sum(count for code, count in self.codes.items() if code not in LEFT_OUT)
+        if of_files or (bad and not self.skip):
+            raise BadData([*of_files, *of_rows][:SHOWN], len(of_files) + len(of_rows))
         if bad > self.max_bad * self.read:
             share = bad / self.read
             text = f"{bad} of {self.read} rows are bad, {share:.1%}; max_bad is {100 * self.max_bad:g}%"
-            limit = Problem(self.problems[0].file, 0, "", "FP091", text)
-            raise BadData([limit, *self.problems][:SHOWN], len(self.problems) + 1)
+            limit = Problem(of_rows[0].file, 0, "", "FP091", text)
+            raise BadData([limit, *of_rows][:SHOWN], len(of_rows) + 1)
+        if not bad and self.read and self.codes.total() == self.read:
+            raise BadData(self.problems[:SHOWN], len(self.problems))
 
     def write(self, path: Path) -> None:
         """Write the bad rows; without any, remove the file of an earlier run."""

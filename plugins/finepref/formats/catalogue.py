@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from finepref.formats.convert import TARGETS
 from finepref.formats.jsonl import MAX_ARRAY, MAX_LINE, dumps
+from finepref.formats.layout import Layout
 from finepref.formats.layout_table import BUILT_IN
 from finepref.formats.negatives import ERROR_TYPES
 from finepref.formats.problems import CODES
@@ -64,6 +65,23 @@ FIELD_TEXTS = {
     "spans": "{error type: spans}, optional: the injected error in each negative",
 }
 """What each field holds. In negatives rows, `rejected` is optional: the original rejected response."""
+
+KIND_TEXTS = {
+    "text": "text",
+    "transcript": "transcript",
+    "edited": "text with edits",
+    "list": "list",
+    "object": "object",
+    "integer": "integer",
+    "number": "number",
+    "label": "boolean, 0 or 1",
+    "message": "message",
+    "messages": "messages",
+    "single": "one message",
+    "objects": "objects",
+    "reply": "text or messages",
+}
+"""Kind of a value, see `layout.KINDS` -> its name in the table."""
 
 _QUESTION = "Tom has 3 bags of 4 apples. How many apples has he?"
 _PARIS = "What is the capital of France?"
@@ -167,10 +185,35 @@ def markdown() -> str:
             f"Error codes, besides those of any file: {_code_list(sorted({*shown.codes}))}.",
         ]
     foreign = [layout for layout in BUILT_IN if layout.name not in FORMATS_SHOWN]
-    rows = [(layout.name, layout.gives, layout.source, f"`{dumps(layout.sample)}`") for layout in foreign]
-    parts += [_LAYOUTS, _table(("layout", "read as", "of", "a row"), rows)]
+    parts += [
+        _LAYOUTS,
+        _table(("layout", "gives", "source", "recognised by", "other columns read"), map(_told, foreign)),
+    ]
+    rows = [(layout.name, f"`{dumps(layout.sample)}`") for layout in foreign]
+    parts += ["A row of each:", _table(("layout", "a row"), rows)]
     parts += [_CODES, _table(("code", "meaning"), list(CODES.items()))]
     return "\n\n".join(parts) + "\n"
+
+
+def _told(layout: Layout) -> tuple[str, ...]:
+    """A layout as a row of the table: name, format, source, what its rows must have, and what else is read of them."""
+    needs = ", ".join(map(_need, layout.needs)) or "only named"
+    if not layout.by_row:
+        needs += "; by `finepref convert`"
+    named = {path.partition(".")[0] for need in layout.needs for path in need.partition(":")[0].strip("=").split("|")}
+    others = sorted(layout.columns - named) if layout.by_row else []
+    return layout.name, layout.gives, layout.source, needs, _code_list(others)
+
+
+def _need(need: str) -> str:
+    """A condition of `Layout.needs` in words."""
+    names, _, kind = need.lstrip("!=").partition(":")
+    columns = " or ".join(f"`{name}`" for name in names.split("|"))
+    if need.startswith("!"):
+        return f"no {columns}"
+    if need.startswith("="):
+        return f"no columns but {', '.join(f'`{name}`' for name in names.split('|'))}"
+    return f"{columns} ({KIND_TEXTS[kind]})" if kind else columns
 
 
 def _code_list(names: Iterable[str]) -> str:
@@ -242,10 +285,16 @@ Rows as hosts, hubs and the papers' code have them are read as they are: name th
 by all rows, and says what it took the file for; a file of several layouts is refused (FP092). LLaMA-Factory's own
 entries (`formatting` alpaca, sharegpt or openai with `ranking: true` or a `kto_tag` column, their `columns` and
 `tags`) are read without a change. Another package adds layouts by an entry point of the group `finepref.layouts`.
+Where messages have a system turn, a `system` column with another text is not used, as in LLaMA-Factory, and noted
+(FP121). Scores beside two dialogues are no `margin`.
 
-Of sets with spans or steps, what has no place in the record is told as a note (FP100 to FP103): the row is good, and
-`finepref validate` counts the notes beside the problems. Marks that overlap are one span. Rows that hold one response
-(Math-Shepherd, ProcessBench, HaluEval) are `feedback`, which has no spans."""
+Of sets with spans or steps, what has no place in the record is told as a note (FP100 to FP103, FP122): the row is
+good, and `finepref validate` counts the notes beside the problems. Rows that are right, and so give no pair (FP120),
+are left out, counted among the rejected ones and named, but they stop no run and do not count for `max_bad`. Marks
+that overlap are one span. Rows that hold one response (Math-Shepherd, ProcessBench, HaluEval) are `feedback`, which
+has no spans.
+
+The table has what a row must have to be recognised, and which other columns are read."""
 
 _CODES = """\
 ## Error codes
@@ -254,4 +303,4 @@ FP001 to FP009 and FP097: any file. FP016, FP017 and FP070 to FP076: `dataset_in
 rows joined by prompt, where a record needs both labels (`convert`, OpenRLHF). FP047, FP067 and FP068: conversions.
 FP080 to FP087, FP090 and FP094 to FP096: other layouts. FP100 to FP108: layouts with spans or steps, of which FP100 to
 FP103 are notes that leave a row good. FP091: `bad_rows: skip`. FP092 and FP093: recognising a layout. FP110 and FP111:
-reading data. FP2nn: a stage."""
+reading data. FP120: a good row without a record. FP121 and FP122: notes. FP2nn: a stage."""

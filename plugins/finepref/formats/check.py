@@ -21,7 +21,7 @@ from finepref.formats.checked_rows import Checked, rejected_row
 from finepref.formats.jsonl import CHUNK, ArrayLine, Chunk, RawRow, read_chunks, read_rows, rows_of, write_jsonl
 from finepref.formats.layouts import Noted, ParseRow, check_columns
 from finepref.formats.pool import ordered_map
-from finepref.formats.problems import CODES, SHOWN, BadData, Group, Groups, Problem
+from finepref.formats.problems import CODES, LEFT_OUT, SHOWN, BadData, Group, Groups, Problem
 from finepref.formats.records import FORMATS, Feedback, Record
 
 __all__ = [
@@ -290,7 +290,7 @@ class FileCheck:
                 bad.sort(key=attrgetter("line"))
                 for raw in bad:
                     self._note(raw.line, raw.problems)
-                    if raw.line:
+                    if raw.line and not _is_left_out(raw.problems):
                         yield rejected_row(self.file, raw)
                 self.rows += count
                 self.ignored.update(ignored)
@@ -302,7 +302,7 @@ class FileCheck:
     def rejected_rows(self, rows: Iterable[Checked]) -> Iterator[dict[str, object]]:
         """Check all rows and yield the bad ones in the form that `check_file` writes."""
         for row in self.walk(rows):
-            if row.problems and row.raw.line:
+            if row.problems and row.raw.line and not _is_left_out(row.problems):
                 yield rejected_row(self.file, row.raw._replace(problems=row.problems))
 
     def walk(self, rows: Iterable[Checked]) -> Iterator[Checked]:
@@ -367,13 +367,17 @@ class FileCheck:
     def _set_problems(self) -> list[Problem]:
         if self.rows == 0 and not self.of_file:
             return [Problem(self.file, 0, "", "FP002", "the file has no record")]
-        labelled = self.desirable + self.undesirable
-        if labelled and labelled in (self.desirable, self.undesirable):
-            only = "true" if self.desirable else "false"
-            return [Problem(self.file, 0, "label", "FP061", f"all {labelled} good rows are labelled {only}")]
-        return []
+        return [] if self.seen is not None else one_label(self.file, [self])
+
+    def add_of_set(self, problems: Sequence[Problem]) -> None:
+        """Note problems of the whole data set, of which this is one file."""
+        self._note(0, problems)
 
     def _note(self, line: int, problems: Sequence[Problem]) -> None:
+        if line and _is_left_out(problems):
+            for problem in problems:
+                self.notes.add(problem)
+            return
         self.rejected += line > 0 and len(problems) > 0
         self.total += len(problems)
         for problem in problems:
@@ -400,6 +404,26 @@ class FileCheck:
             groups=tuple(islice(self.groups, self.limit)),
             notes=tuple(islice(self.notes, self.limit)),
         )
+
+
+def one_label(name: str, checks: Sequence[FileCheck]) -> list[Problem]:
+    """FP061 if all good rows of a data set have one label.
+
+    Args:
+        name: of its file, or of the first of its files.
+        checks: of its files, complete.
+    """
+    desirable, undesirable = (sum(each) for each in zip(*((c.desirable, c.undesirable) for c in checks), strict=True))
+    if bool(desirable) == bool(undesirable):
+        return []
+    where = f" of {len(checks)} files" if len(checks) > 1 else ""
+    text = f"all {desirable + undesirable} good rows{where} are labelled {'true' if desirable else 'false'}"
+    return [Problem(name, 0, "label", "FP061", text)]
+
+
+def _is_left_out(problems: Sequence[Problem]) -> bool:
+    """Whether the problems of a row are that it gives no record, which is told as a note."""
+    return bool(problems) and all(problem.code in LEFT_OUT for problem in problems)
 
 
 class SeenIds:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from finepref.formats.layout import ABSENT, Field, Own, Taken, find, is_message, take
@@ -10,6 +12,8 @@ from finepref.formats.released import dialogue, query_id
 from finepref.formats.row import ROLES, Message, RowReader, kind_of, shown
 
 _HUMAN_TURN, _ASSISTANT_TURN, _SEPARATOR = "\n\nHuman:", "\n\nAssistant:", "<sep>"
+_HEADING = re.compile(r"(?:^|\s*\n)## (Human|Assistant):")
+"""A turn of DSP's WebGPT transcripts."""
 
 
 def reply(reader: RowReader, value: object, place: str) -> object:
@@ -35,17 +39,31 @@ def reply(reader: RowReader, value: object, place: str) -> object:
 
 
 def turns(reader: RowReader, value: object, place: str) -> object:
-    """Messages before the response; a `system` column adds the system turn, if the messages have none."""
+    """Messages before the response; a `system` column adds the system turn, if the messages have none.
+
+    As in LLaMA-Factory, the messages' own system turn is the one that counts; another text in the column is noted.
+    """
     system = reader.values.get("system")
     if system is None or system == "" or not isinstance(value, list | tuple) or not value:
         return Taken(place, value)
     first = value[0]
     if isinstance(first, Mapping) and first.get("role", first.get("from")) == "system":
+        if type(system) is str and system != first.get("content", first.get("value")):
+            reader.note(reader.column("system"), "FP121", "the messages have a system turn, which is used instead")
         return Taken(place, value)
     if type(system) is not str:
         reader.note(reader.column("system"), "FP011", f"expected a string, got {kind_of(system)}")
         return ABSENT
     return Taken(place, [{"role": "system", "content": system}, *value])
+
+
+def system_beside(path: str) -> Field:
+    """The `system` column beside a prompt at `path`. Messages there have it already, see `turns`."""
+
+    def read(reader: RowReader, value: object, place: str) -> object:
+        return ABSENT if isinstance(find(reader, path).value, list | tuple) else Taken(place, value)
+
+    return Field("system", read)
 
 
 def prompt_of(path: str) -> dict[str, str | Field]:
@@ -141,14 +159,6 @@ def each(key: str) -> Callable[[RowReader, object, str], object]:
     return read
 
 
-def difference(reader: RowReader, value: object, place: str) -> object:
-    """The margin of two scores `score_chosen` and `score_rejected`."""
-    other = reader.values.get("score_rejected")
-    if value is None or other is None:
-        return ABSENT
-    return Taken(place, reader.number(value, place) - reader.number(other, reader.column("score_rejected")))
-
-
 # ---- layouts of the papers' code
 
 
@@ -198,7 +208,8 @@ def regions(reader: RowReader) -> Sequence[Own]:
 def query_and_responses(reader: RowReader) -> Sequence[Own]:
     """APO's `text` ["query<sep>response", ...] with `scores`, or DSP's ["transcript", ...] with `score`.
 
-    Without `<sep>`, a text is a transcript of HH whose last Assistant turn is the response.
+    Without `<sep>`, a text is a transcript of HH whose last Assistant turn is the response; DSP's WebGPT sets have
+    "## Human:" and "## Assistant:" for "Human:" and "Assistant:".
     """
     place, value = find(reader, "text")
     if value is ABSENT:
@@ -208,6 +219,9 @@ def query_and_responses(reader: RowReader) -> Sequence[Own]:
     for i, text in enumerate(reader.items(value, place)):
         good = reader.text(text, f"{place}[{i}]")
         parts = good.split(_SEPARATOR)
+        if len(parts) == 1 and good.startswith("## Human:"):
+            good = _HEADING.sub(r"\n\n\1:", good)
+            parts = [good]
         if len(parts) == 1 and good.lstrip().startswith(_HUMAN_TURN.strip()) and _ASSISTANT_TURN in good:
             query, _, response = good.rpartition(_ASSISTANT_TURN)
             parts = [query + _ASSISTANT_TURN, response]
@@ -239,7 +253,7 @@ def query_and_responses(reader: RowReader) -> Sequence[Own]:
 # ---- layouts of hubs and hosts
 
 
-_GIVEN: dict[str, str | Field] = {"id": "id", "system": "system", **prompt_of("prompt")}
+_GIVEN: dict[str, str | Field] = {"id": "id", "system": system_beside("prompt"), **prompt_of("prompt")}
 
 
 def given_prompt(reader: RowReader) -> Sequence[Own]:
@@ -248,23 +262,27 @@ def given_prompt(reader: RowReader) -> Sequence[Own]:
     if any(isinstance(value, list | tuple) and len(value) > 1 for _, value in sides):
         return common_prompt(reader)
     responses = {"chosen": Field("chosen", reply), "rejected": Field("rejected", reply)}
-    return [take(reader, {**_GIVEN, **responses, "margin": Field("score_chosen", difference)})]
+    return [take(reader, {**_GIVEN, **responses})]
 
 
-def common_prompt(reader: RowReader) -> Sequence[Own]:
-    """Two whole dialogues, `chosen` and `rejected`: their common turns are the prompt, the last turns the responses.
+def common_prompt(reader: RowReader, better: str = "chosen", worse: str = "rejected") -> Sequence[Own]:
+    """Two whole dialogues: their common turns are the prompt, the last turns the responses.
 
     A `prompt` beside them must be one of the common user turns, or their beginning if it is a list of messages; if
-    there are no common turns, it is the prompt.
+    there are no common turns, it is the prompt. Scores beside them are not read: a margin is given as such.
+
+    Args:
+        reader: of the row.
+        better, worse: the columns of the dialogues.
     """
-    (place, chosen), (other_place, rejected) = find(reader, "chosen"), find(reader, "rejected")
+    (place, chosen), (other_place, rejected) = find(reader, better), find(reader, worse)
     left, right = reader.items(chosen, place), reader.items(rejected, other_place)
-    before = len(reader.problems)
+    before = _bad(reader)
     common = 0
     while common < min(len(left), len(right)) - 1 and _same_turn(left[common], right[common]):
         common += 1
     given = find(reader, "prompt")
-    prompt: dict[str, Taken] = {"system": find(reader, "system")}
+    prompt: dict[str, Taken] = {}
     if common:
         whole = turns(reader, [*left[:common]], place)
         prompt["messages"] = whole if isinstance(whole, Taken) else Taken(place, ABSENT)
@@ -278,23 +296,72 @@ def common_prompt(reader: RowReader) -> Sequence[Own]:
     elif len(left) > 1 or len(right) > 1:
         reader.note(place, "FP094", "chosen and rejected do not begin with the same turn")
     else:
-        prompt |= take(reader, prompt_of("prompt"))
-    if len(reader.problems) == before:
+        prompt |= take(reader, {"system": system_beside("prompt"), **prompt_of("prompt")})
+    if _bad(reader) == before:
         for where, items in ((place, left), (other_place, right)):
             if len(items) - common != 1:
                 text = f"the last turn alone may differ from the other response, not the last {len(items) - common}"
                 reader.note(where, "FP095", text)
-    if len(reader.problems) > before:
+    if _bad(reader) > before:
         return []
     own: dict[str, Taken] = {"id": find(reader, "id"), **prompt}
     for name, where, items in (("chosen", place, left), ("rejected", other_place, right)):
         taken = reply(reader, items[-1], f"{where}[{len(items) - 1}]")
         if isinstance(taken, Taken):
             own[name] = taken
-    score = find(reader, "score_chosen")
-    if score.value is not ABSENT and isinstance(margin := difference(reader, score.value, score.place), Taken):
-        own["margin"] = margin
     return [own]
+
+
+def _bad(reader: RowReader) -> int:
+    """Number of problems that are no notes."""
+    return sum(problem.code not in NOTES for problem in reader.problems)
+
+
+def dialogues_of_parts(reader: RowReader) -> Sequence[Own]:
+    """LLaMA-Factory's v1 sets: two dialogues whose contents are lists of parts {type, value}."""
+    for name in ("chosen_messages", "rejected_messages"):
+        place, value = find(reader, name)
+        items = [_whole(reader, item, f"{place}[{i}]") for i, item in enumerate(reader.items(value, place))]
+        reader.values = {**reader.values, name: items}
+    return common_prompt(reader, "chosen_messages", "rejected_messages")
+
+
+def _whole(reader: RowReader, item: object, place: str) -> object:
+    """A message of parts as one with a text; `loss_weight` 0 or 1 becomes `weight`."""
+    if not isinstance(item, Mapping) or not isinstance(item.get("content"), list | tuple):
+        return item
+    texts: list[str] = []
+    for i, part in enumerate(item["content"]):
+        members = reader.mapping(part, f"{place}.content[{i}]")
+        kind, text = members.get("type"), members.get("value")
+        if kind != "text":
+            code = "FP088" if kind in ("image", "video", "audio") else "FP089"
+            reader.note(f"{place}.content[{i}].type", code, f"parts of type {shown(kind)} are not supported")
+        elif type(text) is not str:
+            reader.note(f"{place}.content[{i}].value", "FP011", f"expected a string, got {kind_of(text)}")
+        else:
+            texts.append(text)
+    weight = item.get("loss_weight")
+    rest = {name: member for name, member in item.items() if name != "content"}
+    if weight in (0, 1):
+        rest = {name: member for name, member in rest.items() if name != "loss_weight"} | {"weight": int(weight)}
+    return rest | {"content": "".join(texts)}
+
+
+def common_beginning(reader: RowReader) -> Sequence[Own]:
+    """TRL's implicit prompt as texts: the words with which both texts begin are the prompt."""
+    texts = [(place, reader.text(value, place)) for place, value in (find(reader, "chosen"), find(reader, "rejected"))]
+    if reader.problems:
+        return []
+    left, right = (text for _, text in texts)
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False))
+    end = max((i for i, (letter, _) in enumerate(same) if letter.isspace()), default=0)
+    if not left[:end].strip():
+        reader.note(texts[0][0], "FP094", "chosen and rejected do not begin with the same words, which are the prompt")
+        return []
+    own = {"id": find(reader, "id"), "prompt": Taken(texts[0][0], left[:end])}
+    sides = zip(("chosen", "rejected"), texts, strict=True)
+    return [own | {name: Taken(place, text[end:]) for name, (place, text) in sides}]
 
 
 def transcripts(reader: RowReader) -> Sequence[Own]:
@@ -349,20 +416,25 @@ def steps(reader: RowReader) -> Sequence[Own]:
             break
         path.append(str(right["text"]))
     if not found and all(each.code in NOTES for each in reader.problems):
-        reader.note(place, "FP090", "no step has a right and a wrong completion, so there is no pair")
+        reader.note(place, "FP120", "no step has a right and a wrong completion, so there is no pair")
     return found
 
 
 def _chosen_step(
     step: Mapping[str, object], completions: Sequence[Mapping[str, object]]
 ) -> Mapping[str, object] | None:
-    """The completion with which the solution goes on: the chosen one, a person's, or the first right one."""
+    """The completion with which the solution goes on: the chosen one, a person's, or the first right one.
+
+    A chosen one that people did not rate as wrong may be neutral (rating 0), as in phase 2.
+    """
     number = step.get("chosen_completion")
     if type(number) is int and 0 <= number < len(completions) and completions[number].get("rating") != -1:
         return completions[number]
     human = step.get("human_completion")
     if isinstance(human, Mapping):
         return human
+    if type(human) is str and human.strip():
+        return {"text": human}
     return next((each for each in completions if each.get("rating") == 1), None)
 
 

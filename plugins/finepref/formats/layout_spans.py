@@ -29,31 +29,35 @@ def fine_grained(reader: RowReader) -> Sequence[Own]:
     """FineGrainedRLHF: the corrected answer above "prediction 1", whose `errors` are the spans.
 
     The passages follow the question. Without a correction, `gold` is the better answer (FP103). What the answer lacks
-    (`missing-info`) is on no characters (FP100); a row with nothing but that counts as a whole.
+    (`missing-info`) is on no characters (FP100); without any mark on it, all of the answer is the span (FP122).
     """
-    own = question_alone(reader)[0]
+    found = question_alone(reader)
     place, passages = find(reader, "passages")
     texts: list[str] = []
     for i, passage in enumerate(reader.items(passages, place) if passages not in (ABSENT, None) else ()):
         parts = reader.texts(reader.items(passage, f"{place}[{i}]"), f"{place}[{i}]")
         texts.append("\n".join([*parts[:1], " ".join(parts[1:])]).strip())
-    return [{**own, "input": Taken(place, "\n\n".join(texts))} if texts else own]
+    return [{**own, "input": Taken(place, "\n\n".join(texts))} if texts else own for own in found]
 
 
 def question_alone(reader: RowReader) -> Sequence[Own]:
-    """FineGrainedRLHF, the question without its passages."""
+    """FineGrainedRLHF, the question without its passages. A correction that changes nothing counts as none."""
     errors, lacking = find(reader, "feedback.errors"), find(reader, "feedback.missing-info")
     better, response = find(reader, "feedback.corrected-prediction"), find(reader, "prediction 1")
-    if type(better.value) is str and not better.value.strip():
-        if not errors.value and lacking.value in (ABSENT, None, []):
-            reader.note(better.place, "FP090", "neither an error nor a correction, so there is no pair")
+    text = response.value if type(response.value) is str else ""
+    if type(better.value) is str and better.value.strip() in ("", text.strip()):
+        if errors.value in (ABSENT, None, [], ()) and lacking.value in (ABSENT, None, [], ()):
+            reader.note(better.place, "FP120", "neither an error nor a correction, so there is no pair")
+            return []
         better = find(reader, "gold")
         reader.note(better.place, "FP103", "there is no correction; the reference answer is the better one")
-    text = response.value if type(response.value) is str else ""
     marks = placed(reader, text, errors.value if errors.value is not ABSENT else [], errors.place)
     if isinstance(lacking.value, list | tuple):
         for i in range(len(lacking.value)):
             reader.note(f"{lacking.place}[{i}]", "FP100", "what the response lacks is on none of its characters")
+    if text.strip() and not marks:
+        reader.note(errors.place, "FP122", "no part of the response is marked, so all of it is the span")
+        marks = [(0, len(text))]
     own = {"id": find(reader, "id"), "prompt": find(reader, "question"), "chosen": better, "rejected": response}
     return [own | ({"rejected_spans": Taken(errors.place, spans(marks))} if marks else {})]
 
@@ -127,7 +131,7 @@ def step_after(reader: RowReader) -> Sequence[Own]:
 
 
 def judged(reader: RowReader) -> Sequence[Own]:
-    """HaluEval, general: desirable if `hallucination` is no."""
+    """HaluEval, general: desirable if `hallucination` is no. An ID that is no number, as a few are, is not taken."""
     place, value = find(reader, "hallucination")
     said = value.strip().lower() if type(value) is str else ""
     if said not in ("yes", "no"):
@@ -143,7 +147,7 @@ def judged(reader: RowReader) -> Sequence[Own]:
     given = find(reader, "ID")
     return [
         {
-            "id": given,
+            "id": given if type(given.value) is not str or given.value.isdecimal() else given._replace(value=ABSENT),
             "prompt": find(reader, "user_query"),
             "response": response,
             "label": Taken(place, said == "no"),
@@ -185,7 +189,7 @@ def edits(reader: RowReader) -> Sequence[Own]:
     if problem:
         reader.note(place, "FP105", problem)
     elif not good[1] and not bad[1]:
-        reader.note(place, "FP090", "the text has no edit, so there is no pair")
+        reader.note(place, "FP120", "the text has no edit, so there is no pair")
     elif mark and " ".join(told.partition("[Edited]")[0].split()) != " ".join(bad[0].split()):
         reader.note(place, "FP105", f"without its edits it is not the text after {_TEXT_MARK} in the prompt")
     if not mark:
@@ -267,12 +271,16 @@ def sentences(reader: RowReader) -> Sequence[Own]:
 
 
 def translation(reader: RowReader) -> Sequence[Own]:
-    """xCOMET: the reference `ref` above the translation `mt`, whose `error_spans` are the spans."""
+    """xCOMET: the reference `ref` above the translation `mt`, whose `error_spans` are the spans.
+
+    `comet-score --to_json` names them `errors`, and leaves them out of a row without any.
+    """
     place, errors = find(reader, "error_spans|errors")
     mt = find(reader, "mt")
     marks = placed(reader, mt.value if type(mt.value) is str else "", errors if errors is not ABSENT else [], place)
     if errors in (ABSENT, None, [], ()):
-        reader.note(place, "FP090", "the translation has no error, so there is no pair")
+        reader.note(place, "FP120", "the translation has no error, so there is no pair")
+        return []
     own = {"id": find(reader, "id"), "prompt": find(reader, "src"), "chosen": find(reader, "ref"), "rejected": mt}
     return [own | ({"rejected_spans": Taken(place, spans(marks))} if marks else {})]
 

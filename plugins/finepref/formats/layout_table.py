@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 
 from finepref.formats import layout_fields as take
@@ -22,13 +22,18 @@ GROUP = "finepref.layouts"
 _Q, _A, _B = "What is the capital of France?", "It is Paris.", "It is Lyon."
 _USER = {"role": "user", "content": _Q}
 _GOOD, _BAD = {"role": "assistant", "content": _A}, {"role": "assistant", "content": _B}
+_USER_PARTS, _GOOD_PARTS, _BAD_PARTS = (
+    {"role": message["role"], "content": [{"type": "text", "value": message["content"]}]}
+    for message in (_USER, _GOOD, _BAD)
+)
 _HUMAN, _GPT, _GPT_BAD = {"from": "human", "value": _Q}, {"from": "gpt", "value": _A}, {"from": "gpt", "value": _B}
 _QUERY = f"\n\nHuman: {_Q}\n\nAssistant:"
 _REPLIES: dict[str, str | Field] = {"chosen": Field("chosen", take.reply), "rejected": Field("rejected", take.reply)}
+_CONVERSATIONS = "conversations|messages|conversation"
 _TURNS: dict[str, str | Field] = {
     "id": "id",
-    "system": "system",
-    "messages": Field("conversations|messages|conversation", take.turns),
+    "system": take.system_beside(_CONVERSATIONS),
+    "messages": Field(_CONVERSATIONS, take.turns),
 }
 _ALPACA: dict[str, str | Field] = {
     "id": "id",
@@ -217,7 +222,12 @@ BUILT_IN = (
         "OpenRLHF, `context_messages`",
         {"context_messages": [_USER], "chosen": [_GOOD], "rejected": [_BAD]},
         ("context_messages:messages", "chosen:reply", "rejected:reply"),
-        {"id": "id", "system": "system", "messages": Field("context_messages", take.turns), **_REPLIES},
+        {
+            "id": "id",
+            "system": take.system_beside("context_messages"),
+            "messages": Field("context_messages", take.turns),
+            **_REPLIES,
+        },
     ),
     Layout(
         "ms_swift",
@@ -227,11 +237,29 @@ BUILT_IN = (
         ("messages:messages", "rejected_response:reply"),
         {
             "id": "id",
-            "system": "system",
+            "system": take.system_beside("messages"),
             "messages": Field("messages", take.before_last),
             "chosen": Field("messages", take.last),
             "rejected": Field("rejected_response", take.reply),
         },
+    ),
+    Layout(
+        "ms_swift_dialogues",
+        "pair",
+        "ms-swift, `rejected_messages`: two whole dialogues",
+        {"messages": [_USER, _GOOD], "rejected_messages": [_USER, _BAD]},
+        ("messages:messages", "rejected_messages:messages"),
+        make=partial(take.common_prompt, better="messages", worse="rejected_messages"),
+        also=("id", "system", "prompt", "messages", "rejected_messages"),
+    ),
+    Layout(
+        "llamafactory_v1",
+        "pair",
+        "LLaMA-Factory, v1: two whole dialogues of parts",
+        {"chosen_messages": [_USER_PARTS, _GOOD_PARTS], "rejected_messages": [_USER_PARTS, _BAD_PARTS]},
+        ("chosen_messages:messages", "rejected_messages:messages"),
+        make=take.dialogues_of_parts,
+        also=("id", "system", "prompt", "chosen_messages", "rejected_messages"),
     ),
     Layout(
         "train_detail",
@@ -243,7 +271,8 @@ BUILT_IN = (
             **_TURNS,
             **_REPLIES,
             **take.prompt_of("prompt"),
-            "messages": Field("conversations|messages|conversation|prompt", take.messages_only),
+            "messages": Field(f"{_CONVERSATIONS}|prompt", take.messages_only),
+            "system": take.system_beside(f"{_CONVERSATIONS}|prompt"),
             "chosen_spans": Field("chosen.train_detail", take.details),
             "rejected_spans": Field("rejected.train_detail", take.details),
         },
@@ -274,7 +303,7 @@ BUILT_IN = (
         {"prompt": [_USER], "chosen": [_GOOD], "rejected": [_BAD]},
         ("prompt:messages", "chosen:reply", "rejected:reply"),
         make=take.given_prompt,
-        also=("id", "system", "prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
+        also=("id", "system", "prompt", "chosen", "rejected"),
     ),
     Layout(
         "trl_implicit",
@@ -283,7 +312,7 @@ BUILT_IN = (
         {"chosen": [_USER, _GOOD], "rejected": [_USER, _BAD]},
         ("chosen:messages", "rejected:messages"),
         make=take.common_prompt,
-        also=("id", "system", "prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
+        also=("id", "system", "prompt", "chosen", "rejected"),
     ),
     Layout(
         "rewardbench",
@@ -426,7 +455,13 @@ BUILT_IN = (
         "qtli/ReverseGen, 9b48b88",
         {"prompt": _Q, "positive": _A, "negative": _B},
         ("positive:text", "negative:text"),
-        {"id": "id", "system": "system", **take.prompt_of("prompt"), "chosen": "positive", "rejected": "negative"},
+        {
+            "id": "id",
+            "system": take.system_beside("prompt"),
+            **take.prompt_of("prompt"),
+            "chosen": "positive",
+            "rejected": "negative",
+        },
     ),
     Layout(
         "ranked",
@@ -443,7 +478,7 @@ BUILT_IN = (
         ("prompt:reply", "completion:reply", "label:label"),
         {
             "id": "id",
-            "system": "system",
+            "system": take.system_beside("prompt"),
             **take.prompt_of("prompt"),
             "response": Field("completion", take.reply),
             "label": "label",
@@ -466,9 +501,9 @@ BUILT_IN = (
         ("conversations|messages|conversation:messages", "kto_tag:label"),
         {
             "id": "id",
-            "system": "system",
-            "messages": Field("conversations|messages|conversation", take.before_last),
-            "response": Field("conversations|messages|conversation", take.last),
+            "system": take.system_beside(_CONVERSATIONS),
+            "messages": Field(_CONVERSATIONS, take.before_last),
+            "response": Field(_CONVERSATIONS, take.last),
             "label": "kto_tag",
         },
         keys={"messages": "conversations"},
@@ -487,7 +522,23 @@ BUILT_IN = (
         {"messages": [_USER, _GOOD], "label": True},
     ),
     Layout("kto", "feedback", "KTO data: the same", {"messages": [_USER, _GOOD], "label": True}),
-    Layout("pair", "pair", "finepref; TRL, OpenRLHF", _PAIR, ("chosen:text", "rejected:text")),
+    Layout(
+        "trl_implicit_texts",
+        "pair",
+        "TRL, two texts that begin with the prompt; no other columns",
+        {"chosen": f"{_Q} {_A}", "rejected": f"{_Q} {_B}"},
+        ("=chosen|rejected|id", "chosen:text", "rejected:text"),
+        make=take.common_beginning,
+        also=("id", "chosen", "rejected"),
+    ),
+    Layout(
+        "pair",
+        "pair",
+        "finepref; TRL, OpenRLHF",
+        _PAIR,
+        ("chosen:text", "rejected:text"),
+        widens="trl_implicit_texts",
+    ),
 )
 
 
@@ -517,6 +568,15 @@ def table() -> Mapping[str, Layout]:
             else:
                 others[name] = row
     return others | own
+
+
+def among(name: str) -> set[str]:
+    """A layout, and those whose rows may stand among its rows, see `Layout.widens`."""
+    found: set[str] = set()
+    while name and name not in found:
+        found.add(name)
+        name = table()[name].widens if name in table() else ""
+    return found
 
 
 def recognise(row: Mapping[str, object]) -> str:

@@ -96,6 +96,9 @@ CODES: dict[str, str] = {
     "FP109": "the row has the content of an earlier one, and is trained on too",
     "FP110": "a package that reads this kind of data is not installed",
     "FP111": "a data set on a hub cannot be read",
+    "FP120": "the row gives no pair, although nothing is wrong with it; it is left out and counted",
+    "FP121": "a system text that is not used, because the messages have their own",
+    "FP122": "no part of a worse response is marked, so all of it is its span",
     "FP201": "the dataset is of a format that the stage does not train on",
     "FP203": "prompt and response do not fit into cutoff_len",
     "FP204": "no negative of the error types asked for",
@@ -121,8 +124,10 @@ CODES: dict[str, str] = {
 }
 """Code -> short meaning. Codes are never used again for another meaning (FP044, FP064, FP065, FP202, FP221)."""
 
-NOTES = frozenset({"FP100", "FP101", "FP102", "FP103", "FP109"})
+NOTES = frozenset({"FP100", "FP101", "FP102", "FP103", "FP109", "FP121", "FP122"})
 """Codes that do not make a row a bad one: what has no place in its record is counted and told."""
+LEFT_OUT = frozenset({"FP120"})
+"""Codes of good rows that give no record: they are left out, counted and named, and stop nothing."""
 
 SHOWN = 100
 """The most problems that are kept for showing; the rest are counted."""

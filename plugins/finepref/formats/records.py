@@ -339,7 +339,7 @@ def _of_another_format(reader: RowReader, formatting: str) -> list[Problem]:
     if missing is None:
         return []
     name = layout_table.recognise(reader.row)
-    if name in ("", formatting):
+    if name in ("", *layout_table.among(formatting)):
         return []
     rest = [problem for problem in reader.problems if problem.code != "FP010"]
     return [replace(missing, code="FP015", message=f"{missing.message}; the row looks like {name}"), *rest]

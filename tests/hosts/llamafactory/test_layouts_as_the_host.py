@@ -42,8 +42,7 @@ def row_of(layout, draw):
     if layout == "sharegpt_kto":
         turns.append(("you", text()))
     if draw.random() < 0.5:
-        row["system"] = ""
-        turns.insert(0, ("rule", text()))
+        turns.insert(0, ("rule", text()))  # beside a column `system` or without
     return row | {
         "talk": [{"who": role, "text": content} for role, content in turns],
         "w": {"who": "you", "text": text()},
@@ -70,7 +69,8 @@ def test_our_records_have_the_hosts_turns_and_responses(layout):
     read = layouts.reader(layout, columns=entry["columns"], tags=entry.get("tags"))
     for _ in range(500):
         row = row_of(layout, draw)
-        record = read(row, line=1)
+        parsed = read(row, line=1)
+        (record,) = parsed if isinstance(parsed, layouts.Noted) else (parsed,)  # FP121: the column is not used
         turns, responses = host_row(layout, row)
         assert [tuple(turn) for turn in record.prompt] == turns, row
         said = [response["content"] for response in responses]
