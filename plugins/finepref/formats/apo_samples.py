@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import NamedTuple
 
 from finepref.formats.bad_rows import BadRows
@@ -23,6 +24,7 @@ from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import Prompt, Ranked, content_id, parse
 from finepref.formats.released import dialogue, query_id, transcript
 from finepref.formats.row import RowReader
+from finepref.formats.row_source import Part, Source, parts_of
 
 _SAMPLE = re.compile(r"sample_(\d+)")
 _NEXT_TURN = re.compile(r"\nHuman(:|\Z)")
@@ -35,6 +37,7 @@ class ApoItem(NamedTuple):
     query: str
     texts: dict[str, str]
     raw: bytes = b""
+    file: str = ""
 
     @property
     def prompt(self) -> Prompt:
@@ -43,45 +46,51 @@ class ApoItem(NamedTuple):
 
 
 def read_items(
-    path: str | os.PathLike[str],
+    source: Source,
     kind: str,
     *,
     bad_rows: BadRows | None = None,
     check: Callable[[str, ApoItem], list[Problem]] = lambda key, item: [],
 ) -> dict[str, ApoItem]:
-    """The good rows of a file by query_id.
+    """The good rows of a file, or of several, by query_id.
 
     Args:
-        path: the file.
+        source: the file, or rows that are read in another way.
         kind: "query", "golden" or "sample"; only samples may be empty.
         bad_rows: collects the other rows and decides about them; None = each is an error.
-        check: gives further problems of an item, from its query_id and the item.
+        check: gives further problems of an item, from its query_id and the item; their file is that of the item.
 
     Raises:
-        BadData: there are bad rows and `bad_rows` does not accept them, or the file has no row.
+        BadData: there are bad rows and `bad_rows` does not accept them, or there is no row.
     """
-    name, bad = os.fspath(path), BadRows() if bad_rows is None else bad_rows
+    bad = BadRows() if bad_rows is None else bad_rows
     items: dict[str, ApoItem] = {}
+    names: list[str] = []
 
-    def rows() -> Iterator[Checked]:
-        for raw in read_rows(path):
-            parsed = _apo_item(raw, name, kind, empty=kind == "sample")
+    def rows(part: Part) -> Iterator[Checked]:
+        for raw in part.rows:
+            parsed = _apo_item(raw, part, kind, empty=kind == "sample")
             if isinstance(parsed, list):
                 yield Checked(raw, (), parsed)
                 continue
             key, item = parsed
-            problems = check(key, item) if key not in items else []
+            problems = [replace(each, file=part.file) for each in check(key, item)] if key not in items else []
             if key in items:
-                message = f"{key!a} is the query_id of line {items[key].line} too"
-                problems.append(Problem(name, raw.line, "query_id", "FP060", message))
+                first = items[key]
+                where = f"line {first.line}" if first.file == part.file else f"{first.file}:{first.line}"
+                problems.append(
+                    Problem(part.file, raw.line, "query_id", "FP060", f"{key!a} is the query_id of {where} too")
+                )
             elif not problems:
                 items[key] = item
             yield Checked(raw, (), problems)
 
     before = bad.read
-    deque(bad.good(name, rows()), maxlen=0)
-    if bad.read == before and not any(problem.file == name for problem in bad.problems):
-        bad.problems.append(Problem(name, 0, "", "FP002", "there is no row"))
+    for part in parts_of(source):
+        names.append(part.file)
+        deque(bad.good(part.file, rows(part)), maxlen=0)
+    if bad.read == before and not any(problem.file in names for problem in bad.problems):
+        bad.problems.append(Problem(names[0], 0, "", "FP002", "there is no row"))
     bad.settle()
     return items
 
@@ -111,7 +120,7 @@ def read_apo_samples(
         answers = read_items(golden, "golden", bad_rows=bad)
     of_golden, unused = bad.problems, dict(answers)
     for raw in read_rows(samples):
-        item = _apo_item(raw, os.fspath(samples), "sample", empty=False)
+        item = _apo_item(raw, Part(os.fspath(samples), ()), "sample", empty=False)
         if isinstance(item, list):
             yield Checked(raw, (), item)
             continue
@@ -130,7 +139,7 @@ def check_apo_samples(samples: str | os.PathLike[str]) -> Iterator[Checked]:
     """Each row of a file of samples with its problems, without golden answers and so without records."""
     lines: dict[str, int] = {}
     for raw in read_rows(samples):
-        item = _apo_item(raw, os.fspath(samples), "sample", empty=False)
+        item = _apo_item(raw, Part(os.fspath(samples), ()), "sample", empty=False)
         if isinstance(item, list):
             yield Checked(raw, (), item)
             continue
@@ -140,27 +149,37 @@ def check_apo_samples(samples: str | os.PathLike[str]) -> Iterator[Checked]:
         yield Checked(raw, (), repeated)
 
 
-def _apo_item(raw: RawRow, file: str, kind: str, *, empty: bool) -> tuple[str, ApoItem] | list[Problem]:
+def _apo_item(raw: RawRow, part: Part, kind: str, *, empty: bool) -> tuple[str, ApoItem] | list[Problem]:
     if raw.value is None:
         return raw.problems
-    reader = RowReader(raw.value, columns={}, file=file, line=raw.line, nulls_absent=False)
-    if kind != "sample" and "query" not in raw.value and {"prompt", "messages"} & raw.value.keys():
-        return _own_item(reader, raw, kind)
-    key = query_id(raw.value.get("query_id"))
+
+    def read(row: Mapping[str, object]) -> tuple[str, ApoItem] | list[Problem]:
+        reader = part.reader(row, raw.line)
+        if kind != "sample" and "query" not in row and {"prompt", "messages"} & row.keys():
+            return _own_item(reader, raw, kind)
+        return _released_item(reader, raw, kind, empty)
+
+    return part.parsed(raw.value, read)  # type: ignore[return-value]
+
+
+def _released_item(reader: RowReader, raw: RawRow, kind: str, empty: bool) -> tuple[str, ApoItem] | list[Problem]:
+    """A row {query_id, query, ...} of the release."""
+    key = query_id(reader.row.get("query_id"))
     if type(key) is not str or not key:
-        reader.note("query_id", "FP010", "expected a string or an integer")
+        reader.note(reader.column("query_id"), "FP010", "expected a string or an integer")
     query = reader.required_text("query")
     fields = {"query": re.compile(r"(?!)"), "golden": re.compile("golden"), "sample": _SAMPLE}[kind]
-    texts = {name: value for name, value in raw.value.items() if fields.fullmatch(name)}
+    texts = {name: value for name, value in reader.row.items() if fields.fullmatch(name)}
     if not texts and kind != "query":
         reader.note("golden" if kind == "golden" else "sample_0", "FP010", "the field is missing")
     for name, value in texts.items():
         if not empty or type(value) is not str or value.strip():
-            reader.text(value, name)
+            reader.text(value, reader.column(name))
     if reader.problems:
         return reader.problems
     in_order = sorted(texts, key=lambda name: int(name.removeprefix("sample_")) if kind == "sample" else 0)
-    return str(key), ApoItem(raw.line, query, {name: str(texts[name]) for name in in_order}, raw.raw)
+    found = {name: str(texts[name]) for name in in_order}
+    return str(key), ApoItem(raw.line, query, found, raw.raw, reader.file)
 
 
 def _own_item(reader: RowReader, raw: RawRow, kind: str) -> tuple[str, ApoItem] | list[Problem]:
@@ -174,7 +193,7 @@ def _own_item(reader: RowReader, raw: RawRow, kind: str) -> tuple[str, ApoItem] 
         )
     if reader.problems or query is None:
         return reader.problems
-    return given or content_id(prompt), ApoItem(raw.line, query, texts, raw.raw)
+    return given or content_id(prompt), ApoItem(raw.line, query, texts, raw.raw, reader.file)
 
 
 def _golden_above_samples(

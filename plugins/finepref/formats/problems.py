@@ -96,6 +96,7 @@ CODES: dict[str, str] = {
     "FP109": "the row has the content of an earlier one, and is trained on too",
     "FP110": "a package that reads this kind of data is not installed",
     "FP111": "a data set on a hub cannot be read",
+    "FP112": "a command that needs rows of another format",
     "FP201": "the dataset is of a format that the stage does not train on",
     "FP203": "prompt and response do not fit into cutoff_len",
     "FP204": "no negative of the error types asked for",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +11,10 @@ from typing import NamedTuple
 from finepref.formats.apo_samples import read_items
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.jsonl import write_jsonl
+from finepref.formats.records import Record, content_id
+from finepref.formats.released import transcript
 from finepref.synth.ask import Job, ask_each, work_folder
+from finepref.synth.data_sources.job_rows import ALL, Row, Rows, Wants, ends_in_question, prompt_fields, rows_of
 from finepref.synth.engines.protocol import Engine, Sampling
 from finepref.synth.left_out import FAILED, Ledger, unanswered
 
@@ -27,8 +32,25 @@ class Sampled(NamedTuple):
     failed: int
 
 
+def is_query(row: Mapping[str, object]) -> bool:
+    """Whether a row is {query_id, query, ...}, or {prompt or messages, ...}."""
+    return type(row.get("query")) is str or ends_in_question(row)
+
+
+def query(record: Record, told: Counter[str]) -> Row:
+    """The prompt of a record, each once; the layout of HH cannot hold white space around a turn."""
+    prompt = record.prompt
+    if transcript(prompt) is None:
+        prompt = tuple(turn._replace(content=turn.content.strip()) for turn in prompt)
+        told["prompts without the white space around their turns"] += 1
+    return Row(prompt_fields(prompt), content_id(prompt))
+
+
+WANTS = Wants("apo sample", "questions", is_query, None, ALL, query)
+
+
 def sample(
-    path: Path,
+    source: Rows,
     output: Path,
     *,
     engine: Engine,
@@ -42,7 +64,8 @@ def sample(
     """Answer every query n times: rows {query_id, query, sample_0, ...} in the order of the queries.
 
     Args:
-        path: rows {query_id, query}, or {id?, prompt or messages}, see `formats.apo_samples`.
+        source: rows {query_id, query}, or {id?, prompt or messages}, see `formats.apo_samples`; or the prompts of any
+            layout, each once.
         output: the JSON Lines file to write.
         engine: the LLM.
         sampling: used for all answers.
@@ -60,10 +83,11 @@ def sample(
     if golden and n != 1:
         raise ValueError("a query has one golden answer: give n = 1")
     names = ["golden"] if golden else [f"sample_{i}" for i in range(n)]
-    items = read_items(path, "query", bad_rows=bad_rows)
+    given = rows_of(source, WANTS)
+    items = read_items(given, "query", bad_rows=bad_rows)
     job = Job(
         name="apo sample",
-        source=path,
+        source=given,
         folder=work_folder(output, work_dir),
         prompt_version="query",
         settings=asdict(sampling) | {"names": names},
