@@ -193,6 +193,8 @@ def read_records(
     """
     bad = BadRows() if bad_rows is None else bad_rows
     records: list[Record] = []
+    without: list[Problem] = []
+    read = 0
     with SeenIds() as seen:
         for part in parts_of(source):
             whole = FileCheck(part.file, formatting, columns={}, seen=seen)
@@ -207,7 +209,12 @@ def read_records(
                     bad.refuse(part.file, row.raw, found)
                 else:
                     records += row.records
-            bad.problems += [problem for problem in whole.of_file if problem not in bad.problems]
+            read += whole.rows
+            of_file = [problem for problem in whole.of_file if problem not in bad.problems]
+            without += [problem for problem in of_file if problem.code == "FP002"]
+            bad.problems += [problem for problem in of_file if problem.code != "FP002"]
+    if not read:
+        bad.problems += without[:1]
     bad.settle()
     return records
 

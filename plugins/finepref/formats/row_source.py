@@ -31,7 +31,7 @@ class Part(NamedTuple):
 
     def reader(self, row: Mapping[str, object], line: int) -> RowReader:
         """The reader of a row."""
-        values = row if self.columns else None
+        values = {**row} if self.columns else None
         return RowReader(row, columns=self.columns, file=self.file, line=line, nulls_absent=False, values=values)
 
     def parsed(self, row: Mapping[str, object], parse: Callable[[Mapping[str, object]], T | list[Problem]]) -> object:

@@ -196,7 +196,7 @@ def read_texts(
     def fields_of(record: Record, told: Counter[str]) -> Row:
         return Row(to_row(record))
 
-    wants = Wants("dedup", "rows with these fields", has_texts, None, ALL, fields_of)
+    wants = Wants("dedup", "rows with these fields", has_texts, None, ALL, fields_of, mixed=True)
     found = read_each(_Whole(rows_of(source, wants)), read, bad_rows=bad_rows)
     return [row for row, _ in found], [text for _, text in found]
 

@@ -109,6 +109,7 @@ class Wants(NamedTuple):
         formats: of the records that it takes besides, and SUPERVISED.
         row: the row of a record, None if it gives none; counts what is left out or not kept, text -> number.
         gather: format -> makes rows of all of its records together, in place of `row`.
+        mixed: own rows among those of another layout do not make a mixed file; the others are then bad rows.
     """
 
     job: str
@@ -118,6 +119,7 @@ class Wants(NamedTuple):
     formats: Collection[str]
     row: Callable[[Record, Counter[str]], Row | None]
     gather: Mapping[str, Callable[[Sequence[Placed], Counter[str]], Iterable[tuple[str, RawRow]]]] = {}
+    mixed: bool = False
 
 
 @dataclass
@@ -184,7 +186,7 @@ class JobRows:
         others = votes.counts.total()
         if answers.counts.total() > own + others:
             return answers.settle()
-        if own >= others:
+        if own >= others or (own and self.wants.mixed):
             return ""
         if own:
             place, _, line = first.rpartition(":")
@@ -230,19 +232,18 @@ class JobRows:
         taken: set[str] = set()
         gather = self.wants.gather.get(layouts.native_format(self.layout))
         placed: list[Placed] = []
-        for file in self.given.files:
-            if gather is None:
+        if gather is None:
+            for file in self.given.files:
                 yield Part(str(file.path), self._converted(file, taken))
-            else:
-                yield Part(str(file.path), self._collected(file, placed))
-        if gather is not None:
-            by_file: dict[str, list[RawRow]] = {}
+        else:
+            by_file = {str(file.path): [*self._collected(file, placed)] for file in self.given.files}
             for name, raw in gather(placed, self.told):
-                by_file.setdefault(name, []).append(raw)
+                by_file[name].append(raw)
             for name, raws in by_file.items():
                 yield Part(name, raws)
         told = "".join(f"; {count} {text}" for text, count in sorted(self.told.items()) if count)
-        log.warning("%s: %d rows of layout %s%s", self.given.name, self.read, self.layout, told)
+        if self.read:
+            log.warning("%s: %d rows of layout %s%s", self.given.name, self.read, self.layout, told)
 
     def _own(self, file: Input) -> Iterator[RawRow]:
         """The job's own rows, with our names of the fields."""

@@ -101,7 +101,7 @@ def read_seeds(source: RowSource | Path, *, group_field: str = "", bad_rows: Bad
                 reader.note("prompt", "FP015", told)
         return Seed(text, reader.required_text(group_field) if group_field else "")
 
-    return read_each(source, read, bad_rows=bad_rows)
+    return read_each(source, read, empty=False, bad_rows=bad_rows)
 
 
 def read_few_shots(
@@ -162,6 +162,8 @@ def few_shots(seeds: Sequence[Seed], n: int, *, shots: int, seed: int, template:
         members = groups.setdefault(each.group, [])
         if each.prompt not in members:
             members.append(each.prompt)
+    if not groups:
+        raise ValueError("there is no seed")
     if small := [group for group, members in groups.items() if len(members) <= shots]:
         told = f"the group {small[0]!r} has" if small[0] else "there are"
         raise ValueError(f"{told} {len(groups[small[0]])} different seeds: more than {shots} shots are needed")
