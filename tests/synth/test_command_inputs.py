@@ -271,7 +271,7 @@ def test_seapo_margins_joins_feedback_by_prompt_and_counts_prompts_without_both_
     found = run(*asked, "--output", tmp_path / "m.json")
     assert found.exit_code == 0, found.output
     assert json.loads((tmp_path / "m.json").read_text())["types"]["logic"]["n"] == len(ASKED) - 1
-    assert "9 rows of layout alpaca_kto; 1 FP063" in caplog.text
+    assert "9 rows of layout alpaca_kto; FP063, a prompt without an undesirable response: 1" in caplog.text
 
 
 @pytest.mark.parametrize("kind", [*PAIRED, "labelled"])
@@ -403,9 +403,8 @@ def test_further_columns_are_kept_and_what_has_no_place_is_counted(tmp_path, cap
     asked = ["seapo", "inject", tmp_path / "in.jsonl", "--engine", "rules", "--types", "correctness"]
     assert run(*asked, "--output", tmp_path / "o.jsonl").exit_code == 0
     assert {row["origin"] for row in read(tmp_path / "o.jsonl")} == {"web"}
-    assert "6 rows of layout orca; 1 rows that repeat an earlier one left out; 6 rows: column label not kept" in (
-        caplog.text
-    )
+    left_out = "rows that repeat an earlier one, left out: 1; rows whose column label is not kept: 6"
+    assert f"6 rows of layout orca; {left_out}" in caplog.text
 
 
 def test_own_rows_keep_their_columns_whatever_the_kind_of_file(tmp_path):
@@ -468,3 +467,13 @@ def test_supervised_layouts_are_no_layouts_of_training_data(tmp_path):
     assert (found.exit_code, "is not one of" in " ".join(found.stderr.split())) == (2, True)
     found = run("validate", tmp_path / "sft.json")
     assert (found.exit_code, "FP093" in found.output) == (1, True)
+
+
+def test_a_prompt_beside_whole_dialogues_is_no_question_of_its_own(tmp_path):
+    """UltraFeedback binarized: `messages` end in the chosen response."""
+    dialogue = [user(ASKED[0]), assistant(GOOD[0])]
+    row = {"prompt": ASKED[0], "messages": dialogue, "chosen": dialogue, "rejected": [user(ASKED[0]), assistant("x")]}
+    (tmp_path / "in.jsonl").write_bytes(lines([row]))
+    asked = ["reversegen", "validate", tmp_path / "in.jsonl", "--by", "arithmetic", "--output", tmp_path / "o.jsonl"]
+    assert run(*asked).exit_code == 0
+    assert [row["prompt"] for row in read(tmp_path / "o.jsonl")] == ASKED[:1]

@@ -5,6 +5,8 @@
     samples  {query_id, query, sample_0, sample_1, ...}
 
 The query of our dialogue is the text of its only turn, or its HH transcript ("\\n\\nHuman: ...\\n\\nAssistant:").
+A dialogue that this layout cannot hold (a system turn, white space around a turn, a mark of its turns in one) has
+`messages` in place of `query`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
@@ -31,18 +33,30 @@ _NEXT_TURN = re.compile(r"\nHuman(:|\Z)")
 
 
 class ApoItem(NamedTuple):
-    """A row of an APO file: `texts` is {"golden": text}, or {sample name: text} in order; `raw` is its bytes."""
+    """A row of an APO file: `texts` is {"golden": text}, or {sample name: text} in order; `raw` is its bytes.
+
+    `turns` is the dialogue, where no query has its form; `query` is then "".
+    """
 
     line: int
     query: str
     texts: dict[str, str]
     raw: bytes = b""
     file: str = ""
+    turns: Prompt = ()
 
     @property
     def prompt(self) -> Prompt:
         """The query as turns."""
-        return dialogue(self.query, [])[0]
+        return self.dialogue([])[0]
+
+    def dialogue(self, responses: Sequence[str]) -> tuple[Prompt, list[str]]:
+        """The query as turns, and its responses, see `released.dialogue`."""
+        return (self.turns, [*responses]) if self.turns else dialogue(self.query, responses)
+
+    def asks(self) -> tuple[str, Prompt]:
+        """What is equal for the same question."""
+        return self.query, self.turns
 
 
 def read_items(
@@ -167,7 +181,8 @@ def _released_item(reader: RowReader, raw: RawRow, kind: str, empty: bool) -> tu
     key = query_id(reader.row.get("query_id"))
     if type(key) is not str or not key:
         reader.note(reader.column("query_id"), "FP010", "expected a string or an integer")
-    query = reader.required_text("query")
+    turns = reader.prompt() if "messages" in reader.row and "query" not in reader.row else ()
+    query = "" if turns or ("query" not in reader.row and reader.problems) else reader.required_text("query")
     fields = {"query": re.compile(r"(?!)"), "golden": re.compile("golden"), "sample": _SAMPLE}[kind]
     texts = {name: value for name, value in reader.row.items() if fields.fullmatch(name)}
     if not texts and kind != "query":
@@ -179,21 +194,18 @@ def _released_item(reader: RowReader, raw: RawRow, kind: str, empty: bool) -> tu
         return reader.problems
     in_order = sorted(texts, key=lambda name: int(name.removeprefix("sample_")) if kind == "sample" else 0)
     found = {name: str(texts[name]) for name in in_order}
-    return str(key), ApoItem(raw.line, query, found, raw.raw, reader.file)
+    return str(key), ApoItem(raw.line, query, found, raw.raw, reader.file, turns)
 
 
 def _own_item(reader: RowReader, raw: RawRow, kind: str) -> tuple[str, ApoItem] | list[Problem]:
     """A row {id?, prompt or messages} in our layout; golden answers also have `chosen`."""
     given, prompt = reader.id(), reader.prompt()
     texts = {"golden": reader.required_text("chosen")} if kind == "golden" else {}
-    query = "" if reader.problems else transcript(prompt)
-    if query is None:
-        reader.note(
-            "messages", "FP086", "a system turn, a turn with white space around it or with a mark of HH's turns"
-        )
-    if reader.problems or query is None:
+    if reader.problems:
         return reader.problems
-    return given or content_id(prompt), ApoItem(raw.line, query, texts, raw.raw, reader.file)
+    query = transcript(prompt)
+    turns = prompt if query is None else ()
+    return given or content_id(prompt), ApoItem(raw.line, query or "", texts, raw.raw, reader.file, turns)
 
 
 def _golden_above_samples(
@@ -201,7 +213,7 @@ def _golden_above_samples(
 ) -> tuple[list[Ranked], list[Problem]]:
     if golden is None:
         return [], [Problem(file, sample.line, "query_id", "FP067", f"{key!a} has no golden answer")]
-    if golden.query != sample.query:
+    if golden.asks() != sample.asks():
         message = f"the query differs from that of the golden answer in line {golden.line}"
         return [], [Problem(file, sample.line, "query", "FP067", message)]
     records, problems = [], []
@@ -219,7 +231,7 @@ def golden_above_sample(
 ) -> Ranked | list[Problem]:
     """The record of one sample, such as "sample_0", or its problems."""
     texts = [golden.texts["golden"], sample.texts[name]]
-    prompt, responses = dialogue(sample.query, [cut_at_next_turn(text) if cut else text for text in texts])
+    prompt, responses = sample.dialogue([cut_at_next_turn(text) if cut else text for text in texts])
     row = {"id": f"{key}:{name}", "messages": [turn._asdict() for turn in prompt], "kind": "apo"}
     parsed = parse(row | {"responses": responses, "scores": [1, 0]}, "ranked", file=file, line=sample.line)
     if isinstance(parsed, Ranked):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from finepref.formats.convert import TARGETS
 from finepref.formats.jsonl import MAX_ARRAY, MAX_LINE, dumps
-from finepref.formats.layout_table import BUILT_IN
+from finepref.formats.layout_table import BUILT_IN, SUPERVISED
 from finepref.formats.negatives import ERROR_TYPES
 from finepref.formats.problems import CODES
 from finepref.formats.records import FIELDS
@@ -168,7 +168,9 @@ def markdown() -> str:
         ]
     foreign = [layout for layout in BUILT_IN if layout.name not in FORMATS_SHOWN]
     rows = [(layout.name, layout.gives, layout.source, f"`{dumps(layout.sample)}`") for layout in foreign]
-    parts += [_LAYOUTS, _table(("layout", "read as", "of", "a row"), rows)]
+    heading = ("layout", "read as", "of", "a row")
+    single = [(layout.name, "a good answer", layout.source, f"`{dumps(layout.sample)}`") for layout in SUPERVISED]
+    parts += [_LAYOUTS, _table(heading, rows), _SUPERVISED, _table(heading, single)]
     parts += [_CODES, _table(("code", "meaning"), list(CODES.items()))]
     return "\n\n".join(parts) + "\n"
 
@@ -247,6 +249,10 @@ Of sets with spans or steps, what has no place in the record is told as a note (
 `finepref validate` counts the notes beside the problems. Marks that overlap are one span. Rows that hold one response
 (Math-Shepherd, ProcessBench, HaluEval) are `feedback`, which has no spans."""
 
+_SUPERVISED = """\
+Sets of single good answers, as for supervised training, are input of the commands that ask models (`seapo inject`,
+`apo`, `reversegen`, `judge`, `dedup`), not of a stage, `validate` or `convert`:"""
+
 _CODES = """\
 ## Error codes
 
@@ -254,4 +260,4 @@ FP001 to FP009 and FP097: any file. FP016, FP017 and FP070 to FP076: `dataset_in
 rows joined by prompt, where a record needs both labels (`convert`, OpenRLHF). FP047, FP067 and FP068: conversions.
 FP080 to FP087, FP090 and FP094 to FP096: other layouts. FP100 to FP108: layouts with spans or steps, of which FP100 to
 FP103 are notes that leave a row good. FP091: `bad_rows: skip`. FP092 and FP093: recognising a layout. FP110 and FP111:
-reading data. FP2nn: a stage."""
+reading data. FP112: a command that needs other rows. FP2nn: a stage."""

@@ -11,8 +11,8 @@ from finepref.formats.files import write_json
 from finepref.formats.jsonl import RawRow, write_jsonl
 from finepref.formats.problems import Problem
 from finepref.formats.records import Ranked, Record, to_row
-from finepref.synth.apo.sample import is_query, query
-from finepref.synth.data_sources.job_rows import PAIRS, SUPERVISED, Row, Rows, Wants, answer_of, rows_of
+from finepref.synth.apo.sample import is_query
+from finepref.synth.data_sources.job_rows import PAIRS, SUPERVISED, Row, Rows, Wants, answer_of, question, rows_of
 from finepref.synth.engines.protocol import request_seed
 from finepref.synth.left_out import Ledger, Written
 
@@ -22,11 +22,11 @@ def _golden(record: Record, told: Counter[str]) -> Row | None:
     answer = answer_of(record, told)
     if answer is None:
         return None
-    asked = query(record, told)
+    asked = question(record, told)
     return Row(asked.fields | {"chosen": answer}, asked.key)
 
 
-SAMPLES = Wants("apo pair", "samples", lambda row: True, None, (), query)
+SAMPLES = Wants("apo pair", "samples", lambda row: True, None, (), question)
 GOLDEN = Wants(
     "apo pair",
     "golden answers",
@@ -77,7 +77,7 @@ def pair(
     for key, item in sampled.items():
         if (answer := answers.get(key)) is None:
             left_out.add({"query_id": key}, "no golden answer")
-        elif answer.query != item.query:
+        elif answer.asks() != item.asks():
             message = f"the query differs from that of the golden answer in line {answer.line}"
             refuse(item, [Problem(item.file, item.line, "query", "FP067", message)])
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,10 +10,8 @@ from typing import NamedTuple
 from finepref.formats.apo_samples import read_items
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.jsonl import write_jsonl
-from finepref.formats.records import Record, content_id
-from finepref.formats.released import transcript
 from finepref.synth.ask import Job, ask_each, work_folder
-from finepref.synth.data_sources.job_rows import ALL, Row, Rows, Wants, ends_in_question, prompt_fields, rows_of
+from finepref.synth.data_sources.job_rows import ALL, Rows, Wants, ends_in_question, question, rows_of
 from finepref.synth.engines.protocol import Engine, Sampling
 from finepref.synth.left_out import FAILED, Ledger, unanswered
 
@@ -37,16 +34,7 @@ def is_query(row: Mapping[str, object]) -> bool:
     return type(row.get("query")) is str or ends_in_question(row)
 
 
-def query(record: Record, told: Counter[str]) -> Row:
-    """The prompt of a record, each once; the layout of HH cannot hold white space around a turn."""
-    prompt = record.prompt
-    if transcript(prompt) is None:
-        prompt = tuple(turn._replace(content=turn.content.strip()) for turn in prompt)
-        told["prompts without the white space around their turns"] += 1
-    return Row(prompt_fields(prompt), content_id(prompt))
-
-
-WANTS = Wants("apo sample", "questions", is_query, None, ALL, query)
+WANTS = Wants("apo sample", "questions", is_query, None, ALL, question)
 
 
 def sample(
@@ -62,6 +50,8 @@ def sample(
     work_dir: Path | None = None,
 ) -> Sampled:
     """Answer every query n times: rows {query_id, query, sample_0, ...} in the order of the queries.
+
+    Rows of dialogues that no query can hold have `messages` in its place, see `formats.apo_samples`.
 
     Args:
         source: rows {query_id, query}, or {id?, prompt or messages}, see `formats.apo_samples`; or the prompts of any
@@ -97,7 +87,8 @@ def sample(
     answers = ask_each(prompts, names, engine=engine, sampling=sampling, job=job)
     written, failed = [], Ledger()
     for key, item in items.items():
-        row: dict[str, object] = {"query_id": key, "query": item.query}
+        asked = {"messages": [turn._asdict() for turn in item.turns]} if item.turns else {"query": item.query}
+        row: dict[str, object] = {"query_id": key, **asked}
         errors = {name: answer.error for name, answer in answers[key].items() if answer.error is not None}
         if errors:
             failed.add(row | {"errors": errors}, unanswered(next(iter(errors.values()))))

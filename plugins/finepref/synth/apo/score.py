@@ -25,7 +25,6 @@ from finepref.formats.records import (
     parse,
     to_row,
 )
-from finepref.formats.released import dialogue
 from finepref.formats.row import RowReader
 from finepref.formats.row_source import RowSource, parts_of
 from finepref.synth.apo.reward_model import RewardModel, Sequences
@@ -76,7 +75,7 @@ class ScoredFile(NamedTuple):
 
 def _is_scorable(row: Mapping[str, object]) -> bool:
     """Whether a row is one of samples, {responses, ...}, or a pair of texts with a prompt."""
-    if "query" in row or "responses" in row:
+    if not {"query", "query_id", "responses"}.isdisjoint(row):
         return True
     return type(row.get("chosen")) is str and type(row.get("rejected")) is str and ends_in_question(row)
 
@@ -86,7 +85,8 @@ def _own_row(record: Record, told: Counter[str]) -> Row:
     if isinstance(record, SpanPair | ScoredPair):
         told["pairs whose spans or scores are not kept"] += 1
         record = Pair(record.id, record.prompt, record.chosen, record.rejected)
-    return Row({name: value for name, value in to_row(record).items() if name != "id"})
+    row = {name: value for name, value in to_row(record).items() if name != "id"}
+    return Row(row, content_id(record.prompt, *row.values()))
 
 
 def _together(placed: Sequence[Placed], told: Counter[str]) -> Iterator[tuple[str, RawRow]]:
@@ -99,7 +99,7 @@ def _together(placed: Sequence[Placed], told: Counter[str]) -> Iterator[tuple[st
         for each in group:
             assert isinstance(each.record, Feedback)
             if texts.setdefault(each.record.response, each.record.label) != each.record.label:
-                told["responses labelled both ways: scored without labels"] += 1
+                told["responses labelled both ways, scored without labels"] += 1
         row: dict[str, object] = {"id": content_id(prompt, [*texts]), **prompt_fields(prompt), "responses": [*texts]}
         if len({*texts.values()}) == 2:
             row["scores"] = [float(label) for label in texts.values()]
@@ -230,7 +230,7 @@ def read_scorable(
         BadData: there are bad rows that `bad_rows` does not accept.
     """
     first = next((raw for part in parts_of(source) for raw in part.rows), None)
-    if first is None or "query" not in (first.value or {}):
+    if first is None or not {"query", "query_id"} & (first.value or {}).keys():
 
         def read(reader: RowReader) -> Scored | None:
             scored = _scorable(reader)
@@ -243,7 +243,7 @@ def read_scorable(
 
     def keep(key: str, item: ApoItem) -> list[Problem]:
         texts = [cut_at_next_turn(text) if cut else text for text in item.texts.values()]
-        prompt, responses = dialogue(item.query, texts)
+        prompt, responses = item.dialogue(texts)
         scored = Scored(key, prompt, tuple(responses), (None,) * len(texts))
         problems = check(scored, item.file, item.line)
         if not problems:

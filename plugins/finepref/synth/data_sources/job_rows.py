@@ -22,7 +22,7 @@ from finepref.formats.check import digest, is_content_id, parse_rows
 from finepref.formats.checked_rows import Checked
 from finepref.formats.dataset_info import FILE_NAME
 from finepref.formats.jsonl import RawRow
-from finepref.formats.problems import BadData, Problem
+from finepref.formats.problems import CODES, BadData, Problem
 from finepref.formats.records import FIELDS, Feedback, Prompt, Ranked, Record, content_id
 from finepref.formats.row_source import Part
 from finepref.synth.data_sources.inputs import Input, find_inputs, read_file, values_of
@@ -241,7 +241,7 @@ class JobRows:
                 by_file[name].append(raw)
             for name, raws in by_file.items():
                 yield Part(name, raws)
-        told = "".join(f"; {count} {text}" for text, count in sorted(self.told.items()) if count)
+        told = "".join(f"; {text}: {count}" for text, count in sorted(self.told.items()) if count)
         if self.read:
             log.warning("%s: %d rows of layout %s%s", self.given.name, self.read, self.layout, told)
 
@@ -268,8 +268,8 @@ class JobRows:
             self.read += row.raw.line > 0
             if known is not None and not row.problems:
                 extra = (row.raw.value or {}).keys() - known
-                self.told.update(f"rows: column {name} not kept" for name in extra & TAKEN_NAMES)
-            self.told.update(f"notes {note.code}" for note in row.notes)
+                self.told.update(f"rows whose column {name} is not kept" for name in extra & TAKEN_NAMES)
+            self.told.update(f"{note.code}, {CODES[note.code]}" for note in row.notes)
             yield row
 
     def _converted(self, file: Input, taken: set[str]) -> Iterator[RawRow]:
@@ -284,7 +284,7 @@ class JobRows:
                 if made is None:
                     continue
                 if made.key and made.key in taken:
-                    self.told["rows that repeat an earlier one left out"] += 1
+                    self.told["rows that repeat an earlier one, left out"] += 1
                     continue
                 taken.add(made.key)
                 given = not made.key or not is_content_id(record.id, row.raw)
@@ -327,10 +327,10 @@ def prompt_fields(prompt: Prompt) -> dict[str, object]:
 
 def ends_in_question(row: Mapping[str, object]) -> bool:
     """Whether a row has a prompt of ours: a text, or messages that do not end in a turn of the assistant."""
-    if type(row.get("prompt")) is str:
-        return True
     turns = row.get("messages")
-    if "prompt" in row or not isinstance(turns, list | tuple) or not turns:
+    if turns is None:
+        return type(row.get("prompt")) is str
+    if not isinstance(turns, list | tuple) or not turns:
         return False
     last = turns[-1]
     return not isinstance(last, Mapping) or last.get("role", last.get("from")) not in ("assistant", "gpt")

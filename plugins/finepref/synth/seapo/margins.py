@@ -31,7 +31,7 @@ def _joined(placed: Sequence[Placed], told: Counter[str]) -> Iterator[tuple[str,
     joined, problems = join_feedback(rows)
     for problem in problems:
         if problem.code in LACKING:
-            told[f"{problem.code}: {CODES[problem.code]}"] += 1
+            told[f"{problem.code}, {CODES[problem.code]}"] += 1
         else:
             yield problem.file, raws[problem.file, problem.line]._replace(value=None, problems=[problem])
     for each in joined:

@@ -28,7 +28,7 @@ from finepref.formats.check import read_records
 from finepref.formats.files import replacing, write_json
 from finepref.formats.jsonl import read_jsonl, write_jsonl
 from finepref.formats.problems import Problem
-from finepref.formats.records import Pair, Record, ScoredPair, SpanPair, to_row
+from finepref.formats.records import Pair, Record, ScoredPair, SpanPair, content_id, to_row
 from finepref.formats.scores import fingerprint, prompt_digest
 from finepref.formats.sepo_csv import ScoredText, prompt_text, write_sepo_csv
 from finepref.methods import host_rules
@@ -128,7 +128,8 @@ def as_pair(record: Record, told: Counter[str]) -> OwnRow | None:
     assert isinstance(record, Pair | SpanPair | ScoredPair)
     told["pairs whose spans are not kept"] += isinstance(record, SpanPair)
     row = to_row(Pair(record.id, record.prompt, record.chosen, record.rejected))
-    return OwnRow({name: value for name, value in row.items() if name != "id"})
+    key = content_id(record.prompt, record.chosen, record.rejected)
+    return OwnRow({name: value for name, value in row.items() if name != "id"}, key)
 
 
 WANTS = Wants("sepo score", "pairs", has_pair, (*PAIRS, "rewardbench"), PAIRS, as_pair)
