@@ -380,11 +380,15 @@ def test_a_changed_shard_makes_another_job_and_the_journal_is_refused(tmp_path):
     assert (found.exit_code, "answers of another job" in found.stderr) == (1, True)
 
 
-@pytest.mark.parametrize("kind", ["ranking", "folder", "beside the shards"])
+@pytest.mark.parametrize("kind", ["ranking", "folder", "beside the shards", "beside shards by name"])
 def test_an_input_by_name_or_folder_is_never_written_over(kind, tmp_path):
     data = source("folder" if kind.startswith("beside") else kind, tmp_path)
     target = {"ranking": tmp_path / "ranking.json", "folder": Path(data) / "a.jsonl"}.get(kind, Path(data) / "o.jsonl")
     before = target.read_bytes() if target.exists() else None
+    if kind.endswith("by name"):
+        data = "shards"
+        entry = {"file_name": "shards", "formatting": "orca"}
+        (tmp_path / "dataset_info.json").write_text(json.dumps({data: entry}))
     told = "is in" if kind.startswith("beside") else "is also an input"
     for asked in (
         ["seapo", "inject", data, "--engine", "rules", "--output", target],

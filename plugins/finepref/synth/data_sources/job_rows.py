@@ -53,9 +53,10 @@ class Given(NamedTuple):
 
     @property
     def folders(self) -> list[Path]:
-        """The folders whose files are the input."""
-        folder = Path(self.name)
-        return [folder] if folder.is_dir() else []
+        """The folders whose files are the input, also those that an entry of dataset_info.json names."""
+        if len(self.files) > 1 or Path(self.name).is_dir():
+            return [*dict.fromkeys(file.path.parent for file in self.files if file.hub is None)]
+        return []
 
 
 def given(
