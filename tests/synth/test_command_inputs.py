@@ -481,3 +481,20 @@ def test_a_prompt_beside_whole_dialogues_is_no_question_of_its_own(tmp_path):
     asked = ["reversegen", "validate", tmp_path / "in.jsonl", "--by", "arithmetic", "--output", tmp_path / "o.jsonl"]
     assert run(*asked).exit_code == 0
     assert [row["prompt"] for row in read(tmp_path / "o.jsonl")] == ASKED[:1]
+
+
+def test_a_layout_and_columns_that_the_user_gives_go_before_those_of_the_entry(tmp_path):
+    row = {"prompt": "a", "question": "b", "response_0": "x", "response_1": "y"}
+    (tmp_path / "pku.json").write_text(json.dumps([row | {"better_response_id": 0, "safer_response_id": 1}]))
+    (tmp_path / "dataset_info.json").write_text(
+        json.dumps({"v1.5": {"file_name": "pku.json", "formatting": "saferlhf"}})
+    )
+    asked = ["convert", "v1.5", tmp_path / "o.jsonl", "--to", "pair", "--dataset-dir", tmp_path]
+    for further, expected in (
+        ([], ("a", "x")),
+        (["--from", "saferlhf_safer"], ("a", "y")),
+        (["--column", "prompt=question"], ("b", "x")),
+    ):
+        found = run(*asked, *further)
+        assert found.exit_code == 0, found.output
+        assert [(made["prompt"], made["chosen"]) for made in read(tmp_path / "o.jsonl")] == [expected]
