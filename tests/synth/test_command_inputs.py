@@ -498,3 +498,14 @@ def test_a_layout_and_columns_that_the_user_gives_go_before_those_of_the_entry(t
         found = run(*asked, *further)
         assert found.exit_code == 0, found.output
         assert [(made["prompt"], made["chosen"]) for made in read(tmp_path / "o.jsonl")] == [expected]
+
+
+def test_only_desirable_and_best_responses_are_good_answers(tmp_path):
+    found = rows_of(given(source("labelled", tmp_path), dataset_dir=tmp_path), seapo_inject.WANTS)
+    assert [each.chosen for each in seapo_inject.read_sources(found)] == GOOD
+    assert found.told["undesirable responses left out"] == len(BAD)
+    rated = [{"response": text, "overall_score": score} for text, score in (("low", 1), ("best", 3), ("also best", 3))]
+    (tmp_path / "rated.jsonl").write_bytes(lines([{"instruction": "a", "completions": rated}]))
+    found = rows_of(tmp_path / "rated.jsonl", seapo_inject.WANTS)
+    assert [each.chosen for each in seapo_inject.read_sources(found)] == ["best"]
+    assert found.told["responses below the best left out"] == 2
