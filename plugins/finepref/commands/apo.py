@@ -19,6 +19,7 @@ from finepref.commands.engine_options import (
     with_engine_options,
 )
 from finepref.commands.errors import user_errors
+from finepref.commands.input_files import IN_DATASET_INFO, WHAT, Column, DatasetDir, Format, input_of
 from finepref.commands.outputs import check_outputs
 from finepref.commands.row_options import (
     MAX_BAD,
@@ -74,7 +75,9 @@ Cut = Annotated[bool, typer.Option("--cut/--no-cut", help='Remove what follows "
 
 @with_engine_options
 def sample(
-    source: Annotated[Path, typer.Argument(metavar="QUERIES", help="{query_id, query} or {id?, prompt or messages}.")],
+    source: Annotated[
+        str, typer.Argument(metavar="QUERIES", help=f"{{query_id, query}}, or the prompts of any layout: {WHAT}.")
+    ],
     output: Annotated[Path, typer.Option(help="The JSON Lines file of samples to write.")],
     model: Annotated[str, typer.Option(help="Model folder or name.")],
     engine: Annotated[EngineName, typer.Option(help="A local model or an endpoint.")] = EngineName.hf,
@@ -89,6 +92,9 @@ def sample(
     *,
     engine_options: EngineOptions,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    layout: Format = "",
+    dataset_dir: DatasetDir = IN_DATASET_INFO,
+    column: Column = [],  # noqa: B006 (typer copies defaults)
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
     work_dir: WorkDir = None,
@@ -109,11 +115,12 @@ def sample(
     }
     asked = {name: value for name, value in given.items() if value is not None}
     sampling = replace(PRESETS[preset.value], **asked)
-    check_outputs(output, output.with_suffix(".failed.jsonl"), rejected_path(output), inputs=[source])
+    beside = (output.with_suffix(".failed.jsonl"), rejected_path(output))
+    queries = input_of(source, layout, dataset_dir, column, output, *beside)
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as collected:
         answering = engine_for(engine, model, engine_options)
         outcome = run(
-            source,
+            queries,
             output,
             engine=answering,
             sampling=sampling,
@@ -131,8 +138,10 @@ def sample(
 
 
 def pair(
-    samples: Annotated[Path, typer.Argument(help="{query_id, query, sample_0, ...}, from `apo sample` or released.")],
-    golden: Annotated[Path, typer.Option(help="{query_id, query, golden} or {id?, prompt or messages, chosen}.")],
+    samples: Annotated[str, typer.Argument(help="{query_id, query, sample_0, ...}, from `apo sample` or released.")],
+    golden: Annotated[
+        str, typer.Option(help=f"{{query_id, query, golden}}, or the good answers of any layout: {WHAT}.")
+    ],
     output: Annotated[Path, typer.Option(help="The JSON Lines file of ranked records to write.")],
     take: Annotated[Take, typer.Option(help="All samples of a query, or a random one.")] = Take.all,
     cut: Cut = True,
@@ -140,6 +149,9 @@ def pair(
         bool, typer.Option("--allow-missing", help="Accept ids that are in one file only.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Random seed of --take one.")] = 0,
+    layout: Format = "",
+    dataset_dir: DatasetDir = IN_DATASET_INFO,
+    column: Column = [],  # noqa: B006 (typer copies defaults)
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
     allow_empty: AllowEmpty = False,
@@ -147,16 +159,23 @@ def pair(
     """Rank golden answers above samples: `ranked` records of kind apo, and a report with all that is left out."""
     from finepref.synth.apo.pair import pair as run
 
-    check_outputs(output, output.with_suffix(".report.json"), rejected_path(output), inputs=[samples, golden])
+    outputs = (output, output.with_suffix(".report.json"), rejected_path(output))
+    sampled = input_of(samples, "", dataset_dir, [], *outputs)
+    answers = input_of(golden, layout, dataset_dir, column, *outputs)
     options = {"take": take.value, "cut": cut, "allow_missing": allow_missing, "seed": seed}
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as collected:
-        outcome = run(samples, golden, output, bad_rows=collected, **options)
+        outcome = run(sampled, answers, output, bad_rows=collected, **options)
     typer.echo(f"{output}: {outcome.rows} records (left out: {outcome.left_out})")
     exit_if_empty(outcome.rows, output, f"left out: {outcome.left_out}", allowed=allow_empty)
 
 
 def score(
-    sources: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Samples, ranked, pair, or {responses}.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...", help=f"Samples, {{responses}}, or pairs, ranked or feedback of any layout: {WHAT}."
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="The JSON Lines file to write; for several inputs a folder.")],
     model: Annotated[Path, typer.Option(help="Folder of a reward model from either host, or of its LoRA adapter.")],
     base: Annotated[str, typer.Option(help="The model under an adapter; default: the one it names.")] = "",
@@ -177,6 +196,9 @@ def score(
     cut: Cut = True,
     dtype: Annotated[Dtype, typer.Option(help="Number format of the model; auto = the checkpoint's.")] = Dtype.auto,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in a batch.")] = 4096,
+    layout: Format = "",
+    dataset_dir: DatasetDir = IN_DATASET_INFO,
+    column: Column = [],  # noqa: B006 (typer copies defaults)
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
     allow_empty: AllowEmpty = False,
@@ -189,9 +211,9 @@ def score(
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     several = len(sources) > 1
-    targets = [output / source.name if several else output for source in sources]
-    for target in targets:
-        check_outputs(target, target.with_suffix(".left_out.jsonl"), rejected_path(target), inputs=sources)
+    targets = [output / _output_name(source) if several else output for source in sources]
+    beside = [each for file in targets for each in (file, file.with_suffix(".left_out.jsonl"), rejected_path(file))]
+    inputs = [input_of(source, layout, dataset_dir, column, *beside) for source in sources]
     with user_errors(NEEDS):
         from finepref.synth.apo.reward_model import RewardModel
         from finepref.synth.apo.score import score as run
@@ -210,10 +232,10 @@ def score(
             dtype=dtype.value,
             batch_tokens=batch_tokens,
         )
-        if len({source.name for source in sources}) < len(sources):
+        if len({*targets}) < len(targets) and several:
             raise ValueError("two inputs have the same name, so their outputs in the folder would too")
-        for source, target in zip(sources, targets, strict=True):
-            folder = work_dir / source.stem if work_dir and several else work_dir
+        for source, target in zip(inputs, targets, strict=True):
+            folder = work_dir / target.stem if work_dir and several else work_dir
             with bad_rows_of(target, bad_rows, max_bad) as collected:
                 outcome = run(source, target, model=reward, cut=cut, bad_rows=collected, work_dir=folder)
             for part, count in sorted(outcome.cut_counts.items()):
@@ -228,6 +250,12 @@ def score(
                 f"({outcome.empty} empty, {outcome.cut} longer than {longest} tokens)"
             )
             exit_if_empty(outcome.rows, target, f"left out: {outcome.left_out}", allowed=allow_empty)
+
+
+def _output_name(source: str) -> str:
+    """The name of the output for one of several inputs."""
+    name = Path(source).name.removesuffix(".gz").removesuffix(".zst")
+    return name if name.endswith((".json", ".jsonl")) else f"{Path(name).stem}.jsonl"
 
 
 def select(

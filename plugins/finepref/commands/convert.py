@@ -10,25 +10,29 @@ import typer
 
 from finepref.commands.errors import user_errors
 from finepref.commands.input_files import (
+    IN_DATASET_INFO,
     LAYOUTS,
+    WHAT,
     Column,
-    Input,
+    DatasetDir,
     MaxBad,
     check_files,
+    check_layout,
     columns_of,
-    file_check,
     names_of,
-    read_file,
     share_of,
 )
+from finepref.commands.outputs import check_outputs
 from finepref.commands.problem_tables import print_reports
 from finepref.formats.check import BadData
 from finepref.formats.convert import TARGETS, Converter
 from finepref.formats.jsonl import write_jsonl
-from finepref.formats.layouts import native_format
+from finepref.formats.layouts import UNKNOWN, native_format
 from finepref.formats.records import FORMATS, to_row
+from finepref.formats.row import is_type_name
 from finepref.formats.sepo_csv import Tokens
-from finepref.synth.data_sources.files import shards
+from finepref.synth.data_sources.inputs import file_check, find_inputs, read_file
+from finepref.synth.data_sources.job_rows import Given
 
 
 def register(app: typer.Typer) -> None:
@@ -37,10 +41,19 @@ def register(app: typer.Typer) -> None:
 
 
 def convert(
-    inputs: Annotated[list[str], typer.Argument(help="Files; TYPE=FILE sets the error type of a feedback file.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help=f"Each {WHAT}; TYPE=INPUT sets the error type of a feedback file."),
+    ],
     output: Annotated[Path, typer.Argument(help="The file to write, JSON Lines.")],
-    origin: Annotated[str, typer.Option("--from", help=f"One of {', '.join(LAYOUTS)}.")],
     target: Annotated[str, typer.Option("--to", help=f"One of {', '.join(FORMATS)}.")],
+    origin: Annotated[
+        str,
+        typer.Option(
+            "--from", help=f"Default: the data set's, or recognised by all rows. One of {', '.join(LAYOUTS)}."
+        ),
+    ] = "",
+    dataset_dir: DatasetDir = IN_DATASET_INFO,
     column: Column = [],  # noqa: B006 (typer copies defaults)
     error_type: Annotated[str, typer.Option(help="Error type of undesirable responses without one.")] = "",
     types: Annotated[str, typer.Option(help="negatives: only these error types, with commas.")] = "",
@@ -53,17 +66,25 @@ def convert(
     max_bad: MaxBad = "0",
 ) -> None:
     """Convert records of one format to another. With bad rows nothing is written, unless --max-bad allows them."""
-    if origin not in LAYOUTS:
-        raise typer.BadParameter(f"{origin} is not one of {', '.join(LAYOUTS)}", param_hint="--from")
-    if target not in TARGETS[native_format(origin)]:
-        raise typer.BadParameter(f"{origin} becomes {' or '.join(TARGETS[native_format(origin)])}", param_hint="--to")
-    share = share_of(max_bad)
+    check_layout(origin, "--from")
+    share, columns = share_of(max_bad), columns_of(column)
+    if origin:
+        _check_target(origin, target)
     with user_errors():
-        files = [
-            file for text in inputs for file in _typed_inputs(text, origin, columns_of(column), error_type or None)
-        ]
-    if output.resolve() in {file.path.resolve() for file in files}:
-        raise typer.BadParameter(f"{output} is also an input", param_hint="OUTPUT")
+        found = [_typed_inputs(text, origin, dataset_dir, columns, error_type or None) for text in inputs]
+    files = [file for each in found for file in each.files]
+    for layout in {file.layout: None for file in files}:
+        _check_target(layout, target)
+        if layout == "apo_samples" and golden is None:
+            raise typer.BadParameter("apo_samples needs the file of golden answers", param_hint="--golden")
+        if layout == "sepo_csv" and tokenizer is None:
+            raise typer.BadParameter("sepo_csv needs the tokenizer of the scoring", param_hint="--tokenizer")
+    if len(formats := {native_format(file.layout): file for file in files if file.layout != UNKNOWN}) > 1:
+        told = " and ".join(f"{file.path} is read as {file.layout}" for file in [*formats.values()][:2])
+        raise typer.BadParameter(f"the inputs give records of several formats: {told}", param_hint="INPUTS")
+    folders = [folder for each in found for folder in each.folders]
+    read = [*(path for each in found for path in each.paths), golden]
+    check_outputs(output, inputs=read, folders=folders, hint="OUTPUT")
     options = {"golden": golden, "tokenize": _tokenizer(tokenizer) if tokenizer else None, "eos": eos}
     rejected = output.with_name(f"{output.name}.rejected.jsonl") if share else None
     reports = check_files(files, 100, rejected, **options)
@@ -87,14 +108,31 @@ def convert(
     typer.echo(f"{count} rows of {target} in {output}{left}")
 
 
-def _typed_inputs(text: str, layout: str, columns: Mapping[str, str], error_type: str | None) -> list[Input]:
-    """The files that an argument stands for: itself, or those of a folder."""
-    given, _, file = text.partition("=")
-    if file and native_format(layout) == "feedback" and not Path(text).exists():
-        text, error_type = file, given
-    path = Path(text)
-    paths = shards(path) if path.is_dir() else [path]
-    return [Input(each, layout, columns, error_type) for each in paths]
+def _check_target(layout: str, target: str) -> None:
+    """Refuse a target that records of a layout cannot become."""
+    if layout != UNKNOWN and target not in (targets := TARGETS[native_format(layout)]):
+        raise typer.BadParameter(f"{layout} becomes {' or '.join(targets)}", param_hint="--to")
+
+
+def _typed_inputs(
+    text: str, layout: str, dataset_dir: Path, columns: Mapping[str, str], error_type: str | None
+) -> Given:
+    """The files that an argument stands for, see `find_inputs`; TYPE= before it is the error type of feedback.
+
+    Args:
+        text: the argument.
+        layout, dataset_dir, columns, error_type: of all arguments.
+    """
+    given, _, name = text.partition("=")
+    if (
+        name
+        and is_type_name(given)
+        and not Path(text).exists()
+        and (not layout or native_format(layout) == "feedback")
+    ):
+        text, error_type = name, given
+    found = find_inputs(text, layout, dataset_dir, columns, error_type)
+    return Given(text, [file._replace(dataset="") for file in found])
 
 
 def _tokenizer(path: Path) -> Callable[[str], Tokens]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from finepref.commands.errors import user_errors
-from finepref.commands.outputs import check_outputs
+from finepref.commands.input_files import IN_DATASET_INFO, WHAT, Column, DatasetDir, Format, input_of
 from finepref.commands.row_options import (
     AllowEmpty,
     BadRowsPolicy,
@@ -43,7 +43,7 @@ class Keep(StrEnum):
 
 
 def dedup(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of any format, JSON Lines or an array.")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help=f"Rows of any layout: {WHAT}.")],
     output: Annotated[Path, typer.Option(help="The JSON Lines file of kept rows to write.")],
     method: Annotated[
         Method, typer.Option(help="Equal texts (normalized: but for case and space), MinHash, SemDeDup.")
@@ -57,6 +57,9 @@ def dedup(
     clusters: Annotated[int, typer.Option(min=0, help="semantic: clusters; 0 = square root of the rows.")] = 0,
     keep: Annotated[Keep, typer.Option(help="semantic: keep rows far from the centre, near, or any.")] = Keep.hard,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    layout: Format = "",
+    dataset_dir: DatasetDir = IN_DATASET_INFO,
+    column: Column = [],  # noqa: B006 (typer copies defaults)
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
     allow_empty: AllowEmpty = False,
@@ -65,10 +68,11 @@ def dedup(
     from finepref.synth import dedup as run
 
     names = [name.strip() for name in fields.split(",")]
-    check_outputs(output, output.with_suffix(".report.json"), rejected_path(output), inputs=[source])
+    beside = (output.with_suffix(".report.json"), rejected_path(output))
+    given = input_of(source, layout, dataset_dir, column, output, *beside)
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         joint = "\0" if method is Method.exact else "\n"
-        rows, texts = run.read_texts(source, names, joint=joint, bad_rows=bad)
+        rows, texts = run.read_texts(given, names, joint=joint, bad_rows=bad)
         settings: dict[str, object] = {"method": method.value, "fields": names}
         match method:
             case Method.exact:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from finepref.commands.dedup import NEEDS, Fields
 from finepref.commands.errors import user_errors
+from finepref.commands.input_files import IN_DATASET_INFO, WHAT, Column, DatasetDir, Format, input_of
 from finepref.commands.row_options import BadRowsPolicy, MaxBad, Policy, bad_rows_of
 from finepref.formats.bad_rows import MAX_BAD
 
@@ -20,10 +20,13 @@ def register(app: typer.Typer) -> None:
 
 
 def diversity(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of any format, JSON Lines or an array.")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help=f"Rows of any layout: {WHAT}.")],
     fields: Fields = "prompt",
     sample: Annotated[int, typer.Option(min=0, help="Size of a random sample; 0 = all texts.")] = 0,
     seed: Annotated[int, typer.Option(help="Random seed of the sample.")] = 0,
+    layout: Format = "",
+    dataset_dir: DatasetDir = IN_DATASET_INFO,
+    column: Column = [],  # noqa: B006 (typer copies defaults)
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
 ) -> None:
@@ -32,5 +35,6 @@ def diversity(
     from finepref.synth.diversity import self_bleu
 
     with user_errors(NEEDS), bad_rows_of(None, bad_rows, max_bad) as bad:
-        _, texts = read_texts(source, [name.strip() for name in fields.split(",")], bad_rows=bad)
+        given = input_of(source, layout, dataset_dir, column)
+        _, texts = read_texts(given, [name.strip() for name in fields.split(",")], bad_rows=bad)
         typer.echo(json.dumps({"texts": len(texts), "sample": sample, **self_bleu(texts, sample=sample, seed=seed)}))

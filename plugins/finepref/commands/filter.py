@@ -11,7 +11,15 @@ import typer
 
 from finepref.commands.errors import user_errors
 from finepref.commands.forecast import Judged, SetOption, judged, refuse, report, stage_and_options, tokeniser_of
-from finepref.commands.input_files import LAYOUTS, Column, columns_of, find_inputs
+from finepref.commands.input_files import (
+    IN_DATASET_INFO,
+    Column,
+    DatasetDir,
+    Format,
+    check_layout,
+    columns_of,
+    folders_of,
+)
 from finepref.commands.outputs import check_outputs
 from finepref.commands.row_options import (
     MAX_BAD,
@@ -24,6 +32,7 @@ from finepref.commands.row_options import (
     rejected_path,
 )
 from finepref.commands.sequence_options import TEMPLATE_NEEDS, OverlongPolicy, TemplateName
+from finepref.synth.data_sources.inputs import find_inputs
 
 if TYPE_CHECKING:
     from finepref.synth.left_out import Ledger
@@ -40,8 +49,8 @@ def filter_rows(
         OverlongPolicy, typer.Option(help="finepref_overlong: skip keeps only what fits; others also what they cut.")
     ] = OverlongPolicy.skip,
     set_option: SetOption = [],  # noqa: B006 (typer copies defaults)
-    layout: Annotated[str, typer.Option("--format", help="Format of files; default: seen in the rows.")] = "",
-    dataset_dir: Annotated[Path, typer.Option(help="Folder of dataset_info.json.")] = Path("dataset_info"),
+    layout: Format = "",
+    dataset_dir: DatasetDir = IN_DATASET_INFO,
     column: Column = [],  # noqa: B006 (typer copies defaults)
     error_type: Annotated[str, typer.Option(help="Error type of undesirable feedback rows without one.")] = "",
     bad_rows: BadRowsPolicy = Policy.error,
@@ -56,12 +65,12 @@ def filter_rows(
     from finepref.formats.jsonl import write_jsonl
     from finepref.synth.left_out import LEFT_OUT
 
-    if layout and layout not in LAYOUTS:
-        raise typer.BadParameter(f"{layout} is not one of {', '.join(LAYOUTS)}", param_hint="--format")
+    check_layout(layout)
     with user_errors(f'a tokenizer needs "finepref[model]"; {TEMPLATE_NEEDS}'):
         inputs = find_inputs(source, layout, dataset_dir, columns_of(column), error_type or None)
         files = [file.path for file in inputs]
-        check_outputs(output, LEFT_OUT.path(output), rejected_path(output), inputs=files)
+        outputs = (output, LEFT_OUT.path(output), rejected_path(output))
+        check_outputs(*outputs, inputs=files, folders=folders_of(source))
         row, options = stage_and_options(stage, set_option, overlong.value)
         tokeniser = tokeniser_of(model, template, cutoff_len)
         with bad_rows_of(output, bad_rows, max_bad) as collected:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from finepref.commands.input_files import Input, file_check, read_file
 from finepref.commands.sequence_options import template_of
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import rejected_row
 from finepref.formats.jsonl import RawRow
 from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import FORMATS, Feedback, Prompt
+from finepref.synth.data_sources.inputs import Input, file_check, read_file
 
 if TYPE_CHECKING:
     from finepref.hosts.forecast import Forecast, Tokeniser, Verdict

@@ -15,7 +15,7 @@ from finepref.commands.engine_options import (
     with_engine_options,
 )
 from finepref.commands.errors import user_errors
-from finepref.commands.outputs import check_outputs
+from finepref.commands.input_files import IN_DATASET_INFO, WHAT, Column, DatasetDir, Format, input_of
 from finepref.commands.row_options import (
     AllowEmpty,
     BadRowsPolicy,
@@ -35,7 +35,9 @@ NEEDS = 'judges need "finepref[synth]", and models "finepref[model]"; vllm and r
 
 @with_engine_options
 def judge(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows with response (entropy: responses).")],
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help=f"Rows with response (entropy: responses), or answers: {WHAT}.")
+    ],
     output: Annotated[Path, typer.Option(help="The JSON Lines file of judged rows to write.")],
     name: Annotated[
         str,
@@ -55,6 +57,9 @@ def judge(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Exit code 0 even if the engine failed on rows or none is left.")
     ] = False,
+    layout: Format = "",
+    dataset_dir: DatasetDir = IN_DATASET_INFO,
+    column: Column = [],  # noqa: B006 (typer copies defaults)
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
     allow_empty: AllowEmpty = False,
@@ -67,7 +72,7 @@ def judge(
     from finepref.synth.judges.verdict import ModelJudge
     from finepref.synth.left_out import UNJUDGED
 
-    check_outputs(output, UNJUDGED.path(output), rejected_path(output), inputs=[source])
+    rows = input_of(source, layout, dataset_dir, column, output, UNJUDGED.path(output), rejected_path(output))
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         chosen = _judge(name, pattern=pattern, absent=absent, same=same, threshold=threshold, rubric=rubric)
         asks = isinstance(chosen, ModelJudge)
@@ -76,7 +81,7 @@ def judge(
         if not asks and (model or engine_options != type(engine_options)()):
             raise ValueError(f"--judge {name} is a rule and asks no model: leave --model and the engine's options out")
         outcome = run(
-            source,
+            rows,
             output,
             judge=chosen,
             name=name,

@@ -17,6 +17,7 @@ from finepref.commands.engine_options import (
     with_engine_options,
 )
 from finepref.commands.errors import user_errors
+from finepref.commands.input_files import IN_DATASET_INFO, WHAT, Column, DatasetDir, Format, input_of
 from finepref.commands.outputs import check_outputs
 from finepref.commands.row_options import (
     AllowEmpty,
@@ -28,14 +29,20 @@ from finepref.commands.row_options import (
 )
 from finepref.commands.texts import text_of
 from finepref.formats.bad_rows import MAX_BAD, rejected_path
+from finepref.synth.data_sources.job_rows import Given
 
 if TYPE_CHECKING:
     from finepref.synth.left_out import Written
 
 NEEDS = 'a local model needs "finepref[model]"; vllm and ray are extras of their own'
 
-Seeds = Annotated[Path, typer.Argument(metavar="SEEDS", help="Instructions to start from: rows {prompt, ...}.")]
-Rows = Annotated[Path, typer.Argument(metavar="INPUT", help="Rows {id, prompt, ...}, such as proposals.")]
+Seeds = Annotated[
+    str, typer.Argument(metavar="SEEDS", help=f"Instructions to start from, rows of any layout: {WHAT}.")
+]
+Rows = Annotated[
+    str,
+    typer.Argument(metavar="INPUT", help=f"Rows {{id, prompt, ...}} or of any layout: {WHAT}."),
+]
 Output = Annotated[Path, typer.Option(help="The JSON Lines file to write.")]
 Shots = Annotated[int, typer.Option(min=1, help="Seeds in each few-shot prompt.")]
 Template = Annotated[str, typer.Option(help="Few-shot prompt with {examples}, {count}, {group}; @FILE reads a file.")]
@@ -69,6 +76,9 @@ def warmup(
     template: Template = "",
     group: GroupField = "",
     seed: Seed = 0,
+    layout: Format = "",
+    dataset_dir: DatasetDir = IN_DATASET_INFO,
+    column: Column = [],  # noqa: B006 (typer copies defaults)
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
 ) -> None:
@@ -79,10 +89,10 @@ def warmup(
     from finepref.synth.reversegen.few_shots import TEMPLATE
     from finepref.synth.reversegen.warmup import warmup as run
 
-    check_outputs(output, rejected_path(output), inputs=[source])
+    seeds = input_of(source, layout, dataset_dir, column, output, rejected_path(output))
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         given = text_of(template) or TEMPLATE
-        count = run(source, output, n=n, shots=shots, seed=seed, template=given, group_field=group, bad_rows=bad)
+        count = run(seeds, output, n=n, shots=shots, seed=seed, template=given, group_field=group, bad_rows=bad)
         typer.echo(f"{output}: {count} records")
 
 
@@ -109,6 +119,9 @@ def propose(
     seed: Seed = 0,
     work_dir: WorkDir = None,
     keep_going: KeepGoing = False,
+    layout: Format = "",
+    dataset_dir: DatasetDir = IN_DATASET_INFO,
+    column: Column = [],  # noqa: B006 (typer copies defaults)
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
     allow_empty: AllowEmpty = False,
@@ -120,10 +133,10 @@ def propose(
     from finepref.synth.reversegen.few_shots import TEMPLATE
     from finepref.synth.reversegen.propose import propose as run
 
-    _check(output, source)
+    rows = _input(source, layout, dataset_dir, column, output)
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         outcome = run(
-            source,
+            rows,
             output,
             prompts=prompts,
             n=n,
@@ -163,6 +176,9 @@ def validate(
     seed: Seed = 0,
     work_dir: WorkDir = None,
     keep_going: KeepGoing = False,
+    layout: Format = "",
+    dataset_dir: DatasetDir = IN_DATASET_INFO,
+    column: Column = [],  # noqa: B006 (typer copies defaults)
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
     allow_empty: AllowEmpty = False,
@@ -174,25 +190,25 @@ def validate(
     from finepref.synth.judges import by_rule
     from finepref.synth.reversegen import validate as steps
 
-    _check(output, source)
+    rows = _input(source, layout, dataset_dir, column, output)
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         if by is not By.arithmetic and not model:
             raise ValueError(f"--by {by.value} needs --model")
         asked = {"max_new_tokens": max_new_tokens, "seed": seed, "work_dir": work_dir, "bad_rows": bad}
         if by is By.arithmetic:
             limits = {"max_numbers": max_numbers, "max_digits": max_digits}
-            outcome = steps.validate_arithmetic(source, output, bad_rows=bad, **limits)
+            outcome = steps.validate_arithmetic(rows, output, bad_rows=bad, **limits)
         elif by is By.llm:
             answering = engine_for(engine, model, engine_options)
             given = text_of(rubric) or steps.RUBRIC
-            outcome = steps.validate_llm(source, output, engine=answering, rubric=given, **asked)
+            outcome = steps.validate_llm(rows, output, engine=answering, rubric=given, **asked)
         else:
             if same not in {"text", "math"}:
                 raise ValueError(f"--same is text or math, not {same}")
             equal = by_rule.as_math if same == "math" else by_rule.as_text
             answering = engine_for(engine, model, engine_options)
             sampling = {"n": n, "share": share, "temperature": temperature, "ask": text_of(ask)}
-            outcome = steps.validate_agreement(source, output, engine=answering, same=equal, **sampling, **asked)
+            outcome = steps.validate_agreement(rows, output, engine=answering, same=equal, **sampling, **asked)
     _report(output, outcome, keep_going, allow_empty)
 
 
@@ -213,6 +229,9 @@ def answer(
     work_dir: WorkDir = None,
     keep_going: KeepGoing = False,
     failing: Annotated[bool, typer.Option("--failing", help="Only rows whose label is false.")] = False,
+    layout: Format = "",
+    dataset_dir: DatasetDir = IN_DATASET_INFO,
+    column: Column = [],  # noqa: B006 (typer copies defaults)
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
     allow_empty: AllowEmpty = False,
@@ -223,10 +242,10 @@ def answer(
     """
     from finepref.synth.reversegen.answer import answer as run
 
-    _check(output, source)
+    rows = _input(source, layout, dataset_dir, column, output)
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         outcome = run(
-            source,
+            rows,
             output,
             engine=engine_for(engine, model, engine_options),
             n=n,
@@ -269,10 +288,15 @@ def improve(
     sources: Annotated[list[Path], typer.Argument(metavar="JUDGED...", help="Proposals with label, of all rounds.")],
     output: Output,
     answers: Annotated[list[Path], typer.Option(help="Judged rows of a better model.")] = [],  # noqa: B006
-    exclude: Annotated[Path | None, typer.Option(help="Rows whose prompts must not be in the records.")] = None,
+    exclude: Annotated[
+        str, typer.Option(help=f"Rows of any layout, whose prompts must not be in the records: {WHAT}.")
+    ] = "",
     ask: Ask = "{prompt}",
     template: Annotated[str, typer.Option(help="The response, with {answer} or {majority}.")] = "{answer}",
     solved_template: Annotated[str, typer.Option(help="Also use solved instructions, with this response.")] = "",
+    layout: Format = "",
+    dataset_dir: DatasetDir = IN_DATASET_INFO,
+    column: Column = [],  # noqa: B006 (typer copies defaults)
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
     allow_empty: AllowEmpty = False,
@@ -284,14 +308,15 @@ def improve(
     """
     from finepref.synth.reversegen.improve import improve as run
 
-    read = [*sources, *answers, exclude]
-    check_outputs(output, output.with_suffix(".report.json"), rejected_path(output), inputs=read)
+    outputs = (output, output.with_suffix(".report.json"), rejected_path(output))
+    check_outputs(*outputs, inputs=[*sources, *answers])
+    held_out = input_of(exclude, layout, dataset_dir, column, *outputs) if exclude else None
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         made = run(
             sources,
             output,
             answers=answers,
-            exclude=exclude,
+            exclude=held_out,
             ask=text_of(ask),
             template=text_of(template),
             solved_template=text_of(solved_template),
@@ -352,10 +377,10 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="reversegen")
 
 
-def _check(output: Path, source: Path) -> None:
+def _input(source: str, layout: str, dataset_dir: Path, column: list[str], output: Path) -> Given:
     from finepref.synth.left_out import LEFT_OUT
 
-    check_outputs(output, LEFT_OUT.path(output), rejected_path(output), inputs=[source])
+    return input_of(source, layout, dataset_dir, column, output, LEFT_OUT.path(output), rejected_path(output))
 
 
 def _report(output: Path, written: Written, keep_going: bool, allow_empty: bool) -> None:

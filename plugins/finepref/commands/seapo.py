@@ -17,7 +17,7 @@ from finepref.commands.engine_options import (
     with_engine_options,
 )
 from finepref.commands.errors import user_errors
-from finepref.commands.outputs import check_outputs
+from finepref.commands.input_files import IN_DATASET_INFO, WHAT, Column, DatasetDir, Format, input_of
 from finepref.commands.row_options import (
     AllowEmpty,
     BadRowsPolicy,
@@ -36,7 +36,9 @@ NEEDS = 'a local model needs "finepref[model]"; vllm and ray are extras of their
 
 @with_engine_options
 def inject(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows {id?, prompt or messages, chosen, ...}.")],
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help=f"Questions with good answers, of any layout: {WHAT}.")
+    ],
     output: Annotated[Path, typer.Option(help="The JSON Lines file of negatives to write.")],
     engine: Annotated[EngineName, typer.Option(help="A local model, an endpoint, or rules for worked arithmetic.")] = (
         EngineName.hf
@@ -56,6 +58,9 @@ def inject(
     max_edit: Annotated[float, typer.Option(min=0.0, max=1.0, help="Greatest share of changed words.")] = 0.7,
     min_length_ratio: Annotated[float, typer.Option(min=0.0, help="Least length / length of the answer.")] = 0.5,
     max_length_ratio: Annotated[float, typer.Option(min=0.0, help="Greatest length / length of the answer.")] = 2.0,
+    layout: Format = "",
+    dataset_dir: DatasetDir = IN_DATASET_INFO,
+    column: Column = [],  # noqa: B006 (typer copies defaults)
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
     allow_empty: AllowEmpty = False,
@@ -70,10 +75,10 @@ def inject(
     from finepref.synth.seapo.inject import outputs
 
     further = [name.strip() for name in also.split(",") if name.strip()]
-    check_outputs(*outputs(output, further), rejected_path(output), inputs=[source])
+    given = input_of(source, layout, dataset_dir, column, *outputs(output, further), rejected_path(output))
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         outcome = run(
-            source,
+            given,
             output,
             engine=engine_of(engine, model, engine_options),
             types=[name.strip() for name in types.split(",")],
@@ -128,20 +133,26 @@ def _print_rejected(outcome: Injected) -> None:
 
 def margins(
     model: Annotated[str, typer.Option(help="Model folder or name.")],
-    data: Annotated[Path, typer.Option(help="Records with negatives that were not used for training.")],
+    data: Annotated[
+        str, typer.Option(help=f"Records with negatives, or feedback, that were not used for training: {WHAT}.")
+    ],
     output: Annotated[Path, typer.Option(help="The JSON file to write.")],
     adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model.")] = None,
     merge_system: MergeSystem = False,
+    layout: Format = "",
+    dataset_dir: DatasetDir = IN_DATASET_INFO,
+    column: Column = [],  # noqa: B006 (typer copies defaults)
+    error_type: Annotated[str, typer.Option(help="Error type of undesirable feedback rows without one.")] = "",
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
 ) -> None:
     """How much more probable good answers are than answers with an error: mean log-probability per token, by type."""
     from finepref.synth.seapo.margins import margins as run
 
-    check_outputs(output, rejected_path(output), inputs=[data])
+    given = input_of(data, layout, dataset_dir, column, output, rejected_path(output), error_type=error_type)
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         check_models(model, adapter)
-        result = run(data, output, model=model, adapter=adapter, merge_system=merge_system, bad_rows=bad)
+        result = run(given, output, model=model, adapter=adapter, merge_system=merge_system, bad_rows=bad)
     for name, summary in {**result["types"], "overall": result["overall"]}.items():
         figures = f"margin {summary['mean']:+.4f}, above 0 in {summary['share_above_zero']:.0%} of {summary['n']}"
         typer.echo(f"{name:14} {figures}")

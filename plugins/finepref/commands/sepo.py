@@ -21,7 +21,7 @@ from finepref.commands.engine_options import (
     workers_of,
 )
 from finepref.commands.errors import user_errors
-from finepref.commands.outputs import check_outputs
+from finepref.commands.input_files import IN_DATASET_INFO, WHAT, Column, DatasetDir, Format, input_of
 from finepref.commands.row_options import (
     MAX_BAD,
     BadRowsPolicy,
@@ -63,7 +63,7 @@ class Dtype(StrEnum):
 
 
 def score(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Pairs {prompt or messages, chosen, rejected}.")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help=f"Pairs of any layout: {WHAT}.")],
     output: Annotated[Path, typer.Option(help="The JSON Lines file of scored pairs to write.")],
     reference: Annotated[str, typer.Option(help="Folder or name of the model that the oracle was trained from.")],
     oracle: Annotated[str, typer.Option(help="Folder or name of the oracle; default: the reference.")] = "",
@@ -85,6 +85,9 @@ def score(
         typer.Option(help="Longer records than --cutoff-len; default: host.", show_default=False),
     ] = None,
     csv_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Also the released CSV, this share.")] = 0.0,
+    layout: Format = "",
+    dataset_dir: DatasetDir = IN_DATASET_INFO,
+    column: Column = [],  # noqa: B006 (typer copies defaults)
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
     work_dir: Annotated[Path | None, typer.Option(help="Folder of the journals; default: beside the output.")] = None,
@@ -97,7 +100,7 @@ def score(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     beside = [output.with_suffix(suffix) for suffix in (".parquet", ".report.json", *([".csv"] * (csv_share > 0)))]
-    check_outputs(output, *beside, rejected_path(output), inputs=[source])
+    pairs = input_of(source, layout, dataset_dir, column, output, *beside, rejected_path(output))
     needs = 'scoring needs "finepref[model]"; vllm and ray are extras of their own; an adapter needs peft'
     with user_errors(f"{needs}; {TEMPLATE_NEEDS}"):
         if overlong and not cutoff_len:
@@ -128,7 +131,7 @@ def score(
         )
         with bad_rows_of(output, bad_rows, max_bad) as collected:
             outcome = run(
-                source,
+                pairs,
                 output,
                 oracle=scorer(oracle or reference, oracle_adapter),
                 reference=scorer(reference),

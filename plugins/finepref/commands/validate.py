@@ -13,13 +13,14 @@ import typer
 from finepref.commands.errors import user_errors
 from finepref.commands.forecast import RunOptions, SetOption, told_of
 from finepref.commands.input_files import (
-    LAYOUTS,
+    IN_DATASET_INFO,
     Column,
-    Input,
+    DatasetDir,
+    Format,
     MaxBad,
     check_files,
+    check_layout,
     columns_of,
-    find_inputs,
     names_of,
     share_of,
 )
@@ -28,6 +29,7 @@ from finepref.commands.sequence_options import TEMPLATE_NEEDS, CutoffLen, Templa
 from finepref.formats.check import BadData, FileReport, Problem
 from finepref.formats.jsonl import ArrayLine
 from finepref.formats.problems import Group
+from finepref.synth.data_sources.inputs import Input, find_inputs
 
 TOOLS = "rows with `tools` are refused by training and `finepref convert` (FP089): tools do not reach the template yet"
 CORES = len(os.sched_getaffinity(0))
@@ -40,8 +42,8 @@ def register(app: typer.Typer) -> None:
 
 def validate(
     sources: Annotated[list[str], typer.Argument(help="Data files, folders, or names in dataset_info.json.")],
-    layout: Annotated[str, typer.Option("--format", help="Layout of files; default: recognised by all rows.")] = "",
-    dataset_dir: Annotated[Path, typer.Option(help="Folder of dataset_info.json.")] = Path("dataset_info"),
+    layout: Format = "",
+    dataset_dir: DatasetDir = IN_DATASET_INFO,
     column: Column = [],  # noqa: B006 (typer copies defaults)
     error_type: Annotated[str, typer.Option(help="Error type of undesirable feedback rows without one.")] = "",
     error_types: Annotated[str, typer.Option(help="Allowed error types, with commas.")] = "",
@@ -61,8 +63,7 @@ def validate(
     if any(asked):
         with user_errors():
             asked.check()
-    if layout and layout not in LAYOUTS:
-        raise typer.BadParameter(f"{layout} is not one of {', '.join(LAYOUTS)}", param_hint="--format")
+    check_layout(layout)
     share, allowed = share_of(max_bad), names_of(error_types)
     inputs: list[Input] = []
     problems: list[Problem] = []

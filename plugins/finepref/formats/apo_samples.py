@@ -5,6 +5,8 @@
     samples  {query_id, query, sample_0, sample_1, ...}
 
 The query of our dialogue is the text of its only turn, or its HH transcript ("\\n\\nHuman: ...\\n\\nAssistant:").
+A dialogue that this layout cannot hold (a system turn, white space around a turn, a mark of its turns in one) has
+`messages` in place of `query`.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import NamedTuple
 
 from finepref.formats.bad_rows import BadRows
@@ -23,65 +26,85 @@ from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import Prompt, Ranked, content_id, parse
 from finepref.formats.released import dialogue, query_id, transcript
 from finepref.formats.row import RowReader
+from finepref.formats.row_source import Part, Source, parts_of
 
 _SAMPLE = re.compile(r"sample_(\d+)")
 _NEXT_TURN = re.compile(r"\nHuman(:|\Z)")
 
 
 class ApoItem(NamedTuple):
-    """A row of an APO file: `texts` is {"golden": text}, or {sample name: text} in order; `raw` is its bytes."""
+    """A row of an APO file: `texts` is {"golden": text}, or {sample name: text} in order; `raw` is its bytes.
+
+    `turns` is the dialogue, where no query has its form; `query` is then "".
+    """
 
     line: int
     query: str
     texts: dict[str, str]
     raw: bytes = b""
+    file: str = ""
+    turns: Prompt = ()
 
     @property
     def prompt(self) -> Prompt:
         """The query as turns."""
-        return dialogue(self.query, [])[0]
+        return self.dialogue([])[0]
+
+    def dialogue(self, responses: Sequence[str]) -> tuple[Prompt, list[str]]:
+        """The query as turns, and its responses, see `released.dialogue`."""
+        return (self.turns, [*responses]) if self.turns else dialogue(self.query, responses)
+
+    def asks(self) -> tuple[str, Prompt]:
+        """What is equal for the same question."""
+        return self.query, self.turns
 
 
 def read_items(
-    path: str | os.PathLike[str],
+    source: Source,
     kind: str,
     *,
     bad_rows: BadRows | None = None,
     check: Callable[[str, ApoItem], list[Problem]] = lambda key, item: [],
 ) -> dict[str, ApoItem]:
-    """The good rows of a file by query_id.
+    """The good rows of a file, or of several, by query_id.
 
     Args:
-        path: the file.
+        source: the file, or rows that are read in another way.
         kind: "query", "golden" or "sample"; only samples may be empty.
         bad_rows: collects the other rows and decides about them; None = each is an error.
-        check: gives further problems of an item, from its query_id and the item.
+        check: gives further problems of an item, from its query_id and the item; their file is that of the item.
 
     Raises:
-        BadData: there are bad rows and `bad_rows` does not accept them, or the file has no row.
+        BadData: there are bad rows and `bad_rows` does not accept them, or there is no row.
     """
-    name, bad = os.fspath(path), BadRows() if bad_rows is None else bad_rows
+    bad = BadRows() if bad_rows is None else bad_rows
     items: dict[str, ApoItem] = {}
+    names: list[str] = []
 
-    def rows() -> Iterator[Checked]:
-        for raw in read_rows(path):
-            parsed = _apo_item(raw, name, kind, empty=kind == "sample")
+    def rows(part: Part) -> Iterator[Checked]:
+        for raw in part.rows:
+            parsed = _apo_item(raw, part, kind, empty=kind == "sample")
             if isinstance(parsed, list):
                 yield Checked(raw, (), parsed)
                 continue
             key, item = parsed
-            problems = check(key, item) if key not in items else []
+            problems = [replace(each, file=part.file) for each in check(key, item)] if key not in items else []
             if key in items:
-                message = f"{key!a} is the query_id of line {items[key].line} too"
-                problems.append(Problem(name, raw.line, "query_id", "FP060", message))
+                first = items[key]
+                where = f"line {first.line}" if first.file == part.file else f"{first.file}:{first.line}"
+                problems.append(
+                    Problem(part.file, raw.line, "query_id", "FP060", f"{key!a} is the query_id of {where} too")
+                )
             elif not problems:
                 items[key] = item
             yield Checked(raw, (), problems)
 
     before = bad.read
-    deque(bad.good(name, rows()), maxlen=0)
-    if bad.read == before and not any(problem.file == name for problem in bad.problems):
-        bad.problems.append(Problem(name, 0, "", "FP002", "there is no row"))
+    for part in parts_of(source):
+        names.append(part.file)
+        deque(bad.good(part.file, rows(part)), maxlen=0)
+    if bad.read == before and not any(problem.file in names for problem in bad.problems):
+        bad.problems.append(Problem(names[0], 0, "", "FP002", "there is no row"))
     bad.settle()
     return items
 
@@ -111,7 +134,7 @@ def read_apo_samples(
         answers = read_items(golden, "golden", bad_rows=bad)
     of_golden, unused = bad.problems, dict(answers)
     for raw in read_rows(samples):
-        item = _apo_item(raw, os.fspath(samples), "sample", empty=False)
+        item = _apo_item(raw, Part(os.fspath(samples), ()), "sample", empty=False)
         if isinstance(item, list):
             yield Checked(raw, (), item)
             continue
@@ -130,7 +153,7 @@ def check_apo_samples(samples: str | os.PathLike[str]) -> Iterator[Checked]:
     """Each row of a file of samples with its problems, without golden answers and so without records."""
     lines: dict[str, int] = {}
     for raw in read_rows(samples):
-        item = _apo_item(raw, os.fspath(samples), "sample", empty=False)
+        item = _apo_item(raw, Part(os.fspath(samples), ()), "sample", empty=False)
         if isinstance(item, list):
             yield Checked(raw, (), item)
             continue
@@ -140,41 +163,49 @@ def check_apo_samples(samples: str | os.PathLike[str]) -> Iterator[Checked]:
         yield Checked(raw, (), repeated)
 
 
-def _apo_item(raw: RawRow, file: str, kind: str, *, empty: bool) -> tuple[str, ApoItem] | list[Problem]:
+def _apo_item(raw: RawRow, part: Part, kind: str, *, empty: bool) -> tuple[str, ApoItem] | list[Problem]:
     if raw.value is None:
         return raw.problems
-    reader = RowReader(raw.value, columns={}, file=file, line=raw.line, nulls_absent=False)
-    if kind != "sample" and "query" not in raw.value and {"prompt", "messages"} & raw.value.keys():
-        return _own_item(reader, raw, kind)
-    key = query_id(raw.value.get("query_id"))
+
+    def read(row: Mapping[str, object]) -> tuple[str, ApoItem] | list[Problem]:
+        reader = part.reader(row, raw.line)
+        if kind != "sample" and "query" not in row and {"prompt", "messages"} & row.keys():
+            return _own_item(reader, raw, kind)
+        return _released_item(reader, raw, kind, empty)
+
+    return part.parsed(raw.value, read)  # type: ignore[return-value]
+
+
+def _released_item(reader: RowReader, raw: RawRow, kind: str, empty: bool) -> tuple[str, ApoItem] | list[Problem]:
+    """A row {query_id, query, ...} of the release."""
+    key = query_id(reader.row.get("query_id"))
     if type(key) is not str or not key:
-        reader.note("query_id", "FP010", "expected a string or an integer")
-    query = reader.required_text("query")
+        reader.note(reader.column("query_id"), "FP010", "expected a string or an integer")
+    turns = reader.prompt() if "messages" in reader.row and "query" not in reader.row else ()
+    query = "" if turns or ("query" not in reader.row and reader.problems) else reader.required_text("query")
     fields = {"query": re.compile(r"(?!)"), "golden": re.compile("golden"), "sample": _SAMPLE}[kind]
-    texts = {name: value for name, value in raw.value.items() if fields.fullmatch(name)}
+    texts = {name: value for name, value in reader.row.items() if fields.fullmatch(name)}
     if not texts and kind != "query":
         reader.note("golden" if kind == "golden" else "sample_0", "FP010", "the field is missing")
     for name, value in texts.items():
         if not empty or type(value) is not str or value.strip():
-            reader.text(value, name)
+            reader.text(value, reader.column(name))
     if reader.problems:
         return reader.problems
     in_order = sorted(texts, key=lambda name: int(name.removeprefix("sample_")) if kind == "sample" else 0)
-    return str(key), ApoItem(raw.line, query, {name: str(texts[name]) for name in in_order}, raw.raw)
+    found = {name: str(texts[name]) for name in in_order}
+    return str(key), ApoItem(raw.line, query, found, raw.raw, reader.file, turns)
 
 
 def _own_item(reader: RowReader, raw: RawRow, kind: str) -> tuple[str, ApoItem] | list[Problem]:
     """A row {id?, prompt or messages} in our layout; golden answers also have `chosen`."""
     given, prompt = reader.id(), reader.prompt()
     texts = {"golden": reader.required_text("chosen")} if kind == "golden" else {}
-    query = "" if reader.problems else transcript(prompt)
-    if query is None:
-        reader.note(
-            "messages", "FP086", "a system turn, a turn with white space around it or with a mark of HH's turns"
-        )
-    if reader.problems or query is None:
+    if reader.problems:
         return reader.problems
-    return given or content_id(prompt), ApoItem(raw.line, query, texts, raw.raw)
+    query = transcript(prompt)
+    turns = prompt if query is None else ()
+    return given or content_id(prompt), ApoItem(raw.line, query or "", texts, raw.raw, reader.file, turns)
 
 
 def _golden_above_samples(
@@ -182,7 +213,7 @@ def _golden_above_samples(
 ) -> tuple[list[Ranked], list[Problem]]:
     if golden is None:
         return [], [Problem(file, sample.line, "query_id", "FP067", f"{key!a} has no golden answer")]
-    if golden.query != sample.query:
+    if golden.asks() != sample.asks():
         message = f"the query differs from that of the golden answer in line {golden.line}"
         return [], [Problem(file, sample.line, "query", "FP067", message)]
     records, problems = [], []
@@ -200,7 +231,7 @@ def golden_above_sample(
 ) -> Ranked | list[Problem]:
     """The record of one sample, such as "sample_0", or its problems."""
     texts = [golden.texts["golden"], sample.texts[name]]
-    prompt, responses = dialogue(sample.query, [cut_at_next_turn(text) if cut else text for text in texts])
+    prompt, responses = sample.dialogue([cut_at_next_turn(text) if cut else text for text in texts])
     row = {"id": f"{key}:{name}", "messages": [turn._asdict() for turn in prompt], "kind": "apo"}
     parsed = parse(row | {"responses": responses, "scores": [1, 0]}, "ranked", file=file, line=sample.line)
     if isinstance(parsed, Ranked):

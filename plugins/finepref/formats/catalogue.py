@@ -12,7 +12,7 @@ from typing import NamedTuple
 from finepref.formats.convert import TARGETS
 from finepref.formats.jsonl import MAX_ARRAY, MAX_LINE, dumps
 from finepref.formats.layout import Layout
-from finepref.formats.layout_table import BUILT_IN
+from finepref.formats.layout_table import BUILT_IN, SUPERVISED
 from finepref.formats.negatives import ERROR_TYPES
 from finepref.formats.problems import CODES
 from finepref.formats.records import FIELDS
@@ -191,6 +191,8 @@ def markdown() -> str:
     ]
     rows = [(layout.name, f"`{dumps(layout.sample)}`") for layout in foreign]
     parts += ["A row of each:", _table(("layout", "a row"), rows)]
+    single = [(layout.name, layout.source, f"`{dumps(layout.sample)}`") for layout in SUPERVISED]
+    parts += [_SUPERVISED, _table(("layout", "source", "a row"), single)]
     parts += [_CODES, _table(("code", "meaning"), list(CODES.items()))]
     return "\n\n".join(parts) + "\n"
 
@@ -296,6 +298,10 @@ has no spans.
 
 The table has what a row must have to be recognised, and which other columns are read."""
 
+_SUPERVISED = """\
+Sets of single good answers, as for supervised training, are input of the commands that ask models (`seapo inject`,
+`apo`, `reversegen`, `judge`, `dedup`), not of a stage, `validate` or `convert`:"""
+
 _CODES = """\
 ## Error codes
 
@@ -303,4 +309,5 @@ FP001 to FP009 and FP097: any file. FP016, FP017 and FP070 to FP076: `dataset_in
 rows joined by prompt, where a record needs both labels (`convert`, OpenRLHF). FP047, FP067 and FP068: conversions.
 FP080 to FP087, FP090 and FP094 to FP096: other layouts. FP100 to FP108: layouts with spans or steps, of which FP100 to
 FP103 are notes that leave a row good. FP091: `bad_rows: skip`. FP092 and FP093: recognising a layout. FP110 and FP111:
-reading data. FP120: a good row without a record. FP121 and FP122: notes. FP2nn: a stage."""
+reading data. FP112: a command that needs other rows. FP120: a good row without a record. FP121 and FP122: notes.
+FP2nn: a stage."""

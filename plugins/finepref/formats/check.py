@@ -18,11 +18,12 @@ from typing import NamedTuple
 from finepref.formats import layouts
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.checked_rows import Checked, rejected_row
-from finepref.formats.jsonl import CHUNK, ArrayLine, Chunk, RawRow, read_chunks, read_rows, rows_of, write_jsonl
+from finepref.formats.jsonl import CHUNK, ArrayLine, Chunk, RawRow, read_chunks, rows_of, write_jsonl
 from finepref.formats.layouts import Noted, ParseRow, check_columns
 from finepref.formats.pool import ordered_map
 from finepref.formats.problems import CODES, LEFT_OUT, SHOWN, BadData, Group, Groups, Problem
 from finepref.formats.records import FORMATS, Feedback, Record
+from finepref.formats.row_source import Source, parts_of
 
 __all__ = [
     "CODES",
@@ -173,33 +174,47 @@ def check_file(
 
 
 def read_records(
-    path: str | os.PathLike[str],
+    source: Source,
     formatting: str,
     *,
     bad_rows: BadRows | None = None,
     check: Callable[[Record, int], list[Problem]] = lambda record, line: [],
 ) -> list[Record]:
-    """All good records of a file.
+    """All good records of a file, or of several that are one data set.
 
     Args:
-        path: JSON Lines or a JSON array.
+        source: JSON Lines or a JSON array, or rows that are read in another way.
         formatting: as for `records.parse`.
         bad_rows: collects the other rows and decides about them; None = each is an error.
-        check: gives further problems of a record, from the record and its line.
+        check: gives further problems of a record, from the record and its line; their file is that of the record.
 
     Raises:
-        BadData: there are bad rows and `bad_rows` does not accept them, or the file as a whole has a problem.
+        BadData: there are bad rows and `bad_rows` does not accept them, or a file as a whole has a problem.
     """
-    name, bad = os.fspath(path), BadRows() if bad_rows is None else bad_rows
-    whole = FileCheck(name, formatting, columns={})
-    rows = whole.walk(parse_rows(read_rows(path), layouts.reader(formatting, file=name)))
+    bad = BadRows() if bad_rows is None else bad_rows
     records: list[Record] = []
-    for row in bad.good(name, rows):
-        if found := [problem for record in row.records for problem in check(record, row.raw.line)]:
-            bad.refuse(name, row.raw, found)
-        else:
-            records += row.records
-    bad.problems += [problem for problem in whole.of_file if problem not in bad.problems]
+    without: list[Problem] = []
+    read = 0
+    with SeenIds() as seen:
+        for part in parts_of(source):
+            whole = FileCheck(part.file, formatting, columns={}, seen=seen)
+            parse_row = layouts.reader(formatting, file=part.file, cells=part.cells)
+            for row in bad.good(part.file, whole.walk(parse_rows(part.rows, parse_row))):
+                found = [
+                    replace(problem, file=part.file)
+                    for record in row.records
+                    for problem in check(record, row.raw.line)
+                ]
+                if found:
+                    bad.refuse(part.file, row.raw, found)
+                else:
+                    records += row.records
+            read += whole.rows
+            of_file = [problem for problem in whole.of_file if problem not in bad.problems]
+            without += [problem for problem in of_file if problem.code == "FP002"]
+            bad.problems += [problem for problem in of_file if problem.code != "FP002"]
+    if not read:
+        bad.problems += without[:1]
     bad.settle()
     return records
 
@@ -318,7 +333,7 @@ class FileCheck:
                     label = record.label if isinstance(record, Feedback) else None
                     if (first := self._first_use(number, line, record.id, label, seen)) is not None:
                         problem = self._used_twice(row.raw, record.id, first)
-                        if self.repeats and _is_hash(record.id, row.raw):
+                        if self.repeats and is_content_id(record.id, row.raw):
                             row = row._replace(notes=[*row.notes, replace(problem, code="FP109")])
                         else:
                             row = Checked(row.raw, (), [problem])
@@ -356,7 +371,7 @@ class FileCheck:
         """The problem of a row whose id, or whose content, is that of an earlier row at `first`."""
         file, _, line = first.rpartition(":")
         where = f"line {line}" if file == self.file else first
-        if _is_hash(record_id, raw):
+        if is_content_id(record_id, raw):
             if layouts.native_format(self.layout) == "negatives":
                 text = f"same prompt as {where}, by which a row without an id is known; give such rows ids"
                 return Problem(self.file, raw.line, "id", "FP060", text)
@@ -503,6 +518,6 @@ def digest(path: str | os.PathLike[str]) -> str:
         return ""
 
 
-def _is_hash(record_id: str, raw: RawRow) -> bool:
+def is_content_id(record_id: str, raw: RawRow) -> bool:
     """Whether an id is a hash of the content, which the row does not give itself."""
     return bool(_CONTENT_ID.fullmatch(record_id)) and record_id.encode() not in raw.raw

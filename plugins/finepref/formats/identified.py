@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.checked_rows import Checked
-from finepref.formats.jsonl import read_rows
 from finepref.formats.problems import Problem
 from finepref.formats.row import RowReader
+from finepref.formats.row_source import Part, Source, parts_of
 
 
 class Identified(Protocol):
@@ -28,70 +27,81 @@ R = TypeVar("R")
 
 
 def read_identified(
-    path: str | os.PathLike[str],
+    source: Source,
     read: Callable[[RowReader], T | None],
     *,
     empty: bool = False,
     bad_rows: BadRows | None = None,
 ) -> list[T]:
-    """Parse every row of a file with `read`; each has its own id.
+    """Parse every row of a file, or of several, with `read`; each has its own id.
 
     Args:
-        path, read, empty, bad_rows: see `read_each`.
+        source, read, empty, bad_rows: see `read_each`.
 
     Raises:
         BadData: see `read_each`; an id that is used twice is a problem of its second row.
     """
-    lines: dict[str, int] = {}
+    places: dict[str, tuple[str, int]] = {}
 
     def read_once(reader: RowReader) -> T | None:
         each = read(reader)
         if each is not None and not reader.problems:
-            first = lines.setdefault(each.id, reader.line)
-            if first != reader.line and "id" in reader.row:
-                reader.note("id", "FP060", f"{each.id} is the id of line {first}")
-            elif first != reader.line:
-                same = f"the row has no id, and its content gives it that of line {first}"
+            file, line = places.setdefault(each.id, (reader.file, reader.line))
+            where = f"line {line}" if file == reader.file else f"{file}:{line}"
+            if (file, line) != (reader.file, reader.line) and "id" in reader.row:
+                reader.note(reader.column("id"), "FP060", f"{each.id} is the id of {where}")
+            elif (file, line) != (reader.file, reader.line):
+                same = f"the row has no id, and its content gives it that of {where}"
                 reader.note("", "FP060", f"{same}: write ids, or leave it out (`finepref dedup`, bad_rows: skip)")
         return each
 
-    return read_each(path, read_once, empty=empty, bad_rows=bad_rows)
+    return read_each(source, read_once, empty=empty, bad_rows=bad_rows)
 
 
 def read_each(
-    path: str | os.PathLike[str],
+    source: Source,
     read: Callable[[RowReader], R | None],
     *,
     empty: bool = True,
     bad_rows: BadRows | None = None,
 ) -> list[R]:
-    """Parse every row of a JSON Lines file or JSON array with `read`.
+    """Parse every row of a source with `read`.
 
     Args:
-        path: the file.
+        source: a file of JSON Lines or a JSON array, or rows that are read in another way.
         read: parses one row through its reader. If it notes a problem with the reader, its result is ignored.
-        empty: whether a file without rows is allowed.
+        empty: whether a source without rows is allowed.
         bad_rows: collects the bad rows and decides about them; None = each is an error.
 
     Raises:
-        BadData: there are bad rows and `bad_rows` does not accept them, or the file as a whole has a problem.
+        BadData: there are bad rows and `bad_rows` does not accept them, or a file as a whole has a problem.
     """
-    name, bad = os.fspath(path), BadRows() if bad_rows is None else bad_rows
+    bad = BadRows() if bad_rows is None else bad_rows
     found: list[R] = []
+    name = ""
 
-    def rows() -> Iterator[Checked]:
-        for raw in read_rows(path):
+    def rows(part: Part) -> Iterator[Checked]:
+        for raw in part.rows:
             if raw.value is None:
                 yield Checked(raw, (), raw.problems)
                 continue
-            reader = RowReader(raw.value, columns={}, file=name, line=raw.line, nulls_absent=False)
-            each = read(reader)
-            if each is not None and not reader.problems:
-                found.append(each)
-            yield Checked(raw, (), reader.problems)
+
+            def parse(row: Mapping[str, object], line: int = raw.line) -> tuple[R | None] | list[Problem]:
+                reader = part.reader(row, line)
+                each = read(reader)
+                return reader.problems or (each,)
+
+            parsed = part.parsed(raw.value, parse)
+            if isinstance(parsed, list):
+                yield Checked(raw, (), parsed)
+                continue
+            found.extend(each for each in parsed if each is not None)  # type: ignore[attr-defined]
+            yield Checked(raw, (), [])
 
     read_before, problems_before = bad.read, len(bad.problems)
-    deque(bad.good(name, rows()), maxlen=0)
+    for part in parts_of(source):
+        name = name or part.file
+        deque(bad.good(part.file, rows(part)), maxlen=0)
     if bad.read == read_before and len(bad.problems) == problems_before and not empty:
         bad.problems.append(Problem(name, 0, "", "FP002", "there is no row"))
     bad.settle()

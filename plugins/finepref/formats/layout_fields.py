@@ -106,6 +106,11 @@ def last(reader: RowReader, value: object, place: str) -> object:
     return ABSENT
 
 
+def desirable(reader: RowReader, value: object, place: str) -> object:
+    """The label of a response that is there to be learned."""
+    return Taken(place, True)
+
+
 def details(reader: RowReader, value: object, place: str) -> object:
     """axolotl's `train_detail`, {begin_offset, end_offset, train} with inclusive offsets: our spans."""
     spans: list[dict[str, object]] = []

@@ -541,6 +541,34 @@ BUILT_IN = (
     ),
 )
 
+SUPERVISED = (
+    Layout(
+        "alpaca_sft",
+        "feedback",
+        "LLaMA-Factory, `formatting: alpaca` of supervised training",
+        {"instruction": "Name the capital.", "input": "France", "output": _A},
+        ("instruction:text", "output:text"),
+        {**_ALPACA, "response": "output", "label": Field("output", take.desirable)},
+        keys=_ALPACA_KEYS,
+    ),
+    Layout(
+        "sharegpt_sft",
+        "feedback",
+        "LLaMA-Factory, `formatting: sharegpt` or `openai` of supervised training; OpenAI's `messages`",
+        {"conversations": [_HUMAN, _GPT]},
+        ("conversations|messages|conversation:messages",),
+        {
+            "id": "id",
+            "system": "system",
+            "messages": Field("conversations|messages|conversation", take.before_last),
+            "response": Field("conversations|messages|conversation", take.last),
+            "label": Field("conversations|messages|conversation", take.desirable),
+        },
+        keys={"messages": "conversations"},
+    ),
+)
+"""Layouts of single good answers: input of the jobs that ask models, of no stage. They are never guessed elsewhere."""
+
 
 @cache
 def table() -> Mapping[str, Layout]:

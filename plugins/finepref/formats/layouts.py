@@ -20,7 +20,7 @@ from finepref.formats.jsonl import MAX_LINE, Chunk, RawRow, read_chunks, read_ro
 from finepref.formats.layout import ABSENT, FAILED, Layout, has_edits, likeliest
 from finepref.formats.problems import NOTES, BadData, Problem
 from finepref.formats.records import FIELDS, FORMATS, Record, parse, parse_with
-from finepref.formats.row import HOST_EXTRAS, HOST_TURNS, RowReader, kind_of
+from finepref.formats.row import HOST_EXTRAS, HOST_TURNS, ROLES, RowReader, kind_of
 
 
 class Noted(tuple[Record, ...]):
@@ -48,6 +48,9 @@ MANY_SHAPES = 10_000
 UNKNOWN = "unknown"
 """The layout of a file of which no row is recognised."""
 
+SUPERVISED = {layout.name: layout for layout in layout_table.SUPERVISED}
+"""Layouts of single good answers by name, which only the jobs that ask models read."""
+
 _NO_ERROR_TYPES = HOST_EXTRAS | {"kto_tag", "response", "label"}
 """Keys of the host's own formats; they are never read as columns of error types."""
 
@@ -71,7 +74,7 @@ def find(name: str) -> Layout:
     Raises:
         KeyError: there is none of that name.
     """
-    return layout_table.table()[name]
+    return SUPERVISED[name] if name in SUPERVISED else layout_table.table()[name]
 
 
 def native_format(name: str) -> str:
@@ -254,7 +257,7 @@ def columns_read(name: str, columns: Mapping[str, str] | None = None) -> set[str
 
 def check_columns(name: str, columns: Mapping[str, object], *, file: str, place: str = "columns") -> list[Problem]:
     """The problems of a mapping {column or field of a layout: the column in the file}."""
-    if name == UNKNOWN or name not in layout_table.table():
+    if name == UNKNOWN or name not in {*layout_table.table(), *SUPERVISED}:
         return [Problem(file, 0, "formatting", "FP016", f"{name[:80]!a} is not one of {', '.join(names())}")]
     layout = find(name)
     known = {*FIELDS[layout.gives]} if layout.native else {*layout.fields, *layout.columns, *layout.keys, *HOST_TURNS}
@@ -275,11 +278,22 @@ def check_columns(name: str, columns: Mapping[str, object], *, file: str, place:
     return problems
 
 
-def of_entry(entry: Mapping[str, Any]) -> str | None:
+def supervised_of(row: Mapping[str, object]) -> str:
+    """The layout of SUPERVISED that a row looks like, "" if it looks like none; a dialogue ends in its answer."""
+    for name, layout in SUPERVISED.items():
+        if layout.recognises(row):
+            turns = next((row[key] for key in ("conversations", "messages", "conversation") if row.get(key)), None)
+            last = turns[-1] if isinstance(turns, list | tuple) else {"role": "assistant"}
+            if isinstance(last, Mapping) and ROLES.get(str(last.get("role", last.get("from")))) == "assistant":
+                return name
+    return ""
+
+
+def of_entry(entry: Mapping[str, Any], *, supervised: bool = False) -> str | None:
     """The layout of an entry of the host's dataset_info.json; None for data that we do not read (such as SFT).
 
     `formatting` names the layout; of LLaMA-Factory's own, alpaca (the default), sharegpt and openai, those with
-    `ranking: true` or a `kto_tag` column.
+    `ranking: true` or a `kto_tag` column; the others are for supervised training, and have a layout with `supervised`.
     """
     formatting = entry.get("formatting", "alpaca")
     if formatting not in ("alpaca", "sharegpt", "openai"):
@@ -287,7 +301,7 @@ def of_entry(entry: Mapping[str, Any]) -> str | None:
     shape = "alpaca" if formatting == "alpaca" else "sharegpt"
     if (entry.get("columns") or {}).get("kto_tag"):
         return f"{shape}_kto"
-    return shape if entry.get("ranking") else None
+    return shape if entry.get("ranking") else f"{shape}_sft" if supervised else None
 
 
 def _retagged(value: object, tags: Mapping[str, str]) -> object:
@@ -328,19 +342,23 @@ class Votes:
             if value is None:
                 continue
             if columns:
-                value = _renamed(value, columns)
-            shape = _shape(value, 3)
-            name = self._seen.get(shape)
-            if name is None:
-                if len(self._seen) == MANY_SHAPES:
-                    self._seen.clear()
-                name = self._seen[shape] = layout_table.recognise(value)
-            if name:
+                value = renamed(value, columns)
+            if name := self.name_of(value):
                 self.counts[name] += 1
                 self.first.setdefault(name, f"{file}:{line}")
             else:
                 self.loosely[likeliest(value, layout_table.table().values())] += 1
         return self
+
+    def name_of(self, value: Mapping[str, object]) -> str:
+        """The layout that a row looks like, "" if it looks like none."""
+        shape = _shape(value, 3)
+        name = self._seen.get(shape)
+        if name is None:
+            if len(self._seen) == MANY_SHAPES:
+                self._seen.clear()
+            name = self._seen[shape] = layout_table.recognise(value)
+        return name
 
     def merge(self, other: Votes) -> None:
         """Add the votes of later rows."""
@@ -384,7 +402,7 @@ def _shape(value: object, depth: int) -> object:
     return value if type(value) in (bool, int) and value in (0, 1) else type(value)
 
 
-def _renamed(row: Mapping[str, object], columns: Mapping[str, str]) -> dict[str, object]:
+def renamed(row: Mapping[str, object], columns: Mapping[str, str]) -> dict[str, object]:
     """A row with our names for the columns that the user gives."""
     given = {name: row[column] for name, column in columns.items() if column in row}
     return {name: value for name, value in row.items() if name not in columns.values()} | given

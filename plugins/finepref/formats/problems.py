@@ -72,7 +72,6 @@ CODES: dict[str, str] = {
     "FP083": "a row of the CSV does not fit its header",
     "FP084": "the token ids do not fit the text",
     "FP085": "a train_detail is not {begin_offset, end_offset, train}",
-    "FP086": "a dialogue that no query in the HH layout stands for",
     "FP087": "a masked_region of flag 0: both responses are masked",
     "FP088": "a row with images, videos or audios",
     "FP089": "a row with tools, or a turn of a tool",
@@ -96,6 +95,7 @@ CODES: dict[str, str] = {
     "FP109": "the row has the content of an earlier one, and is trained on too",
     "FP110": "a package that reads this kind of data is not installed",
     "FP111": "a data set on a hub cannot be read",
+    "FP112": "a command that needs rows of another format",
     "FP120": "the row gives no pair, although nothing is wrong with it; it is left out and counted",
     "FP121": "a system text that is not used, because the messages have their own",
     "FP122": "no part of a worse response is marked, so all of it is its span",
@@ -122,7 +122,7 @@ CODES: dict[str, str] = {
     "FP250": "the token scores belong to another prompt",
     "FP251": "the template writes a token that the model does not have",
 }
-"""Code -> short meaning. Codes are never used again for another meaning (FP044, FP064, FP065, FP202, FP221)."""
+"""Code -> short meaning. Codes are never used again for another meaning (FP044, FP064, FP065, FP086, FP202, FP221)."""
 
 NOTES = frozenset({"FP100", "FP101", "FP102", "FP103", "FP109", "FP121", "FP122"})
 """Codes that do not make a row a bad one: what has no place in its record is counted and told."""

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from finepref.formats.check import digest
 from finepref.formats.records import Prompt
+from finepref.synth.data_sources.job_rows import JobRows
 from finepref.synth.engines.protocol import Completion, Engine, Request, Sampling, request_seed
 from finepref.synth.engines.thoughts import without_thought
 from finepref.synth.journal import Journal
@@ -24,7 +25,7 @@ class Job:
 
     Attributes:
         name: of the step, such as "seapo inject"; shown in the progress bar.
-        source: the input file; the answers are valid only for its present contents.
+        source: the input; the answers are valid only for its present contents.
         folder: where the journal is.
         prompt_version: changes when the text of the prompts changes.
         settings: all other settings that the answers depend on, JSON-ready.
@@ -32,7 +33,7 @@ class Job:
     """
 
     name: str
-    source: Path
+    source: JobRows | Path
     folder: Path
     prompt_version: str
     settings: Mapping[str, object]
@@ -47,7 +48,7 @@ class Job:
             prompt_version=self.prompt_version,
             sampling=self.settings,
             seed=self.seed,
-            input_digest=digest(self.source),
+            input_digest=digest(self.source) if isinstance(self.source, Path) else self.source.digest(),
         )
 
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -22,8 +23,12 @@ from tqdm import tqdm
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.files import write_json
 from finepref.formats.identified import read_each
-from finepref.formats.jsonl import write_jsonl
+from finepref.formats.jsonl import RawRow, write_jsonl
+from finepref.formats.records import Record, to_row
 from finepref.formats.row import RowReader
+from finepref.formats.row_source import Part
+from finepref.synth.data_sources.inputs import Input
+from finepref.synth.data_sources.job_rows import ALL, JobRows, Row, Rows, Wants, rows_of
 
 if TYPE_CHECKING:
     import numpy
@@ -130,15 +135,45 @@ def embeddings(texts: Sequence[str], *, embedder: str, batch_size: int = 64) -> 
     return model.encode(list(texts), batch_size=batch_size, show_progress_bar=None, convert_to_numpy=True)
 
 
+class _WithRecord(dict[str, object]):
+    """The fields of a row and of its record; `row` is the row as it is in the file."""
+
+    row: Mapping[str, object]
+
+
+class _Whole(NamedTuple):
+    """Rows of any layout, each with the fields of its first record besides its own."""
+
+    rows: JobRows
+
+    def parts(self) -> Iterator[Part]:
+        """The files in order."""
+        if not self.rows.layout:
+            yield from self.rows.parts()
+            return
+        for file in self.rows.given.files:
+            yield Part(str(file.path), self._of(file))
+
+    def _of(self, file: Input) -> Iterator[RawRow]:
+        for row in self.rows.checked(file):
+            value = row.raw.value
+            if row.problems or value is None:
+                yield row.raw._replace(value=None, problems=row.problems)
+                continue
+            made = _WithRecord({**to_row(row.records[0]), **value})
+            made.row = value
+            yield row.raw._replace(value=made)
+
+
 def read_texts(
-    path: Path, fields: Sequence[str], *, joint: str = "\n", bad_rows: BadRows | None = None
+    source: Rows, fields: Sequence[str], *, joint: str = "\n", bad_rows: BadRows | None = None
 ) -> tuple[list[dict[str, object]], list[str]]:
     """The good rows of a file, and the text of each: its fields, with `joint` between them.
 
     A field is a text, a list of texts, or messages; `prompt` also means `messages` if a row has these instead.
 
     Args:
-        path: JSON Lines or a JSON array.
+        source: rows of any layout; a field that a row does not have itself, such as prompt, is that of its record.
         fields: of the text.
         joint: between fields, and between the members of a list.
         bad_rows: see `read_each`.
@@ -152,21 +187,29 @@ def read_texts(
         for field, part in zip(fields, parts, strict=True):
             if part is None:
                 reader.note(field, "FP010", "the field is missing or holds no text")
-        return {**reader.row}, joint.join(part for part in parts if part)
+        whole = reader.row.row if isinstance(reader.row, _WithRecord) else reader.row
+        return {**whole}, joint.join(part for part in parts if part)
 
-    found = read_each(path, read, bad_rows=bad_rows)
+    def has_texts(row: Mapping[str, object]) -> bool:
+        return all(_text(row, field, joint) is not None for field in fields)
+
+    def fields_of(record: Record, told: Counter[str]) -> Row:
+        return Row(to_row(record))
+
+    wants = Wants("dedup", "rows with these fields", has_texts, None, ALL, fields_of, mixed=True)
+    found = read_each(_Whole(rows_of(source, wants)), read, bad_rows=bad_rows)
     return [row for row, _ in found], [text for _, text in found]
 
 
 def dedup(
-    path: Path, output: Path, groups: Sequence[Group], rows: Sequence[Mapping[str, object]], settings: object
+    name: str, output: Path, groups: Sequence[Group], rows: Sequence[Mapping[str, object]], settings: object
 ) -> Deduplicated:
     """Write the kept rows in the order of the file, and `<stem>.report.json` with every group of near-equal rows.
 
     The report names rows by number, from 0, and by id if they have one.
 
     Args:
-        path: of the input, for the report.
+        name: of the input, for the report.
         output: the JSON Lines file to write.
         groups: of near-equal rows, by row number; the first row of each is kept.
         rows: of the input.
@@ -176,7 +219,7 @@ def dedup(
     repeated = sorted((group for group in groups if len(group) > 1), key=lambda group: (-len(group), group[0]))
     report = {
         "job": "dedup",
-        "input": str(path),
+        "input": name,
         "settings": settings,
         "rows": len(rows),
         "kept": len(groups),

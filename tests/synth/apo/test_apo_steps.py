@@ -13,6 +13,7 @@ from finepref.formats.problems import BadData
 from finepref.formats.records import Message
 from finepref.synth.apo.pair import pair
 from finepref.synth.apo.sample import PRESETS, sample
+from finepref.synth.apo.score import read_scorable
 from finepref.synth.apo.scored import read_scored
 from finepref.synth.engines.protocol import Completion, request_seed
 from typer.testing import CliRunner
@@ -129,8 +130,6 @@ def test_four_samples_without_a_temperature_are_refused(file, tmp_path):
     [
         ({"query_id": 1, "query": " "}, "FP012", "query"),
         ({"query": "q"}, "FP010", "query_id"),
-        ({"id": "x", "prompt": "q", "system": "Be brief."}, "FP086", "messages"),
-        ({"id": "x", "messages": [*TURNS[:2], {"role": "user", "content": " spaced "}]}, "FP086", "messages"),
         ({"id": "c", "prompt": "again"}, "FP060", "query_id"),
     ],
 )
@@ -139,6 +138,33 @@ def test_a_query_that_cannot_be_asked_is_named(file, tmp_path, row, code, field)
     with pytest.raises(BadData) as caught:
         sample(path, tmp_path / "s.jsonl", engine=Told({}), sampling=PRESETS["paper"])
     assert [(p.code, p.line, p.field) for p in caught.value.problems] == [(code, 2, field)]
+
+
+SPACED = [*TURNS[:2], {"role": "user", "content": " spaced "}]
+
+
+@pytest.mark.parametrize(
+    ("row", "turns"),
+    [
+        (
+            {"id": "x", "prompt": "q", "system": "Be brief."},
+            [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "q"}],
+        ),
+        ({"id": "x", "messages": SPACED}, SPACED),
+    ],
+)
+def test_a_dialogue_that_no_query_can_hold_has_its_messages_in_samples_records_and_scored_rows(
+    file, tmp_path, row, turns
+):
+    samples, output = tmp_path / "s.jsonl", tmp_path / "apo.jsonl"
+    sample(file("q.jsonl", [row]), samples, engine=Told({"x": ["sampled"]}), sampling=PRESETS["paper"], n=1)
+    (made,) = rows_of(samples)
+    assert (made["query_id"], made["messages"], "query" in made) == ("x", turns, False)
+    pair(samples, file("golden.jsonl", [row | {"chosen": "gold"}]), output)
+    (record,) = read_records(output, "ranked")
+    assert ([turn._asdict() for turn in record.prompt], record.responses) == (turns, ("gold", made["sample_0"]))
+    (scored,) = read_scorable(samples)
+    assert ([turn._asdict() for turn in scored.prompt], scored.responses) == (turns, (made["sample_0"],))
 
 
 def test_the_tiny_model_is_sampled_by_the_command_and_a_second_call_asks_nothing(file, tiny_model, tmp_path):

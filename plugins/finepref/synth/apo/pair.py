@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from finepref.formats.apo_samples import ApoItem, cut_at_next_turn, golden_above_sample, read_items
@@ -9,14 +10,36 @@ from finepref.formats.bad_rows import BadRows
 from finepref.formats.files import write_json
 from finepref.formats.jsonl import RawRow, write_jsonl
 from finepref.formats.problems import Problem
-from finepref.formats.records import Ranked, to_row
+from finepref.formats.records import Ranked, Record, to_row
+from finepref.synth.apo.sample import is_query
+from finepref.synth.data_sources.job_rows import PAIRS, SUPERVISED, Row, Rows, Wants, answer_of, question, rows_of
 from finepref.synth.engines.protocol import request_seed
 from finepref.synth.left_out import Ledger, Written
 
 
+def _golden(record: Record, told: Counter[str]) -> Row | None:
+    """The prompt and the good answer of a record; the first answer to a prompt is the golden one."""
+    answer = answer_of(record, told)
+    if answer is None:
+        return None
+    asked = question(record, told)
+    return Row(asked.fields | {"chosen": answer}, asked.key)
+
+
+SAMPLES = Wants("apo pair", "samples", lambda row: True, None, (), question)
+GOLDEN = Wants(
+    "apo pair",
+    "golden answers",
+    lambda row: is_query(row) and type(row.get("golden", row.get("chosen"))) is str,
+    None,
+    (*PAIRS, "ranked", "feedback", SUPERVISED),
+    _golden,
+)
+
+
 def pair(
-    samples: Path,
-    golden: Path,
+    samples: Rows,
+    golden: Rows,
     output: Path,
     *,
     take: str = "all",
@@ -31,7 +54,7 @@ def pair(
 
     Args:
         samples: rows {query_id, query, sample_0, ...}.
-        golden: rows {query_id, query, golden} or {id?, prompt or messages, chosen}.
+        golden: rows {query_id, query, golden} or {id?, prompt or messages, chosen}, or the good answers of any layout.
         output: the JSON Lines file to write.
         take: "all" samples, or "one" random sample of each query (the same one for the same seed and query).
         cut: remove what follows "\\nHuman:" in a response.
@@ -43,41 +66,39 @@ def pair(
         BadData: there are bad rows that `bad_rows` does not accept; FP067 for ids that are in one of the files only.
     """
     bad = BadRows() if bad_rows is None else bad_rows
-    answers, sampled = (
-        read_items(path, kind, bad_rows=bad) for path, kind in ((golden, "golden"), (samples, "sample"))
-    )
+    answers = read_items(rows_of(golden, GOLDEN), "golden", bad_rows=bad)
+    sampled = read_items(rows_of(samples, SAMPLES), "sample", bad_rows=bad)
 
-    def refuse(path: Path, item: ApoItem, problems: list[Problem]) -> None:
-        bad.refuse(str(path), RawRow(item.line, item.raw, None, []), problems)
+    def refuse(item: ApoItem, problems: list[Problem]) -> None:
+        bad.refuse(item.file, RawRow(item.line, item.raw, None, []), problems)
 
     records: list[Ranked] = []
     left_out = Ledger()
     for key, item in sampled.items():
         if (answer := answers.get(key)) is None:
             left_out.add({"query_id": key}, "no golden answer")
-        elif answer.query != item.query:
+        elif answer.asks() != item.asks():
             message = f"the query differs from that of the golden answer in line {answer.line}"
-            refuse(samples, item, [Problem(str(samples), item.line, "query", "FP067", message)])
+            refuse(item, [Problem(item.file, item.line, "query", "FP067", message)])
         else:
             usable = _usable(key, item, answer, cut, left_out)
             if take == "one" and usable:
                 usable = [usable[request_seed(seed, key) % len(usable)]]
-            made = [golden_above_sample(key, item, answer, name, file=str(samples), cut=cut) for name in usable]
+            made = [golden_above_sample(key, item, answer, name, file=item.file, cut=cut) for name in usable]
             if problems := [problem for each in made if isinstance(each, list) for problem in each]:
-                refuse(samples, item, problems)
+                refuse(item, problems)
             else:
                 records += [each for each in made if isinstance(each, Ranked)]
     for key in answers:
         if key not in sampled:
             left_out.add({"query_id": key}, "no samples")
     if not allow_missing:
-        of_golden = {"no samples": (golden, answers), "no golden answer": (samples, sampled)}
+        of_golden = {"no samples": answers, "no golden answer": sampled}
         for each in left_out.entries:
             if each.reason in of_golden:
-                file, items = of_golden[each.reason]
                 key = str(each.row["query_id"])
-                problem = Problem(str(file), items[key].line, "query_id", "FP067", f"{key!a} has {each.reason}")
-                refuse(file, items[key], [problem])
+                item = of_golden[each.reason][key]
+                refuse(item, [Problem(item.file, item.line, "query_id", "FP067", f"{key!a} has {each.reason}")])
         left_out.entries = [each for each in left_out.entries if each.reason not in of_golden]
     bad.settle()
     report: dict[str, object] = {"job": "apo pair", "take": take, "cut": cut, "seed": seed, "records": len(records)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from finepref.formats.apo_samples import read_items
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.jsonl import write_jsonl
 from finepref.synth.ask import Job, ask_each, work_folder
+from finepref.synth.data_sources.job_rows import ALL, Rows, Wants, ends_in_question, question, rows_of
 from finepref.synth.engines.protocol import Engine, Sampling
 from finepref.synth.left_out import FAILED, Ledger, unanswered
 
@@ -27,8 +29,16 @@ class Sampled(NamedTuple):
     failed: int
 
 
+def is_query(row: Mapping[str, object]) -> bool:
+    """Whether a row is {query_id, query, ...}, or {prompt or messages, ...}."""
+    return type(row.get("query")) is str or ends_in_question(row)
+
+
+WANTS = Wants("apo sample", "questions", is_query, None, ALL, question)
+
+
 def sample(
-    path: Path,
+    source: Rows,
     output: Path,
     *,
     engine: Engine,
@@ -41,8 +51,11 @@ def sample(
 ) -> Sampled:
     """Answer every query n times: rows {query_id, query, sample_0, ...} in the order of the queries.
 
+    Rows of dialogues that no query can hold have `messages` in its place, see `formats.apo_samples`.
+
     Args:
-        path: rows {query_id, query}, or {id?, prompt or messages}, see `formats.apo_samples`.
+        source: rows {query_id, query}, or {id?, prompt or messages}, see `formats.apo_samples`; or the prompts of any
+            layout, each once.
         output: the JSON Lines file to write.
         engine: the LLM.
         sampling: used for all answers.
@@ -60,10 +73,11 @@ def sample(
     if golden and n != 1:
         raise ValueError("a query has one golden answer: give n = 1")
     names = ["golden"] if golden else [f"sample_{i}" for i in range(n)]
-    items = read_items(path, "query", bad_rows=bad_rows)
+    given = rows_of(source, WANTS)
+    items = read_items(given, "query", bad_rows=bad_rows)
     job = Job(
         name="apo sample",
-        source=path,
+        source=given,
         folder=work_folder(output, work_dir),
         prompt_version="query",
         settings=asdict(sampling) | {"names": names},
@@ -73,7 +87,8 @@ def sample(
     answers = ask_each(prompts, names, engine=engine, sampling=sampling, job=job)
     written, failed = [], Ledger()
     for key, item in items.items():
-        row: dict[str, object] = {"query_id": key, "query": item.query}
+        asked = {"messages": [turn._asdict() for turn in item.turns]} if item.turns else {"query": item.query}
+        row: dict[str, object] = {"query_id": key, **asked}
         errors = {name: answer.error for name, answer in answers[key].items() if answer.error is not None}
         if errors:
             failed.add(row | {"errors": errors}, unanswered(next(iter(errors.values()))))

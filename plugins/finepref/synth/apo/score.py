@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from finepref.formats.apo_samples import ApoItem, cut_at_next_turn, read_items
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.identified import read_identified
-from finepref.formats.jsonl import read_rows, write_jsonl
+from finepref.formats.jsonl import RawRow, write_jsonl
 from finepref.formats.problems import Problem
-from finepref.formats.records import Pair, Ranked, content_id, parse
-from finepref.formats.released import dialogue
+from finepref.formats.records import (
+    Feedback,
+    Pair,
+    Prompt,
+    Ranked,
+    Record,
+    ScoredPair,
+    SpanPair,
+    content_id,
+    parse,
+    to_row,
+)
 from finepref.formats.row import RowReader
+from finepref.formats.row_source import RowSource, parts_of
 from finepref.synth.apo.reward_model import RewardModel, Sequences
 from finepref.synth.apo.scored import Scored, texts_of
 from finepref.synth.ask import Job, work_folder
+from finepref.synth.data_sources.job_rows import (
+    PAIRS,
+    SUPERVISED,
+    Placed,
+    Row,
+    Rows,
+    Wants,
+    ends_in_question,
+    prompt_fields,
+    rows_of,
+)
 from finepref.synth.encoding import ChangedByTemplateError, RefusedByTemplateError, encoding_problem
 from finepref.synth.left_out import LEFT_OUT, Ledger
 
@@ -52,8 +73,52 @@ class ScoredFile(NamedTuple):
         return Counter(part for cut in self.cut_rows.values() for part in cut.split(","))
 
 
+def _is_scorable(row: Mapping[str, object]) -> bool:
+    """Whether a row is one of samples, {responses, ...}, or a pair of texts with a prompt."""
+    if not {"query", "query_id", "responses"}.isdisjoint(row):
+        return True
+    return type(row.get("chosen")) is str and type(row.get("rejected")) is str and ends_in_question(row)
+
+
+def _own_row(record: Record, told: Counter[str]) -> Row:
+    """A record with its responses; a pair keeps its margin."""
+    if isinstance(record, SpanPair | ScoredPair):
+        told["pairs whose spans or scores are not kept"] += 1
+        record = Pair(record.id, record.prompt, record.chosen, record.rejected)
+    row = {name: value for name, value in to_row(record).items() if name != "id"}
+    return Row(row, content_id(record.prompt, *row.values()))
+
+
+def _together(placed: Sequence[Placed], told: Counter[str]) -> Iterator[tuple[str, RawRow]]:
+    """The responses to each prompt of feedback as one row; the labels are the scores 1 and 0 if they differ."""
+    groups: dict[Prompt, list[Placed]] = {}
+    for each in placed:
+        groups.setdefault(each.record.prompt, []).append(each)
+    for prompt, group in groups.items():
+        texts: dict[str, bool] = {}
+        for each in group:
+            assert isinstance(each.record, Feedback)
+            if texts.setdefault(each.record.response, each.record.label) != each.record.label:
+                told["responses labelled both ways, scored without labels"] += 1
+        row: dict[str, object] = {"id": content_id(prompt, [*texts]), **prompt_fields(prompt), "responses": [*texts]}
+        if len({*texts.values()}) == 2:
+            row["scores"] = [float(label) for label in texts.values()]
+        yield group[0].file, group[0].raw._replace(value=row, problems=[])
+
+
+WANTS = Wants(
+    "apo score",
+    "samples, pairs, ranked responses or feedback",
+    _is_scorable,
+    (*PAIRS, "ranked", "rewardbench", "apo_samples"),
+    (*PAIRS, "ranked", "feedback", SUPERVISED),
+    _own_row,
+    {"feedback": _together},
+)
+
+
 def score(
-    path: Path,
+    source: Rows,
     output: Path,
     *,
     model: RewardModel,
@@ -66,8 +131,9 @@ def score(
     Rows that are too long for the model's policy are not scored: they go to `<stem>.left_out.jsonl` with a reason.
 
     Args:
-        path: samples {query_id, query, sample_0, ...}; `ranked` or `pair` records, whose scores are kept; or rows
-            {id?, prompt or messages, responses} with any number of responses. An empty response gets the reward null.
+        source: samples {query_id, query, sample_0, ...}; pairs, ranked responses or feedback of any layout, whose
+            scores are kept; or rows {id?, prompt or messages, responses} with any number of responses. An empty
+            response gets the reward null.
         output: the JSON Lines file to write.
         model: the reward model.
         cut: remove what follows "\\nHuman:" in samples.
@@ -93,7 +159,8 @@ def score(
         found.setdefault(record.id, made)  # the first row with an id; a second one is refused
         return []
 
-    records = read_scorable(path, cut=cut, bad_rows=bad_rows, check=tokenise)
+    given = rows_of(source, WANTS)
+    records = read_scorable(given, cut=cut, bad_rows=bad_rows, check=tokenise)
     left_out = Ledger()
     for record in records:
         if reason := found[record.id].skipped:
@@ -123,7 +190,7 @@ def score(
 
     job = Job(
         name="apo score",
-        source=path,
+        source=given,
         folder=work_folder(output, work_dir),
         prompt_version=model.tokens,
         settings=settings,
@@ -145,12 +212,16 @@ def score(
 
 
 def read_scorable(
-    path: Path, *, cut: bool = True, bad_rows: BadRows | None = None, check: Check = lambda record, file, line: []
+    source: RowSource | Path,
+    *,
+    cut: bool = True,
+    bad_rows: BadRows | None = None,
+    check: Check = lambda record, file, line: [],
 ) -> list[Scored]:
     """The good rows of a file of samples, records or responses, with no rewards yet.
 
     Args:
-        path: the file.
+        source: the file, or the rows of `score`.
         cut: remove what follows "\\nHuman:" in samples.
         bad_rows: collects the other rows; None = each is an error.
         check: gives further problems of a row.
@@ -158,7 +229,8 @@ def read_scorable(
     Raises:
         BadData: there are bad rows that `bad_rows` does not accept.
     """
-    if not any("query" in (raw.value or {}) for raw in islice(read_rows(path), 1)):
+    first = next((raw for part in parts_of(source) for raw in part.rows), None)
+    if first is None or not {"query", "query_id"} & (first.value or {}).keys():
 
         def read(reader: RowReader) -> Scored | None:
             scored = _scorable(reader)
@@ -166,19 +238,19 @@ def read_scorable(
                 reader.problems += check(scored, reader.file, reader.line)
             return scored
 
-        return read_identified(path, read, bad_rows=bad_rows)
+        return read_identified(source, read, bad_rows=bad_rows)
     found: list[Scored] = []
 
     def keep(key: str, item: ApoItem) -> list[Problem]:
         texts = [cut_at_next_turn(text) if cut else text for text in item.texts.values()]
-        prompt, responses = dialogue(item.query, texts)
+        prompt, responses = item.dialogue(texts)
         scored = Scored(key, prompt, tuple(responses), (None,) * len(texts))
-        problems = check(scored, str(path), item.line)
+        problems = check(scored, item.file, item.line)
         if not problems:
             found.append(scored)
         return problems
 
-    read_items(path, "sample", bad_rows=bad_rows, check=keep)
+    read_items(source, "sample", bad_rows=bad_rows, check=keep)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -11,9 +12,10 @@ from tqdm import tqdm
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.identified import read_each
 from finepref.formats.jsonl import write_jsonl
-from finepref.formats.records import Message, content_id
+from finepref.formats.records import Feedback, Message, Record, content_id
 from finepref.formats.row import RowReader
 from finepref.synth.ask import Job, ask, work_folder
+from finepref.synth.data_sources.job_rows import SUPERVISED, Row, Rows, Wants, prompt_fields, rows_of
 from finepref.synth.engines.protocol import Completion, Engine, Request, prompt_problems, request_seed
 from finepref.synth.judges.verdict import ModelJudge, Rule, Verdict
 from finepref.synth.left_out import UNJUDGED, Ledger, unanswered
@@ -29,8 +31,24 @@ class Labelled(NamedTuple):
     """The number of unjudged rows that the engine failed on; the same command asks for those again."""
 
 
+def _answer(record: Record, told: Counter[str]) -> Row:
+    """The prompt and the answer of a supervised row, which has no verdict."""
+    assert isinstance(record, Feedback)
+    return Row(prompt_fields(record.prompt) | {"response": record.response})
+
+
+WANTS = Wants(
+    "judge",
+    "rows with a response and no label",
+    lambda row: not {"response", "responses"}.isdisjoint(row),
+    None,
+    (SUPERVISED,),
+    _answer,
+)
+
+
 def judge(
-    path: Path,
+    source: Rows,
     output: Path,
     *,
     judge: Rule | ModelJudge,
@@ -47,7 +65,8 @@ def judge(
     `<stem>.unjudged.jsonl` with the reason and are never used as data.
 
     Args:
-        path: rows with `response` (entropy: `responses`); a judge by a model also needs prompt or messages.
+        source: rows with `response` (entropy: `responses`); a judge by a model also needs prompt or messages. Of sets
+            for supervised training the answer is the response.
         output: the JSON Lines file to write.
         judge: a rule, or a judge by a model together with `engine`.
         name: of the judge, for the rows and the journal.
@@ -61,7 +80,8 @@ def judge(
         BadData: see `read_each`; a problem is, for example, a row that has `label` or `verdict` already.
         JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
     """
-    found = read_each(path, partial(_read, judge=judge, engine=engine), bad_rows=bad_rows)
+    given = rows_of(source, WANTS)
+    found = read_each(given, partial(_read, judge=judge, engine=engine), bad_rows=bad_rows)
     rows = [each.row for each in found]
     if isinstance(judge, ModelJudge):
         assert engine is not None
@@ -71,7 +91,7 @@ def judge(
             requests.append(Request(key, each.question, max_new_tokens, seed=request_seed(seed, key)))
         job = Job(
             name=f"judge {name}",
-            source=path,
+            source=given,
             folder=work_folder(output, work_dir),
             prompt_version=judge.version,
             settings={"max_new_tokens": max_new_tokens, "temperature": 0.0},

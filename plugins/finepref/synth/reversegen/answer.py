@@ -6,9 +6,17 @@ from pathlib import Path
 
 from finepref.formats.bad_rows import BadRows
 from finepref.synth.ask import Job, work_folder
+from finepref.synth.data_sources.job_rows import Rows, rows_of
 from finepref.synth.engines.protocol import Engine, Sampling
 from finepref.synth.left_out import Ledger, Written
-from finepref.synth.reversegen.instructions import ask_times, asked_text, engine_failure, read_instructions, write
+from finepref.synth.reversegen.instructions import (
+    INSTRUCTIONS,
+    ask_times,
+    asked_text,
+    engine_failure,
+    read_instructions,
+    write,
+)
 from finepref.synth.reversegen.templates import check_template, version
 
 ANSWERED = ("response", "responses", "label", "verdict")
@@ -16,7 +24,7 @@ ANSWERED = ("response", "responses", "label", "verdict")
 
 
 def answer(
-    path: Path,
+    source: Rows,
     output: Path,
     *,
     engine: Engine,
@@ -36,7 +44,7 @@ def answer(
     an older one, with its label and verdict.
 
     Args:
-        path: rows {id?, prompt or messages, ...}.
+        source: rows {id?, prompt or messages, ...}, or the prompts of any layout.
         output: the file to write.
         engine: the model that answers.
         n: answers to each row.
@@ -52,7 +60,8 @@ def answer(
         JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
     """
     check_template(ask, "prompt")
-    found = read_instructions(path, bad_rows=bad_rows, engine=engine)
+    given = rows_of(source, INSTRUCTIONS)
+    found = read_instructions(given, bad_rows=bad_rows, engine=engine)
     asked = [each for each in found if not failing or each.row.get("label") is False]
     answers = ask_times(
         {each.id: asked_text(each.prompt, ask) for each in asked},
@@ -61,7 +70,7 @@ def answer(
         sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p),
         job=Job(
             name="reversegen answer",
-            source=path,
+            source=given,
             folder=work_folder(output, work_dir),
             prompt_version=version(ask),
             settings={"failing": failing},

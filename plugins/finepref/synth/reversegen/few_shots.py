@@ -14,13 +14,17 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.identified import read_each, read_identified
+from finepref.formats.records import Record, content_id
 from finepref.formats.row import RowReader
+from finepref.formats.row_source import RowSource
+from finepref.synth.data_sources.job_rows import ALL, Row, Wants
 from finepref.synth.reversegen.templates import check_template, filled
 
 TEMPLATE = """\
@@ -54,14 +58,32 @@ class FewShot(NamedTuple):
     group: str = ""
 
 
-def read_seeds(path: Path, *, group_field: str = "", bad_rows: BadRows | None = None) -> list[Seed]:
-    """The instructions of a file {prompt, ...}.
+def is_seed(row: Mapping[str, object]) -> bool:
+    """Whether a row has an instruction, or a few-shot prompt, as a text."""
+    return type(row.get("prompt")) is str or "attacker_prompt" in row
+
+
+def seed_of(record: Record, told: Counter[str]) -> Row | None:
+    """The only question of a record; each once."""
+    *before, last = record.prompt
+    if any(turn.role != "system" for turn in before):
+        told["dialogues of several turns left out"] += 1
+        return None
+    told["system turns not kept"] += len(before)
+    return Row({"prompt": last.content}, content_id((last,)))
+
+
+SEEDS = Wants("reversegen", "instructions", is_seed, None, ALL, seed_of)
+
+
+def read_seeds(source: RowSource | Path, *, group_field: str = "", bad_rows: BadRows | None = None) -> list[Seed]:
+    """The instructions of rows {prompt, ...}.
 
     The warm-up files of the release are rows {prompt: a few-shot prompt, target: an instruction}; the instruction is
     the seed.
 
     Args:
-        path: of the file.
+        source: a file, or rows of `SEEDS`.
         group_field: the field with a seed's group, such as subject; "" puts all seeds into one group.
         bad_rows: see `read_each`.
 
@@ -79,16 +101,16 @@ def read_seeds(path: Path, *, group_field: str = "", bad_rows: BadRows | None = 
                 reader.note("prompt", "FP015", told)
         return Seed(text, reader.required_text(group_field) if group_field else "")
 
-    return read_each(path, read, bad_rows=bad_rows)
+    return read_each(source, read, empty=False, bad_rows=bad_rows)
 
 
 def read_few_shots(
-    path: Path, *, limit: int = 0, group_field: str = "", bad_rows: BadRows | None = None
+    source: RowSource | Path, *, limit: int = 0, group_field: str = "", bad_rows: BadRows | None = None
 ) -> list[FewShot]:
     """Ready few-shot prompts: rows {id?, attacker_prompt or prompt, ...}, in their order.
 
     Args:
-        path: of the file.
+        source: a file, or rows of `SEEDS`.
         limit: most prompts to take, 0 = all.
         group_field: the field with the group of a prompt's examples; "" = none.
         bad_rows: see `read_identified`.
@@ -103,7 +125,7 @@ def read_few_shots(
         examples = (part.strip() for part in _NUMBER.split(text)[1:])
         return FewShot(reader.id() or str(reader.line), text, tuple(filter(None, examples)), "", group)
 
-    found = read_identified(path, read, bad_rows=bad_rows)
+    found = read_identified(source, read, bad_rows=bad_rows)
     return found[: limit or None]
 
 
@@ -140,6 +162,8 @@ def few_shots(seeds: Sequence[Seed], n: int, *, shots: int, seed: int, template:
         members = groups.setdefault(each.group, [])
         if each.prompt not in members:
             members.append(each.prompt)
+    if not groups:
+        raise ValueError("there is no seed")
     if small := [group for group, members in groups.items() if len(members) <= shots]:
         told = f"the group {small[0]!r} has" if small[0] else "there are"
         raise ValueError(f"{told} {len(groups[small[0]])} different seeds: more than {shots} shots are needed")

@@ -9,9 +9,10 @@ from pathlib import Path
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.files import write_json
 from finepref.formats.jsonl import write_jsonl
+from finepref.synth.data_sources.job_rows import Rows, rows_of
 from finepref.synth.dedup import normalised
 from finepref.synth.left_out import Ledger, Written
-from finepref.synth.reversegen.instructions import Row, read_instructions, read_judged
+from finepref.synth.reversegen.instructions import INSTRUCTIONS, Row, read_instructions, read_judged
 from finepref.synth.reversegen.templates import check_template, filled
 
 
@@ -20,7 +21,7 @@ def improve(
     output: Path,
     *,
     answers: Sequence[Path] = (),
-    exclude: Path | None = None,
+    exclude: Rows | None = None,
     ask: str = "{prompt}",
     template: str = "{answer}",
     solved_template: str = "",
@@ -32,7 +33,7 @@ def improve(
         paths: judged proposals, one file per round.
         output: the JSON Lines file to write; the report is `<stem>.report.json`.
         answers: judged rows of a better model; a response is a good answer if its label is true.
-        exclude: rows whose prompts must not be in the training data.
+        exclude: rows of any layout whose prompts must not be in the training data.
         ask, template, solved_template: see `improvements`.
         bad_rows: see `read_judged`; one collector for all files.
 
@@ -48,7 +49,7 @@ def improve(
         raise ValueError(f"the id {repeated[0]} occurs twice: each round needs its own seed")
     found = [row for path in answers for row in read_judged(path, ("id", "response"), bad_rows=bad_rows)]
     good = {str(row["id"]): str(row["response"]) for row in found if row["label"] is True}
-    held_out = [] if exclude is None else read_instructions(exclude, bad_rows=bad_rows)
+    held_out = [] if exclude is None else read_instructions(rows_of(exclude, INSTRUCTIONS), bad_rows=bad_rows)
     barred = [each.prompt[-1].content for each in held_out]
     made = [*improvements(judged, good, exclude=barred, ask=ask, template=template, solved_template=solved_template)]
     left_out = Ledger()

@@ -12,7 +12,9 @@ from finepref.formats.identified import read_each, read_identified
 from finepref.formats.jsonl import write_jsonl
 from finepref.formats.records import Message, Prompt, content_id
 from finepref.formats.row import RowReader, kind_of
+from finepref.formats.row_source import RowSource
 from finepref.synth.ask import Job, ask_each
+from finepref.synth.data_sources.job_rows import ALL, Wants, ends_in_question, question
 from finepref.synth.engines.protocol import Completion, Engine, Sampling, prompt_problems
 from finepref.synth.left_out import LEFT_OUT, Ledger, Written, unanswered
 
@@ -27,13 +29,16 @@ class Instruction(NamedTuple):
     row: dict[str, object]
 
 
+INSTRUCTIONS = Wants("reversegen", "instructions", ends_in_question, None, ALL, question)
+
+
 def read_instructions(
-    path: Path, *, bad_rows: BadRows | None = None, engine: Engine | None = None
+    source: RowSource | Path, *, bad_rows: BadRows | None = None, engine: Engine | None = None
 ) -> list[Instruction]:
-    """The rows of a file {id?, prompt or messages, ...}.
+    """Rows {id?, prompt or messages, ...}.
 
     Args:
-        path: of the file.
+        source: a file, or rows of `INSTRUCTIONS`.
         bad_rows: see `read_each`.
         engine: is going to be asked the prompts; a row with a prompt that its chat template refuses is bad.
 
@@ -44,10 +49,10 @@ def read_instructions(
     def read(reader: RowReader) -> Instruction:
         given, prompt = reader.id(), reader.prompt()
         if not reader.problems:
-            reader.problems += prompt_problems(engine, prompt, file=str(path), line=reader.line)
+            reader.problems += prompt_problems(engine, prompt, file=reader.file, line=reader.line)
         return Instruction(given or content_id(prompt), prompt, {**reader.row})
 
-    return read_identified(path, read, empty=True, bad_rows=bad_rows)
+    return read_identified(source, read, empty=True, bad_rows=bad_rows)
 
 
 def asked_text(prompt: Prompt, template: str) -> Prompt:

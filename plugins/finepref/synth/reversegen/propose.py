@@ -8,10 +8,12 @@ from typing import NamedTuple
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.records import Message
 from finepref.synth.ask import Job, work_folder
+from finepref.synth.data_sources.job_rows import Rows, rows_of
 from finepref.synth.dedup import normalised
 from finepref.synth.engines.protocol import Completion, Engine, Sampling
 from finepref.synth.left_out import Ledger, Written, unanswered
 from finepref.synth.reversegen.few_shots import (
+    SEEDS,
     TEMPLATE,
     FewShot,
     check_few_shot_template,
@@ -24,7 +26,7 @@ from finepref.synth.reversegen.templates import version
 
 
 def propose(
-    path: Path,
+    source: Rows,
     output: Path,
     *,
     prompts: int = 0,
@@ -44,7 +46,8 @@ def propose(
     """Write n proposals for each of `prompts` few-shot prompts.
 
     Args:
-        path: seeds {prompt, ...}; with `ready`, few-shot prompts, see `read_few_shots`.
+        source: seeds {prompt, ...}, or the questions of any layout; with `ready`, few-shot prompts, see
+            `read_few_shots`.
         output: the JSON Lines file to write.
         prompts: the number of few-shot prompts; with `ready`, 0 takes all of the file.
         n: proposals for each of them.
@@ -63,15 +66,16 @@ def propose(
         ValueError: `prompts` is 0 and not `ready`; see `few_shots` and `ask_each`.
         JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
     """
+    given = rows_of(source, SEEDS)
     settings: dict[str, object] = {"prompts": prompts, "shots": shots, "group_field": group_field}
     if ready:
         settings["ready"] = True
-        made = read_few_shots(path, limit=prompts, group_field=group_field, bad_rows=bad_rows)
+        made = read_few_shots(given, limit=prompts, group_field=group_field, bad_rows=bad_rows)
     else:
         if not prompts:
             raise ValueError("the number of few-shot prompts is missing: --prompts")
         check_few_shot_template(template, shots)
-        seeds = read_seeds(path, group_field=group_field, bad_rows=bad_rows)
+        seeds = read_seeds(given, group_field=group_field, bad_rows=bad_rows)
         made = few_shots(seeds, prompts, shots=shots, seed=seed, template=template)
     answers = ask_times(
         {each.id: (Message("user", each.prompt),) for each in made},
@@ -80,7 +84,7 @@ def propose(
         sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p),
         job=Job(
             name="reversegen propose",
-            source=path,
+            source=given,
             folder=work_folder(output, work_dir),
             prompt_version=version(template),
             settings=settings,

@@ -8,12 +8,20 @@ from pathlib import Path
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.records import Message, Prompt
 from finepref.synth.ask import Job, work_folder
+from finepref.synth.data_sources.job_rows import Rows, rows_of
 from finepref.synth.engines.protocol import Engine, Sampling
 from finepref.synth.judges.by_model import read_verdict
 from finepref.synth.judges.by_rule import groups_of_equals
 from finepref.synth.left_out import Ledger, Written
 from finepref.synth.reversegen.arithmetic_exercise import exercise
-from finepref.synth.reversegen.instructions import ask_times, asked_text, engine_failure, read_instructions, write
+from finepref.synth.reversegen.instructions import (
+    INSTRUCTIONS,
+    ask_times,
+    asked_text,
+    engine_failure,
+    read_instructions,
+    write,
+)
 from finepref.synth.reversegen.templates import check_template, version
 
 VALID = """\
@@ -30,12 +38,12 @@ RUBRIC = "It is clear, complete and answerable as it stands, and it asks for one
 
 
 def validate_arithmetic(
-    path: Path, output: Path, *, max_numbers: int = 3, max_digits: int = 4, bad_rows: BadRows | None = None
+    source: Rows, output: Path, *, max_numbers: int = 3, max_digits: int = 4, bad_rows: BadRows | None = None
 ) -> Written:
     """Pass on arithmetic exercises, each with its right `answer`, and with the whole equation as `chosen`.
 
     Args:
-        path: rows {id?, prompt or messages, ...}.
+        source: rows {id?, prompt or messages, ...}, or the prompts of any layout.
         output: the file to write.
         max_numbers, max_digits: see `exercise`.
         bad_rows: see `read_instructions`.
@@ -45,7 +53,7 @@ def validate_arithmetic(
     """
     rows: list[dict[str, object]] = []
     left_out = Ledger()
-    for each in read_instructions(path, bad_rows=bad_rows):
+    for each in read_instructions(rows_of(source, INSTRUCTIONS), bad_rows=bad_rows):
         found = exercise(each.prompt[-1].content, max_numbers=max_numbers, max_digits=max_digits)
         if isinstance(found, str):
             left_out.add(each.row, found, kind="invalid")
@@ -55,7 +63,7 @@ def validate_arithmetic(
 
 
 def validate_llm(
-    path: Path,
+    source: Rows,
     output: Path,
     *,
     engine: Engine,
@@ -68,7 +76,7 @@ def validate_llm(
     """Pass on the instructions that a model finds to fulfil a rubric; a row without a clear verdict is unjudged.
 
     Args:
-        path: rows {id?, prompt or messages, ...}.
+        source: rows {id?, prompt or messages, ...}, or the prompts of any layout.
         output: the file to write.
         engine: the model that judges.
         rubric: what makes an instruction answerable.
@@ -81,7 +89,8 @@ def validate_llm(
         BadData: the input has problems.
         JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
     """
-    asked = read_instructions(path, bad_rows=bad_rows)
+    given = rows_of(source, INSTRUCTIONS)
+    asked = read_instructions(given, bad_rows=bad_rows)
     answers = ask_times(
         {each.id: (Message("user", VALID.format(rubric=rubric, instruction=_text(each.prompt))),) for each in asked},
         1,
@@ -89,7 +98,7 @@ def validate_llm(
         sampling=Sampling(max_new_tokens=max_new_tokens),
         job=Job(
             name="reversegen validate",
-            source=path,
+            source=given,
             folder=work_folder(output, work_dir),
             prompt_version=version(VALID, rubric),
             settings={},
@@ -113,7 +122,7 @@ def validate_llm(
 
 
 def validate_agreement(
-    path: Path,
+    source: Rows,
     output: Path,
     *,
     engine: Engine,
@@ -131,7 +140,7 @@ def validate_agreement(
     """Pass on the instructions whose answers by a teacher agree; the most frequent is `answer` and `chosen`.
 
     Args:
-        path, output, engine, ask, max_new_tokens, temperature, top_p, seed, work_dir, bad_rows: see `answer`.
+        source, output, engine, ask, max_new_tokens, temperature, top_p, seed, work_dir, bad_rows: see `answer`.
         same: gives equal values for answers that count as equal, such as `judges.as_math`.
         n: answers of the teacher to each instruction.
         share: the share of them that must agree.
@@ -140,7 +149,8 @@ def validate_agreement(
         BadData, ValueError, JournalBusy, JournalChanged, JournalDamaged: see `answer`.
     """
     check_template(ask, "prompt")
-    asked = read_instructions(path, bad_rows=bad_rows, engine=engine)
+    given = rows_of(source, INSTRUCTIONS)
+    asked = read_instructions(given, bad_rows=bad_rows, engine=engine)
     answers = ask_times(
         {each.id: asked_text(each.prompt, ask) for each in asked},
         n,
@@ -148,7 +158,7 @@ def validate_agreement(
         sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p),
         job=Job(
             name="reversegen validate",
-            source=path,
+            source=given,
             folder=work_folder(output, work_dir),
             prompt_version=version(ask),
             settings={},

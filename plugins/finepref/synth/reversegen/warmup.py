@@ -6,7 +6,9 @@ from pathlib import Path
 
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.jsonl import write_jsonl
+from finepref.synth.data_sources.job_rows import Rows, rows_of
 from finepref.synth.reversegen.few_shots import (
+    SEEDS,
     TEMPLATE,
     FewShot,
     check_few_shot_template,
@@ -16,7 +18,7 @@ from finepref.synth.reversegen.few_shots import (
 
 
 def warmup(
-    path: Path,
+    source: Rows,
     output: Path,
     *,
     n: int,
@@ -29,7 +31,7 @@ def warmup(
     """Write n records {id, prompt, response} for the proposer's warm-up: a few-shot prompt and one further seed.
 
     Args:
-        path: seeds {prompt, ...}.
+        source: seeds {prompt, ...}, or the questions of any layout.
         output: the JSON Lines file to write.
         n: the number of records.
         shots: seeds in each few-shot prompt.
@@ -42,7 +44,7 @@ def warmup(
         ValueError: see `few_shots`.
     """
     check_few_shot_template(template, shots)
-    seeds = read_seeds(path, group_field=group_field, bad_rows=bad_rows)
+    seeds = read_seeds(rows_of(source, SEEDS), group_field=group_field, bad_rows=bad_rows)
     made = few_shots(seeds, n, shots=shots, seed=seed, template=template)
     return write_jsonl(output, map(warmup_row, made))
 

@@ -12,9 +12,21 @@ from finepref.formats.convert import Converter
 from finepref.formats.files import write_json
 from finepref.formats.identified import read_identified
 from finepref.formats.jsonl import write_jsonl
-from finepref.formats.records import FIELDS, Negatives, content_id, to_row
+from finepref.formats.records import FIELDS, Negatives, Pair, Record, ScoredPair, SpanPair, content_id, to_row
 from finepref.formats.row import RowReader
+from finepref.formats.row_source import RowSource
 from finepref.synth.ask import Job, ask, work_folder
+from finepref.synth.data_sources.job_rows import (
+    PAIRS,
+    SUPERVISED,
+    Row,
+    Rows,
+    Wants,
+    answer_of,
+    ends_in_question,
+    prompt_fields,
+    rows_of,
+)
 from finepref.synth.engines.protocol import Engine
 from finepref.synth.left_out import ENGINE, FAILED, Ledger
 from finepref.synth.seapo.attempts import Attempt, by_model, by_rule, checked
@@ -64,7 +76,7 @@ def outputs(output: Path, also: Sequence[str] = ()) -> list[Path]:
 
 
 def inject(
-    path: Path,
+    source: Rows,
     output: Path,
     *,
     engine: Engine | None,
@@ -86,7 +98,7 @@ def inject(
     (input rows without a usable negative). All of them depend on the input and the answers only.
 
     Args:
-        path: JSON Lines or a JSON array.
+        source: such rows, or the prompts and good answers of any layout.
         output: the file to write.
         engine: the model that makes the errors; None makes them by rule.
         types: error types to make.
@@ -113,7 +125,8 @@ def inject(
         raise ValueError("a check is for a model's errors: errors by rule are known to be there")
     if engine is not None and count > 1 and temperature == 0:
         raise ValueError("several negatives of one type need a temperature above 0, or they are all the same")
-    sources = read_sources(path, bad_rows)
+    given = rows_of(source, WANTS)
+    sources = read_sources(given, bad_rows)
     names = variants(types, count)
     settings: dict[str, object] = {"model": engine.model if engine else "rules", "gates": gates}
     if engine is None:
@@ -121,15 +134,15 @@ def inject(
         return _write(sources, attempts, output, settings, also)
     job = Job(
         name="seapo inject",
-        source=path,
+        source=given,
         folder=work_folder(output, work_dir),
         prompt_version=PROMPT_VERSION,
         settings={"max_new_tokens": max_new_tokens, "temperature": temperature},
         seed=seed,
     )
     requests = [
-        request(source, name, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-        for source in sources
+        request(each, name, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        for each in sources
         for name in names
     ]
     answers = ask(requests, engine=engine, job=job)
@@ -140,13 +153,38 @@ def inject(
     return _write(sources, attempts, output, settings, also)
 
 
-def read_sources(path: Path, bad_rows: BadRows | None = None) -> list[Source]:
-    """The rows of an input file.
+def read_sources(source: RowSource | Path, bad_rows: BadRows | None = None) -> list[Source]:
+    """The rows of an input.
 
     Raises:
         BadData: see `read_identified`.
     """
-    return read_identified(path, _source, bad_rows=bad_rows)
+    return read_identified(source, _source, bad_rows=bad_rows)
+
+
+def _has_answer(row: Mapping[str, object]) -> bool:
+    """Whether a row is {prompt or messages, chosen, ...}, and not the step of a solution."""
+    return type(row.get("chosen")) is str and ends_in_question(row)
+
+
+def _answered(record: Record, told: Counter[str]) -> Row | None:
+    """The prompt and the good answer of a record, each once; a pair keeps its rejected response."""
+    if (chosen := answer_of(record, told)) is None:
+        return None
+    row = prompt_fields(record.prompt) | {"chosen": chosen}
+    if isinstance(record, Pair | SpanPair | ScoredPair):
+        row["rejected"] = record.rejected
+    return Row(row, content_id(record.prompt, chosen))
+
+
+WANTS = Wants(
+    "seapo inject",
+    "prompts with good answers",
+    _has_answer,
+    (*PAIRS, "negatives", "rewardbench"),
+    (*PAIRS, "ranked", "feedback", SUPERVISED),
+    _answered,
+)
 
 
 def _source(reader: RowReader) -> Source:

@@ -7,7 +7,8 @@ the chosen answer up to its error, so the model reads that part only once (`scor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -16,12 +17,40 @@ from typing import Any
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import read_records
 from finepref.formats.files import write_json
-from finepref.formats.problems import Problem
-from finepref.formats.records import Negatives, Record
+from finepref.formats.jsonl import RawRow
+from finepref.formats.negatives import LACKING, join_feedback
+from finepref.formats.problems import CODES, Problem
+from finepref.formats.records import Feedback, Negatives, Record, to_row
+from finepref.synth.data_sources.job_rows import Placed, Row, Rows, Wants, rows_of
+
+
+def _joined(placed: Sequence[Placed], told: Counter[str]) -> Iterator[tuple[str, RawRow]]:
+    """Records of negatives, of feedback that is joined by prompt; prompts that give none are counted by code."""
+    raws = {(each.file, each.raw.line): each.raw for each in placed}
+    rows = [(each.file, each.raw.line, each.record) for each in placed if isinstance(each.record, Feedback)]
+    joined, problems = join_feedback(rows)
+    for problem in problems:
+        if problem.code in LACKING:
+            told[f"{problem.code}, {CODES[problem.code]}"] += 1
+        else:
+            yield problem.file, raws[problem.file, problem.line]._replace(value=None, problems=[problem])
+    for each in joined:
+        yield each.file, raws[each.file, each.line]._replace(value=to_row(each.record), problems=[])
+
+
+WANTS = Wants(
+    "seapo margins",
+    "negatives, or feedback",
+    lambda row: "negatives" in row,
+    ("negatives",),
+    ("negatives", "feedback"),
+    lambda record, told: Row({name: value for name, value in to_row(record).items() if name != "id"}),
+    {"feedback": _joined},
+)
 
 
 def margins(
-    data: Path,
+    data: Rows,
     output: Path,
     *,
     model: str,
@@ -35,7 +64,7 @@ def margins(
     and negative), `overall` (the same over all negatives) and `records` (id -> error type -> margin).
 
     Args:
-        data: records in the format `negatives` that the model was not trained on.
+        data: records in the format `negatives` that the model was not trained on, or feedback, joined by prompt.
         output: the JSON file to write.
         model: folder or hub name.
         adapter: folder or hub name of a peft adapter to put on the model.
@@ -72,14 +101,14 @@ def margins(
     def problems(record: Record, line: int) -> list[Problem]:
         assert isinstance(record, Negatives)
         tokenizer, room = loaded()
-        if found := template_problems(tokenizer, record.prompt, file=str(data), line=line, merge_system=merge_system):
+        if found := template_problems(tokenizer, record.prompt, file="", line=line, merge_system=merge_system):
             return found
         whole = item(record)
         longest = len(whole.prompt) + max(map(len, whole.responses.values()))
         told = f"prompt and longest answer have {longest} tokens, and the model has room for {room}"
-        return [Problem(str(data), line, "", "FP241", told)] if longest > room else []
+        return [Problem("", line, "", "FP241", told)] if longest > room else []
 
-    found = read_records(data, "negatives", bad_rows=bad_rows, check=problems)
+    found = read_records(rows_of(data, WANTS), "negatives", bad_rows=bad_rows, check=problems)
     records = [record for record in found if isinstance(record, Negatives)]
     reader = Reader(load_network(model, adapter=adapter))
     measured: dict[str, tuple[float, dict[str, float]]] = {}
@@ -90,7 +119,7 @@ def margins(
     result = {
         "model": model,
         "adapter": adapter,
-        "data": str(data),
+        "data": str(data) if isinstance(data, Path) else data.name,
         "measure": "mean log-probability per response token, end-of-sequence token included; chosen minus negative",
         **summarise(measured),
     }

@@ -24,17 +24,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finepref.formats.bad_rows import BadRows
-from finepref.formats.check import digest, read_records
+from finepref.formats.check import read_records
 from finepref.formats.files import replacing, write_json
 from finepref.formats.jsonl import read_jsonl, write_jsonl
 from finepref.formats.problems import Problem
-from finepref.formats.records import Pair, Record, ScoredPair, to_row
+from finepref.formats.records import Pair, Record, ScoredPair, SpanPair, content_id, to_row
 from finepref.formats.scores import fingerprint, prompt_digest
 from finepref.formats.sepo_csv import ScoredText, prompt_text, write_sepo_csv
 from finepref.methods import host_rules
 from finepref.methods.overlong import NOTHING_SELECTED, Fit, Overlong, equal, fit, told
 from finepref.methods.pair_rows import CHAT_TEMPLATE, SIDES
 from finepref.synth.ask import Job, work_folder
+from finepref.synth.data_sources.job_rows import PAIRS, Rows, Wants, rows_of
+from finepref.synth.data_sources.job_rows import Row as OwnRow
 from finepref.synth.encoding import (
     ChangedByTemplateError,
     Encode,
@@ -116,8 +118,25 @@ class ScoredPairs:
     not_in_csv: int = 0
 
 
+def has_pair(row: Mapping[str, object]) -> bool:
+    """Whether a row has two responses as texts."""
+    return type(row.get("chosen")) is str and type(row.get("rejected")) is str
+
+
+def as_pair(record: Record, told: Counter[str]) -> OwnRow | None:
+    """A record of two responses as a plain pair."""
+    assert isinstance(record, Pair | SpanPair | ScoredPair)
+    told["pairs whose spans are not kept"] += isinstance(record, SpanPair)
+    row = to_row(Pair(record.id, record.prompt, record.chosen, record.rejected))
+    key = content_id(record.prompt, record.chosen, record.rejected)
+    return OwnRow({name: value for name, value in row.items() if name != "id"}, key)
+
+
+WANTS = Wants("sepo score", "pairs", has_pair, (*PAIRS, "rewardbench"), PAIRS, as_pair)
+
+
 def score(
-    path: Path,
+    source: Rows,
     output: Path,
     *,
     oracle: Scorer,
@@ -137,7 +156,7 @@ def score(
     and, with a `csv_share`, `<stem>.csv` (the released form with that share of tokens).
 
     Args:
-        path: JSON Lines or a JSON array of pairs; other fields are ignored.
+        source: pairs of any layout; other fields are ignored.
         output: the JSON Lines file to write.
         oracle, reference: the models; both use the reference's tokenizer and chat template.
         limits: which records to leave out or to cut.
@@ -157,8 +176,10 @@ def score(
     """
     import pyarrow as _  # noqa: F401 (so that a missing package is reported before the work, not after it)
 
-    reader = Reader(path, oracle.name, reference.name, limits, template, (rank, world))
-    pairs = [each for each in read_records(path, "pair", bad_rows=bad_rows, check=reader.check) if type(each) is Pair]
+    reader = Reader(oracle.name, reference.name, limits, template, (rank, world))
+    given = rows_of(source, WANTS)
+    found = read_records(given, "pair", bad_rows=bad_rows, check=reader.check)
+    pairs = [each for each in found if type(each) is Pair]
     reader.open()
     rows = reader.rows
     items = [Item(pairs[i].id, row.prompt, row.tokens) for i, row in rows.items() if not row.reason]
@@ -168,13 +189,13 @@ def score(
     for role, scorer in zip(ROLES, (oracle, reference), strict=True):
         reading = Job(
             name=f"sepo score, {role}",
-            source=path,
+            source=given,
             folder=folder / f"{role}-{rank}-of-{world}",
             prompt_version=reader.version,
             settings=sampling,
         )
         logps[role], speed[role] = _read(scorer, items, reading)
-    settings = {"input_digest": digest(path), "prompt_version": reader.version, "sampling": sampling}
+    settings = {"input_digest": given.digest(), "prompt_version": reader.version, "sampling": sampling}
     job = {
         "tokenizer": reader.mark,
         "template": template.name,
@@ -219,7 +240,6 @@ class Reader:
     """Tokenises the good records of a file as they are read, and keeps those of its share.
 
     Args:
-        path: the file.
         oracle, reference: names of the models.
         limits, template: as for `score`.
         share: (rank, world): which part of the records is kept.
@@ -233,9 +253,9 @@ class Reader:
     """
 
     def __init__(
-        self, path: Path, oracle: str, reference: str, limits: Limits, template: Template, share: tuple[int, int]
+        self, oracle: str, reference: str, limits: Limits, template: Template, share: tuple[int, int]
     ) -> None:
-        self.path, self.oracle, self.reference, self.limits = path, oracle, reference, limits
+        self.oracle, self.reference, self.limits = oracle, reference, limits
         self.template, self.share = template, share
         self.rows: dict[int, Row] = {}
         self.good = 0
@@ -261,13 +281,13 @@ class Reader:
         self.tokenizer = tokenizer
 
     def check(self, record: Record, line: int) -> list[Problem]:
-        """Tokenise a record and keep the row. Gives the problems for which it cannot be scored."""
+        """Tokenise a record and keep the row. Gives the problems for which it cannot be scored, without a file."""
         self.open()
         assert isinstance(record, Pair)
         try:
             sides = {side: self.encode(record.prompt, getattr(record, side)) for side in SIDES}
         except (RefusedByTemplateError, ChangedByTemplateError) as error:
-            return [encoding_problem(error, file=str(self.path), line=line)]
+            return [encoding_problem(error, file="", line=line)]
         lengths = [len(sides["chosen"].prompt), *(len(tokens.response) for tokens in sides.values())]
         kept = self.limits.fit(lengths[0], lengths[1:], context=self.context)
         problems = self._problems(sides, kept, lengths)
@@ -276,7 +296,7 @@ class Reader:
             if self.good % world == rank:
                 self.rows[self.good] = _row(sides, kept)
             self.good += 1
-        return [Problem(str(self.path), line, *each) for each in problems]
+        return [Problem("", line, *each) for each in problems]
 
     def _problems(self, sides: Mapping[str, Tokens], kept: Fit, lengths: Sequence[int]) -> list[tuple[str, str, str]]:
         """(field, code, text) of each problem of a record's tokens."""
