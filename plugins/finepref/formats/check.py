@@ -193,11 +193,11 @@ def read_records(
     """
     bad = BadRows() if bad_rows is None else bad_rows
     records: list[Record] = []
-    without: list[Problem] = []
-    read = 0
+    files: list[FileCheck] = []
     with SeenIds() as seen:
         for part in parts_of(source):
             whole = FileCheck(part.file, formatting, columns={}, seen=seen)
+            files.append(whole)
             parse_row = layouts.reader(formatting, file=part.file, cells=part.cells)
             for row in bad.good(part.file, whole.walk(parse_rows(part.rows, parse_row))):
                 found = [
@@ -209,11 +209,12 @@ def read_records(
                     bad.refuse(part.file, row.raw, found)
                 else:
                     records += row.records
-            read += whole.rows
-            of_file = [problem for problem in whole.of_file if problem not in bad.problems]
-            without += [problem for problem in of_file if problem.code == "FP002"]
-            bad.problems += [problem for problem in of_file if problem.code != "FP002"]
-    if not read:
+    if files:
+        files[0].add_of_set(one_label(files[0].file, files))
+    of_files = [problem for whole in files for problem in whole.of_file if problem not in bad.problems]
+    without = [problem for problem in of_files if problem.code == "FP002"]  # one of several may be empty
+    bad.problems += [problem for problem in of_files if problem.code != "FP002"]
+    if not any(whole.rows for whole in files):
         bad.problems += without[:1]
     bad.settle()
     return records
