@@ -158,7 +158,7 @@ def _rejected(check: FileCheck, file: Input, jobs: int, **options: Any) -> Itera
         yield from check.rejected_rows(read_file(file, **options))
         check.sha256 = digest(file.path)
         return
-    parse_row = _parse_row(file, options.get("error_types"), tools=options.get("tools", False))
+    parse_row = _parse_row(file, options.get("error_types"))
     with tqdm(desc=file.path.name, unit=" rows", disable=None) as bar:
         yield from check.rejected_in_file(file.path, parse_row, jobs=jobs, progress=bar.update)
 
@@ -180,7 +180,6 @@ def read_file(
     golden: Path | None = None,
     tokenize: Callable[[str], Tokens] | None = None,
     eos: str = "</s>",
-    tools: bool = False,
     alone: bool = False,
 ) -> Iterable[Checked]:
     """The rows of one file, with their records.
@@ -190,7 +189,6 @@ def read_file(
         error_types: the allowed ones, None for any.
         golden: file of golden answers, for apo_samples.
         tokenize, eos: the tokenizer of the scoring and its end token, for sepo_csv.
-        tools: let rows with `tools` pass, see `records.parse`.
         alone: check the samples of apo_samples without their golden answers; they then give no records.
     """
     if file.layout == "apo_samples":
@@ -207,12 +205,12 @@ def read_file(
         return read_sepo_csv(file.path, tokenize, eos=eos)
     if wrong := _wrong_columns(file):
         return [Checked(RawRow(0, b"", None, wrong), (), wrong)]
-    parse_row = _parse_row(file, error_types, tools=tools)
+    parse_row = _parse_row(file, error_types)
     rows = files.rows_of(file.path) if file.hub is None else file.hub.rows()
     return parse_rows(tqdm(rows, desc=file.path.name, unit=" rows", disable=None), parse_row)
 
 
-def _parse_row(file: Input, error_types: Collection[str] | None, *, tools: bool = False) -> ParseRow:
+def _parse_row(file: Input, error_types: Collection[str] | None) -> ParseRow:
     """The function that parses one row of a file."""
     return layouts.reader(
         file.layout,
@@ -221,7 +219,6 @@ def _parse_row(file: Input, error_types: Collection[str] | None, *, tools: bool 
         error_types=error_types,
         file=str(file.path),
         tags=file.tags,
-        tools=tools,
         **({"nulls_absent": True} if file.hub else files.reading(file.path)),
     )
 
