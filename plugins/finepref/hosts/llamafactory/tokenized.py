@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llamafactory.data.template import Llama2Template
-
 from finepref import stages
 from finepref.formats import records, scores
 from finepref.formats.problems import BadData, Problem
@@ -66,7 +64,8 @@ def encoded(
         try:
             prompt_ids, responses[field] = encode(processor, prompt, text)
         except ToolsRefusedError as error:
-            problems.append(problem_of_record(record, error.field or field, error.code, str(error)))
+            problem = problem_of_record(record, error.field or field, error.code, str(error))
+            problems += [problem] if problem not in problems else []
             prompt_ids, responses[field] = encode(processor, _without_tools(prompt), str(text))
     return prompt_ids, responses
 
@@ -116,6 +115,8 @@ def _texts(formatter: Any, content: str) -> list[str]:
 
 def _calls_as_written(template: Any, text: str) -> list[str]:
     """The texts that the template writes for a call of functions."""
+    from llamafactory.data.template import Llama2Template  # not above: this module is loaded while the host's is
+
     words = {"thought_words": template.thought_words, "tool_call_words": template.tool_call_words}
     if isinstance(template, Llama2Template):
         words = {}  # which the host does not give it
