@@ -170,7 +170,7 @@ def _own_item(reader: RowReader, raw: RawRow, kind: str) -> tuple[str, ApoItem] 
     query = "" if reader.problems else transcript(prompt)
     if query is None:
         reader.note(
-            "messages", "FP086", "a system turn, a turn with white space around it or with a mark of HH's turns"
+            "messages", "FP086", "a system turn, tools, a turn with white space around it or with a mark of HH's turns"
         )
     if reader.problems or query is None:
         return reader.problems

@@ -148,7 +148,7 @@ def rendered(
 def _applied(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: bool, tools: str) -> str:
     from jinja2 import TemplateError
 
-    listed = json.loads(tools) if tools else None
+    listed = chat_tools(tools) or None
     turns = chat_messages(messages)
 
     def apply(turns: Sequence[Mapping[str, Any]], tools: list[Any] | None) -> str:
@@ -181,10 +181,14 @@ def _changed(turn: dict[str, Any]) -> dict[str, Any]:
     return turn | {"tool_calls": [call | {"function": each} for call, each in zip(calls, functions, strict=True)]}
 
 
-def chat_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Turns as OpenAI and chat templates have them, without that of the tools.
+def chat_messages(messages: Sequence[Message], *, as_text: bool = False) -> list[dict[str, Any]]:
+    """Turns as chat templates have them, without that of the tools.
 
     Calls get ids of nine characters, by their number in the dialogue, and results those of the calls before them.
+
+    Args:
+        messages: the dialogue.
+        as_text: arguments as JSON text, as OpenAI has them; else as objects.
 
     Raises:
         ToolsRefusedError: the calls of a turn cannot be read; the last turn is a response then.
@@ -205,8 +209,9 @@ def chat_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
             open_calls = [f"call{number:05d}" for number in range(count, count + len(calls))]
             count += len(calls)
             listed = [
-                {"id": name, "type": "function", "function": {"name": call["name"], "arguments": _arguments(call)}}
+                {"id": name, "type": "function", "function": {"name": call["name"], "arguments": arguments}}
                 for name, call in zip(open_calls, calls, strict=True)
+                for arguments in [_arguments(call, as_text)]
             ]
             made.append({"role": "assistant", "content": before, "tool_calls": listed})
         else:
@@ -214,9 +219,17 @@ def chat_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return made
 
 
-def _arguments(call: Mapping[str, Any]) -> Any:
-    """The arguments of a call; OpenAI writes them as the text of an object."""
+def chat_tools(tools: str) -> list[dict[str, Any]]:
+    """The tools of a prompt as OpenAI and chat templates have them, {type, function}; none for ""."""
+    listed = json.loads(tools) if tools else []
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in listed]
+
+
+def _arguments(call: Mapping[str, Any], as_text: bool) -> Any:
+    """The arguments of a call, which a row may have either way."""
     arguments = call["arguments"]
+    if as_text:
+        return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     if isinstance(arguments, str):
         with suppress(ValueError):
             return json.loads(arguments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import json
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -13,7 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from finepref.formats.records import split_tools
 from finepref.formats.row import is_unicode
-from finepref.synth.engines.checkpoint import chat_messages
+from finepref.synth.engines.checkpoint import chat_messages, chat_tools
 from finepref.synth.engines.protocol import Completion, Request
 from finepref.synth.engines.thoughts import ONLY_REASONING
 
@@ -92,16 +91,16 @@ class OpenAIEngine:
     async def _ask(self, client: AsyncOpenAI, request: Request) -> Completion:
         from openai import APIStatusError, OpenAIError
 
-        tools, _ = split_tools(request.messages)
+        tools = chat_tools(split_tools(request.messages)[0])
         try:
             reply = await client.chat.completions.create(
                 model=self.name,
-                messages=chat_messages(request.messages),
+                messages=chat_messages(request.messages, as_text=True),
                 max_tokens=request.max_new_tokens,
                 temperature=request.temperature,
                 top_p=request.top_p,
                 extra_body=_extensions(request),
-                **({"tools": json.loads(tools)} if tools else {}),
+                **({"tools": tools} if tools else {}),
                 **({"seed": request.seed} if request.temperature else {}),
             )
         except APIStatusError as error:

@@ -17,7 +17,7 @@ from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import read_records
 from finepref.formats.files import write_json
 from finepref.formats.problems import Problem
-from finepref.formats.records import Negatives, Record
+from finepref.formats.records import FunctionCall, Negatives, Record
 
 
 def margins(
@@ -74,6 +74,14 @@ def margins(
         tokenizer, room = loaded()
         if found := template_problems(tokenizer, record.prompt, file=str(data), line=line, merge_system=merge_system):
             return found
+        calls = [
+            name
+            for name, text in {"chosen": record.chosen, **record.negatives}.items()
+            if isinstance(text, FunctionCall)
+        ]
+        if calls:
+            told = "the margins are those of texts, and the response calls functions"
+            return [Problem(str(data), line, calls[0], "FP242", told)]
         whole = item(record)
         longest = len(whole.prompt) + max(map(len, whole.responses.values()))
         told = f"prompt and longest answer have {longest} tokens, and the model has room for {room}"
