@@ -303,6 +303,7 @@ def _made_by(row: stages.Stage, data_args: Any, tokenizer: Any) -> dict[str, Any
         "schema": adapter_of(row).schema,
         "cutoff_len": data_args.cutoff_len,
         "template": data_args.template,
+        "tool_format": data_args.tool_format,
         "tokenizer": scores.fingerprint(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else "",
         "finepref_overlong": current().options.overlong,
     }
