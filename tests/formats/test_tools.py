@@ -75,25 +75,20 @@ RECORDS = [
 ]
 
 
-def calls_of(record):
-    """Which texts of a record are calls of functions."""
-    return json.dumps(to_row(record)).count('"function_call":')
-
-
-@pytest.mark.parametrize("record", RECORDS)
-def test_a_record_with_tools_and_calls_is_read_back_with_its_calls(record):
+@pytest.mark.parametrize(("record", "calls"), zip(RECORDS, (1, 1, 2, 1, 0, 1, 3, 0), strict=True))
+def test_a_record_with_tools_and_calls_is_read_back_with_its_calls(record, calls):
     formatting = next(name for name, kind in FORMATS.items() if kind is type(record))
     row = json.loads(json.dumps(to_row(record)))
+    assert json.dumps(row).count('"function_call":') == calls
     for again in (parse(row, formatting), revive(row, formatting)):
         assert again == record
-        assert calls_of(again) == calls_of(record)
-        assert to_row(again) == to_row(record)
+        assert to_row(again) == row
 
 
 def test_a_file_of_responses_that_call_functions_is_recognised(tmp_path):
     for formatting in ("pair", "negatives", "ranked", "feedback", "span_pair"):
         path = tmp_path / f"{formatting}.jsonl"
-        rows = [to_row(record) for record in RECORDS if type(record) is FORMATS[formatting]]
+        rows = [to_row(record) for record in RECORDS[:-1] if type(record) is FORMATS[formatting]]
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         assert layouts.guess([path]) == formatting
 
