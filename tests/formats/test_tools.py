@@ -203,7 +203,7 @@ def test_calls_of_the_user_and_roles_that_may_mean_either_are_refused():
         )
 
 
-@pytest.mark.parametrize("value", ["get_weather", "{}x", '"a"', [1], [TOOLS], {"name": "x"}, 7, True])
+@pytest.mark.parametrize("value", ["get_weather", "{}x", '"a"', [1], [TOOLS], {"name": "x"}, 7, True, [{"a": b""}]])
 def test_tools_that_are_no_list_of_objects_are_refused(value):
     row = {"prompt": Q, "chosen": A, "rejected": "No.", "tools": value}
     assert codes(read(row, "pair")) == [("FP117", "tools")]

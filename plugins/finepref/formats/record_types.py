@@ -157,7 +157,7 @@ def as_turn(response: str) -> Message:
 
 def content_id(prompt: Prompt, *texts: object) -> str:
     """16 hex digits: blake2b over the canonical JSON of the prompt and the texts."""
-    named = [_named(text) for text in texts]
+    named = [text if type(text) is str else _named(text) for text in texts]
     canonical = json.dumps([[list(turn) for turn in prompt], *named], ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
 

@@ -179,10 +179,13 @@ class RowReader:
 
     def response(self, name: str) -> str:
         """The response in a required field, see `reply`."""
+        value = self.values.get(name)
+        if is_text(value):
+            return value
         if name not in self.values:
             self.missing(name)
             return ""
-        return self.reply(self.values[name], self.column(name))
+        return self.reply(value, self.column(name))
 
     def reply(self, value: object, field: str) -> str:
         """A response: a text, or {function_call: text}, which becomes a `FunctionCall`."""
@@ -241,14 +244,14 @@ class RowReader:
         if value in _NOTHING:
             return ()
         listed, text = value, value
-        if type(value) is str:
-            try:
+        try:
+            if type(value) is str:
                 listed = json.loads(value)
-            except (ValueError, RecursionError):
-                listed = None
-        elif isinstance(value, list | tuple):
-            listed = _without_nulls(value) if self.nulls_absent else value
-            text = json.dumps(listed, ensure_ascii=False)
+            elif isinstance(value, list | tuple):
+                listed = _without_nulls(value) if self.nulls_absent else value
+                text = json.dumps(listed, ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError):
+            listed = None
         if not isinstance(listed, list | tuple) or any(not isinstance(tool, Mapping) for tool in listed):
             told = shown(value) if type(value) is str else kind_of(value)
             self.note(field, "FP117", f"expected a list of objects, or its JSON, got {told}")
@@ -336,7 +339,7 @@ class RowReader:
         try:
             text = tool_calls.written(calls, before)
             tool_calls.read(text)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             self.note(f"{field}.{key}", "FP118", str(error))
             return Message("function_call", "")
         return Message("function_call", self.text(text, f"{field}.{key}"))
