@@ -6,7 +6,7 @@ import json
 
 import pytest
 from finepref.formats import layouts, tool_calls
-from finepref.formats.layout_table import BUILT_IN
+from finepref.formats.layout_table import BUILT_IN, recognise
 from finepref.formats.records import (
     FORMATS,
     Feedback,
@@ -91,6 +91,7 @@ def test_a_file_of_responses_that_call_functions_is_recognised(tmp_path):
         rows = [to_row(record) for record in RECORDS[:-1] if type(record) is FORMATS[formatting]]
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         assert layouts.guess([path]) == formatting
+        assert {*map(recognise, rows)} == {formatting}
 
 
 def test_an_id_made_of_the_content_tells_a_call_from_a_text_and_is_as_before_without_tools():
