@@ -183,33 +183,23 @@ def test_messages_with_an_input_of_their_own_are_refused_unless_it_says_what_the
         ("images", ["a.png"], "FP088"),
         ("videos", ["a.mp4"], "FP088"),
         ("audios", ["a.wav"], "FP088"),
-        ("tools", '[{"name": "get_weather"}]', "FP089"),
-        ("tools", [{"name": "get_weather"}], "FP089"),
+        ("tools", "look it up", "FP117"),
+        ("tools", {"name": "get_weather"}, "FP117"),
     ],
 )
-def test_images_videos_audios_and_tools_are_refused_by_name_in_every_layout(layout, name, value, code):
+def test_images_videos_audios_and_tools_that_are_no_list_are_refused_by_name_in_every_layout(
+    layout, name, value, code
+):
     row = layouts.find(layout).sample
     assert codes(read({**row, name: value}, layout)) == [(code, name)]
     for empty in ([], None, "", "[]"):
         assert not isinstance(read({**row, name: empty}, layout), list)
 
 
-def test_a_check_may_let_tools_pass_and_tell_of_them_itself():
-    row = {"prompt": Q, "chosen": A, "rejected": B, "tools": "[{}]"}
-    assert isinstance(read(row, "pair", tools=True), Pair)
-    assert isinstance(read({"instruction": Q, **row, "prompt": None}, "alpaca", tools=True), Pair)
-
-
-@pytest.mark.parametrize("role", ["tool", "function_call", "observation"])
-def test_turns_of_tools_are_refused_by_name(role):
-    row = {"conversations": [HUMAN, {"from": role, "value": "{}"}], "chosen": GPT, "rejected": GPT_BAD}
-    assert codes(read(row, "sharegpt")) == [("FP089", "conversations[1].from")]
-
-
 def test_a_message_may_have_keys_that_change_nothing_and_no_others():
     good = [TURN | {"name": None, "weight": 0, "train": False, "tool_calls": [], "refusal": None}]
     assert read({"messages": good, "chosen": A, "rejected": B}, "pair").prompt == (USER,)
-    for key, code in (("thinking", "FP014"), ("tool_calls", "FP089")):
+    for key, code in (("thinking", "FP014"), ("tool_call_ids", "FP014")):
         row = {"messages": [TURN | {key: ["x"]}], "chosen": A, "rejected": B}
         assert codes(read(row, "pair")) == [(code, f"messages[0].{key}")]
 
@@ -564,11 +554,6 @@ def test_every_name_can_be_asked_for_its_format():
         "negatives",
     }
     assert json.dumps(layouts.names())
-
-
-def test_tools_inside_the_input_of_an_openai_row_are_refused_by_name():
-    row = {"input": {"messages": [TURN], "tools": [{"type": "function"}]}, "preferred_output": [GOOD]}
-    assert codes(read(row | {"non_preferred_output": [BAD]}, "openai_preference")) == [("FP089", "input.tools")]
 
 
 def test_a_column_that_arrow_has_filled_with_null_is_absent_inside_a_message_too():

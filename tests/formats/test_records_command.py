@@ -11,6 +11,7 @@ from finepref.formats.jsonl import write_jsonl
 from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner
 
+CALL = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
 PAIRS = [{"id": f"{n}", "prompt": f"q{n}", "chosen": "good", "rejected": "bad"} for n in range(10)]
 NEGATIVES = [{"prompt": f"q{n}", "chosen": "good", "negatives": {"a": "bad", "b": "worse"}} for n in range(3)]
 
@@ -292,11 +293,16 @@ def test_rows_inside_an_object_are_found_and_a_row_of_no_layout_lists_the_names(
     assert all(name in shown for name in ("FP093", "trl_implicit", "ultrafeedback"))
 
 
-def test_tools_pass_the_check_with_a_word_and_stop_a_conversion(folder):
-    write_jsonl(folder / "t.jsonl", [PAIRS[0] | {"tools": '[{"name": "get_weather"}]'}])
-    assert "refused by training and `finepref convert` (FP089)" in run("validate", "t.jsonl").output
-    assert "FP089" in run("convert", "--from", "pair", "--to", "pair", "t.jsonl", "x.jsonl", code=1).output
-    assert not (folder / "x.jsonl").exists()
+def test_a_check_takes_tools_and_a_conversion_keeps_them(folder):
+    tools = '[{"name": "get_weather"}]'
+    write_jsonl(folder / "t.jsonl", [PAIRS[0] | {"tools": tools, "rejected": {"function_call": CALL}}])
+    assert json.loads(run("validate", "--json", "t.jsonl").output)["files"][0]["ignored"] == {}
+    run("convert", "--from", "pair", "--to", "ranked", "t.jsonl", "x.jsonl")
+    (row,) = map(json.loads, (folder / "x.jsonl").read_text().splitlines())
+    assert (row["tools"], row["responses"][1]) == (tools, {"function_call": CALL})
+    run("convert", "--from", "ranked", "--to", "pair", "x.jsonl", "y.jsonl")
+    (row,) = map(json.loads, (folder / "y.jsonl").read_text().splitlines())
+    assert (row["tools"], row["rejected"]) == (tools, {"function_call": CALL})
 
 
 def test_many_equal_problems_are_one_line_with_their_number_and_three_places(folder):

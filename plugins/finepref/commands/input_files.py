@@ -121,7 +121,7 @@ def _rejected(check: FileCheck, file: Input, jobs: int, **options: Any) -> Itera
         yield from check.rejected_rows(read_file(file, **options))
         check.sha256 = digest(file.path)
         return
-    parse_row = file.parse_row(options.get("error_types"), tools=options.get("tools", False))
+    parse_row = file.parse_row(options.get("error_types"))
     with tqdm(desc=file.path.name, unit=" rows", disable=None) as bar:
         yield from check.rejected_in_file(file.path, parse_row, jobs=jobs, progress=bar.update)
 

@@ -31,7 +31,6 @@ from finepref.formats.jsonl import ArrayLine
 from finepref.formats.problems import Group
 from finepref.synth.data_sources.inputs import Input, find_inputs
 
-TOOLS = "rows with `tools` are refused by training and `finepref convert` (FP089): tools do not reach the template yet"
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -72,9 +71,7 @@ def validate(
             inputs += find_inputs(name, layout, dataset_dir, columns_of(column), error_type or None, jobs=jobs)
         except BadData as error:
             problems += error.problems
-    reports = check_files(
-        inputs, limit, rejected if share else None, jobs=jobs, error_types=allowed, tools=True, alone=True
-    )
+    reports = check_files(inputs, limit, rejected if share else None, jobs=jobs, error_types=allowed, alone=True)
     allowed_codes = ("FP061",) if stage else ()  # a stage that reads feedback trains on one label, with a warning
     passed = not problems and all(report.passes(share, allowed=allowed_codes) for report in reports)
     forecast = None
@@ -87,9 +84,6 @@ def validate(
         typer.echo(json.dumps(found | ({"forecast": forecast.content} if forecast else {})))
     else:
         print_reports(reports, problems)
-        for report in reports:
-            if "tools" in report.ignored:
-                typer.echo(f"{report.file}: {TOOLS}")
         for line in forecast.lines if forecast else ():
             typer.echo(line)
     raise typer.Exit(0 if passed else 1)

@@ -30,7 +30,7 @@ class Format(NamedTuple):
 FILE_CODES = tuple(code for code in CODES if code <= "FP009")
 _PROMPT_CODES = (
     *("FP010", "FP011", "FP012", "FP013", "FP014", "FP015", "FP020", "FP021", "FP022", "FP023"),
-    *("FP088", "FP089"),
+    *("FP088", "FP089", "FP117", "FP118"),
 )
 _SPAN_CODES = ("FP007", "FP040", "FP041", "FP042", "FP043")
 
@@ -41,8 +41,9 @@ FIELD_TEXTS = {
     "query": "text, optional: joined to `prompt` in a new line, as the hosts do",
     "input": "the same",
     "history": "[[user, assistant], ...], optional: the turns before `prompt`",
-    "messages": "instead of prompt: turns {role, content} or {from, value}, the user's last",
-    "chosen": "text: the better response",
+    "messages": "instead of prompt: turns {role, content} or {from, value}, the user's or an observation last",
+    "tools": "a list of objects, or its JSON as text, optional: what the assistant may call",
+    "chosen": "text: the better response; or a call, see above",
     "rejected": "text: the worse response",
     "margin": "number, optional: how much better",
     "chosen_spans": "spans in chosen, optional; without any, all of it counts",
@@ -259,8 +260,13 @@ Rules for all formats:
 - A null is a value of the wrong type; omit the key instead. (Exceptions: a null or empty `system` is no system turn;
   in rows that a host read through Arrow, an absent key is a null.)
 - A message may also have id, name, weight, train, training, loss and loss_scale, or any key that is null.
-- Columns that a format does not know are ignored; the report counts them. Not so `images`, `videos`, `audios` and
-  `tools` that are not empty: such rows are refused (FP088, FP089; `finepref validate` lets tools pass and says so).
+- Roles are system, user (human), assistant (gpt), function_call and observation (tool). User and observation take
+  turns with assistant and function_call; several observations may follow one call of several functions.
+- `tools` may stand in rows of every format and layout, as may OpenAI's `tool_calls`. The text of a function_call is
+  JSON, {{name, arguments}} or a list of them. A response that calls functions is `{{"function_call": TEXT}}`, not a
+  text. The template writes all of this; a row that it cannot write is refused (FP242).
+- Columns that a format does not know are ignored; the report counts them. Not so `images`, `videos` and `audios` that
+  are not empty: such rows are refused (FP088).
 - In a table (.csv, .tsv) an empty cell is an absent key. Numbers, true and false, and JSON lists and objects are read
   where the format wants them; elsewhere a cell is a text. Parquet, arrow and zst need pyarrow (FP110).
 - An entry with `hf_hub_url` or `ms_hub_url` and without a `file_name` is loaded by the package `datasets` or

@@ -160,6 +160,7 @@ def _is_label(value: object) -> bool:
 
 KINDS: dict[str, Callable[[object], bool]] = {
     "text": lambda value: type(value) is str,
+    "response": lambda value: type(value) is str or (isinstance(value, Mapping) and "function_call" in value),
     "transcript": lambda value: (
         type(value) is str and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
     ),

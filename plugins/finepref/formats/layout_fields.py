@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from finepref.formats.layout import ABSENT, Field, Own, Taken, find, is_message, take
 from finepref.formats.problems import NOTES
 from finepref.formats.released import dialogue, query_id
-from finepref.formats.row import ROLES, Message, RowReader, kind_of, shown
+from finepref.formats.row import ASSISTANTS, CALL_KEYS, ROLES, Message, RowReader, kind_of, shown
 
 _HUMAN_TURN, _ASSISTANT_TURN, _SEPARATOR = "\n\nHuman:", "\n\nAssistant:", "<sep>"
 _HEADING = re.compile(r"(?:^|\s*\n)## (Human|Assistant):")
@@ -27,13 +27,17 @@ def reply(reader: RowReader, value: object, place: str) -> object:
         return Taken(place, value)
     role_key, key = ("from", "value") if {"from", "value"} & value.keys() else ("role", "content")
     role = value.get(role_key, "assistant")
-    if type(role) is str and ROLES.get(role, "assistant") != "assistant":
+    if type(role) is str and ROLES.get(role, "assistant") not in ASSISTANTS:
         reader.note(place, "FP095", f"expected a message of the assistant, got one of the {ROLES[role]}")
         return ABSENT
     if value.get("train") is False or (type(value.get("weight")) is int and value["weight"] == 0):
         reader.note(place, "FP095", "the message says that nothing of it is trained")
         return ABSENT
     others = {name: member for name, member in value.items() if name not in (key, "train_detail")}
+    if role == "function_call" or any(value.get(name) for name in CALL_KEYS):
+        before = len(reader.problems)
+        turn = reader.message(others | {role_key: role, key: value.get(key)}, place)
+        return ABSENT if len(reader.problems) > before else Taken(place, {"function_call": turn.content})
     reader.message(others | {role_key: role, key: "-"}, place)  # notes what is wrong besides the text
     return Taken(f"{place}.{key}", value.get(key, ABSENT))
 
@@ -76,10 +80,7 @@ def prompt_of(path: str) -> dict[str, str | Field]:
 
 def chat_input(reader: RowReader, value: object, place: str) -> object:
     """OpenAI's `input` {messages, tools}: its messages."""
-    members = reader.mapping(value, place)
-    if members.get("tools"):
-        reader.note(f"{place}.tools", "FP089", "tools are not supported yet: they do not reach the chat template")
-    return Taken(f"{place}.messages", members.get("messages", ABSENT))
+    return Taken(f"{place}.messages", reader.mapping(value, place).get("messages", ABSENT))
 
 
 def text_only(reader: RowReader, value: object, place: str) -> object:
@@ -455,11 +456,12 @@ def _step_pair(reader: RowReader, prompt: Taken, path: Sequence[str], right: obj
 
 
 def _same_turn(left: object, right: object) -> bool:
-    """Whether two messages have the same role and text."""
+    """Whether two messages have the same role and text, and call the same functions."""
     if not isinstance(left, Mapping) or not isinstance(right, Mapping):
         return False
     said = [(each.get("role", each.get("from")), each.get("content", each.get("value"))) for each in (left, right)]
-    return said[0] == said[1]
+    calls = [[each.get(key) or None for key in CALL_KEYS] for each in (left, right)]
+    return said[0] == said[1] and calls[0] == calls[1]
 
 
 def _as_objects(prompt: Sequence[Message]) -> list[dict[str, str]]:

@@ -64,14 +64,14 @@ BUILT_IN = (
         "scored_pair",
         "finepref",
         _PAIR | {"tokenizer": "5d1f6d2c9b0e4a37", "chosen_scores": [0.5, 0.1], "rejected_scores": [0.25]},
-        ("chosen:text", "rejected:text", "chosen_scores|rejected_scores:list"),
+        ("chosen:response", "rejected:response", "chosen_scores|rejected_scores:list"),
     ),
     Layout(
         "span_pair",
         "span_pair",
         "finepref",
         _PAIR | {"rejected_spans": [{"start": 6, "end": 10}]},
-        ("chosen:text", "rejected:text", "chosen_spans|rejected_spans:list"),
+        ("chosen:response", "rejected:response", "chosen_spans|rejected_spans:list"),
         widens="pair",
     ),
     Layout(
@@ -79,7 +79,7 @@ BUILT_IN = (
         "negatives",
         "finepref",
         {"prompt": _Q, "chosen": _A, "negatives": {"hallucination": _B}},
-        ("chosen:text", "negatives:object"),
+        ("chosen:response", "negatives:object"),
     ),
     Layout(
         "granular",
@@ -212,6 +212,7 @@ BUILT_IN = (
         {
             "id": "id",
             "messages": Field("input", take.chat_input),
+            "tools": "input.tools|tools",
             "chosen": Field("preferred_output", take.reply),
             "rejected": Field("non_preferred_output", take.reply),
         },
@@ -536,7 +537,7 @@ BUILT_IN = (
         "pair",
         "finepref; TRL, OpenRLHF",
         _PAIR,
-        ("chosen:text", "rejected:text"),
+        ("chosen:response", "rejected:response"),
         widens="trl_implicit_texts",
     ),
 )

@@ -20,7 +20,7 @@ from finepref.formats.jsonl import MAX_LINE, Chunk, RawRow, read_chunks, read_ro
 from finepref.formats.layout import ABSENT, FAILED, Layout, has_edits, likeliest
 from finepref.formats.problems import NOTES, BadData, Problem
 from finepref.formats.records import FIELDS, FORMATS, Record, parse, parse_with
-from finepref.formats.row import HOST_EXTRAS, HOST_TURNS, ROLES, RowReader, kind_of
+from finepref.formats.row import MEDIA, PROMPT_COLUMNS, ROLES, RowReader, kind_of
 
 
 class Noted(tuple[Record, ...]):
@@ -51,7 +51,7 @@ UNKNOWN = "unknown"
 SUPERVISED = {layout.name: layout for layout in layout_table.SUPERVISED}
 """Layouts of single good answers by name, which only the jobs that ask models read."""
 
-_NO_ERROR_TYPES = HOST_EXTRAS | {"kto_tag", "response", "label"}
+_NO_ERROR_TYPES = frozenset({*MEDIA, "tools", "kto_tag", "response", "label"})
 """Keys of the host's own formats; they are never read as columns of error types."""
 
 _TAGS = {
@@ -91,7 +91,6 @@ def reader(
     file: str = "<row>",
     nulls_absent: bool = False,
     tags: Mapping[str, str] | None = None,
-    tools: bool = False,
     cells: bool = False,
 ) -> ParseRow:
     """The function that reads a row of a layout; it can be pickled.
@@ -103,7 +102,6 @@ def reader(
         file: for the problems.
         nulls_absent: the rows come through Arrow, where an absent key is null.
         tags: LLaMA-Factory's `tags` of an entry: how its messages name roles and texts.
-        tools: let rows with `tools` pass, see `records.parse`.
         cells: the rows are those of a table of texts; numbers, booleans and lists are read where the layout wants
             them, see `finepref.formats.tables`.
 
@@ -112,7 +110,7 @@ def reader(
     """
     if cells:
         options: dict[str, Any] = {"columns": columns, "error_type": error_type, "error_types": error_types}
-        options |= {"file": file, "nulls_absent": nulls_absent, "tags": tags, "tools": tools}
+        options |= {"file": file, "nulls_absent": nulls_absent, "tags": tags}
         return partial(_read_cells, parse_row=reader(name, **options))
     if name == UNKNOWN:
         return partial(_unknown, file=file)
@@ -125,7 +123,6 @@ def reader(
             nulls_absent=nulls_absent,
             error_type=error_type,
             error_types=error_types,
-            tools=tools,
         )
     find(name)
     return partial(
@@ -137,7 +134,6 @@ def reader(
         error_type=error_type,
         error_types=error_types,
         tags=tags,
-        tools=tools,
     )
 
 
@@ -161,14 +157,13 @@ def read(
     error_type: str | None = None,
     error_types: Collection[str] | None = None,
     tags: Mapping[str, str] | None = None,
-    tools: bool = False,
 ) -> Parsed:
     """Read one row of a layout; the arguments are those of `reader`. Never raises for bad data."""
     layout = find(name)
     options: dict[str, Any] = {"error_type": error_type, "error_types": error_types}
     if layout.native:
         places: dict[str, Any] = {"columns": columns, "file": file, "line": line, "nulls_absent": nulls_absent}
-        return parse(row, layout.gives, **places, **options, tools=tools)
+        return parse(row, layout.gives, **places, **options)
     if not layout.by_row:
         text = f"rows of {name} are not read one by one; `finepref convert --from {name}` makes {layout.gives} of them"
         return [Problem(file, line, "", "FP090", text)]
@@ -177,12 +172,12 @@ def read(
     source = RowReader(
         row, columns=file_columns(layout, columns or {}), file=file, line=line, nulls_absent=nulls_absent
     )
-    source.refuse_extras(tools=tools)
+    source.refuse_media()
     if tags:
         source.values = {column: _retagged(value, tags) for column, value in source.values.items()}
     records: list[Record] = []
     problems: list[Problem] = []
-    left = [each for each in HOST_TURNS & source.values.keys() if each not in layout.columns]
+    left = [each for each in PROMPT_COLUMNS & source.values.keys() if each not in layout.columns]
     found = layout.records(source)
     notes = [each for each in source.problems if each.code in NOTES]
     if notes:
@@ -252,7 +247,7 @@ def columns_read(name: str, columns: Mapping[str, str] | None = None) -> set[str
     mapped = dict(columns or {}) if layout.native else file_columns(layout, columns or {})
     taken = {*mapped.values()}
     fields = {*FIELDS[layout.gives]} if layout.native else {*layout.columns}
-    return {each for each in fields | HOST_TURNS if each not in mapped and each not in taken} | taken
+    return {each for each in fields | PROMPT_COLUMNS if each not in mapped and each not in taken} | taken
 
 
 def check_columns(name: str, columns: Mapping[str, object], *, file: str, place: str = "columns") -> list[Problem]:
@@ -260,9 +255,9 @@ def check_columns(name: str, columns: Mapping[str, object], *, file: str, place:
     if name == UNKNOWN or name not in {*layout_table.table(), *SUPERVISED}:
         return [Problem(file, 0, "formatting", "FP016", f"{name[:80]!a} is not one of {', '.join(names())}")]
     layout = find(name)
-    known = {*FIELDS[layout.gives]} if layout.native else {*layout.fields, *layout.columns, *layout.keys, *HOST_TURNS}
+    known = {*FIELDS[layout.gives]} if layout.native else {*layout.fields, *layout.columns, *layout.keys}
     if not layout.native:
-        known |= {"system", "tools", "images", "videos", "audios", "kto_tag", "response", "chosen", "rejected"}
+        known |= PROMPT_COLUMNS | {"system", "images", "videos", "audios", "kto_tag", "response", "chosen", "rejected"}
     problems = []
     users: dict[object, str] = {}
     for field_name, column in columns.items():
@@ -311,7 +306,7 @@ def _retagged(value: object, tags: Mapping[str, str]) -> object:
         return [_retagged(item, tags) for item in value]
     if not isinstance(value, Mapping) or not ({role_tag, content_tag} & value.keys()):
         return value
-    roles = {tags[tag]: role for tag, role in _TAGS.items() if tag in tags}
+    roles = {tags[tag]: role for tag, role in _TAGS.items() if tag in tags and ROLES.get(tags[tag]) != role}
     rest = {key: member for key, member in value.items() if key not in (role_tag, content_tag)}
     if role_tag in value:
         role = value[role_tag]

@@ -15,26 +15,32 @@ from finepref.formats.record_types import (
     Record,
     ScoredPair,
     SpanPair,
+    split_tools,
 )
-from finepref.formats.row import Message, Span
+from finepref.formats.row import TOOLS, Message, Span
+from finepref.formats.tool_calls import FunctionCall
 
 
 def to_row(record: Record) -> dict[str, object]:
     """The record as a canonical row for JSON; `parse` returns the same record.
 
-    A prompt of one user turn is written as `prompt`, any other as `messages`. Default values are omitted.
+    A prompt of one user turn is written as `prompt`, any other as `messages`. Default values are omitted. A response
+    that calls functions is {function_call: text}.
     """
-    if len(record.prompt) == 1:
-        row: dict[str, object] = {"id": record.id, "prompt": record.prompt[0].content}
+    tools, turns = split_tools(record.prompt)
+    if len(turns) == 1 and turns[0].role == "user":
+        row: dict[str, object] = {"id": record.id, "prompt": turns[0].content}
     else:
-        row = {"id": record.id, "messages": [turn._asdict() for turn in record.prompt]}
+        row = {"id": record.id, "messages": [turn._asdict() for turn in turns]}
+    if tools:
+        row["tools"] = tools
     match record:
         case Pair():
-            row |= {"chosen": record.chosen, "rejected": record.rejected}
+            row |= {"chosen": _reply(record.chosen), "rejected": _reply(record.rejected)}
             if record.margin is not None:
                 row["margin"] = record.margin
         case SpanPair():
-            row |= {"chosen": record.chosen, "rejected": record.rejected}
+            row |= {"chosen": _reply(record.chosen), "rejected": _reply(record.rejected)}
             if record.chosen_spans:
                 row["chosen_spans"] = _span_rows(record.chosen_spans)
             if record.rejected_spans:
@@ -42,7 +48,8 @@ def to_row(record: Record) -> dict[str, object]:
             if record.side:
                 row["side"] = record.side
         case ScoredPair():
-            row |= {"chosen": record.chosen, "rejected": record.rejected, "tokenizer": record.tokenizer}
+            row |= {"chosen": _reply(record.chosen), "rejected": _reply(record.rejected)}
+            row["tokenizer"] = record.tokenizer
             row |= {"chosen_scores": [*record.chosen_scores], "rejected_scores": [*record.rejected_scores]}
             if record.chosen_offsets:
                 row["chosen_offsets"] = [[*offset] for offset in record.chosen_offsets]
@@ -53,19 +60,20 @@ def to_row(record: Record) -> dict[str, object]:
             if record.prompt_digest:
                 row["prompt_digest"] = record.prompt_digest
         case Ranked():
-            row |= {"responses": list(record.responses), "scores": list(record.scores)}
+            row |= {"responses": [*map(_reply, record.responses)], "scores": list(record.scores)}
             if record.kind != "human":
                 row["kind"] = record.kind
         case Feedback():
-            row |= {"response": record.response, "label": record.label}
+            row |= {"response": _reply(record.response), "label": record.label}
             if record.error_type is not None:
                 row["error_type"] = record.error_type
         case Negatives():
-            row |= {"chosen": record.chosen, "negatives": dict(record.negatives)}
+            row["chosen"] = _reply(record.chosen)
+            row["negatives"] = {name: _reply(text) for name, text in record.negatives.items()}
             if record.spans:
                 row["spans"] = {name: _span_rows(spans) for name, spans in record.spans.items()}
             if record.rejected is not None:
-                row["rejected"] = record.rejected
+                row["rejected"] = _reply(record.rejected)
     return row
 
 
@@ -77,10 +85,22 @@ def revive(row: Mapping[str, object], formatting: str) -> Record:
         values["prompt"] = tuple(Message(**turn) for turn in values.pop("messages"))
     else:
         values["prompt"] = (Message("user", values["prompt"]),)
+    if "tools" in values:
+        values["prompt"] = (Message(TOOLS, values.pop("tools")), *values["prompt"])
     for name, to_value in _REVIVED.items():
         if name in values:
             values[name] = to_value(values[name])
     return kind(**values)
+
+
+def _reply(text: str) -> object:
+    """A response as a row has it."""
+    return {"function_call": str(text)} if type(text) is FunctionCall else text
+
+
+def _revived(reply: Any) -> str:
+    """The response that `_reply` wrote."""
+    return FunctionCall(reply["function_call"]) if isinstance(reply, Mapping) else reply
 
 
 def _spans(rows: Iterable[Mapping[str, Any]]) -> tuple[Span, ...]:
@@ -95,7 +115,11 @@ _REVIVED: dict[str, Callable[[Any], object]] = {
     "rejected_scores": tuple,
     "chosen_offsets": lambda rows: tuple(map(tuple, rows)),
     "rejected_offsets": lambda rows: tuple(map(tuple, rows)),
-    "responses": tuple,
+    "chosen": _revived,
+    "rejected": _revived,
+    "response": _revived,
+    "responses": lambda replies: tuple(map(_revived, replies)),
+    "negatives": lambda by_type: {name: _revived(reply) for name, reply in by_type.items()},
     "scores": tuple,
     "spans": lambda by_type: {name: _spans(rows) for name, rows in by_type.items()},
 }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from finepref.formats.row import Message, Span
+from finepref.formats.row import TOOLS, Message, Span
+from finepref.formats.tool_calls import FunctionCall
 
 Prompt = tuple[Message, ...]
+"""The turns before a response. Tools are the first of them, with the role `row.TOOLS` (`split_tools`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,8 @@ FORMATS: dict[str, type[Record]] = {
     "negatives": Negatives,
 }
 
-COMMON_FIELDS = ("id", "prompt", "query", "input", "history", "system", "messages")
-"""Fields of every format: `messages`, or `prompt` with an optional `system`, `query`, `input` and `history`.
+COMMON_FIELDS = ("id", "prompt", "query", "input", "history", "system", "messages", "tools")
+"""Fields of every format: `messages`, or `prompt` with an optional `system`, `query`, `input` and `history`; `tools`.
 
 As in the hosts, `query`, or `input`, is joined to the prompt in a new line; `history` holds earlier turns, [user,
 assistant] each.
@@ -141,7 +143,29 @@ FIELDS: dict[str, tuple[str, ...]] = {
 """The fields of each format, in the order of `to_row`."""
 
 
+def split_tools(prompt: Sequence[Message]) -> tuple[str, Sequence[Message]]:
+    """The JSON of the tools of a prompt, "" if it has none, and its other turns."""
+    if prompt and prompt[0].role == TOOLS:
+        return prompt[0].content, prompt[1:]
+    return "", prompt
+
+
+def as_turn(response: str) -> Message:
+    """A response as a turn of the assistant or a function call."""
+    return Message("function_call" if isinstance(response, FunctionCall) else "assistant", str(response))
+
+
 def content_id(prompt: Prompt, *texts: object) -> str:
     """16 hex digits: blake2b over the canonical JSON of the prompt and the texts."""
-    canonical = json.dumps([[list(turn) for turn in prompt], *texts], ensure_ascii=False, separators=(",", ":"))
+    named = [text if type(text) is str else _named(text) for text in texts]
+    canonical = json.dumps([[list(turn) for turn in prompt], *named], ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+
+def _named(text: object) -> object:
+    """A text that differs from others if it is a call of functions."""
+    if type(text) is FunctionCall:
+        return as_turn(text)
+    if isinstance(text, list | tuple) and text and isinstance(text[0], str):
+        return [_named(each) for each in text]
+    return text

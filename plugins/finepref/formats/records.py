@@ -21,15 +21,19 @@ from finepref.formats.record_types import (
     Record,
     ScoredPair,
     SpanPair,
+    as_turn,
     content_id,
+    split_tools,
 )
-from finepref.formats.row import HOST_EXTRAS, Message, RowReader, Span, is_text, is_type_name, kind_of, shown
+from finepref.formats.row import ASSISTANTS, MEDIA, Message, RowReader, Span, is_type_name, kind_of, shown
+from finepref.formats.tool_calls import FunctionCall
 
 __all__ = [
     "COMMON_FIELDS",
     "FIELDS",
     "FORMATS",
     "Feedback",
+    "FunctionCall",
     "Message",
     "Negatives",
     "Pair",
@@ -39,14 +43,17 @@ __all__ = [
     "ScoredPair",
     "Span",
     "SpanPair",
+    "as_turn",
     "content_id",
     "parse",
     "parse_with",
     "revive",
+    "split_tools",
     "to_row",
 ]
 
 _NEGATIVES = frozenset(FIELDS["negatives"])
+_MEDIA = frozenset(MEDIA)
 
 
 def parse(
@@ -59,7 +66,6 @@ def parse(
     nulls_absent: bool = False,
     error_type: str | None = None,
     error_types: Collection[str] | None = None,
-    tools: bool = False,
 ) -> Record | list[Problem]:
     """Parse one raw row into a record, or return all its problems. Never raises for bad data.
 
@@ -71,7 +77,6 @@ def parse(
         nulls_absent: the row was read through Arrow, where an absent key is null and an integer may be a float.
         error_type: the type of undesirable `feedback` rows that name none.
         error_types: the allowed error types; None allows any name.
-        tools: let rows with `tools` pass, which no record holds; else they are refused (FP089).
     """
     columns = columns or {}
     if formatting not in FORMATS:
@@ -79,8 +84,8 @@ def parse(
     if type(row) is not dict and not isinstance(row, Mapping):
         return [Problem(file, line, "", "FP005", f"expected an object, got {kind_of(row)}")]
     reader = RowReader(row, columns=columns, file=file, line=line, nulls_absent=nulls_absent)
-    if not HOST_EXTRAS.isdisjoint(reader.values):
-        reader.refuse_extras(tools=tools)
+    if not _MEDIA.isdisjoint(reader.values):
+        reader.refuse_media()
     record = parse_with(reader, formatting, error_type=error_type, error_types=error_types)
     return record or _of_another_format(reader, formatting) or reader.problems
 
@@ -181,7 +186,8 @@ def _ranked(reader: RowReader) -> Ranked | None:
     given, prompt = reader.id(), reader.prompt()
     texts, numbers = _list_of(reader, "responses"), _list_of(reader, "scores")
     field, scores_field = reader.column("responses"), reader.column("scores")
-    responses, scores = reader.texts(texts, field), reader.numbers(numbers, scores_field)
+    responses = [reader.reply(text, f"{field}[{i}]") for i, text in enumerate(texts)]
+    scores = reader.numbers(numbers, scores_field)
     kind = reader.values.get("kind", "human")
     if kind != "human" and kind != "apo":
         reader.note(reader.column("kind"), "FP053", f"expected human or apo, got {shown(kind)}")
@@ -248,23 +254,27 @@ def _label(value: object) -> str:
 def _prompt_and_response(reader: RowReader) -> tuple[Prompt, str]:
     """Prompt and response of a row; `messages` may end in the response, as the SeaPO and KTO releases write it."""
     if "messages" not in reader.values:
-        return reader.prompt(), reader.required_text("response")
+        return reader.prompt(), reader.response("response")
     if "response" in reader.values:
-        return reader.prompt(), reader.required_text("response")
+        return reader.prompt(), reader.response("response")
     turns = reader.dialogue()
-    if turns and turns[-1].role != "assistant":
+    if turns and turns[-1].role not in ASSISTANTS:
         reader.note(reader.column("messages"), "FP010", "neither a response nor messages that end in one")
-    return turns[:-1], turns[-1].content if turns else ""
+    if not turns:
+        return (), ""
+    role, text = turns[-1]
+    return turns[:-1], FunctionCall(text) if role == "function_call" else text
 
 
 def _negatives(reader: RowReader, allowed: Collection[str] | None) -> Negatives | None:
     given, prompt = reader.id(), reader.prompt()
-    chosen, rejected = reader.required_text("chosen"), reader.optional_text("rejected")
+    chosen = reader.response("chosen")
+    rejected = reader.response("rejected") if "rejected" in reader.values else None
     raw, places = _texts_by_type(reader)
     for name in raw:
         if not is_type_name(name) or (allowed is not None and name not in allowed):
             _check_type(reader, name, places(name), allowed)
-    negatives = {name: t if is_text(t := raw[name]) else reader.text(t, places(name)) for name in sorted(raw)}
+    negatives = {name: reader.reply(raw[name], places(name)) for name in sorted(raw)}
     if len({chosen.strip(), *map(str.strip, negatives.values())}) <= len(negatives):
         _check_different(reader, chosen, negatives, places)
     spans: dict[str, tuple[Span, ...]] = {}
@@ -321,7 +331,7 @@ def _check_type(reader: RowReader, name: str, field: str, allowed: Collection[st
 
 
 def _two_responses(reader: RowReader) -> tuple[str, str]:
-    chosen, rejected = reader.required_text("chosen"), reader.required_text("rejected")
+    chosen, rejected = reader.response("chosen"), reader.response("rejected")
     if chosen and chosen.strip() == rejected.strip():
         reader.note(reader.column("rejected"), "FP034", "the rejected response equals the chosen one")
     return chosen, rejected

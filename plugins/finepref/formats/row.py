@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeGuard
 
+from finepref.formats import tool_calls
 from finepref.formats.problems import Problem
+from finepref.formats.tool_calls import FunctionCall
 
 ROLES = {
     "system": "system",
@@ -15,26 +18,39 @@ ROLES = {
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "observation": "observation",
+    "tool": "observation",
+    "function_call": "function_call",
 }
-"""Role as written -> role; `human` and `gpt` are the names of the sharegpt layout."""
+"""Role as written -> role; `human` and `gpt` are the names of the sharegpt layout, `tool` is OpenAI's."""
 
 INT64 = 2**63
 _ABSENT = object()
 
 HOST_TURNS = frozenset({"query", "input", "history"})
-"""Columns that the hosts make part of the prompt."""
+"""Columns that the hosts make part of the user's turns."""
+PROMPT_COLUMNS = HOST_TURNS | {"tools"}
+"""Columns that belong to the prompt in every layout."""
 MEDIA = ("images", "videos", "audios")
-HOST_EXTRAS = frozenset({*MEDIA, "tools"})
 """Columns without which a host's row means something else; they are refused, never left out in silence."""
-TOOL_ROLES = frozenset({"tool", "function", "function_call", "observation", "ipython"})
-TOOL_KEYS = frozenset({"tool_calls", "function_call", "tool_call_id"})
-MESSAGE_KEYS = frozenset({"id", "loss", "loss_scale", "name", "train", "train_detail", "training", "weight"})
+USERS, ASSISTANTS = ("user", "observation"), ("assistant", "function_call")
+"""Roles of the turns that ask, and of those that answer. Several observations may follow one another."""
+TOOLS = "tools"
+"""Role of the first turn of a prompt with tools; its text is the JSON of their list."""
+UNCLEAR_ROLES = frozenset({"function", "ipython"})
+CALL_KEYS = ("tool_calls", "function_call")
+MESSAGE_KEYS = frozenset(
+    {"id", "loss", "loss_scale", "name", "tool_call_id", "train", "train_detail", "training", "weight"}
+)
 """Keys of a message, besides role and content, that do not change its text."""
 _NOTHING: tuple[object, ...] = (None, "", [], {}, (), "[]", "{}", "null")
 
 
 class Message(NamedTuple):
-    """One turn; role is "system", "user" or "assistant"."""
+    """One turn; role is "system", "user", "assistant", "observation" (a tool's result), "function_call" or `TOOLS`.
+
+    The text of a "function_call" is that of a `FunctionCall`.
+    """
 
     role: str
     content: str
@@ -161,6 +177,27 @@ class RowReader:
         """The text of an optional field, None when absent."""
         return self.required_text(name) if name in self.values else None
 
+    def response(self, name: str) -> str:
+        """The response in a required field, see `reply`."""
+        value = self.values.get(name)
+        if is_text(value):
+            return value
+        if name not in self.values:
+            self.missing(name)
+            return ""
+        return self.reply(value, self.column(name))
+
+    def reply(self, value: object, field: str) -> str:
+        """A response: a text, or {function_call: text}, which becomes a `FunctionCall`."""
+        if is_text(value):
+            return value
+        if not isinstance(value, Mapping) or value.keys() != {"function_call"}:
+            return self.text(value, field)
+        place = f"{field}.function_call"
+        text = self.text(value["function_call"], place)
+        self._check_calls(text, place)
+        return FunctionCall(text)
+
     def texts(self, values: Sequence[object], field: str) -> list[str]:
         """A list of texts."""
         return [v if is_text(v) else self.text(v, f"{field}[{i}]") for i, v in enumerate(values)]
@@ -195,18 +232,31 @@ class RowReader:
             return {key: member for key, member in value.items() if member is not None}
         return value
 
-    def refuse_extras(self, *, tools: bool) -> None:
-        """Refuse images, videos, audios and tools that are not empty.
-
-        Args:
-            tools: let `tools` pass, for a check that tells of them in another way.
-        """
+    def refuse_media(self) -> None:
+        """Refuse images, videos and audios that are not empty."""
         for name in MEDIA:
             if self.values.get(name) not in _NOTHING:
                 self.note(self.column(name), "FP088", f"{name} are not supported; only text is trained")
-        if not tools and self.values.get("tools") not in _NOTHING:
-            text = "tools are not supported yet: they do not reach the chat template"
-            self.note(self.column("tools"), "FP089", text)
+
+    def tools(self) -> tuple[Message, ...]:
+        """The turn of `tools`, the text of a JSON list or a list of objects; no turn if there are none."""
+        value, field = self.values.get("tools"), self.column("tools")
+        if value in _NOTHING:
+            return ()
+        listed, text = value, value
+        try:
+            if type(value) is str:
+                listed = json.loads(value)
+            elif isinstance(value, list | tuple):
+                listed = _without_nulls(value) if self.nulls_absent else value
+                text = json.dumps(listed, ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError):
+            listed = None
+        if not isinstance(listed, list | tuple) or any(not isinstance(tool, Mapping) for tool in listed):
+            told = shown(value) if type(value) is str else kind_of(value)
+            self.note(field, "FP117", f"expected a list of objects, or its JSON, got {told}")
+            return ()
+        return (Message(TOOLS, self.text(text, field)),) if listed else ()
 
     def id(self) -> str | None:
         """The row's id: a printable string of at most 256 characters, or an integer; None when the row gives none."""
@@ -222,7 +272,7 @@ class RowReader:
         return value if type(value) is str else None
 
     def messages(self, value: object, field: str) -> tuple[Message, ...]:
-        """Turns {role, content} or {from, value}: an optional system turn, then user and assistant by turns.
+        """Turns {role, content} or {from, value}: an optional system turn, then `USERS` and `ASSISTANTS` by turns.
 
         A system turn whose text is null or empty is no turn.
         """
@@ -236,49 +286,88 @@ class RowReader:
             self.note(field, "FP012", "there is no message")
             return ()
         first = 1 if turns[0].role == "system" else 0
+        asks, earlier = True, ""
         for i, turn in enumerate(turns[first:]):
-            expected = ("user", "assistant")[i % 2]
-            if turn.role != expected:
+            if turn.role == earlier == "observation":
+                continue
+            if turn.role not in (USERS if asks else ASSISTANTS):
+                expected = USERS[0] if asks else ASSISTANTS[0]
                 message = f"expected a turn of the {expected}, got one of the {turn.role}"
                 self.note(f"{field}[{first_item + first + i}]", "FP021", message)
                 return ()
+            asks, earlier = not asks, turn.role
         return tuple(turns)
 
     def message(self, value: object, field: str) -> Message:
         """One turn {role, content} or {from, value}."""
         members = self.mapping(value, field)
         names = ("from", "value") if "from" in members or "value" in members else ("role", "content")
+        if ("tool_calls" in members or "function_call" in members) and _calls_in(members):
+            return self._calling(members, names, field)
         for name in names:
             if name not in members and isinstance(value, Mapping):
                 self.note(f"{field}.{name}", "FP010", "the field is missing")
         if len(members) > 2:
             self._further_keys(members, names, field)
         role, content = (members.get(name, _ABSENT) for name in names)
-        if type(role) is str and role in TOOL_ROLES:
-            self.note(f"{field}.{names[0]}", "FP089", f"turns of {role} are not supported yet")
+        if type(role) is str and role in UNCLEAR_ROLES:
+            text = f"turns of {role} are not read: write function_call for a call, observation for its result"
+            self.note(f"{field}.{names[0]}", "FP089", text)
         elif role is not _ABSENT and (type(role) is not str or role not in ROLES):
             self.note(f"{field}.{names[0]}", "FP020", f"expected one of {', '.join(ROLES)}, got {shown(role)}")
         text = self.text(content, f"{field}.{names[1]}") if content is not _ABSENT else ""
+        if role == "function_call":
+            self._check_calls(text, f"{field}.{names[1]}")
         return Message(ROLES.get(role, "") if type(role) is str else "", text)
 
+    def _calling(self, members: Mapping[str, object], names: Sequence[str], field: str) -> Message:
+        """A turn with OpenAI's `tool_calls`, or its earlier `function_call`; its text may be empty."""
+        role, content = members.get(names[0]), members.get(names[1])
+        if ROLES.get(role, "") not in ASSISTANTS if type(role) is str else role is not None:
+            self.note(f"{field}.{names[0]}", "FP118", f"only the assistant calls functions, not {shown(role)}")
+        self._further_keys({key: value for key, value in members.items() if key not in CALL_KEYS}, names, field)
+        before = "" if content is None or content == "" else self.text(content, f"{field}.{names[1]}")
+        key = _calls_in(members)
+        items = [members[key]] if key == "function_call" else self.items(members[key], f"{field}.{key}")
+        calls = []
+        for i, item in enumerate(items):
+            place = f"{field}.{key}" if key == "function_call" else f"{field}.{key}[{i}]"
+            call = self.mapping(item, place)
+            if "function" in call:
+                call = self.mapping(call["function"], f"{place}.function")
+            calls.append(_without_nulls(call) if self.nulls_absent else call)
+        try:
+            text = tool_calls.written(calls, before)
+            tool_calls.read(text)
+        except (TypeError, ValueError, RecursionError) as error:
+            self.note(f"{field}.{key}", "FP118", str(error))
+            return Message("function_call", "")
+        return Message("function_call", self.text(text, f"{field}.{key}"))
+
+    def _check_calls(self, text: str, field: str) -> None:
+        """Note FP118 if a text that begins as JSON is not one of calls; other forms are left to the template."""
+        if text.lstrip().startswith(("{", "[", tool_calls.MARKS[0])):
+            try:
+                tool_calls.read(text)
+            except ValueError as error:
+                self.note(field, "FP118", str(error))
+
     def _further_keys(self, members: Mapping[str, object], names: Sequence[str], field: str) -> None:
-        """Keys of a message besides the two of its text: null or without effect, else refused."""
+        """Keys of a message besides the two of its text: null, empty calls or without effect, else refused."""
         for key, value in members.items():
-            if key in names or key in MESSAGE_KEYS or value is None:
-                continue
-            if key in TOOL_KEYS:
-                if value not in _NOTHING:
-                    self.note(f"{field}.{key}", "FP089", "calls of tools are not supported yet")
+            if key in names or key in MESSAGE_KEYS or value is None or key in CALL_KEYS:
                 continue
             known = ", ".join(sorted(MESSAGE_KEYS))
             message = f"a message has role and content, or from and value, and may have {known}"
             self.note(f"{field}.{key:.80}", "FP014", message)
 
     def dialogue(self) -> tuple[Message, ...]:
-        """The turns in `messages`."""
+        """The turns in `messages`, after that of the tools if there are any."""
         if not _WITH_PROMPT.isdisjoint(self.values):
             self._refuse_second_prompt()
-        return self.messages(self.values["messages"], self.column("messages"))
+        turns = self.messages(self.values["messages"], self.column("messages"))
+        tools = self.tools() if "tools" in self.values else ()
+        return (*tools, *turns) if turns else ()
 
     def _refuse_second_prompt(self) -> None:
         """Refuse `prompt`, `system`, `query`, `input` and `history` beside messages, unless they add nothing."""
@@ -293,10 +382,13 @@ class RowReader:
             self.note(self.column(name), "FP013", message)
 
     def prompt(self) -> tuple[Message, ...]:
-        """The turns before the response, the last of them the user's; from `prompt` and `system`, or `messages`."""
+        """The turns before the response, the last of them the user's or a tool's, the first that of the tools.
+
+        They are read from `prompt` and `system`, or `messages`, and from `tools`.
+        """
         if "messages" in self.values:
             turns = self.dialogue()
-            if turns and turns[-1].role != "user":
+            if turns and turns[-1].role not in USERS:
                 self.note(self.column("messages"), "FP022", f"the prompt ends in a turn of the {turns[-1].role}")
             return turns
         earlier: tuple[Message, ...] = ()
@@ -307,11 +399,11 @@ class RowReader:
             text = self.required_text("prompt")
         else:
             text, earlier = self._joined_prompt(), self._history()
-        user = Message("user", text)
+        turns = (*earlier, Message("user", text))
         system = self.values.get("system")
-        if system is None or system == "":
-            return (*earlier, user)
-        return (Message("system", self.text(system, self.column("system"))), *earlier, user)
+        if system is not None and system != "":
+            turns = (Message("system", self.text(system, self.column("system"))), *turns)
+        return (*self.tools(), *turns) if "tools" in self.values else turns
 
     def _joined_prompt(self) -> str:
         """`prompt`, then `query` or `input` in a new line; each may be empty, not all."""
@@ -420,6 +512,18 @@ class RowReader:
 
 
 _WITH_PROMPT = HOST_TURNS | {"prompt", "system"}
+
+
+def _without_nulls(value: object) -> Any:
+    """A value of Arrow without the null members of its objects, which are absent keys."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(member) for key, member in value.items() if member is not None}
+    return [*map(_without_nulls, value)] if isinstance(value, list | tuple) else value
+
+
+def _calls_in(members: Mapping[str, object]) -> str:
+    """The key of a message that holds its calls, "" if it has none."""
+    return next((key for key in CALL_KEYS if members.get(key) not in _NOTHING), "")
 
 
 def _objects(value: object) -> list[Mapping[str, Any]]:

@@ -37,6 +37,7 @@ from finepref.methods.pair_rows import (
 from finepref.methods.ranked_rows import response_field, scored, without_end
 from finepref.methods.stage import Stage
 from finepref.synth.encoding import ChangedByTemplateError, Encode, RefusedByTemplateError, Tokens, encoding_problem
+from finepref.synth.engines.checkpoint import ToolsRefusedError
 
 
 class Verdict(NamedTuple):
@@ -170,7 +171,14 @@ class Decision:
         return kept, [problem_of_record(record, "prompt", "FP203", text)]
 
     def _encoded(self, prompt: records.Prompt, texts: Mapping[str, str]) -> dict[str, Tokens]:
-        return {name: self.tokeniser.encode(prompt, text) for name, text in texts.items()}
+        found = {}
+        for name, text in texts.items():
+            try:
+                found[name] = self.tokeniser.encode(prompt, text)
+            except ToolsRefusedError as error:
+                error.field = error.field or name
+                raise
+        return found
 
     def _weighed(self, record: Any, sides: tuple[str, ...]) -> tuple[overlong.Fit, dict[str, Any], list[Problem], str]:
         """What is kept of a record, its tokenised row, its problems, and the reason to skip it."""

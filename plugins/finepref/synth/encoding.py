@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from finepref.formats.problems import Problem
-from finepref.formats.records import Message, Prompt
+from finepref.formats.records import FunctionCall, Prompt, as_turn
 from finepref.methods.pair_rows import CHAT_TEMPLATE, offsets_in
-from finepref.synth.engines.checkpoint import RefusedByTemplateError, prompt_ids, rendered
+from finepref.synth.engines.checkpoint import RefusedByTemplateError, ToolsRefusedError, prompt_ids, rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,7 +55,7 @@ def by_chat_template(tokenizer: PreTrainedTokenizerBase) -> Encode:
 
     def encode(prompt: Prompt, response: str) -> Tokens:
         before = rendered(tokenizer, prompt)
-        both = rendered(tokenizer, [*prompt, Message("assistant", response)], answer=False)
+        both = rendered(tokenizer, [*prompt, as_turn(response)], answer=False)
         if not both.startswith(before):
             raise ChangedByTemplateError
         written = both[len(before) :]
@@ -70,9 +70,14 @@ def by_chat_template(tokenizer: PreTrainedTokenizerBase) -> Encode:
 
 
 def by_prompt_and_end_token(tokenizer: PreTrainedTokenizerBase) -> Encode:
-    """The prompt by the tokenizer's chat template; the response is its text on its own and the end token."""
+    """The prompt by the tokenizer's chat template; the response is its text on its own and the end token.
+
+    The function raises RefusedByTemplateError; a response that calls functions has no such form.
+    """
 
     def encode(prompt: Prompt, response: str) -> Tokens:
+        if isinstance(response, FunctionCall):
+            raise ToolsRefusedError("the response calls functions, which only a chat template can write", "chosen")
         encoded = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)
         ids = [*encoded["input_ids"], tokenizer.eos_token_id]
         return Tokens(prompt_ids(tokenizer, prompt), ids, 0, [*map(tuple, encoded["offset_mapping"])])
@@ -84,7 +89,7 @@ TOKENIZERS_OWN = Template(CHAT_TEMPLATE, by_chat_template)
 
 
 def encoding_problem(error: RefusedByTemplateError | ChangedByTemplateError, *, file: str, line: int) -> Problem:
-    """FP240 or FP231: what a template cannot write, at the row's place."""
+    """FP240, FP242 or FP231: what a template cannot write, at the row's place."""
     if isinstance(error, RefusedByTemplateError):
-        return Problem(file, line, error.field, "FP240", str(error))
+        return Problem(file, line, error.field, error.code, str(error))
     return Problem(file, line, "prompt", "FP231", str(error))

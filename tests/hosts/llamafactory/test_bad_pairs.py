@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import pytest
 from sample_rows import results, scored_rows, span_rows
 
@@ -168,9 +170,15 @@ def test_a_tokenised_folder_of_the_other_pair_stage_is_refused(run, refused, tmp
         ({"cutoff_len": 64}, "cutoff_len 2048, now 64"),
         ({"template": "default"}, "template 'chatml', now 'default'"),
         ({"finepref_overlong": "skip"}, "finepref_overlong 'host', now 'skip'"),
+        ({"tool_format": "qwen"}, "tool_format None, now 'qwen'"),
     ],
 )
-def test_a_tokenised_folder_of_other_settings_is_refused_by_their_names(run, refused, tmp_path, overrides, message):
+def test_a_tokenised_folder_of_other_settings_is_refused_by_their_names(
+    run, refused, tmp_path, monkeypatch, overrides, message
+):
+    from llamafactory.data.template import TEMPLATES
+
+    monkeypatch.setitem(TEMPLATES, "chatml", copy(TEMPLATES["chatml"]))  # the host changes it by tool_format
     folder = str(tmp_path / "tokens")
     done = run(name="tdpo_spans", tokenized_path=folder)
     again = run(name="tdpo_spans", tokenized_path=folder)

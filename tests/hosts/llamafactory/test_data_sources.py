@@ -49,7 +49,8 @@ def test_a_hub_that_cannot_be_had_is_one_line_with_what_to_do(refused, tmp_path,
     (tmp_path / "dataset_info.json").write_text(json.dumps({"sums": entry}))
     message = refused(dataset_dir=str(tmp_path))
     assert message.startswith(told)
-    assert "download the data" in message and "name a file_name" in message
+    assert "download the data" in message
+    assert "name a file_name" in message
 
 
 def release_files(folder, count: int = 12):

@@ -317,6 +317,19 @@ def test_a_pair_has_the_best_above_the_worst_and_rows_that_rank_nothing_are_name
     assert check_file(tmp_path / "pair.jsonl", "pair").total_problems == 0
 
 
+def test_what_is_selected_of_a_row_with_tools_keeps_them_and_its_calls(file, tmp_path):
+    tools, call = '[{"name": "f"}]', {"function_call": '{"name": "f", "arguments": {}}'}
+    scored_row = scored("best", ["a", call, "c"], [-3.0, -1.0, -2.0], tools=tools)
+    ((row,), _, _) = select(file, tmp_path, "sft", [scored_row])
+    assert row["tools"] == tools
+    assert row["messages"] == [
+        {"role": "user", "content": "best?"},
+        {"role": "function_call", "content": call["function_call"]},
+    ]
+    ((row,), _, _) = select(file, tmp_path, "pair", [scored_row])
+    assert (row["tools"], row["chosen"], row["rejected"]) == (tools, call, "a")
+
+
 def test_a_ranking_has_all_responses_best_first(file, tmp_path):
     rows, left_out, _ = select(file, tmp_path, "ranked", [*SCORED, scored("twice", ["x", "y", "x"], [1.0, 2.0, 1.1])])
     assert [(row["responses"], row["scores"]) for row in rows] == [

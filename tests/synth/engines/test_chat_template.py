@@ -9,8 +9,15 @@ import pytest
 from finepref.cli import app
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.problems import BadData
-from finepref.formats.records import Message
-from finepref.synth.engines.checkpoint import RefusedByTemplateError, prompt_ids, rendered, template_problems
+from finepref.formats.records import FunctionCall, Message
+from finepref.synth.encoding import by_chat_template, by_prompt_and_end_token
+from finepref.synth.engines.checkpoint import (
+    RefusedByTemplateError,
+    ToolsRefusedError,
+    prompt_ids,
+    rendered,
+    template_problems,
+)
 from finepref.synth.engines.hf import HfEngine
 from finepref.synth.reversegen.answer import answer
 from finepref.synth.seapo.margins import margins
@@ -124,3 +131,99 @@ def test_margins_of_a_merged_system_turn_are_those_of_the_same_text_in_the_user_
         margins(path, tmp_path / "m.json", model=str(strict), merge_system=True)["records"] for path in (one, two)
     ]
     assert found[0] == found[1]
+
+
+TOOLED = (
+    "{% if tools %}<tools>{{ tools | map(attribute='function.name') | join(',') }}</tools>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}{{ m.tool_call_id or '' }}>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<{{ c.id }}>{{ c.function.name }}({{ c.function.arguments.city }}){% endfor %}"
+    "</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+OF_TOOLS = Message("tools", '[{"name": "get_weather", "parameters": {}}]')
+CALL = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
+OPENAI_CALL = '[{"name": "get_weather", "arguments": "{\\"city\\": \\"Lyon\\"}"}]'
+ASKED = (
+    OF_TOOLS,
+    Message("user", "Weather?"),
+    Message("function_call", f"[{CALL}, {CALL}]"),
+    Message("observation", "20"),
+    Message("observation", "21"),
+    Message("function_call", OPENAI_CALL),
+    Message("observation", "22"),
+)
+
+
+@pytest.fixture
+def tooled():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TOOLED
+    return tokenizer
+
+
+def test_tools_calls_and_results_reach_the_chat_template_as_openai_has_them(tooled):
+    assert rendered(tooled, ASKED) == (
+        "<tools>get_weather</tools><user>Weather?</s>"
+        "<assistant><call00000>get_weather(Paris)<call00001>get_weather(Paris)</s>"
+        "<toolcall00000>20</s><toolcall00001>21</s>"
+        "<assistant><call00002>get_weather(Lyon)</s><toolcall00002>22</s><assistant>"
+    )
+
+
+def test_a_response_that_calls_functions_is_written_as_a_call(tooled):
+    encode = by_chat_template(tooled)
+    tokens = encode(ASKED[:2], FunctionCall(CALL))
+    assert tooled.decode(tokens.response) == "<call00000>get_weather(Paris)</s>"
+    assert (tokens.start, tokens.offsets) == (-1, [])
+    assert tooled.decode(encode(ASKED[:2], CALL).response) == f"{CALL}</s>"
+    with pytest.raises(ToolsRefusedError, match="only a chat template can write"):
+        by_prompt_and_end_token(tooled)(ASKED[:2], FunctionCall(CALL))
+
+
+@pytest.mark.parametrize(
+    ("cut", "told", "field"),
+    [
+        ("<tools>{{ tools | map(attribute='function.name') | join(',') }}</tools>", "the tools", "tools"),
+        (
+            "<{{ c.id }}>{{ c.function.name }}({{ c.function.arguments.city }})",
+            r"calls of functions \(turn 2\)",
+            "prompt",
+        ),
+    ],
+)
+def test_a_chat_template_that_leaves_out_tools_or_calls_is_refused_by_name(tooled, cut, told, field):
+    tooled.chat_template = TOOLED.replace(cut, "")
+    with pytest.raises(ToolsRefusedError, match=f"does not write {told}") as caught:
+        rendered(tooled, ASKED)
+    assert caught.value.field == field
+    (problem,) = template_problems(tooled, ASKED, file="x.jsonl", line=3)
+    assert (problem.code, problem.line, problem.field) == ("FP242", 3, field)
+    assert rendered(tooled, [turn for turn in ASKED if turn.role == "user"]) == "<user>Weather?</s><assistant>"
+
+
+def test_a_chat_template_that_leaves_out_results_or_a_call_that_is_none_is_refused_by_name(tooled):
+    tooled.chat_template = TOOLED.replace("{{ m.content }}", "{% if m.role != 'tool' %}{{ m.content }}{% endif %}")
+    with pytest.raises(ToolsRefusedError, match=r"does not write a tool's result \(turn 3\)"):
+        rendered(tooled, ASKED)
+    with pytest.raises(ToolsRefusedError, match="the calls are not JSON") as caught:
+        rendered(tooled, [Message("user", "q"), Message("function_call", "I call")], answer=False)
+    assert caught.value.field == ""
+
+
+def test_a_system_turn_that_is_refused_is_merged_beside_tools_too(tooled):
+    tooled.chat_template = NO_SYSTEM.replace("{% for m", "{% if tools %}<tools>{% endif %}{% for m", 1)
+    text = rendered(tooled, [OF_TOOLS, *SYSTEM], merge_system=True)
+    assert text == "<tools><user>Be terse.\n\nWhy?</s><assistant>"
+
+
+def test_a_command_names_the_row_whose_tools_the_template_leaves_out(strict, tmp_path):
+    row = {"id": "p0", "prompt": "Why?", "chosen": "It is.", "negatives": {"logic": "No."}}
+    source = write(tmp_path / "x.jsonl", row | {"tools": [{"name": "get_weather"}]})
+    call = write(tmp_path / "c.jsonl", row | {"chosen": {"function_call": CALL}})
+    for path, told in (
+        (source, "tools: the chat template does not write the tools"),
+        (call, "chosen: the margins are"),
+    ):
+        words = ["seapo", "margins", "--data", path, "--model", strict, "--output", tmp_path / "m.json"]
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        assert result.exit_code == 1
+        assert f"FP242 {path}:1 {told}" in result.output

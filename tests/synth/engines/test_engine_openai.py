@@ -98,6 +98,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.send(200, chat(None))
             case "odd-content":
                 self.send(200, chat([{"type": "text", "text": "fine"}]))
+            case "calls":
+                call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+                body = chat(None, "tool_calls")
+                body["choices"][0]["message"]["tool_calls"] = [call]
+                self.send(200, body)
             case "no-usage":
                 self.send(200, chat(usage=None))
             case "list":
@@ -150,6 +155,27 @@ def test_an_answer_comes_with_its_stop_reason_and_its_tokens(endpoint):
     }
 
 
+def test_tools_and_their_turns_are_sent_as_the_endpoint_knows_them(endpoint):
+    turns = (
+        Message("tools", '[{"name": "f", "parameters": {}}]'),
+        Message("user", "q"),
+        Message("function_call", '{"name": "f", "arguments": {"a": 1}}'),
+        Message("observation", "2"),
+    )
+    engine = OpenAIEngine("m", base_url=endpoint.url)
+    ((answer,),) = engine.generate([Request("a", turns, 16)])
+    assert answer.text == "fine"
+    (sent,) = endpoint.requests
+    assert sent["tools"] == [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    function = {"name": "f", "arguments": '{"a": 1}'}
+    call = {"id": "call00000", "type": "function", "function": function}
+    assert sent["messages"] == [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "2", "tool_call_id": "call00000"},
+    ]
+
+
 def test_a_sample_is_asked_for_with_its_own_seed(endpoint):
     completions(endpoint, "a", temperature=0.7, seed=12)
     assert (endpoint.requests[0]["temperature"], endpoint.requests[0]["seed"]) == (0.7, 12)
@@ -183,6 +209,7 @@ def test_500_is_tried_five_times_in_all(endpoint):
         ("odd-choices", "the reply has no choices"),
         ("odd-content", "the content of the reply is not a text"),
         ("list", "the reply is not a chat completion"),
+        ("calls", "the reply calls functions and has no text"),
     ],
 )
 def test_a_reply_that_is_no_answer_is_an_error_of_its_own_request_and_is_not_repeated(endpoint, fault, told):

@@ -26,7 +26,7 @@ from finepref.formats import records
 from finepref.formats.check import BadData, Problem
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
-from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encode, located
+from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encoded, located
 from finepref.hosts.llamafactory.verdicts import verdict
 from finepref.hosts.logits import AllLogits, Logits, NeededLogits
 from finepref.hosts.meter import Meter
@@ -59,9 +59,8 @@ class PairProcessor(RowPerRecordProcessor):
         self, record: records.Pair | records.SpanPair | records.ScoredPair, place: str, count: int
     ) -> dict[str, Any]:
         texts = {side: record.chosen if side == "chosen" else record.rejected for side in self.sides}
-        responses = {}
-        for side, text in texts.items():
-            prompt_ids, responses[side] = encode(self, record.prompt, text)
+        refused: list[Problem] = []
+        prompt_ids, responses = encoded(self, record, texts, refused)
         kept, problems = self.fit(record, prompt_ids, responses)
         skipped = kept.skipped
         if len(responses) > 1 and not (skipped or problems):
@@ -70,7 +69,9 @@ class PairProcessor(RowPerRecordProcessor):
         about = facts(record, self.tokenizer, prompt_ids, self.data_args.template)
         row: dict[str, Any] = {**about, "rows": count, "place": place, "cut": kept.cut}
         for side, whole in responses.items():
-            start, offsets = located(self, texts[side], whole) if selects(record, side) else (0, [])
+            start, offsets = (0, [])
+            if selects(record, side) and not refused:
+                start, offsets = located(self, texts[side], whole)
             weight, score = weights_and_scores(
                 record, side, len(whole), start, offsets, tokenizer=self.tokenizer, problems=problems
             )
@@ -80,7 +81,7 @@ class PairProcessor(RowPerRecordProcessor):
             row[f"{side}_labels"] = [IGNORE_INDEX] * len(prompt) + ids
             row[f"{side}_weight"] = [0.0] * len(prompt) + weight[: kept.response]
             row[f"{side}_score"] = [math.nan] * len(prompt) + score[: kept.response]
-        return row | verdict(record.id, place, count, cut=kept.cut, skipped=skipped, problems=problems)
+        return row | verdict(record.id, place, count, cut=kept.cut, skipped=skipped, problems=refused or problems)
 
     def print_data_example(self, example: dict[str, Any]) -> None:
         """Print the first row, as the host does for its own data."""

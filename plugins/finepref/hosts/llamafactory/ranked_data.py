@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from finepref.formats import records
+from finepref.formats.problems import Problem
 from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
-from finepref.hosts.llamafactory.tokenized import encode
+from finepref.hosts.llamafactory.tokenized import encoded
 from finepref.hosts.llamafactory.verdicts import verdict
 from finepref.losses.pooling import tokens_read
 from finepref.methods import overlong
@@ -25,15 +26,16 @@ class RankedProcessor(RowPerRecordProcessor):
     def row(self, record: records.Record, place: str, count: int) -> dict[str, Any]:
         """Tokenise a record. `last`, `end`: positions of each response's last text token and end token (-1: none)."""
         responses, scores, kind = scored(record)
-        encoded = {}
-        for index, response in enumerate(responses):
-            prompt_ids, encoded[response_field(record, index)] = encode(self, record.prompt, response)
-        kept, problems = self.fit(record, prompt_ids, encoded)
-        left = [ids[: kept.response] for ids in encoded.values()]
-        skipped = kept.skipped or ("" if problems else overlong.same(scores, [*encoded.values()], left))
+        texts = {response_field(record, index): response for index, response in enumerate(responses)}
+        refused: list[Problem] = []
+        prompt_ids, found = encoded(self, record, texts, refused)
+        kept, problems = self.fit(record, prompt_ids, found)
+        problems = refused or problems
+        left = [ids[: kept.response] for ids in found.values()]
+        skipped = kept.skipped or ("" if problems else overlong.same(scores, [*found.values()], left))
         prompt = prompt_ids[kept.start : kept.stop]
         last, end = [], []
-        for whole in encoded.values():
+        for whole in found.values():
             to_last, to_end = (tokens_read(whole, self.tokenizer.eos_token_id, how) for how in ("last", "eos"))
             last.append(len(prompt) + min(to_last, kept.response) - 1)
             end.append(-1 if to_end is None or to_end > kept.response else len(prompt) + to_end - 1)

@@ -28,7 +28,7 @@ from finepref.hosts.receipt import DatasetEntry
 from finepref.hosts.run import Source
 from finepref.methods.draws import prompt_key
 
-SCHEMA = "rows-3"
+SCHEMA = "rows-4"
 """To be changed whenever the cached rows change their meaning."""
 
 _TEXTS = ("_record", "_formatting", "_record_id", "_place", "_prompt_key")

@@ -20,21 +20,112 @@ from finepref.hosts.llamafactory.verdicts import columns_of, drop_in_stream, kee
 from finepref.hosts.run import Run, current
 from finepref.methods import overlong
 from finepref.methods.options import Options
-from finepref.methods.pair_rows import offsets_in
+from finepref.methods.pair_rows import offsets_in, problem_of_record
+from finepref.synth.engines.checkpoint import ToolsRefusedError
 
 MARKER = "finepref_tokenized.json"
+RESULTS = "\n</tool_response>\n<tool_response>\n"  # between results that the host joins
 CONTENT = "{{content}}"  # stands for the message in the host's templates
 
 
 def encode(processor: Any, prompt: records.Prompt, response: str) -> tuple[list[int], list[int]]:
-    """Token ids of prompt and response by the template of a host's DatasetProcessor, not cut."""
-    system = prompt[0].content if prompt[0].role == "system" else None
-    turns = [message._asdict() for message in prompt if message.role != "system"]
-    turns.append({"role": "assistant", "content": response})
-    prompt_ids, response_ids = processor.template.encode_oneturn(processor.tokenizer, turns, system, None)
-    if processor.template.efficient_eos:
+    """Token ids of prompt and response by the template of a host's DatasetProcessor, not cut.
+
+    Raises:
+        ToolsRefusedError: the template cannot write the tools, a call of functions or its result.
+    """
+    template = processor.template
+    tools, turns = records.split_tools(prompt)
+    system = turns[0].content if turns[0].role == "system" else None
+    turns = [*(message for message in turns if message.role != "system"), records.as_turn(response)]
+    _check_tools(template, tools, turns)
+    messages = _as_the_host(turns)
+    prompt_ids, response_ids = template.encode_oneturn(processor.tokenizer, messages, system, tools or None)
+    if template.efficient_eos:
         response_ids = [*response_ids, processor.tokenizer.eos_token_id]
     return prompt_ids, response_ids
+
+
+def encoded(
+    processor: Any, record: records.Record, texts: Mapping[str, str], problems: list[Problem]
+) -> tuple[list[int], dict[str, list[int]]]:
+    """Token ids of a record's prompt, and of responses to it by name, see `encode`.
+
+    Args:
+        processor: see `encode`.
+        record: the record.
+        texts: field of each response -> its text.
+        problems: list to which FP242 is appended; the record is then tokenised without its tools, and not used.
+    """
+    prompt_ids: list[int] = []
+    responses = {}
+    prompt = record.prompt
+    for field, text in texts.items():
+        try:
+            prompt_ids, responses[field] = encode(processor, prompt, text)
+        except ToolsRefusedError as error:
+            problem = problem_of_record(record, error.field or field, error.code, str(error))
+            problems += [problem] if problem not in problems else []
+            prompt_ids, responses[field] = encode(processor, _without_tools(prompt), str(text))
+    return prompt_ids, responses
+
+
+def _as_the_host(turns: Sequence[records.Message]) -> list[dict[str, str]]:
+    """Turns as the host's messages; it joins the results of parallel calls to one."""
+    messages: list[dict[str, str]] = []
+    for role, text in turns:
+        if role == messages[-1]["role"] == "observation" if messages else False:
+            messages[-1]["content"] += RESULTS + text
+        else:
+            messages.append({"role": "function" if role == "function_call" else role, "content": text})
+    return messages
+
+
+def _without_tools(prompt: records.Prompt) -> records.Prompt:
+    """A prompt with its tool turns as those of user and assistant."""
+    _, turns = records.split_tools(prompt)
+    plain = {"observation": "user", "function_call": "assistant"}
+    return tuple(records.Message(plain.get(role, role), text) for role, text in turns)
+
+
+_FORMATTERS_RAISE = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
+
+
+def _check_tools(template: Any, tools: str, turns: Sequence[records.Message]) -> None:
+    """Raise ToolsRefusedError if the template cannot write the tools or a call; its field is "" for the response."""
+    try:
+        text = template.format_tools.apply(content=tools)[0] if tools else ""
+    except _FORMATTERS_RAISE as error:
+        raise ToolsRefusedError(f"the template cannot write the tools: {_told(error)}", "tools") from error
+    if tools and not (text.strip() and any(text in each for each in _texts(template.format_system, text))):
+        raise ToolsRefusedError("the template does not write the tools", "tools")
+    for number, (role, content) in enumerate(turns, start=1):
+        if role == "function_call":
+            try:
+                _calls_as_written(template, content)
+            except _FORMATTERS_RAISE as error:
+                place = "" if number == len(turns) else "prompt"
+                raise ToolsRefusedError(f"the template cannot write the calls: {_told(error)}", place) from error
+
+
+def _texts(formatter: Any, content: str) -> list[str]:
+    """The texts that one of the host's formatters writes for a turn."""
+    return [each for each in formatter.apply(content=content) if isinstance(each, str)]
+
+
+def _calls_as_written(template: Any, text: str) -> list[str]:
+    """The texts that the template writes for a call of functions."""
+    from llamafactory.data.template import Llama2Template  # not above: this module is loaded while the host's is
+
+    words = {"thought_words": template.thought_words, "tool_call_words": template.tool_call_words}
+    if isinstance(template, Llama2Template):
+        words = {}  # which the host does not give it
+    return [each for each in template.format_function.apply(content=text, **words) if isinstance(each, str)]
+
+
+def _told(error: Exception) -> str:
+    """An error of the host's formatters in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def located(processor: Any, text: str, ids: list[int]) -> tuple[int, list[tuple[int, int]]]:
@@ -52,15 +143,25 @@ def located(processor: Any, text: str, ids: list[int]) -> tuple[int, list[tuple[
         ValueError: the tokenizer is not fast.
     """
     tokenizer = processor.tokenizer
-    (slot,) = (each for each in processor.template.format_assistant.slots if isinstance(each, str) and CONTENT in each)
     if not tokenizer.is_fast:
         raise ValueError("spans and scores need a fast tokenizer, for the character offsets of tokens")
-    before = slot.index(CONTENT)
-    encoded = tokenizer(slot.replace(CONTENT, text, 1), add_special_tokens=False, return_offsets_mapping=True)
+    written, before = _around(processor.template, text)
+    if before < 0:
+        return -1, []
+    encoded = tokenizer(written, add_special_tokens=False, return_offsets_mapping=True)
     piece = encoded["input_ids"]
     starts = (i for i in range(len(ids) - len(piece) + 1) if ids[i : i + len(piece)] == piece)
     start = next(starts, -1)  # above 0 if the template writes thinking tags first
     return start, offsets_in(text, encoded["offset_mapping"], before=before)
+
+
+def _around(template: Any, text: str) -> tuple[str, int]:
+    """The piece of a response in which the template writes its text, and where in it; -1 if it changes the text."""
+    if isinstance(text, records.FunctionCall):
+        pieces = [each for each in _calls_as_written(template, text) if text in each]
+        return (pieces[0], pieces[0].index(text)) if len(pieces) == 1 else ("", -1)
+    (slot,) = (each for each in template.format_assistant.slots if isinstance(each, str) and CONTENT in each)
+    return slot.replace(CONTENT, text, 1), slot.index(CONTENT)
 
 
 def dataset_processor(original: Callable) -> Callable:
@@ -202,6 +303,7 @@ def _made_by(row: stages.Stage, data_args: Any, tokenizer: Any) -> dict[str, Any
         "schema": adapter_of(row).schema,
         "cutoff_len": data_args.cutoff_len,
         "template": data_args.template,
+        "tool_format": data_args.tool_format,
         "tokenizer": scores.fingerprint(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else "",
         "finepref_overlong": current().options.overlong,
     }

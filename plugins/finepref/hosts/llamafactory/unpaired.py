@@ -30,7 +30,7 @@ from finepref.formats.record_places import place_of
 from finepref.hosts.llamafactory import row_cache
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
-from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encode
+from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encoded
 from finepref.hosts.llamafactory.verdicts import rejected_record, rows_of, verdict
 from finepref.hosts.meter import Meter
 from finepref.hosts.reading import JoinedFeedback, Sourced, join_feedback
@@ -103,9 +103,11 @@ class UnpairedProcessor(RecordProcessor):
         other = partner or record
         good, bad = good_and_bad(record)
         other_good, other_bad = good_and_bad(other)
-        prompt_ids, responses = self._encoded(record, record)
-        _, mismatched = self._encoded(record, other)
+        refused: list[Problem] = []
+        prompt_ids, responses = self._encoded(record, record, refused)
+        _, mismatched = self._encoded(record, other, [])  # what is wrong with the other record is told at its own row
         kept, problems = self.fit(record, prompt_ids, responses)
+        problems = refused or problems
         prompt = prompt_ids[kept.start : kept.stop]
         room = self.data_args.cutoff_len - len(prompt)  # for mismatched responses
         dropped = {}
@@ -154,11 +156,12 @@ class UnpairedProcessor(RecordProcessor):
             )
         return rows
 
-    def _encoded(self, record: records.Record, other: records.Record) -> tuple[list[int], dict[str, list[int]]]:
+    def _encoded(
+        self, record: records.Record, other: records.Record, problems: list[Problem]
+    ) -> tuple[list[int], dict[str, list[int]]]:
         """Token ids of the record's prompt, and of each response of `other` after it, by name."""
         good, bad = good_and_bad(other)
-        both = {name: encode(self, record.prompt, text) for name, text in (good | bad).items()}
-        return next(iter(both.values()))[0], {name: ids for name, (_, ids) in both.items()}
+        return encoded(self, record, good | bad, problems)
 
     def print_data_example(self, example: dict[str, Any]) -> None:
         """Print the first row, as the host does for its own data."""

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from finepref.formats import dataset_info, jsonl, layouts, records
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.problems import BadData, Problem
+from finepref.formats.row import TOOLS
 from finepref.hosts.openrlhf.notes import LONGEST, Notes
 from finepref.hosts.reading import Sourced, SourceReader
 from finepref.hosts.receipt import DatasetEntry
@@ -34,8 +35,9 @@ from finepref.methods.pair_rows import (
     weights_and_scores,
 )
 from finepref.synth.data_sources import files
-from finepref.synth.engines.checkpoint import RefusedByTemplateError, rendered
+from finepref.synth.engines.checkpoint import RefusedByTemplateError, ToolsRefusedError, rendered
 
+_NEEDS_TEMPLATE = "{} are written by the chat template: give --data.apply_chat_template"
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
 
 
@@ -177,25 +179,28 @@ class Encoder:
         Args:
             record: the record.
             texts: field of each response, for messages -> its text.
-            problems: list to which FP230, FP231 and FP240 are appended.
+            problems: list to which FP230, FP231, FP240 and FP242 are appended.
 
         Returns:
             The token ids of the prompt, and the responses; both empty if there is a problem.
         """
         try:
-            before = self._prompt(record)
-            written = [self._response(record, field, text, before) for field, text in texts.items()]
+            before, written = self._prompt(record), []
+            for field, text in texts.items():
+                written.append(self._response(record, field, text, before))
         except BadData as error:
             problems += error.problems
             return [], []
         except RefusedByTemplateError as error:
-            problems.append(problem_of_record(record, error.field, "FP240", str(error)))
+            problems.append(problem_of_record(record, error.field or field, error.code, str(error)))
             return [], []
         return self.tokenizer(before, add_special_tokens=False)["input_ids"], written
 
     def _prompt(self, record: records.Record) -> str:
         if self.chat:
             return rendered(self.tokenizer, record.prompt)
+        if record.prompt[0].role == TOOLS or record.prompt[-1].role == "observation":
+            raise ToolsRefusedError(_NEEDS_TEMPLATE.format("tools"), "tools")
         if len(record.prompt) > 1:
             raise BadData([problem_of_record(record, "prompt", "FP230", "give --data.apply_chat_template")])
         text = record.prompt[0].content
@@ -204,8 +209,10 @@ class Encoder:
     def _response(self, record: records.Record, field: str, text: str, before: str) -> Encoded:
         """Tokenise a response with what ends it; `before` is the text of the prompt."""
         written = text + self.tokenizer.eos_token
+        if isinstance(text, records.FunctionCall) and not self.chat:
+            raise ToolsRefusedError(_NEEDS_TEMPLATE.format("calls of functions"), "")
         if self.chat:
-            both = rendered(self.tokenizer, [*record.prompt, records.Message("assistant", text)], answer=False)
+            both = rendered(self.tokenizer, [*record.prompt, records.as_turn(text)], answer=False)
             if not both.startswith(before):
                 message = "the chat template writes the earlier turns differently when a response follows"
                 raise BadData([problem_of_record(record, field, "FP231", message)])

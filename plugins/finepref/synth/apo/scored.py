@@ -55,7 +55,7 @@ def texts_of(reader: RowReader) -> tuple[str, ...]:
     found = []
     for i, value in enumerate(_list(reader, "responses")):
         blank = type(value) is str and not value.strip()
-        found.append(str(value) if blank else reader.text(value, f"responses[{i}]"))
+        found.append(str(value) if blank else reader.reply(value, f"responses[{i}]"))
     return tuple(found)
 
 

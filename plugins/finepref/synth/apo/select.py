@@ -8,7 +8,7 @@ from pathlib import Path
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.files import write_json
 from finepref.formats.jsonl import write_jsonl
-from finepref.formats.records import Message, Pair, Ranked, to_row
+from finepref.formats.records import Pair, Ranked, as_turn, split_tools, to_row
 from finepref.synth.apo.scored import Scored, read_scored
 from finepref.synth.left_out import Ledger, Written
 
@@ -70,8 +70,9 @@ def _best_first(scored: Scored) -> list[tuple[str, float]]:
 def _selected(scored: Scored, ranking: Sequence[tuple[str, float]], target: str) -> Mapping[str, object]:
     texts, rewards = zip(*ranking, strict=True)
     if target == "sft":
-        turns = [*scored.prompt, Message("assistant", texts[0])]
-        return {"id": scored.id, "messages": [turn._asdict() for turn in turns]}
+        tools, turns = split_tools(scored.prompt)
+        own = {"tools": tools} if tools else {}
+        return {"id": scored.id, "messages": [turn._asdict() for turn in (*turns, as_turn(texts[0]))], **own}
     if target == "pair":
         lowest = rewards.index(rewards[-1])  # the first of the lowest
         return to_row(Pair(scored.id, scored.prompt, texts[0], texts[lowest], rewards[0] - rewards[-1]))

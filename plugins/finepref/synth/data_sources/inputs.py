@@ -64,12 +64,11 @@ class Input(NamedTuple):
         """How its rows are read, see `files.reading`."""
         return {"nulls_absent": True, "cells": False} if self.hub else files.reading(self.path)
 
-    def parse_row(self, error_types: Collection[str] | None = None, *, tools: bool = False) -> ParseRow:
+    def parse_row(self, error_types: Collection[str] | None = None) -> ParseRow:
         """The function that parses one of its rows.
 
         Args:
             error_types: the allowed ones, None for any.
-            tools: let rows with `tools` pass, see `records.parse`.
         """
         return layouts.reader(
             self.layout,
@@ -78,7 +77,6 @@ class Input(NamedTuple):
             error_types=error_types,
             file=str(self.path),
             tags=self.tags,
-            tools=tools,
             **self.reading(),
         )
 
@@ -203,7 +201,6 @@ def read_file(
     golden: Path | None = None,
     tokenize: Callable[[str], Tokens] | None = None,
     eos: str = "</s>",
-    tools: bool = False,
     alone: bool = False,
 ) -> Iterable[Checked]:
     """The rows of one file, with their records.
@@ -213,7 +210,6 @@ def read_file(
         error_types: the allowed ones, None for any.
         golden: file of golden answers, for apo_samples.
         tokenize, eos: the tokenizer of the scoring and its end token, for sepo_csv.
-        tools: let rows with `tools` pass, see `records.parse`.
         alone: check the samples of apo_samples without their golden answers; they then give no records.
     """
     if file.layout == "apo_samples":
@@ -230,5 +226,5 @@ def read_file(
         return read_sepo_csv(file.path, tokenize, eos=eos)
     if wrong := file.wrong_columns():
         return [Checked(RawRow(0, b"", None, wrong), (), wrong)]
-    parse_row = file.parse_row(error_types, tools=tools)
+    parse_row = file.parse_row(error_types)
     return parse_rows(tqdm(file.raw_rows(), desc=file.path.name, unit=" rows", disable=None), parse_row)

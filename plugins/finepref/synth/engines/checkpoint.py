@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from finepref.formats import tool_calls
 from finepref.formats.problems import Problem
-from finepref.formats.records import Message
+from finepref.formats.records import Message, split_tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -79,10 +82,27 @@ class RefusedByTemplateError(ValueError):
 
     Attributes:
         field: what it refuses: "system" if it accepts the dialogue without its system turn, else "prompt".
+        code: of the problem.
     """
+
+    code = "FP240"
 
     def __init__(self, reason: str, field: str) -> None:
         super().__init__(f"the model's chat template refuses the dialogue: {reason}")
+        self.field = field
+
+
+class ToolsRefusedError(RefusedByTemplateError):
+    """The template cannot write tools, calls of functions or their results, or would leave them out.
+
+    Attributes:
+        field: "tools"; "prompt" for a turn of it; "" for the response.
+    """
+
+    code = "FP242"
+
+    def __init__(self, reason: str, field: str) -> None:
+        ValueError.__init__(self, reason)
         self.field = field
 
 
@@ -91,41 +111,129 @@ def rendered(
 ) -> str:
     """A dialogue as text in the model's chat template.
 
+    Tools go to the template as `tools`, calls of functions as `tool_calls`, and their results with the role `tool`.
+
     Args:
         tokenizer: has a chat template.
-        messages: the dialogue.
+        messages: the dialogue, with the turn of its tools if there are any.
         answer: go on up to the start of the next answer.
         merge_system: put a system turn that the template refuses before the text of the first user turn, with an
             empty line between them, as LLaMA-Factory's templates of such models do.
 
     Raises:
         RefusedByTemplateError: the template raises an error.
+        ToolsRefusedError: it leaves out the tools, a call or a result.
     """
+    tools, turns = split_tools(messages)
     try:
-        return _applied(tokenizer, messages, answer)
+        return _applied(tokenizer, turns, answer, tools)
+    except ToolsRefusedError:
+        raise
     except RefusedByTemplateError as error:
-        first, *rest = messages
+        first, *rest = turns
         if first.role != "system" or not rest:
             raise
         try:
-            without = _applied(tokenizer, rest, answer)
+            without = _applied(tokenizer, rest, answer, tools)
         except RefusedByTemplateError:
             raise error from None
         if not merge_system or rest[0].role != "user":
             raise RefusedByTemplateError(str(error).partition(": ")[2], "system") from None
         if not first.content:
             return without
-        return _applied(tokenizer, [Message("user", f"{first.content}\n\n{rest[0].content}"), *rest[1:]], answer)
+        merged = Message("user", f"{first.content}\n\n{rest[0].content}")
+        return _applied(tokenizer, [merged, *rest[1:]], answer, tools)
 
 
-def _applied(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: bool) -> str:
+def _applied(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: bool, tools: str) -> str:
     from jinja2 import TemplateError
 
-    turns = [message._asdict() for message in messages]
+    listed = chat_tools(tools) or None
+    turns = chat_messages(messages)
+
+    def apply(turns: Sequence[Mapping[str, Any]], tools: list[Any] | None) -> str:
+        named = {} if tools is None else {"tools": tools}
+        return tokenizer.apply_chat_template([*turns], tokenize=False, add_generation_prompt=answer, **named)
+
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
+        text = apply(turns, listed)
+        if listed and apply(turns, None) == text:
+            raise ToolsRefusedError("the chat template does not write the tools", "tools")
+        for i, turn in enumerate(turns):
+            other = _changed(turn)
+            if other is not turn and apply([*turns[:i], other, *turns[i + 1 :]], listed) == text:
+                what = "a tool's result" if turn["role"] == "tool" else "calls of functions"
+                text = f"the chat template does not write {what} (turn {i + 1})"
+                raise ToolsRefusedError(text, "" if turn is turns[-1] and not answer else "prompt")
     except (TemplateError, TypeError) as error:
         raise RefusedByTemplateError(" ".join(str(error).split()), "prompt") from error
+    return text
+
+
+def _changed(turn: dict[str, Any]) -> dict[str, Any]:
+    """The turn of a tool with another text or other calls; every other turn as it is."""
+    if turn["role"] == "tool":
+        return turn | {"content": f"{turn['content']}."}
+    if "tool_calls" not in turn:
+        return turn
+    calls = turn["tool_calls"]
+    functions = [call["function"] | {"name": f"{call['function']['name']}_"} for call in calls]
+    return turn | {"tool_calls": [call | {"function": each} for call, each in zip(calls, functions, strict=True)]}
+
+
+def chat_messages(messages: Sequence[Message], *, as_text: bool = False) -> list[dict[str, Any]]:
+    """Turns as chat templates have them, without that of the tools.
+
+    Calls get ids of nine characters, by their number in the dialogue, and results those of the calls before them.
+
+    Args:
+        messages: the dialogue.
+        as_text: arguments as JSON text, as OpenAI has them; else as objects.
+
+    Raises:
+        ToolsRefusedError: the calls of a turn cannot be read; the last turn is a response then.
+    """
+    _, turns = split_tools(messages)
+    made: list[dict[str, Any]] = []
+    count, open_calls = 0, list[str]()
+    for turn in turns:
+        if turn.role == "observation":
+            made.append({"role": "tool", "content": turn.content})
+            if open_calls:
+                made[-1]["tool_call_id"] = open_calls.pop(0)
+        elif turn.role == "function_call":
+            try:
+                before, calls = tool_calls.read(turn.content)
+            except ValueError as error:
+                raise ToolsRefusedError(str(error), "" if turn is turns[-1] else "prompt") from None
+            open_calls = [f"call{number:05d}" for number in range(count, count + len(calls))]
+            count += len(calls)
+            listed = [
+                {"id": name, "type": "function", "function": {"name": call["name"], "arguments": arguments}}
+                for name, call in zip(open_calls, calls, strict=True)
+                for arguments in [_arguments(call, as_text)]
+            ]
+            made.append({"role": "assistant", "content": before, "tool_calls": listed})
+        else:
+            made.append(turn._asdict())
+    return made
+
+
+def chat_tools(tools: str) -> list[dict[str, Any]]:
+    """The tools of a prompt as OpenAI and chat templates have them, {type, function}; none for ""."""
+    listed = json.loads(tools) if tools else []
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in listed]
+
+
+def _arguments(call: Mapping[str, Any], as_text: bool) -> Any:
+    """The arguments of a call, which a row may have either way."""
+    arguments = call["arguments"]
+    if as_text:
+        return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    if isinstance(arguments, str):
+        with suppress(ValueError):
+            return json.loads(arguments)
+    return arguments
 
 
 def prompt_ids(
@@ -144,7 +252,7 @@ def template_problems(
     line: int,
     merge_system: bool = False,
 ) -> list[Problem]:
-    """FP240 if the chat template refuses the dialogue of a row, so that a job finds such rows before any work.
+    """FP240 or FP242 if the chat template refuses the dialogue of a row; a job finds such rows before any work.
 
     Args:
         tokenizer, messages, merge_system: see `rendered`.
@@ -153,7 +261,7 @@ def template_problems(
     try:
         rendered(tokenizer, messages, merge_system=merge_system)
     except RefusedByTemplateError as error:
-        return [Problem(file, line, error.field, "FP240", str(error))]
+        return [Problem(file, line, error.field, error.code, str(error))]
     return []
 
 

@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from finepref.formats.records import split_tools
 from finepref.formats.row import is_unicode
+from finepref.synth.engines.checkpoint import chat_messages, chat_tools
 from finepref.synth.engines.protocol import Completion, Request
 from finepref.synth.engines.thoughts import ONLY_REASONING
 
@@ -89,14 +91,16 @@ class OpenAIEngine:
     async def _ask(self, client: AsyncOpenAI, request: Request) -> Completion:
         from openai import APIStatusError, OpenAIError
 
+        tools = chat_tools(split_tools(request.messages)[0])
         try:
             reply = await client.chat.completions.create(
                 model=self.name,
-                messages=[message._asdict() for message in request.messages],
+                messages=chat_messages(request.messages, as_text=True),
                 max_tokens=request.max_new_tokens,
                 temperature=request.temperature,
                 top_p=request.top_p,
                 extra_body=_extensions(request),
+                **({"tools": tools} if tools else {}),
                 **({"seed": request.seed} if request.temperature else {}),
             )
         except APIStatusError as error:
@@ -191,6 +195,8 @@ def _completion(request_id: str, reply: object) -> Completion:
     refusal = getattr(choice.message, "refusal", None)
     if not content and isinstance(refusal, str) and is_unicode(refusal):
         content = refusal  # a refusal is an answer; it is not told apart by its place
+    if not (content or "").strip() and getattr(choice.message, "tool_calls", None):
+        return Completion(request_id, error="the reply calls functions and has no text")
     if not (content or "").strip() and any(_reasoning(choice.message)):
         return Completion(request_id, error=f"{ONLY_REASONING} (stop reason: {choice.finish_reason})")
     used = [getattr(reply.usage, name, None) for name in ("prompt_tokens", "completion_tokens")]

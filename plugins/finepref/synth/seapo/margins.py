@@ -20,7 +20,7 @@ from finepref.formats.files import write_json
 from finepref.formats.jsonl import RawRow
 from finepref.formats.negatives import LACKING, join_feedback
 from finepref.formats.problems import CODES, Problem
-from finepref.formats.records import Feedback, Negatives, Record, to_row
+from finepref.formats.records import Feedback, FunctionCall, Negatives, Record, to_row
 from finepref.synth.data_sources.job_rows import Placed, Row, Rows, Wants, rows_of
 
 
@@ -103,6 +103,14 @@ def margins(
         tokenizer, room = loaded()
         if found := template_problems(tokenizer, record.prompt, file="", line=line, merge_system=merge_system):
             return found
+        calls = [
+            name
+            for name, text in {"chosen": record.chosen, **record.negatives}.items()
+            if isinstance(text, FunctionCall)
+        ]
+        if calls:
+            told = "the margins are those of texts, and the response calls functions"
+            return [Problem("", line, calls[0], "FP242", told)]
         whole = item(record)
         longest = len(whole.prompt) + max(map(len, whole.responses.values()))
         told = f"prompt and longest answer have {longest} tokens, and the model has room for {room}"
