@@ -81,6 +81,7 @@ KIND_TEXTS = {
     "single": "one message",
     "objects": "objects",
     "reply": "text or messages",
+    "response": "text or a call",
 }
 """Kind of a value, see `layout.KINDS` -> its name in the table."""
 
