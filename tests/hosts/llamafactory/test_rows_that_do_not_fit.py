@@ -34,7 +34,7 @@ def tokenized(tiny_model):
 
 def ours(kind, tokenized, records, formatting, **options):
     from finepref.formats.records import parse
-    from finepref.hosts.llamafactory.row_cache import cached_row
+    from finepref.hosts.row_cache import cached_row
     from finepref.hosts.reading import Sourced
 
     cached = [cached_row(Sourced("rows.jsonl", i + 1, parse(row, formatting))) for i, row in enumerate(records)]

@@ -18,8 +18,7 @@ import datasets
 from finepref import stages
 from finepref.formats import dataset_info, layouts
 from finepref.formats.check import BadData, Problem
-from finepref.hosts import receipt, rows
-from finepref.hosts.llamafactory import row_cache
+from finepref.hosts import receipt, row_cache, rows
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.verdicts import columns_of, drop_in_stream, keep_checked, keep_good, rows_of, verdict
 from finepref.hosts.reading import Sourced

@@ -12,7 +12,7 @@ from llamafactory.data.processor.processor_utils import DatasetProcessor, infer_
 
 from finepref.formats import records
 from finepref.formats.problems import Problem
-from finepref.hosts.llamafactory import row_cache
+from finepref.hosts import row_cache
 from finepref.hosts.llamafactory.verdicts import columns_of, rows_of
 from finepref.methods import overlong
 from finepref.methods.pair_rows import problem_of_record

@@ -27,7 +27,7 @@ from finepref.formats import negatives, records
 from finepref.formats.check import BadData, Problem
 from finepref.formats.layouts import native_format
 from finepref.formats.record_places import place_of
-from finepref.hosts.llamafactory import row_cache
+from finepref.hosts import row_cache
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encode

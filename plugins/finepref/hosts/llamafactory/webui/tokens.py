@@ -17,7 +17,8 @@ from finepref import stages
 from finepref.formats import records, spans
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import BadData
-from finepref.hosts.llamafactory import arguments, data, row_cache
+from finepref.hosts import row_cache
+from finepref.hosts.llamafactory import arguments, data
 from finepref.hosts.llamafactory.verdicts import problems_of
 from finepref.hosts.llamafactory.webui import forms
 from finepref.hosts.missing_model import missing_model_hint

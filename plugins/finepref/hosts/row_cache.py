@@ -1,7 +1,8 @@
-"""The records of a data set, read and checked once by our reader, in a cache that the host opens as an Arrow file.
+"""The records of a data set, read and checked once by our reader, in a cache of Arrow files for both hosts.
 
 Arrow sees only texts and counts. So columns whose types change, shards of different types, dates and columns that no
 format reads cannot stop a run. A second start with the same files reads neither the rows nor their checks again.
+Of several processes that start together, one reads; the others wait for it and open what it has made.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
 from importlib.metadata import version
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+from filelock import FileLock
 
 from finepref.formats import files, jsonl, records
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import digest
 from finepref.formats.problems import Problem
+from finepref.formats.record_places import place_of
 from finepref.hosts.reading import Sourced, SourceReader
 from finepref.hosts.receipt import DatasetEntry
 from finepref.hosts.run import Source
@@ -68,25 +71,52 @@ def prepared(source: Source, bad_rows: BadRows, cache_dir: Path) -> Prepared:
         bad_rows: the run's collector.
         cache_dir: folder of all caches; files of other versions in it are left alone.
     """
-    known = [(str(path), _sha256(path, cache_dir)) for path in source.files]
+    known = {path: sha256(path, cache_dir) for path in source.files}
     named = [source.name, source.formatting, dict(source.columns or {}), source.error_type, dict(source.tags or {})]
-    folder = cache_dir / _name([SCHEMA, version("finepref"), known, *named])
-    report = folder / REPORT_FILE
-    if report.is_file():
-        return Prepared(folder / ROWS_FILE, _add_report(json.loads(report.read_bytes()), bad_rows))
-    own = BadRows(skip=bad_rows.skip, max_bad=bad_rows.max_bad)
-    reader = SourceReader(source, own)
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    try:
+    digests = [(str(path), digest) for path, digest in known.items()]
+    folder = cache_dir / name_of([SCHEMA, version("finepref"), digests, *named])
+
+    def make(partial: Path) -> dict[str, Any]:
+        own = BadRows(skip=bad_rows.skip, max_bad=bad_rows.max_bad)
+        reader = SourceReader(source, own, known)
         _write(partial / ROWS_FILE, map(cached_row, reader))
-        content = {
+        return {
             "entry": asdict(reader.entry),
             "read": own.read,
             "rejected": own.rejected,
             "problems": [asdict(problem) for problem in own.problems],
         }
-        return Prepared(_kept(partial, folder, content), _add_report(content, bad_rows))
+
+    return Prepared(folder / ROWS_FILE, _add_report(made_once(folder, make), bad_rows))
+
+
+def made_once(folder: Path, make: Callable[[Path], Mapping[str, Any]]) -> Any:
+    """What is known of a folder of the cache, which is made if it is not there.
+
+    Of several processes one makes it, and the others wait. If that one fails or is killed, the next one tries.
+
+    Args:
+        folder: the folder.
+        make: writes the files into another folder, and returns what is to be known, as JSON has it.
+    """
+    report = folder / REPORT_FILE
+    if not report.is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not report.is_file():
+                _make(folder, make)
+    return json.loads(report.read_bytes())
+
+
+def _make(folder: Path, make: Callable[[Path], Mapping[str, Any]]) -> None:
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        files.write_json(partial / REPORT_FILE, make(partial))
+        os.replace(partial, folder)
+    except OSError:  # on a file system without locks, another process may have been faster
+        if not (folder / REPORT_FILE).is_file():
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -103,17 +133,6 @@ def _add_report(report: Mapping[str, Any], bad_rows: BadRows) -> DatasetEntry:
     return entry
 
 
-def _kept(partial: Path, folder: Path, content: Mapping[str, Any]) -> Path:
-    """Move a finished folder to its place, unless another process was faster."""
-    files.write_json(partial / REPORT_FILE, content)
-    try:
-        os.replace(partial, folder)
-    except OSError:
-        if not (folder / REPORT_FILE).is_file():
-            raise
-    return folder / ROWS_FILE
-
-
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     rows = iter(rows)
     with pa.OSFile(os.fspath(path), "wb") as sink, pa.ipc.new_stream(sink, COLUMNS) as writer:
@@ -121,20 +140,56 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=COLUMNS))
 
 
-def _sha256(path: Path, cache_dir: Path) -> str:
+class CachedRecords(Sequence[Sourced]):
+    """The records of some data sets in the cache, each made when it is read. They need no memory of their own."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.batches = [batch for path in paths for batch in batches_of(path)]
+
+    def __len__(self) -> int:
+        return sum(batch.num_rows for batch in self.batches)
+
+    def __iter__(self) -> Iterator[Sourced]:
+        for batch in self.batches:
+            yield from map(sourced_of, batch.to_pylist())
+
+    def __getitem__(self, index: Any) -> Any:
+        """Not used: the records are read from the first to the last."""
+        raise TypeError("records of the cache are read in their order")
+
+    @property
+    def formats(self) -> set[str]:
+        """The formats of the records."""
+        return {text for batch in self.batches for text in batch.column("_formatting").unique().to_pylist()}
+
+
+def sourced_of(row: Mapping[str, Any]) -> Sourced:
+    """A row of the cache as the reader gave it."""
+    return Sourced(*place_of(row["_place"]), record_of(row), row["_rows"])
+
+
+def batches_of(path: Path) -> list[pa.RecordBatch]:
+    """The batches of a file of the cache. All processes that open it share its memory."""
+    with pa.memory_map(os.fspath(path)) as source:
+        return [*pa.ipc.open_stream(source)]
+
+
+def sha256(path: Path, cache_dir: Path) -> str:
     """SHA-256 of a file; not computed again while its path, size and time of change are the same."""
     try:
         stat = path.stat()
     except OSError:
         return ""
-    note = cache_dir / "files" / _name([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    note = cache_dir / "files" / name_of([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
     if not note.is_file():
-        found = digest(path)
-        with files.replacing(note) as file:
-            file.write(found.encode())
-        return found
+        note.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{note}.lock"):
+            if not note.is_file():
+                with files.replacing(note) as file:
+                    file.write(digest(path).encode())
     return note.read_text()
 
 
-def _name(content: Any) -> str:
+def name_of(content: Any) -> str:
+    """The name of what is made of this content, which JSON can express."""
     return blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
