@@ -27,7 +27,7 @@ from finepref.formats import negatives, records
 from finepref.formats.check import BadData, Problem
 from finepref.formats.layouts import native_format
 from finepref.formats.record_places import place_of
-from finepref.hosts import row_cache
+from finepref.hosts import packed, row_cache
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encode
@@ -67,7 +67,7 @@ class UnpairedProcessor(RecordProcessor):
     cuts the prompt of one row and not of another, these rows differ from the host's on purpose.
     """
 
-    schema: str = "seapo-3"
+    schema: str = "seapo-4"
     last: records.Record | None = None  # of the batch before, in a stream
 
     def __getstate__(self) -> dict[str, Any]:
@@ -122,8 +122,8 @@ class UnpairedProcessor(RecordProcessor):
             mine = ["chosen"] if desirable else left
             theirs = sorted((other_good or other_bad) if desirable else (other_bad or other_good))
             count = cached["_rows"] if desirable or single else 0
-            alternatives = [responses[name][: kept.response] for name in mine]
-            kl_alternatives = [mismatched[name][:room] for name in theirs]
+            own_ids, lengths = packed.joined(responses[name][: kept.response] for name in mine)
+            kl_ids, kl_lengths = packed.joined(mismatched[name][:room] for name in theirs)
             rows.append(
                 {
                     "example_id": record.id,
@@ -132,11 +132,12 @@ class UnpairedProcessor(RecordProcessor):
                     "types": mine,
                     "single": single,
                     "negative_types": sorted(error_types_of(record)) if single else left,
-                    "alternatives": [prompt + ids for ids in alternatives],
-                    "alternative_labels": [[IGNORE_INDEX] * len(prompt) + ids for ids in alternatives],
+                    "prompt": packed.ids(prompt),
+                    "alternatives": own_ids,
+                    "lengths": lengths,
                     "kl_types": theirs,
-                    "kl_alternatives": [prompt + ids for ids in kl_alternatives],
-                    "kl_alternative_labels": [[IGNORE_INDEX] * len(prompt) + ids for ids in kl_alternatives],
+                    "kl_alternatives": kl_ids,
+                    "kl_lengths": kl_lengths,
                     "dropped": sorted(dropped),
                     "rows": count,
                     "place": cached["_place"],
@@ -162,8 +163,16 @@ class UnpairedProcessor(RecordProcessor):
 
     def print_data_example(self, example: dict[str, Any]) -> None:
         """Print the first row, as the host does for its own data."""
-        for name, ids in zip(example["types"], example["alternatives"], strict=True):
+        for name, (ids, _) in zip(example["types"], sequences(example), strict=True):
             print(f"{name}:\n{self.tokenizer.decode(ids, skip_special_tokens=False)}")
+
+
+def sequences(row: dict[str, Any], kind: str = "") -> list[tuple[list[int], list[int]]]:
+    """Token ids and labels of prompt and response, for each alternative of a row; of the mismatched ones for "kl_"."""
+    prompt = packed.plain(row["prompt"])
+    left_out = [IGNORE_INDEX] * len(prompt)
+    responses = packed.parted(row[f"{kind}alternatives"], row[f"{kind}lengths"])
+    return [(prompt + ids, left_out + ids) for ids in responses]
 
 
 @dataclass
@@ -193,14 +202,16 @@ class UnpairedCollator(KTODataCollatorWithPadding):
             single = feature["single"]
             index = 0 if single else self._draw(feature["types"], feature["example_id"], epoch)
             kl_index = self._draw_mismatched(feature["kl_types"], feature["example_id"], epoch)
+            ids, labels = sequences(feature)[index]
+            kl_ids, kl_labels = sequences(feature, "kl_")[kl_index]
             drawn.append(
                 {
-                    "input_ids": feature["alternatives"][index],
-                    "attention_mask": [1] * len(feature["alternatives"][index]),
-                    "labels": feature["alternative_labels"][index],
-                    "kl_input_ids": feature["kl_alternatives"][kl_index],
-                    "kl_attention_mask": [1] * len(feature["kl_alternatives"][kl_index]),
-                    "kl_labels": feature["kl_alternative_labels"][kl_index],
+                    "input_ids": ids,
+                    "attention_mask": [1] * len(ids),
+                    "labels": labels,
+                    "kl_input_ids": kl_ids,
+                    "kl_attention_mask": [1] * len(kl_ids),
+                    "kl_labels": kl_labels,
                     "kto_tags": feature["kto_tags"],
                     "images": None,
                     "videos": None,
