@@ -79,7 +79,7 @@ def prepared(source: Source, bad_rows: BadRows, cache_dir: Path) -> Prepared:
     def make(partial: Path) -> dict[str, Any]:
         own = BadRows(skip=bad_rows.skip, max_bad=bad_rows.max_bad)
         reader = SourceReader(source, own, known)
-        _write(partial / ROWS_FILE, map(cached_row, reader))
+        write_rows(partial / ROWS_FILE, map(cached_row, reader))
         return {
             "entry": asdict(reader.entry),
             "read": own.read,
@@ -133,7 +133,8 @@ def _add_report(report: Mapping[str, Any], bad_rows: BadRows) -> DatasetEntry:
     return entry
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as `COLUMNS` has them."""
     rows = iter(rows)
     with pa.OSFile(os.fspath(path), "wb") as sink, pa.ipc.new_stream(sink, COLUMNS) as writer:
         while batch := list(islice(rows, BATCH)):

@@ -35,6 +35,9 @@ class RecordProcessor(DatasetProcessor):
         settings = SimpleNamespace(cutoff_len=self.data_args.cutoff_len, template=self.data_args.template)
         return {**vars(self), "data_args": settings}
 
+    def of_split(self, records: Any) -> None:
+        """Take note of all records of the split, a `datasets.Dataset`; not called for a stream."""
+
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Tokenise a batch. The columns `verdicts.COLUMNS` say what is to be done with each row."""
         rows = self.rows(list(rows_of(examples)))

@@ -20,7 +20,7 @@ from finepref.hosts import packed
 from finepref.hosts.llamafactory import pairs
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck
-from finepref.hosts.llamafactory.verdicts import COLUMNS, verdict
+from finepref.hosts.llamafactory.verdicts import COLUMNS, total, verdict
 from finepref.hosts.run import Run
 from finepref.methods import overlong
 from finepref.methods.options import Options
@@ -132,7 +132,7 @@ class SingleAdapter(Adapter):
         return SingleCheck(self.stage.name, options)
 
     def check_split(self, dataset: Any, options: Options) -> None:
-        if self.stage.check_data and (problems := self.stage.check_data(sum(dataset["annotated"]), options)):
+        if self.stage.check_data and (problems := self.stage.check_data(total(dataset, "annotated"), options)):
             raise BadData(problems)
 
     def build_trainer(self, parts: Any, **common: Any) -> SingleTrainer:

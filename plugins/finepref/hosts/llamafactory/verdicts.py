@@ -7,7 +7,7 @@ result. So it writes its verdict into columns, which are counted and removed aft
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -163,6 +163,25 @@ class Verdicts:
 def drop_in_stream(dataset: Any, options: Options) -> Any:
     """A stream without the rows that are skipped or rejected, see `Verdicts.drop`."""
     return dataset.map(Verdicts(options).drop, batched=True, remove_columns=list(next(iter(dataset))))
+
+
+def column(dataset: Any, name: str) -> Iterator[Any]:
+    """A column of a data set in Arrow arrays of at most BATCH rows. As Python's values it takes 100 times as long."""
+    for batch in dataset.select_columns([name]).with_format("arrow").iter(BATCH):
+        yield batch[name].combine_chunks()
+
+
+def total(dataset: Any, name: str) -> int:
+    """The sum of a column of numbers, or the number of rows that have True."""
+    return sum(pc.sum(part).as_py() for part in column(dataset, name))
+
+
+def distinct(dataset: Any, name: str) -> set[Any]:
+    """The different values of a column, or of the lists in it."""
+    found: set[Any] = set()
+    for part in column(dataset, name):
+        found.update(pc.unique(part.flatten() if hasattr(part, "flatten") else part).to_pylist())
+    return found
 
 
 def rows_of(examples: Mapping[str, Sequence[Any]]) -> Iterable[dict[str, Any]]:
