@@ -40,8 +40,8 @@ MILLION = 1_000_000
 GIB = 2**30
 
 
-def write_data(folder: Path, rows: int, model: str, stages: list[str]) -> None:
-    """The same pairs as an alpaca ranking set of the host and in the format of each stage."""
+def write_data(folder: Path, rows: int, model: str, stages: list[str], most: int) -> None:
+    """The same pairs as an alpaca ranking set of the host and in each stage's format; `most` words in a response."""
     from finepref.formats.scores import fingerprint
     from transformers import AutoTokenizer
 
@@ -56,7 +56,11 @@ def write_data(folder: Path, rows: int, model: str, stages: list[str]) -> None:
     with ExitStack() as stack:
         opened = {stage: stack.enter_context(open(folder / f"{stage}.jsonl", "w")) for stage in stages}
         for i in range(rows):
-            prompt, chosen, rejected = text(5, 60), text(20, 120), text(20, 120)
+            prompt, chosen, rejected = (
+                text(1 + most // 24, most // 2),
+                text(1 + most // 6, most),
+                text(1 + most // 6, most),
+            )
             own = {"id": str(i), "prompt": prompt, "chosen": chosen}
             made: dict[str, dict[str, Any]] = {
                 "dpo": {"instruction": prompt, "input": "", "chosen": chosen, "rejected": rejected},
@@ -206,6 +210,7 @@ def main() -> None:
     """Make the data and measure the starts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--words", type=int, default=120, help="most words of a response")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--stages", nargs="+", help="default: all")
     parser.add_argument("--model", default="")
@@ -231,7 +236,7 @@ def main() -> None:
                 from tiny_llama import save_chatml_llama
 
                 model = str(save_chatml_llama(folder / "model"))
-            write_data(folder, rows, model, [*stages.values()])
+            write_data(folder, rows, model, [*stages.values()], options.words)
             for which in ("first", "second"):
                 for label, stage in stages.items():
                     command = [sys.executable, __file__, "--start", stage, name, "--model", model]

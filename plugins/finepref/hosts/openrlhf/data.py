@@ -311,5 +311,5 @@ def _columns(prompt: list[int], sides: dict[str, Any]) -> dict[str, Any]:
 
 
 def watched(found: Iterable[Any], name: str) -> Iterable[Any]:
-    """`found` with a progress bar, which only the first process of each machine shows."""
-    return tqdm(found, desc=f"finepref: tokens of {name}", disable=os.environ.get("LOCAL_RANK", "0") != "0")
+    """`found` with a progress bar; of the processes of a machine only one tokenises."""
+    return tqdm(found, desc=f"finepref: tokens of {name}")

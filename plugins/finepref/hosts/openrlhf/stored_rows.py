@@ -28,7 +28,7 @@ class TokenisedRows(Sequence[Any]):
     """Rows that are made of their columns when they are read, with the method `select` that the host's `train` calls.
 
     Args:
-        batches: the columns, BATCH rows each but the last one.
+        batches: the columns; all but the last one have as many rows.
         make: (columns of a row, these rows) -> the row.
         places: which of the rows, by their index in the batches; default: all.
         more: further arrays, one element per row of the batches.
@@ -84,7 +84,8 @@ class TokenisedRows(Sequence[Any]):
 
     def values(self, place: int) -> dict[str, Any]:
         """The columns of one row, by its index in the batches, and its element of each further array."""
-        batch, row = self.batches[place // BATCH], place % BATCH
+        size = self.batches[0].num_rows
+        batch, row = self.batches[place // size], place % size
         found = {name: _value(column[row]) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
         return found | {name: array[place] for name, array in self.more.items()}
 
