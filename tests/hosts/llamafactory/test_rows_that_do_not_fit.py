@@ -290,3 +290,16 @@ def test_a_skipped_bad_row_is_counted_by_code_and_written_beside_the_model(run, 
     lines = [json.loads(line) for line in (done.folder / "rejected.jsonl").read_text().splitlines()]
     assert [(line["line"], line["problems"][0]["code"]) for line in lines] == [(10, "FP012"), (12, "FP060")]
     assert done.receipt["datasets"][0]["rejected"] == {"FP012": 1, "FP060": 1}
+
+
+def test_a_folder_of_tokenised_rows_keeps_the_reasons_why_rows_were_skipped_and_cut(run, tmp_path):
+    records = span_rows()
+    records[3]["chosen"] += f" {LONG}"
+    records[5]["prompt"] = LONG
+    folder = write_rows(tmp_path / "data", records, formatting="span_pair")
+    given = {"name": "tdpo_spans", "dataset_dir": str(folder), "dataset": "sums", "cutoff_len": 128, "max_steps": 1}
+    given |= {"finepref_overlong": "keep_prompt", "tokenized_path": str(tmp_path / "tokens")}
+    first = run(**given).receipt["rows"]
+    assert first["skipped"] == {"no_room_for_response": 1}
+    assert first["cut"] == {"response": 1}
+    assert run(**given).receipt["rows"] == first
