@@ -30,8 +30,8 @@ def ids(values: Iterable[int]) -> np.ndarray:
 def weight(values: Sequence[float]) -> dict[str, np.ndarray]:
     """Columns `marks` (bool) and `weight` (float32) of the weights of a response; both are empty if all are 1."""
     array = np.asarray(values, dtype=np.float32)
-    binary = bool(np.isin(array, (0, 1)).all())
-    kept = not bool((array == 1).all())
+    ones = array == 1
+    binary, kept = bool((ones | (array == 0)).all()), not bool(ones.all())
     marks = array.astype(bool) if kept and binary else np.zeros(0, dtype=bool)
     return {"marks": marks, "weight": array if kept and not binary else np.zeros(0, dtype=np.float32)}
 
