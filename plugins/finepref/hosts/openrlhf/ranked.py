@@ -215,7 +215,7 @@ def prepare(request: Request) -> Callable[[], None]:
         tokenise=partial(tokenise, options=options),
         make=record_of,
     )
-    kinds = {reward_metrics.KINDS[is_apo] for is_apo in np.unique(splits[0].column("is_apo"))}
+    kinds = {reward_metrics.KINDS[int(is_apo)] for is_apo in np.unique(splits[0].column("is_apo"))}
     if stage.check_data and (problems := stage.check_data(kinds, options)):
         raise BadData([replace(problem, file=request.host.data.dataset) for problem in problems])
     trainer = partial(RankedTrainer, **training.trainer_options(run, request, (*reward_metrics.NAMES, *stage.metrics)))
