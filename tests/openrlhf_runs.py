@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from types import SimpleNamespace
 import pytest
 from warm import Warm, free_port
 
+CACHE = tempfile.TemporaryDirectory(prefix="finepref-cache-")  # of all runs of this session
+os.environ["HF_DATASETS_CACHE"] = CACHE.name
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
 ROOT = Path(__file__).parents[1]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from finepref.formats import negatives, record_places, records
@@ -40,12 +41,17 @@ def of_whole_file(problems: Iterable[Problem]) -> list[Problem]:
 class SourceReader:
     """Reads one data set: iterate over it once; bad rows are collected in `bad_rows`.
 
+    Args:
+        source: the data set.
+        bad_rows: the collector.
+        digests: file -> its SHA-256, of those that are known already.
+
     Attributes:
         entry: the receipt's entry of the data set, complete after the iteration.
     """
 
-    def __init__(self, source: Source, bad_rows: BadRows) -> None:
-        self.source, self.bad_rows = source, bad_rows
+    def __init__(self, source: Source, bad_rows: BadRows, digests: Mapping[Path, str] | None = None) -> None:
+        self.source, self.bad_rows, self.digests = source, bad_rows, digests or {}
         self.entry = DatasetEntry(source.name, source.formatting, {}, 0)
 
     def __iter__(self) -> Iterator[Sourced]:
@@ -63,7 +69,7 @@ class SourceReader:
                 for group in report.notes:
                     code = group.first.code
                     self.entry.notes[code] = self.entry.notes.get(code, 0) + group.count
-                self.entry.files[path.name] = digest(path)
+                self.entry.files[path.name] = self.digests.get(path) or digest(path)
                 self.entry.read = (self.entry.read or 0) + report.rows
 
 

@@ -62,8 +62,12 @@ class Rows:
         for part in filter(None, cut.split(",")):
             self.cut[part] += rows
 
+    def kept(self) -> dict[str, Any]:
+        """The counts, for the run that uses the rows later; JSON can express them."""
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
+
     def restore(self, kept: Mapping[str, Any]) -> None:
-        """Take over the counts of the run that prepared the rows; `kept` is `dataclasses.asdict` of its Rows."""
+        """Take over the counts of the run that prepared the rows, see `kept`."""
         self.read, self.repeated = kept["read"], kept["repeated"]
         self.named += kept["named"]
         self.bad += kept["bad"]

@@ -76,6 +76,8 @@ class Run:
         sources: the data sets with local files.
         datasets: the receipt's entry of each data set.
         prepared: data set -> the file with its records, if the host opens one that we made.
+        cache: folder of what is made of the rows, see `finepref.hosts.row_cache`; None before any is made.
+        split: the records of the split that is tokenised now, if the host passes it to us as a data set.
         bad_rows: the collector of bad rows, by the options.
         rows: what happened to the rows of the data.
         loss_calls: how often our loss was called in training.
@@ -97,6 +99,8 @@ class Run:
     sources: list[Source] = field(default_factory=list)
     datasets: list[receipt.DatasetEntry] = field(default_factory=list)
     prepared: dict[str, Path] = field(default_factory=dict)
+    cache: Path | None = None
+    split: Any = None
     bad_rows: BadRows = field(init=False)
     rows: Rows = field(default_factory=Rows)
     loss_calls: int = 0

@@ -8,6 +8,7 @@ spans) and {side}_scored. It also has example_id, side, mapped and other_prompt.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -170,7 +171,12 @@ def weights_and_scores(
     elif isinstance(record, records.ScoredPair):
         known = _scores(record, side, offsets, tokenizer=tokenizer, problems=problems)[: count - start]
         score[start : start + len(known)] = known
-    return weight, score
+    return _float32(weight), _float32(score)
+
+
+def _float32(values: list[float]) -> list[float]:
+    """The values as they are kept in tokenised rows, so that both hosts compare the same numbers."""
+    return array("f", values).tolist()
 
 
 def _scores(

@@ -379,7 +379,7 @@ def test_sequences_are_cut_from_the_left_and_counted(apo, start, tmp_path):
     done = apo(records, cutoff_len=64, max_steps=1)
     assert done.receipt["rows"]["cut"] == {"prompt": 1}
     from finepref.formats.records import parse
-    from finepref.hosts.llamafactory.ranked_data import RankedProcessor
+    from finepref.hosts.llamafactory.ranked_data import RankedProcessor, sequences_of
     from llamafactory.data import TEMPLATES
 
     tokenizer = AutoTokenizer.from_pretrained(start)
@@ -392,11 +392,10 @@ def test_sequences_are_cut_from_the_left_and_counted(apo, start, tmp_path):
         overlong="truncate_left",
     )
     row = processor.row(parse(records[1], "ranked"), "lists.jsonl:2", 1)
-    assert max(map(len, row["sequences"])) == 64
+    sequences = sequences_of(row)
+    assert max(map(len, sequences)) == 64
     kept = set()
-    for response, ids, last, end in zip(
-        records[1]["responses"], row["sequences"], row["last"], row["end"], strict=True
-    ):
+    for response, ids, last, end in zip(records[1]["responses"], sequences, row["last"], row["end"], strict=True):
         whole = tokenizer(text_of(records[1]["prompt"], response, "eos") + "\n")["input_ids"]
         assert ids == whole[-len(ids) :]
         ending = len(tokenizer(f"{response}<|im_end|>\n")["input_ids"])

@@ -34,8 +34,8 @@ def tokenized(tiny_model):
 
 def ours(kind, tokenized, records, formatting, **options):
     from finepref.formats.records import parse
-    from finepref.hosts.llamafactory.row_cache import cached_row
     from finepref.hosts.reading import Sourced
+    from finepref.hosts.row_cache import cached_row
 
     cached = [cached_row(Sourced("rows.jsonl", i + 1, parse(row, formatting))) for i, row in enumerate(records)]
     processor = kind(**vars(tokenized()), **options)
@@ -54,6 +54,7 @@ def host_columns(records, responses):
 
 def test_by_default_pairs_are_cut_token_for_token_as_the_hosts_dpo_cuts_them(tokenized):
     from finepref.hosts.llamafactory.pairs import PairProcessor
+    from finepref.hosts.packed import whole_pair
     from llamafactory.data.processor import PairwiseDatasetProcessor
 
     draw = random.Random(1)
@@ -64,8 +65,8 @@ def test_by_default_pairs_are_cut_token_for_token_as_the_hosts_dpo_cuts_them(tok
     host = PairwiseDatasetProcessor(**vars(tokenized())).preprocess_dataset(
         host_columns(records, lambda row: (row["chosen"], row["rejected"]))
     )
-    mine = ours(PairProcessor, tokenized, records, "pair")
-    names = [f"{side}_{name}" for side in ("chosen", "rejected") for name in ("input_ids", "attention_mask", "labels")]
+    mine = [whole_pair(row) for row in ours(PairProcessor, tokenized, records, "pair")]
+    names = [f"{side}_{name}" for side in ("chosen", "rejected") for name in ("input_ids", "labels")]
     kept = [row for row in mine if not row["_skipped"]]
     skipped = {row["_skipped"] for row in mine}
     assert skipped <= {"", "equal_after_cut", "no_room_for_response"}
@@ -78,7 +79,7 @@ def test_by_default_pairs_are_cut_token_for_token_as_the_hosts_dpo_cuts_them(tok
 
 def test_by_default_a_response_alone_is_cut_token_for_token_as_the_hosts_kto_cuts_it(tokenized):
     """Compared where the host keeps as much of the prompt of the good row as of the bad one, as ours always does."""
-    from finepref.hosts.llamafactory.unpaired import UnpairedProcessor
+    from finepref.hosts.llamafactory.unpaired import UnpairedProcessor, sequences
     from llamafactory.data.processor import FeedbackDatasetProcessor
 
     draw = random.Random(2)
@@ -102,8 +103,7 @@ def test_by_default_a_response_alone_is_cut_token_for_token_as_the_hosts_kto_cut
     assert sum(bool(mine[2 * index]["cut"]) for index in alike) > 500
     for index in alike[:ROWS]:
         for row, host in ((mine[2 * index], good), (mine[2 * index + 1], bad)):
-            assert row["alternatives"][0] == host["input_ids"][index]
-            assert row["alternative_labels"][0] == host["labels"][index]
+            assert sequences(row)[0] == (host["input_ids"][index], host["labels"][index])
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ def test_a_response_whose_selected_tokens_are_all_cut_is_skipped(run, tmp_path):
 
 
 def test_all_responses_of_a_record_and_its_kl_responses_follow_the_same_prompt_tokens(tokenized):
-    from finepref.hosts.llamafactory.unpaired import UnpairedProcessor
+    from finepref.hosts.llamafactory.unpaired import UnpairedProcessor, sequences
 
     records = rows()
     for i, row in enumerate(records):
@@ -259,8 +259,8 @@ def test_all_responses_of_a_record_and_its_kl_responses_follow_the_same_prompt_t
     starts = set()
     for row in found:
         if row["example_id"] == "sum-2":
-            for ids, labels in (("alternatives", "alternative_labels"), ("kl_alternatives", "kl_alternative_labels")):
-                for each, label in zip(row[ids], row[labels], strict=True):
+            for kind in ("", "kl_"):
+                for each, label in sequences(row, kind):
                     starts.add(tuple(each[: label.count(-100)]))
                     assert len(each) <= CUTOFF
                     assert label.count(-100) < len(each)
@@ -290,3 +290,16 @@ def test_a_skipped_bad_row_is_counted_by_code_and_written_beside_the_model(run, 
     lines = [json.loads(line) for line in (done.folder / "rejected.jsonl").read_text().splitlines()]
     assert [(line["line"], line["problems"][0]["code"]) for line in lines] == [(10, "FP012"), (12, "FP060")]
     assert done.receipt["datasets"][0]["rejected"] == {"FP012": 1, "FP060": 1}
+
+
+def test_a_folder_of_tokenised_rows_keeps_the_reasons_why_rows_were_skipped_and_cut(run, tmp_path):
+    records = span_rows()
+    records[3]["chosen"] += f" {LONG}"
+    records[5]["prompt"] = LONG
+    folder = write_rows(tmp_path / "data", records, formatting="span_pair")
+    given = {"name": "tdpo_spans", "dataset_dir": str(folder), "dataset": "sums", "cutoff_len": 128, "max_steps": 1}
+    given |= {"finepref_overlong": "keep_prompt", "tokenized_path": str(tmp_path / "tokens")}
+    first = run(**given).receipt["rows"]
+    assert first["skipped"] == {"no_room_for_response": 1}
+    assert first["cut"] == {"response": 1}
+    assert run(**given).receipt["rows"] == first

@@ -72,3 +72,23 @@ def test_every_epoch_leaves_out_other_records(host):
         seen += [row for rows in mine for row in rows]
     assert set(seen) == set(range(12))
     assert int(Twelve.epoch) == 3  # the data set is told
+
+
+def test_the_rows_of_all_steps_of_an_epoch_are_found_in_one_order(host, monkeypatch):
+    """A permutation of a million rows takes as long as a small model's step, so it is drawn once per epoch."""
+    from finepref.hosts.openrlhf.strategy import WholeBatches
+
+    class Rows:
+        epoch = torch.zeros(1, dtype=torch.int64)
+
+        def __len__(self) -> int:
+            return 12
+
+    sampler = WholeBatches(Rows(), batch_size=4, num_replicas=1, rank=0, seed=3)
+    drawn, randperm = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *given, **more: drawn.append(given) or randperm(*given, **more))
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        steps = [sampler.step_rows(step, 4) for step in (0, 1, 2) for _ in range(3)]
+        assert sorted(row for rows in steps[::3] for row in rows) == [*range(12)]
+    assert drawn == [(12,), (12,)]

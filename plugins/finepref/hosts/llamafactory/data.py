@@ -18,10 +18,17 @@ import datasets
 from finepref import stages
 from finepref.formats import dataset_info, layouts
 from finepref.formats.check import BadData, Problem
-from finepref.hosts import receipt, rows
-from finepref.hosts.llamafactory import row_cache
+from finepref.hosts import receipt, row_cache, rows
 from finepref.hosts.llamafactory.adapter import Adapter
-from finepref.hosts.llamafactory.verdicts import columns_of, drop_in_stream, keep_checked, keep_good, rows_of, verdict
+from finepref.hosts.llamafactory.verdicts import (
+    columns_of,
+    drop_in_stream,
+    keep_checked,
+    keep_good,
+    rows_of,
+    total,
+    verdict,
+)
 from finepref.hosts.reading import Sourced
 from finepref.hosts.run import Run, Source, current
 from finepref.methods.checks import record_problems
@@ -255,14 +262,14 @@ def _read(run: Run, names: list[str], attributes: list[Any], model_args: Any, da
         BadData: bad rows that `finepref_bad_rows` and `finepref_max_bad` do not allow; or a file is missing or in a
             forbidden place, see `dataset_info.resolve`.
     """
-    cache = Path(model_args.cache_dir or datasets.config.HF_DATASETS_CACHE, "finepref").resolve()
+    run.cache = Path(model_args.cache_dir or datasets.config.HF_DATASETS_CACHE, "finepref").resolve()
     read: list[Read] = []
     for name, attribute in zip(names, attributes, strict=True):
         entry = receipt.DatasetEntry(name, _source(attribute, ()).formatting, {}, None)
         if attribute.load_from == "file":
             source = source_of(name, attribute, data_args.dataset_dir)
             run.sources.append(source)
-            run.prepared[name], entry = row_cache.prepared(source, run.bad_rows, cache)
+            run.prepared[name], entry = row_cache.prepared(source, run.bad_rows, run.cache)
         read.append((entry, attribute))
     run.bad_rows.settle()
     run.datasets.extend(entry for entry, _ in read)
@@ -298,12 +305,12 @@ def _count_left_out(run: Run, read: list[Read], merged: Any, data_args: Any) -> 
     """Count the rows that `num_samples`, `max_samples` and `mix_strategy` leave out or repeat. Returns the former."""
     good = [(entry.read or 0) - sum(entry.rejected.values()) for entry, _ in read]
     wanted = [attribute.num_samples for _, attribute in read]
-    here = sum(merged["_rows"])
+    here = total(merged, "_rows")
     once = here
     if any(wanted) or data_args.mix_strategy != "concat":
         once = sum(dict(zip(merged["_place"], merged["_rows"], strict=True)).values())
         run.rows.repeated += here - once
-    left = total = sum(good) - once
+    left = left_out = sum(good) - once
     beyond = {rows.NEVER_DRAWN: sum(max(0, have - (want or have)) for have, want in zip(good, wanted, strict=True))}
     if data_args.max_samples is not None:
         for (entry, _), have, want in zip(read, good, wanted, strict=True):
@@ -314,7 +321,7 @@ def _count_left_out(run: Run, read: list[Read], merged: Any, data_args: Any) -> 
         left -= min(left, count)
     run.rows.skipped[rows.MIXED_OUT] += left
     run.rows.skipped = +run.rows.skipped  # without zeros
-    return total
+    return left_out
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ so that one tokenised data set serves every ratio, selection and mask.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,6 +23,7 @@ from transformers import Trainer
 from finepref import stages
 from finepref.formats import records
 from finepref.formats.check import BadData, Problem
+from finepref.hosts import packed
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encoded, located
@@ -47,12 +47,12 @@ from finepref.methods.pair_rows import (
 
 @dataclass
 class PairProcessor(RowPerRecordProcessor):
-    """One row per record, with the columns of `finepref.methods.pair_rows` and the host's own.
+    """One row per record, with the columns of `packed.pair` and `pair_rows.facts`.
 
     All lists of a response are cut to the same length, and both responses keep the same tokens of the prompt.
     """
 
-    schema: str = "pairs-2"
+    schema: str = "pairs-3"
     sides: ClassVar[tuple[str, ...]] = SIDES
 
     def row(
@@ -68,6 +68,7 @@ class PairProcessor(RowPerRecordProcessor):
         prompt = prompt_ids[kept.start : kept.stop]
         about = facts(record, self.tokenizer, prompt_ids, self.data_args.template)
         row: dict[str, Any] = {**about, "rows": count, "place": place, "cut": kept.cut}
+        sides = {}
         for side, whole in responses.items():
             start, offsets = (0, [])
             if selects(record, side) and not refused:
@@ -75,21 +76,17 @@ class PairProcessor(RowPerRecordProcessor):
             weight, score = weights_and_scores(
                 record, side, len(whole), start, offsets, tokenizer=self.tokenizer, problems=problems
             )
-            ids = whole[: kept.response]
-            row[f"{side}_input_ids"] = prompt + ids
-            row[f"{side}_attention_mask"] = [1] * len(row[f"{side}_input_ids"])
-            row[f"{side}_labels"] = [IGNORE_INDEX] * len(prompt) + ids
-            row[f"{side}_weight"] = [0.0] * len(prompt) + weight[: kept.response]
-            row[f"{side}_score"] = [math.nan] * len(prompt) + score[: kept.response]
+            sides[side] = tuple(values[: kept.response] for values in (whole, weight, score))
+        row |= packed.pair(prompt, sides)
         return row | verdict(record.id, place, count, cut=kept.cut, skipped=skipped, problems=refused or problems)
 
     def print_data_example(self, example: dict[str, Any]) -> None:
         """Print the first row, as the host does for its own data."""
+        row = packed.whole_pair(example)
         for side in SIDES:
-            marked = [
-                i for i, w in zip(example[f"{side}_input_ids"], example[f"{side}_weight"], strict=True) if w != 0
-            ]
-            print(f"{side}:\n{self.tokenizer.decode(example[f'{side}_input_ids'], skip_special_tokens=False)}")
+            ids = row[f"{side}_input_ids"]
+            marked = [i for i, w in zip(ids, row[f"{side}_weight"], strict=True) if w != 0]
+            print(f"{side}:\n{self.tokenizer.decode(ids, skip_special_tokens=False)}")
             print(f"{side}_tokens:\n{self.tokenizer.decode(marked, skip_special_tokens=False)}")
 
 
@@ -105,7 +102,8 @@ class PairCollator(PairwiseDataCollatorWithPadding):
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
         """One batch: the host's keys, `weight` [2B, T] in label space, the chosen half first, and `side` [B]."""
-        batch = super().__call__([{**row, "images": None, "videos": None, "audios": None} for row in features])
+        features = [packed.whole_pair(row) for row in features]
+        batch = super().__call__([self._of_host(row) for row in features])
         try:
             chosen, rejected, sides = zip(*(self.weigh(PairRow.of(row)) for row in features), strict=True)
         except BadData as error:  # only in a stream; a data-loader worker can pass on only a text
@@ -118,6 +116,12 @@ class PairCollator(PairwiseDataCollatorWithPadding):
         batch["weight"] = torch.tensor(padded)[:, 1:]
         batch["side"] = torch.tensor(sides)
         return batch
+
+    @staticmethod
+    def _of_host(row: dict[str, Any]) -> dict[str, Any]:
+        """A row with all columns that the host's collator reads."""
+        masks = {f"{side}_attention_mask": [1] * len(row[f"{side}_input_ids"]) for side in SIDES}
+        return {**row, **masks, "images": None, "videos": None, "audios": None}
 
 
 REWARDS = tuple(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins"))
@@ -225,12 +229,10 @@ class PairTrainer(CustomDPOTrainer):
 class PairCheck(TokenizedCheck):
     """Weighs every row once, so that all problems are known before a model loads."""
 
-    unread = tuple(f"{side}_{name}" for side in SIDES for name in ("input_ids", "attention_mask"))
-
     def row(self, row: dict[str, Any]) -> tuple[str, Sequence[Problem]]:
         stage = stages.find(self.stage)
         try:
-            (stage.weigh or weigh_all)(PairRow.of(row), self.options, 0)
+            (stage.weigh or weigh_all)(PairRow.of(packed.whole_pair(row)), self.options, 0)
         except BadData as error:
             return self.of_cut(row, error.problems, "FP214", overlong.NOTHING_SELECTED)
         return "", ()

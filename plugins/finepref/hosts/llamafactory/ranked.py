@@ -23,6 +23,7 @@ from finepref.hosts.llamafactory import value_head
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.ranked_data import RankedCollator, RankedProcessor
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck
+from finepref.hosts.llamafactory.verdicts import distinct
 from finepref.hosts.meter import Meter
 from finepref.hosts.run import Run
 from finepref.losses.ops import reduce, sum_over_ranks
@@ -188,7 +189,7 @@ class RankedAdapter(Adapter):
 
     def check_training(self, dataset: Any, options: RankedOptions) -> None:
         """The stage's own check of the kinds of records in its training data."""
-        kinds = {reward_metrics.KINDS[is_apo] for is_apo in dataset["is_apo"]}
+        kinds = {reward_metrics.KINDS[is_apo] for is_apo in distinct(dataset, "is_apo")}
         if self.stage.check_data and (problems := self.stage.check_data(kinds, options)):
             raise BadData(problems)
 

@@ -9,6 +9,7 @@ import torch
 
 from finepref.formats import records
 from finepref.formats.problems import Problem
+from finepref.hosts import packed
 from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
 from finepref.hosts.llamafactory.tokenized import encoded
 from finepref.hosts.llamafactory.verdicts import verdict
@@ -21,7 +22,7 @@ from finepref.methods.ranked_rows import response_field, scored
 class RankedProcessor(RowPerRecordProcessor):
     """One row per record, with one sequence per response."""
 
-    schema: str = "apo-rm-2"
+    schema: str = "apo-rm-3"
 
     def row(self, record: records.Record, place: str, count: int) -> dict[str, Any]:
         """Tokenise a record. `last`, `end`: positions of each response's last text token and end token (-1: none)."""
@@ -39,11 +40,14 @@ class RankedProcessor(RowPerRecordProcessor):
             to_last, to_end = (tokens_read(whole, self.tokenizer.eos_token_id, how) for how in ("last", "eos"))
             last.append(len(prompt) + min(to_last, kept.response) - 1)
             end.append(-1 if to_end is None or to_end > kept.response else len(prompt) + to_end - 1)
+        flat, lengths = packed.joined(left)
         return {
             "example_id": record.id,
-            "sequences": [prompt + ids for ids in left],
-            "last": last,
-            "end": end,
+            "prompt": packed.ids(prompt),
+            "responses": flat,
+            "lengths": lengths,
+            "last": packed.ids(last),
+            "end": packed.ids(end),
             "scores": [float(score) for score in scores],
             "is_apo": kind == "apo",
             "rows": count,
@@ -53,8 +57,14 @@ class RankedProcessor(RowPerRecordProcessor):
 
     def print_data_example(self, example: dict[str, Any]) -> None:
         """Print the first row, as the host does for its own data."""
-        for score, ids in zip(example["scores"], example["sequences"], strict=True):
+        for score, ids in zip(example["scores"], sequences_of(example), strict=True):
             print(f"score {score:g}:\n{self.tokenizer.decode(ids, skip_special_tokens=False)}")
+
+
+def sequences_of(row: dict[str, Any]) -> list[list[int]]:
+    """Prompt and response of each response of a tokenised row."""
+    prompt = packed.plain(row["prompt"])
+    return [prompt + ids for ids in packed.parted(row["responses"], row["lengths"])]
 
 
 @dataclass
@@ -75,6 +85,7 @@ class RankedCollator:
         Raises:
             ValueError: the reward is to be read at the end token, but a response has none.
         """
+        features = [{**feature, "sequences": sequences_of(feature)} for feature in features]
         responses = max(len(feature["sequences"]) for feature in features)
         longest = max(len(ids) for feature in features for ids in feature["sequences"])
         tokens = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of

@@ -12,7 +12,7 @@ from llamafactory.data.processor.processor_utils import DatasetProcessor, infer_
 
 from finepref.formats import records
 from finepref.formats.problems import Problem
-from finepref.hosts.llamafactory import row_cache
+from finepref.hosts import row_cache
 from finepref.hosts.llamafactory.verdicts import columns_of, rows_of
 from finepref.methods import overlong
 from finepref.methods.pair_rows import problem_of_record
@@ -34,6 +34,9 @@ class RecordProcessor(DatasetProcessor):
         """What tokenised rows depend on, and no more: the host finds them in its cache by a hash of this."""
         settings = SimpleNamespace(cutoff_len=self.data_args.cutoff_len, template=self.data_args.template)
         return {**vars(self), "data_args": settings}
+
+    def of_split(self, records: Any) -> None:
+        """Take note of all records of the split, a `datasets.Dataset`; not called for a stream."""
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Tokenise a batch. The columns `verdicts.COLUMNS` say what is to be done with each row."""

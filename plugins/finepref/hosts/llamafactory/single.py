@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 from llamafactory.data import SFTDataCollatorWith4DAttentionMask
 from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.train.sft.metric import ComputeAccuracy, eval_logit_processor
@@ -15,28 +16,27 @@ from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
 from finepref.formats import records
 from finepref.formats.check import BadData, Problem
 from finepref.formats.record_places import record_mark
+from finepref.hosts import packed
 from finepref.hosts.llamafactory import pairs
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck
-from finepref.hosts.llamafactory.verdicts import COLUMNS, verdict
+from finepref.hosts.llamafactory.verdicts import COLUMNS, total, verdict
 from finepref.hosts.run import Run
 from finepref.methods import overlong
 from finepref.methods.options import Options
 from finepref.methods.pair_rows import NO_RESPONSE, PairRow, ResponseRow, weigh_chosen
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
-
 
 @dataclass
 class SingleProcessor(pairs.PairProcessor):
-    """One row per record: prompt and chosen response, with labels on the tokens whose weight is 1.
+    """One row per record: the tokens of prompt and chosen response, and which of them are selected (weight 1).
 
     Attributes:
         weigh: tokenised row -> weight 0 or 1 per token of prompt and response; raises BadData for an unfit row.
         asked: how the user chose the stage, for messages.
     """
 
-    schema: str = "granular-2"
+    schema: str = "granular-3"
     sides: ClassVar[tuple[str, ...]] = ("chosen",)
     weigh: Callable[[PairRow], list[float]] | None = None
     asked: str = ""
@@ -48,7 +48,7 @@ class SingleProcessor(pairs.PairProcessor):
     def row(
         self, record: records.Pair | records.SpanPair | records.ScoredPair, place: str, count: int
     ) -> dict[str, Any]:
-        row = super().row(record, place, count)
+        row = packed.whole_pair(super().row(record, place, count))
         chosen = ResponseRow(*(row[f"chosen_{name}"] for name in ResponseRow._fields))
         try:
             weight = self.weigh(PairRow(record.id, chosen, NO_RESPONSE, row["mapped"]))
@@ -56,9 +56,8 @@ class SingleProcessor(pairs.PairProcessor):
             weight = chosen.weight
             row["_problem"] = row["_problem"] or verdict("", place, count, problems=error.problems)["_problem"]
         return {
-            "input_ids": row["chosen_input_ids"],
-            "attention_mask": row["chosen_attention_mask"],
-            "labels": [label if w else IGNORE_INDEX for label, w in zip(chosen.labels, weight, strict=True)],
+            "input_ids": packed.ids(row["chosen_input_ids"]),
+            "selected": np.array([w != 0 and label >= 0 for label, w in zip(chosen.labels, weight, strict=True)]),
             "annotated": chosen.annotated,
             **{name: row[name] for name in ("example_id", "place", "rows", "cut", *COLUMNS)},
         }
@@ -66,15 +65,22 @@ class SingleProcessor(pairs.PairProcessor):
     def print_data_example(self, example: dict[str, Any]) -> None:
         """Print the first row, as the host does for its own data."""
         print(f"inputs:\n{self.tokenizer.decode(example['input_ids'], skip_special_tokens=False)}")
-        labels = [label for label in example["labels"] if label != IGNORE_INDEX]
+        labels = [label for label in of_host(example)["labels"] if label != IGNORE_INDEX]
         print(f"labels:\n{self.tokenizer.decode(labels, skip_special_tokens=False)}")
+
+
+def of_host(row: dict[str, Any]) -> dict[str, list[int]]:
+    """The model's inputs of a tokenised row, as the host's collator reads them."""
+    ids = packed.plain(row["input_ids"])
+    labels = [label if chosen else IGNORE_INDEX for label, chosen in zip(ids, row["selected"], strict=True)]
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
 
 class SingleCollator(SFTDataCollatorWith4DAttentionMask):
     """The host's collator, which gets only the model's inputs: it would make tensors of our other columns too."""
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        return super().__call__([{name: row[name] for name in MODEL_INPUTS} for row in features])
+        return super().__call__([of_host(row) for row in features])
 
 
 class SingleTrainer(CustomSeq2SeqTrainer):
@@ -105,7 +111,7 @@ class SingleCheck(TokenizedCheck):
     """Finds rows without a token to train on."""
 
     def row(self, row: dict[str, Any]) -> tuple[str, Sequence[Problem]]:
-        if any(label != IGNORE_INDEX for label in row["labels"]):
+        if any(row["selected"]):
             return "", ()
         text = "no span has a token with the weight 1"
         found = Problem(record_mark(row["example_id"]), 0, "chosen_spans", "FP214", text)
@@ -126,7 +132,7 @@ class SingleAdapter(Adapter):
         return SingleCheck(self.stage.name, options)
 
     def check_split(self, dataset: Any, options: Options) -> None:
-        if self.stage.check_data and (problems := self.stage.check_data(sum(dataset["annotated"]), options)):
+        if self.stage.check_data and (problems := self.stage.check_data(total(dataset, "annotated"), options)):
             raise BadData(problems)
 
     def build_trainer(self, parts: Any, **common: Any) -> SingleTrainer:

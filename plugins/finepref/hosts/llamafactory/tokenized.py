@@ -173,7 +173,10 @@ def dataset_processor(original: Callable) -> Callable:
         if row is None:
             return original(data_args, stage, template, tokenizer, processor, do_generate)
         make = adapter_of(row).processor(current().options)
-        return make(template=template, tokenizer=tokenizer, processor=processor, data_args=data_args)
+        made = make(template=template, tokenizer=tokenizer, processor=processor, data_args=data_args)
+        if current().split is not None:
+            made.of_split(current().split)
+        return made
 
     return _get_dataset_processor
 
@@ -193,6 +196,7 @@ def preprocessed_dataset(original: Callable) -> Callable:
             dataset = adapter_of(row).prepare(dataset, streaming=data_args.streaming)
         except BadData as error:
             raise _of_split(error, data_args, is_eval=is_eval) from None
+        run.split = None if data_args.streaming else dataset
         tokenized = original(dataset, data_args, training_args, stage, template, tokenizer, processor, is_eval)
         if data_args.streaming:
             kept = drop_in_stream(tokenized, run.options)
@@ -289,7 +293,7 @@ def get_dataset(original: Callable) -> Callable:
         module = original(template, model_args, data_args, training_args, stage, tokenizer, processor)
         if row is not None and marker is not None and not marker.is_file() and training_args.should_save:
             run = current()
-            made = {**content, "datasets": [asdict(entry) for entry in run.datasets], "rows": asdict(run.rows)}
+            made = {**content, "datasets": [asdict(entry) for entry in run.datasets], "rows": run.rows.kept()}
             marker.write_text(json.dumps(made, indent=2), encoding="utf-8")
         return module
 

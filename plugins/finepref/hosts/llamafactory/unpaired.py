@@ -8,11 +8,16 @@ draw does not depend on row order, data-loader workers, ranks, resuming or the d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from hashlib import blake2b
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from llamafactory.data import KTODataCollatorWithPadding
@@ -26,12 +31,11 @@ from finepref import stages
 from finepref.formats import negatives, records
 from finepref.formats.check import BadData, Problem
 from finepref.formats.layouts import native_format
-from finepref.formats.record_places import place_of
-from finepref.hosts.llamafactory import row_cache
+from finepref.hosts import packed, row_cache
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encoded
-from finepref.hosts.llamafactory.verdicts import rejected_record, rows_of, verdict
+from finepref.hosts.llamafactory.verdicts import column, distinct, rejected_record, rows_of, total, verdict
 from finepref.hosts.meter import Meter
 from finepref.hosts.reading import JoinedFeedback, Sourced, join_feedback
 from finepref.hosts.rows import INCOMPLETE
@@ -52,6 +56,8 @@ from finepref.methods.draws import (
 )
 from finepref.methods.options import UnpairedOptions
 
+JOINED, PARTNERS = "joined-1", "partners-1.npy"  # to be changed whenever what is written changes its meaning
+BATCH = 1000
 NO_PARTNER = "no_other_prompt_in_the_stream"
 
 logger = logging.get_logger("llamafactory.finepref")  # the host shows what is below its own name
@@ -67,18 +73,22 @@ class UnpairedProcessor(RecordProcessor):
     cuts the prompt of one row and not of another, these rows differ from the host's on purpose.
     """
 
-    schema: str = "seapo-3"
+    schema: str = "seapo-4"
+    pool: Any = None  # the records of the split, of which `_partner` is an index
     last: records.Record | None = None  # of the batch before, in a stream
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"last": None}
 
+    def of_split(self, records: Any) -> None:
+        self.pool = records.select_columns(["_record", "_formatting"])
+
     def rows(self, cached: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """See `_rows_of` for the columns."""
         found = [row_cache.record_of(row) for row in cached]
         if "_partner" in cached[0]:
-            named = [{"_record": row["_partner"], "_formatting": row["_partner_formatting"]} for row in cached]
-            others = [row_cache.record_of(row) for row in named]
+            named = self.pool[[row["_partner"] for row in cached]]
+            others = [row_cache.record_of(row) for row in rows_of(named)]
         else:
             others = self._partners_in_stream(cached, found)
         each = zip(found, others, cached, strict=True)
@@ -124,8 +134,8 @@ class UnpairedProcessor(RecordProcessor):
             mine = ["chosen"] if desirable else left
             theirs = sorted((other_good or other_bad) if desirable else (other_bad or other_good))
             count = cached["_rows"] if desirable or single else 0
-            alternatives = [responses[name][: kept.response] for name in mine]
-            kl_alternatives = [mismatched[name][:room] for name in theirs]
+            own_ids, lengths = packed.joined(responses[name][: kept.response] for name in mine)
+            kl_ids, kl_lengths = packed.joined(mismatched[name][:room] for name in theirs)
             rows.append(
                 {
                     "example_id": record.id,
@@ -134,11 +144,12 @@ class UnpairedProcessor(RecordProcessor):
                     "types": mine,
                     "single": single,
                     "negative_types": sorted(error_types_of(record)) if single else left,
-                    "alternatives": [prompt + ids for ids in alternatives],
-                    "alternative_labels": [[IGNORE_INDEX] * len(prompt) + ids for ids in alternatives],
+                    "prompt": packed.ids(prompt),
+                    "alternatives": own_ids,
+                    "lengths": lengths,
                     "kl_types": theirs,
-                    "kl_alternatives": [prompt + ids for ids in kl_alternatives],
-                    "kl_alternative_labels": [[IGNORE_INDEX] * len(prompt) + ids for ids in kl_alternatives],
+                    "kl_alternatives": kl_ids,
+                    "kl_lengths": kl_lengths,
                     "dropped": sorted(dropped),
                     "rows": count,
                     "place": cached["_place"],
@@ -165,8 +176,16 @@ class UnpairedProcessor(RecordProcessor):
 
     def print_data_example(self, example: dict[str, Any]) -> None:
         """Print the first row, as the host does for its own data."""
-        for name, ids in zip(example["types"], example["alternatives"], strict=True):
+        for name, (ids, _) in zip(example["types"], sequences(example), strict=True):
             print(f"{name}:\n{self.tokenizer.decode(ids, skip_special_tokens=False)}")
+
+
+def sequences(row: dict[str, Any], kind: str = "") -> list[tuple[list[int], list[int]]]:
+    """Token ids and labels of prompt and response, for each alternative of a row; of the mismatched ones for "kl_"."""
+    prompt = packed.plain(row["prompt"])
+    left_out = [IGNORE_INDEX] * len(prompt)
+    responses = packed.parted(row[f"{kind}alternatives"], row[f"{kind}lengths"])
+    return [(prompt + ids, left_out + ids) for ids in responses]
 
 
 @dataclass
@@ -196,14 +215,16 @@ class UnpairedCollator(KTODataCollatorWithPadding):
             single = feature["single"]
             index = 0 if single else self._draw(feature["types"], feature["example_id"], epoch)
             kl_index = self._draw_mismatched(feature["kl_types"], feature["example_id"], epoch)
+            ids, labels = sequences(feature)[index]
+            kl_ids, kl_labels = sequences(feature, "kl_")[kl_index]
             drawn.append(
                 {
-                    "input_ids": feature["alternatives"][index],
-                    "attention_mask": [1] * len(feature["alternatives"][index]),
-                    "labels": feature["alternative_labels"][index],
-                    "kl_input_ids": feature["kl_alternatives"][kl_index],
-                    "kl_attention_mask": [1] * len(feature["kl_alternatives"][kl_index]),
-                    "kl_labels": feature["kl_alternative_labels"][kl_index],
+                    "input_ids": ids,
+                    "attention_mask": [1] * len(ids),
+                    "labels": labels,
+                    "kl_input_ids": kl_ids,
+                    "kl_attention_mask": [1] * len(kl_ids),
+                    "kl_labels": kl_labels,
                     "kto_tags": feature["kto_tags"],
                     "images": None,
                     "videos": None,
@@ -412,24 +433,28 @@ class UnpairedAdapter(Adapter):
                     "with `finepref convert --from feedback --to negatives`"
                 )
             return dataset
-        if "feedback" not in set(dataset["_formatting"]):
+        if "feedback" not in distinct(dataset, "_formatting"):
             return dataset
-        whole = [row for row in dataset if row["_formatting"] != "feedback"]
-        rows = (row for row in dataset if row["_formatting"] == "feedback")
-        found = (Sourced(*place_of(row["_place"]), row_cache.record_of(row), row["_rows"]) for row in rows)
-        return Dataset.from_list(whole + [row_cache.cached_row(each) for each in _joined(run, found, truncated)])
+        wanted = (run.bad_rows.skip, run.bad_rows.max_bad, truncated)
+        folder = run.cache / row_cache.name_of([JOINED, dataset._fingerprint, *wanted])
+        report = row_cache.made_once(folder, partial(_write_joined, run, dataset, truncated))
+        for each in report["wrong"]:
+            problems = [Problem(**problem) for problem in each["problems"]]
+            run.bad_rows.problems += problems
+            run.bad_rows.add(rejected_record(each["id"], problems), problems, rows=each["rows"])
+        run.bad_rows.settle()
+        for each in report["parted"]:
+            run.rows.skip(**each)
+        return Dataset.from_file(str(folder / row_cache.ROWS_FILE))
 
     def prepare(self, dataset: Any, *, streaming: bool) -> Any:
-        """Give every record of a split a partner of another prompt for the KL term."""
+        """Give every record of a split a partner of another prompt for the KL term: its index."""
         if streaming:
             return dataset
-        keyed = list(zip(dataset["_prompt_key"], dataset["_record_id"], strict=True))
-        rows = dataset.select_columns(["_record", "_formatting"])[:]
-        texts = [responses_of(row_cache.record_of(row)) for row in rows_of(rows)]
-        ring = partners(keyed, texts)
-        for name, column in (("_partner", "_record"), ("_partner_formatting", "_formatting")):
-            dataset = dataset.add_column(name, [rows[column][index] for index in ring])
-        return dataset
+        folder = current().cache / row_cache.name_of([PARTNERS, dataset._fingerprint])
+        row_cache.made_once(folder, partial(_write_partners, dataset))
+        ring = np.load(folder / PARTNERS, mmap_mode="r")
+        return dataset.add_column("_partner", ring)
 
     def processor(self, options: UnpairedOptions) -> Any:
         return partial(UnpairedProcessor, overlong=options.overlong)
@@ -438,23 +463,25 @@ class UnpairedAdapter(Adapter):
         return UnpairedCheck(self.stage.name, options) if self.stage.check_record else None
 
     def check_split(self, dataset: Any, options: UnpairedOptions) -> None:
-        found = {name for names in dataset["negative_types"] for name in names}
+        found = distinct(dataset, "negative_types")
         if self.stage.check_data and (problems := self.stage.check_data(found, options)):
             raise BadData(problems)
 
     def check_training(self, dataset: Any, options: UnpairedOptions) -> None:
         """Count the responses of both kinds, on which the weights depend. Nothing is refused."""
-        run, labels = current(), dataset["kto_tags"]
-        single = Counter(label for label, alone in zip(labels, dataset["single"], strict=True) if alone)
+        run, count = current(), len(dataset)
+        single: Counter[bool] = Counter()
+        for labels, alone in zip(column(dataset, "kto_tags"), column(dataset, "single"), strict=True):
+            single.update(labels.filter(alone).to_pylist())
         if single:
             told = f"{single[True]} desirable, {single[False]} undesirable"
             logger.info_rank0(f"{single.total()} single rows are trained on by their own label: {told}")
-        desirable = sum(labels)
-        options.count_responses(desirable, len(labels) - desirable)
+        desirable = total(dataset, "kto_tags")
+        options.count_responses(desirable, count - desirable)
         run.settings |= self.stage.settings(options) if self.stage.settings else {}
-        if desirable in (0, len(labels)):
+        if desirable in (0, count):
             kind = LABELS[bool(desirable)]
-            logger.warning_rank0(f"all {len(labels)} responses are {kind} (FP061); KTO is meant for both kinds")
+            logger.warning_rank0(f"all {count} responses are {kind} (FP061); KTO is meant for both kinds")
 
     def build_trainer(self, parts: Any, **common: Any) -> UnpairedTrainer:
         options, training_args = parts.run.options, parts.args.training
@@ -506,9 +533,9 @@ class UnpairedAdapter(Adapter):
             splits = list(evaluated.values()) if isinstance(evaluated, dict) else [evaluated]
             for split in (datasets.get("train_dataset"), *splits):
                 if split is not None:
-                    rows = zip(split["negative_types"], split["single"], strict=True)
-                    found |= {name for names, single in rows for name in names if not single}
-                    singles = singles or any(split["single"])
+                    for names, single in zip(column(split, "negative_types"), column(split, "single"), strict=True):
+                        found.update(names.filter(pc.invert(single)).flatten().unique().to_pylist())
+                    singles = singles or total(split, "single") > 0
         if not (found or singles or parts.run.options.error_types):
             raise ValueError("the error types of a streamed remote dataset are not known: name them")
         return tuple(sorted(found)), singles
@@ -518,25 +545,61 @@ class UnpairedAdapter(Adapter):
         return ["rewards/chosen", "rewards/rejected", "rewards/margins", *(f"rewards/margins/{n}" for n in names)]
 
 
-def _joined(run: Run, found: Iterable[Sourced], truncated: bool) -> list[Sourced]:
-    """Feedback rows joined by prompt. Prompts with a problem are counted.
+def _write_partners(dataset: Any, folder: Path) -> dict[str, Any]:
+    """Write the index of each record's partner."""
+    keyed = list(zip(dataset["_prompt_key"], dataset["_record_id"], strict=True))
+    texts = (
+        {blake2b(text.encode(), digest_size=8).digest() for text in responses_of(record)}
+        for record in _records(dataset)
+    )
+    np.save(folder / PARTNERS, np.asarray(partners(keyed, [*texts]), dtype=np.int32))
+    return {}
+
+
+def _records(dataset: Any) -> Iterator[records.Record]:
+    """The records of a data set, each made when it is read."""
+    for batch in dataset.select_columns(["_record", "_formatting"]).iter(BATCH):
+        yield from map(row_cache.record_of, rows_of(batch))
+
+
+def _write_joined(run: Run, dataset: Any, truncated: bool, folder: Path) -> dict[str, Any]:
+    """Write the records of a data set, rows of format feedback joined by prompt.
 
     Args:
-        run: the run that counts.
-        found: the rows.
+        run: the run, for the files of which a prompt may have lost rows.
+        dataset: rows of the cache.
         truncated: whether rows were left out before, so that a prompt may have lost some of its rows.
+        folder: where they are written.
+
+    Returns:
+        The prompts with a problem, and those of which rows are missing.
     """
+    found, whole = [], []
+    for row in dataset:
+        if row["_formatting"] == "feedback":
+            found.append(row_cache.sourced_of(row))
+        else:
+            whole.append(row)
     joined = join_feedback(found, singles=True)
-    for prompt, problems in joined.wrong.items():
-        group = joined.groups[prompt]
-        run.bad_rows.problems += problems
-        run.bad_rows.add(rejected_record(records.content_id(prompt), problems), problems, rows=len(group))
-    run.bad_rows.settle()
     parted = _parted(run, joined) if truncated else set()
-    for prompt in parted:
-        first, *_ = group = joined.groups[prompt]
-        run.rows.skip(records.content_id(prompt), first.place, INCOMPLETE, sum(source.rows for source in group))
-    return [each for each in joined.records if each.record.prompt not in parted]
+    kept = (each for each in joined.records if each.record.prompt not in parted)
+    row_cache.write_rows(folder / row_cache.ROWS_FILE, chain(whole, map(row_cache.cached_row, kept)))
+    wrong = (
+        (records.content_id(prompt), problems, len(joined.groups[prompt])) for prompt, problems in joined.wrong.items()
+    )
+    groups = [(records.content_id(prompt), joined.groups[prompt]) for prompt in parted]
+    return {
+        "wrong": [{"id": name, "problems": [*map(asdict, found)], "rows": count} for name, found, count in wrong],
+        "parted": [
+            {
+                "record_id": name,
+                "place": group[0].place,
+                "reason": INCOMPLETE,
+                "rows": sum(each.rows for each in group),
+            }
+            for name, group in groups
+        ],
+    }
 
 
 def _parted(run: Run, joined: JoinedFeedback) -> set[records.Prompt]:

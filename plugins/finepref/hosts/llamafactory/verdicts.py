@@ -7,10 +7,12 @@ result. So it writes its verdict into columns, which are counted and removed aft
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 from llamafactory.extras import logging
 
 from finepref.formats import record_places
@@ -20,6 +22,7 @@ from finepref.methods.options import Options
 
 logger = logging.get_logger(__name__)
 
+BATCH = 10_000  # of verdicts that are counted at a time
 COLUMNS = ("_id", "_at", "_count", "_cut", "_skipped", "_problem", "_dropped")
 
 
@@ -70,30 +73,36 @@ def keep_good(run: Run, dataset: Any, found: Any = None) -> Any:
         BadData: there are more bad rows than the options allow.
     """
     source = dataset if found is None else found
-    table = source.select_columns(list(COLUMNS)).with_format("arrow")[:]
-    kept = []
-    for index, values in enumerate(zip(*(table[name].to_pylist() for name in COLUMNS), strict=True)):
-        record_id, place, count, cut, skipped, problem, dropped = values
-        if found is not None and (problem or skipped):
-            run.rows.note_cut(cut, -count)
-        if problem:
-            problems = problems_of(problem)
-            run.bad_rows.problems += problems
-            if count:
-                run.bad_rows.add(rejected_record(record_id, problems), problems, rows=count)
-        elif skipped:
-            if count:
-                run.rows.skip(record_id, place, skipped, count)
-        else:
-            kept.append(index)
-            if cut and found is None:
-                run.rows.note_cut(cut, count)
-            for name, reason in json.loads(dropped or "{}").items():
-                run.rows.skip_response(record_id, place, name, reason)
+    left = []
+    for batch in source.select_columns(list(COLUMNS)).with_format("arrow").iter(BATCH):
+        out = pc.or_(pc.not_equal(batch["_problem"], ""), pc.not_equal(batch["_skipped"], ""))
+        left.append(~np.asarray(out))
+        told = pc.or_(pc.not_equal(batch["_cut"], ""), pc.not_equal(batch["_dropped"], ""))
+        for row in batch.filter(pc.or_(out, told)).to_pylist():
+            _count(run, row, first=found is None)
+    kept = np.flatnonzero(np.concatenate(left)) if left else []
     run.bad_rows.settle()
     if found is None:
         dataset = dataset.remove_columns(list(COLUMNS))
     return dataset if len(kept) == len(source) else dataset.select(kept)
+
+
+def _count(run: Run, row: Mapping[str, Any], *, first: bool) -> None:
+    """Count one verdict; `first` says whether the row's cut was not counted before."""
+    count, problems = row["_count"], problems_of(row["_problem"])
+    if problems or row["_skipped"]:
+        if not first:
+            run.rows.note_cut(row["_cut"], -count)
+        run.bad_rows.problems += problems
+        if count and problems:
+            run.bad_rows.add(rejected_record(row["_id"], problems), problems, rows=count)
+        elif count:
+            run.rows.skip(row["_id"], row["_at"], row["_skipped"], count)
+        return
+    if first:
+        run.rows.note_cut(row["_cut"], count)
+    for name, reason in json.loads(row["_dropped"] or "{}").items():
+        run.rows.skip_response(row["_id"], row["_at"], name, reason)
 
 
 def keep_checked(run: Run, dataset: Any, check: Any, data_args: Any, *, desc: str, unread: Sequence[str] = ()) -> Any:
@@ -154,6 +163,25 @@ class Verdicts:
 def drop_in_stream(dataset: Any, options: Options) -> Any:
     """A stream without the rows that are skipped or rejected, see `Verdicts.drop`."""
     return dataset.map(Verdicts(options).drop, batched=True, remove_columns=list(next(iter(dataset))))
+
+
+def column(dataset: Any, name: str) -> Iterator[Any]:
+    """A column of a data set in Arrow arrays of at most BATCH rows. As Python's values it takes 100 times as long."""
+    for batch in dataset.select_columns([name]).with_format("arrow").iter(BATCH):
+        yield batch[name].combine_chunks()
+
+
+def total(dataset: Any, name: str) -> int:
+    """The sum of a column of numbers, or the number of rows that have True."""
+    return sum(pc.sum(part).as_py() for part in column(dataset, name))
+
+
+def distinct(dataset: Any, name: str) -> set[Any]:
+    """The different values of a column, or of the lists in it."""
+    found: set[Any] = set()
+    for part in column(dataset, name):
+        found.update(pc.unique(part.flatten() if hasattr(part, "flatten") else part).to_pylist())
+    return found
 
 
 def rows_of(examples: Mapping[str, Sequence[Any]]) -> Iterable[dict[str, Any]]:

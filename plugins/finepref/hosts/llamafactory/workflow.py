@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from llamafactory.extras import logging
+from torch import distributed as dist
 from transformers import TrainerCallback
 
 from finepref import stages
@@ -15,12 +19,15 @@ from finepref.hosts import card, patching, receipt
 from finepref.hosts.llamafactory import arguments, data, reference, tokenized
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.run_setup import setup_of
+from finepref.hosts.llamafactory.verdicts import total
 from finepref.hosts.missing_model import missing_model_hint
 from finepref.hosts.reading import notes_of
 from finepref.hosts.resume import continue_from
 from finepref.hosts.run import Run
 
 logger = logging.get_logger("llamafactory.finepref")  # the host shows what is below its own name
+
+PREPARED_WITHIN = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -109,11 +116,14 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
         if training and reference.continues_adapter(args):
             reference.refuse_sharded(args)
     template = get_template_and_fix_tokenizer(tokenizer, args.data)
-    dataset_module = get_dataset(template, args.model, args.data, args.training, stage=row.name, **tokenizer_module)
-    if not args.data.streaming:
-        local = not args.data.data_shared_file_system
-        with args.training.main_process_first(desc="check rows", local=local):  # the others find its results
-            check_splits(adapter, run, dataset_module, args)
+    with patience(args.training):
+        dataset_module = get_dataset(
+            template, args.model, args.data, args.training, stage=row.name, **tokenizer_module
+        )
+        if not args.data.streaming:
+            local = not args.data.data_shared_file_system
+            with args.training.main_process_first(desc="check rows", local=local):  # the others find its results
+                check_splits(adapter, run, dataset_module, args)
     count_rows(run, dataset_module, args)
 
     run.setup = setup_of(args, template, tokenizer, needs_reference=needs_reference)
@@ -175,6 +185,36 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
     _model_card(run, trainer, args)
 
 
+@contextmanager
+def patience(training: Any) -> Iterator[None]:
+    """Within the block, `main_process_first` of the host's TrainingArguments waits beyond `ddp_timeout`.
+
+    The first process may read, check and tokenise for longer than a step of the training may take.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        yield
+        return
+    group = dist.new_group(backend="gloo", timeout=PREPARED_WITHIN)
+
+    @contextmanager
+    def main_process_first(local: bool = True, desc: str = "work") -> Iterator[None]:
+        first = (training.local_process_index if local else training.process_index) == 0
+        if not first:
+            dist.barrier(group)
+        try:
+            yield
+        finally:
+            if first:
+                dist.barrier(group)
+
+    training.main_process_first = main_process_first
+    try:
+        yield
+    finally:
+        del training.main_process_first
+        dist.destroy_process_group(group)
+
+
 def _parts(split: Any) -> list[Any]:
     """The data sets of a split; for several names in eval_dataset the host makes a dict."""
     return list(split.values()) if isinstance(split, dict) else [] if split is None else [split]
@@ -209,8 +249,8 @@ def count_rows(run: Run, dataset_module: dict[str, Any], args: HostArguments) ->
     if args.data.streaming:
         return
     train = dataset_module.get("train_dataset")
-    run.rows.training = sum(train["rows"]) if train is not None else 0
-    run.rows.evaluation = sum(sum(part["rows"]) for part in _parts(dataset_module.get("eval_dataset")))
+    run.rows.training = total(train, "rows") if train is not None else 0
+    run.rows.evaluation = sum(total(part, "rows") for part in _parts(dataset_module.get("eval_dataset")))
     if not run.rows.add_up():
         raise receipt.UnprovenRun(f"rows went missing between file and trainer: {run.rows.content()}")
     for line in notes_of(run.datasets) + run.rows.summary(longest="`cutoff_len`"):

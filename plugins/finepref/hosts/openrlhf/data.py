@@ -10,17 +10,20 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
 from tqdm import tqdm
 
 from finepref.formats import dataset_info, jsonl, layouts, records
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.problems import BadData, Problem
 from finepref.formats.row import TOOLS
+from finepref.hosts import row_cache
 from finepref.hosts.openrlhf.notes import LONGEST, Notes
-from finepref.hosts.reading import Sourced, SourceReader
+from finepref.hosts.reading import Sourced
 from finepref.hosts.receipt import DatasetEntry
 from finepref.hosts.run import Source
 from finepref.methods import host_rules, overlong
@@ -41,14 +44,6 @@ _NEEDS_TEMPLATE = "{} are written by the chat template: give --data.apply_chat_t
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
 
 
-class TokenisedRows(list):
-    """Tokenised records, with the method `select` that the host's `train` calls."""
-
-    def select(self, indices: Sequence[int]) -> TokenisedRows:
-        """The rows at these indices."""
-        return TokenisedRows(self[i] for i in indices)
-
-
 def dpo_rule(prompt: int, response: int, longest: int) -> tuple[int, int] | None:
     """What `train_dpo` keeps (`overlong.HostRule`): it leaves out long prompts and cuts responses."""
     return None if prompt >= longest - 2 else (prompt, min(response, longest - prompt))
@@ -59,20 +54,18 @@ def reward_rule(prompt: int, response: int, longest: int) -> tuple[int, int] | N
     return prompt, min(response, longest - prompt)
 
 
-def read(sources: Iterable[Source], bad_rows: BadRows) -> tuple[list[Sourced], list[DatasetEntry]]:
-    """Read all records of some data sets. Returns them, and the receipt's entries of the data sets.
+def cache_dir() -> Path:
+    """Folder of what is made of rows, see `finepref.hosts.row_cache`."""
+    return Path(datasets.config.HF_DATASETS_CACHE, "finepref").resolve()
+
+
+def read(sources: Iterable[Source], bad_rows: BadRows) -> tuple[row_cache.CachedRecords, list[DatasetEntry]]:
+    """Read all records of some data sets, or find them in the cache. Returns them, and the receipt's entries.
 
     Rows with a problem are collected in `bad_rows`.
     """
-    found: list[Sourced] = []
-    entries: list[DatasetEntry] = []
-    for source in sources:
-        before = bad_rows.codes.copy()
-        reader = SourceReader(source, bad_rows)
-        found += reader
-        reader.entry.rejected = dict(bad_rows.codes - before)
-        entries.append(reader.entry)
-    return found, entries
+    found = [row_cache.prepared(source, bad_rows, cache_dir()) for source in sources]
+    return row_cache.CachedRecords(each.file for each in found), [each.entry for each in found]
 
 
 def sources(names: str, arguments: Any, formats: tuple[str, ...]) -> list[Source]:
@@ -110,8 +103,7 @@ def _file(name: str, arguments: Any, formats: tuple[str, ...]) -> Source:
     paths = files.shards(path) if path.is_dir() else [path]
     keys = {"prompt": arguments.prompt_key, "chosen": arguments.chosen_key, "rejected": arguments.rejected_key}
     columns = {field: key for field, key in keys.items() if key not in (None, field)}
-    rows = jsonl.read_rows if all(map(files.is_plain, paths)) else files.rows_of
-    layout = arguments.formatting or layouts.guess(paths, rows, columns=columns)
+    layout = arguments.formatting or _guessed(paths, columns)
     native = layouts.native_format(layout)
     if native not in formats and layout != layouts.UNKNOWN:
         text = f"the rows are {layout}, which cannot be trained on here; use {' or '.join(formats)}"
@@ -119,6 +111,15 @@ def _file(name: str, arguments: Any, formats: tuple[str, ...]) -> Source:
     if layout in records.FIELDS:
         columns = {field: key for field, key in columns.items() if field in records.FIELDS[layout]}
     return Source(path.name, layout, tuple(paths), columns)
+
+
+def _guessed(paths: list[Path], columns: dict[str, str]) -> str:
+    """The layout of the rows of some files, which are looked at once."""
+    digests = [row_cache.sha256(each, cache_dir()) for each in paths]
+    known = [*map(str, paths), sorted(layouts.names()), columns]
+    rows = jsonl.read_rows if all(map(files.is_plain, paths)) else files.rows_of
+    folder = cache_dir() / row_cache.name_of([row_cache.SCHEMA, version("finepref"), digests, known])
+    return row_cache.made_once(folder, lambda _: {"layout": layouts.guess(paths, rows, columns=columns)})["layout"]
 
 
 class Encoded(NamedTuple):
@@ -316,6 +317,6 @@ def _columns(prompt: list[int], sides: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def watched(found: list[Any], name: str) -> Iterable[Any]:
-    """`found` with a progress bar, which only the first process of each machine shows."""
-    return tqdm(found, desc=f"finepref: tokens of {name}", disable=os.environ.get("LOCAL_RANK", "0") != "0")
+def watched(found: Iterable[Any], name: str) -> Iterable[Any]:
+    """`found` with a progress bar; of the processes of a machine only one tokenises."""
+    return tqdm(found, desc=f"finepref: tokens of {name}")

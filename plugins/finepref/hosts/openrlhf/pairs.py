@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 import torch
 from openrlhf.datasets import RewardDataset
 from openrlhf.models import Actor
@@ -14,10 +17,12 @@ from openrlhf.trainer.dpo_trainer import DPOTrainer
 from torch import Tensor
 
 from finepref.formats.problems import BadData
+from finepref.hosts import packed
 from finepref.hosts.logits import Logits
 from finepref.hosts.openrlhf import data, forward, training
 from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
+from finepref.hosts.openrlhf.stored_rows import IDS, WEIGHTS, TokenisedRows, Values
 from finepref.hosts.openrlhf.training import Accounted
 from finepref.hosts.reading import Sourced
 from finepref.losses import ops
@@ -42,9 +47,26 @@ class PairSequences(NamedTuple):
     side: int
 
 
+SCHEMA = pa.schema(
+    {"prompt": IDS, "side": pa.int8()}
+    | {
+        f"{side}_{name}": kind
+        for side in SIDES
+        for name, kind in ({"ids": IDS, "length": pa.int32()} | WEIGHTS).items()
+    }
+)
+"""Columns of stored pairs; the weights are those of prompt and response."""
+
+
 def tokenise(
-    found: list[Sourced], encoder: data.Encoder, name: str, notes: Notes, *, weigh: Callable[[PairRow], Weights]
-) -> data.TokenisedRows:
+    found: Iterable[Sourced],
+    encoder: data.Encoder,
+    name: str,
+    notes: Notes,
+    path: Path | None = None,
+    *,
+    weigh: Callable[[PairRow], Weights],
+) -> TokenisedRows:
     """Tokenise pairs and weigh their tokens.
 
     Args:
@@ -52,9 +74,15 @@ def tokenise(
         encoder: tokenises prompts and responses.
         name: name of the data, for the progress bar.
         notes: where it is noted what becomes of each record.
+        path: file of the rows; None for memory.
         weigh: `Stage.weigh` with options and seed.
     """
-    rows = data.TokenisedRows()
+    return TokenisedRows.of(_columns(found, encoder, name, notes, weigh), SCHEMA, pair_of, path)
+
+
+def _columns(
+    found: Iterable[Sourced], encoder: data.Encoder, name: str, notes: Notes, weigh: Callable[[PairRow], Weights]
+) -> Iterator[dict[str, Any]]:
     for source in data.watched(found, name):
         pair = data.tokenised_pair(source, encoder, notes)
         if pair is None:
@@ -68,9 +96,29 @@ def tokenise(
                 notes.reject(source, error.problems)
             continue
         notes.keep(source, pair.cut)
-        sides = zip(SIDES, (weights.chosen, weights.rejected), strict=True)
-        rows.append(PairSequences(*(_sequence(pair.row, *side) for side in sides), weights.side))
-    return rows
+        yield _stored(pair.row, weights)
+
+
+def _stored(row: dict[str, Any], weights: Weights) -> dict[str, Any]:
+    """The columns of a tokenised pair with its weights."""
+    prompt = next((i for i, label in enumerate(row["chosen_labels"]) if label >= 0), len(row["chosen_labels"]))
+    stored: dict[str, Any] = {"prompt": packed.ids(row["chosen_input_ids"][:prompt]), "side": weights.side}
+    for side, weight in zip(SIDES, (weights.chosen, weights.rejected), strict=True):
+        stored[f"{side}_ids"] = packed.ids(row[f"{side}_input_ids"][prompt:])
+        stored[f"{side}_length"] = sum(label >= 0 for label in row[f"{side}_labels"])
+        stored |= {f"{side}_{name}": values for name, values in packed.weight(weight).items()}
+    return stored
+
+
+def pair_of(values: Values, rows: TokenisedRows) -> PairSequences:
+    """The pair of these columns."""
+    return PairSequences(*(_response(values, side) for side in SIDES), values["side"])
+
+
+def _response(values: Values, side: str) -> WeightedResponse:
+    ids = torch.from_numpy(np.concatenate([values["prompt"], values[f"{side}_ids"]]))
+    weight = packed.weight_of(values[f"{side}_marks"], values[f"{side}_weight"], len(ids))
+    return WeightedResponse(ids, torch.tensor(weight), values[f"{side}_length"])
 
 
 def _can_be_weighed(row: dict[str, Any], weigh: Callable[[PairRow], Weights]) -> bool:
@@ -81,16 +129,11 @@ def _can_be_weighed(row: dict[str, Any], weigh: Callable[[PairRow], Weights]) ->
     return True
 
 
-def _sequence(row: dict[str, Any], side: str, weight: list[float]) -> WeightedResponse:
-    ids = torch.tensor(row[f"{side}_input_ids"], dtype=torch.int32)
-    return WeightedResponse(ids, torch.tensor(weight), sum(label >= 0 for label in row[f"{side}_labels"]))
-
-
 class PairDataset(RewardDataset):
     """Data set for the host's loader. The fifth item is the row itself, which the host passes on unread."""
 
     def __init__(
-        self, rows: data.TokenisedRows, tokenizer: Any, *arguments: Any, is_dpo: bool = False, **options: Any
+        self, rows: TokenisedRows, tokenizer: Any, *arguments: Any, is_dpo: bool = False, **options: Any
     ) -> None:
         self.rows, self.tokenizer, self.is_dpo = rows, tokenizer, is_dpo
         self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # seen by the loader's processes
@@ -202,7 +245,8 @@ def prepare(request: Request) -> Callable[[], None]:
     """Check data and options. Returns the function that trains. Raises as `training.prepare`."""
     stage, options = request.stage, request.options
     weigh = partial(stage.weigh or weigh_all, options=options, seed=request.host.train.seed)
-    run, splits = training.prepare(request, padding_side="right", tokenise=partial(tokenise, weigh=weigh))
+    tokenising = partial(tokenise, weigh=weigh)
+    run, splits = training.prepare(request, padding_side="right", tokenise=tokenising, make=pair_of)
     names: dict[str, Any] = {}
     if not stage.needs_reference(options):
         models = iter((Actor, lambda *arguments, **rest: NoReference()))  # the host makes the policy first

@@ -7,12 +7,14 @@ B records, R responses of the longest list, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 import torch
 from openrlhf.models import get_llm_for_sequence_regression
 from openrlhf.trainer.rm_trainer import RewardModelTrainer
@@ -20,10 +22,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from finepref.formats.problems import BadData
-from finepref.hosts import reward_metrics
+from finepref.hosts import packed, reward_metrics
 from finepref.hosts.openrlhf import data, pairs, training
 from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
+from finepref.hosts.openrlhf.stored_rows import IDS, TokenisedRows, Values
 from finepref.hosts.reading import Sourced
 from finepref.losses.ops import reduce
 from finepref.losses.pooling import tokens_read
@@ -48,9 +51,27 @@ class RankedRow(NamedTuple):
     is_apo: bool
 
 
+SCHEMA = pa.schema({"prompt": IDS, "ids": IDS, "lengths": IDS, "ranks": IDS, "is_apo": pa.bool_()})
+"""Columns of stored records, see `RankedRow`; `ids` and `lengths` as in `packed.joined`."""
+
+
+def record_of(values: Values, rows: TokenisedRows) -> RankedRow:
+    """The record of these columns."""
+    prompt = values["prompt"]
+    ends = np.cumsum(values["lengths"])[:-1]
+    sequences = [torch.from_numpy(np.concatenate([prompt, ids])) for ids in np.split(values["ids"], ends)]
+    return RankedRow(sequences, values["ranks"].tolist(), values["is_apo"])
+
+
 def tokenise(
-    found: list[Sourced], encoder: data.Encoder, name: str, notes: Notes, *, options: RankedOptions
-) -> data.TokenisedRows:
+    found: Iterable[Sourced],
+    encoder: data.Encoder,
+    name: str,
+    notes: Notes,
+    path: Path | None = None,
+    *,
+    options: RankedOptions,
+) -> TokenisedRows:
     """Tokenise records.
 
     The host reads the reward at a sequence's last token, so a sequence ends at the token where the reward is to be
@@ -61,9 +82,15 @@ def tokenise(
         encoder: tokenises prompts and responses.
         name: name of the data, for the progress bar.
         notes: where it is noted what becomes of each record.
+        path: file of the rows; None for memory.
         options: the stage's options, for where the reward is read.
     """
-    rows = data.TokenisedRows()
+    return TokenisedRows.of(_columns(found, encoder, name, notes, options), SCHEMA, record_of, path)
+
+
+def _columns(
+    found: Iterable[Sourced], encoder: data.Encoder, name: str, notes: Notes, options: RankedOptions
+) -> Iterator[dict[str, Any]]:
     end, how = encoder.tokenizer.eos_token_id, options.pooling[1]
     for source in data.watched(found, name):
         record, problems = source.record, []
@@ -87,17 +114,14 @@ def tokenise(
         start = prompt[fit.start : fit.stop]
         best_first = sorted(range(len(scores)), key=lambda i: -scores[i])
         order = sorted(set(scores))
-        rows.append(
-            RankedRow(
-                [
-                    torch.tensor(start + kept[i][: tokens_read(kept[i], end, how)], dtype=torch.int32)
-                    for i in best_first
-                ],
-                [order.index(scores[i]) for i in best_first],
-                kind == "apo",
-            )
-        )
-    return rows
+        ids, lengths = packed.joined(kept[i][: tokens_read(kept[i], end, how)] for i in best_first)
+        yield {
+            "prompt": packed.ids(start),
+            "ids": ids,
+            "lengths": lengths,
+            "ranks": packed.ids(order.index(scores[i]) for i in best_first),
+            "is_apo": kind == "apo",
+        }
 
 
 class RankedDataset(pairs.PairDataset):
@@ -130,6 +154,7 @@ class RankedTrainer(training.Accounted, RewardModelTrainer):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.loss_fn = self.ranked_loss
+        self.is_apo: np.ndarray | None = None  # of all rows of the training set
         self.margin_loss = True  # so that the loop passes the fifth item of the batch to the loss
 
     def concatenated_forward(
@@ -169,7 +194,9 @@ class RankedTrainer(training.Accounted, RewardModelTrainer):
         """Number of human and of adversarial records in the current optimizer step, over all processes."""
         sampler = self.train_dataloader.sampler
         rows = sampler.step_rows(self.last_step % self.num_update_steps_per_epoch, self.args.train.batch_size)
-        apo = sum(sampler.dataset.rows[i].is_apo for i in rows)
+        if self.is_apo is None:
+            self.is_apo = sampler.dataset.rows.column("is_apo")
+        apo = int(self.is_apo[rows].sum())
         return len(rows) - apo, apo
 
 
@@ -182,9 +209,13 @@ def prepare(request: Request) -> Callable[[], None]:
     """
     stage, options = request.stage, request.options
     run, splits = training.prepare(
-        request, padding_side="left", rule=data.reward_rule, tokenise=partial(tokenise, options=options)
+        request,
+        padding_side="left",
+        rule=data.reward_rule,
+        tokenise=partial(tokenise, options=options),
+        make=record_of,
     )
-    kinds = {reward_metrics.KINDS[row.is_apo] for row in splits[0]}
+    kinds = {reward_metrics.KINDS[int(is_apo)] for is_apo in np.unique(splits[0].column("is_apo"))}
     if stage.check_data and (problems := stage.check_data(kinds, options)):
         raise BadData([replace(problem, file=request.host.data.dataset) for problem in problems])
     trainer = partial(RankedTrainer, **training.trainer_options(run, request, (*reward_metrics.NAMES, *stage.metrics)))

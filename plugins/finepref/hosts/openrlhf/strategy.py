@@ -25,6 +25,7 @@ class WholeBatches(DistributedSampler):
         super().__init__(dataset, drop_last=True, **kwargs)
         self.total_size = len(dataset) // batch_size * batch_size
         self.num_samples = self.total_size // self.num_replicas
+        self._order: tuple[int, torch.Tensor] | None = None  # an epoch and its order of the rows
 
     def set_epoch(self, epoch: int, consumed_samples: int = 0) -> None:
         super().set_epoch(epoch, consumed_samples)
@@ -32,9 +33,10 @@ class WholeBatches(DistributedSampler):
 
     def step_rows(self, step: int, batch_size: int) -> list[int]:
         """Indices of the rows that all processes train on in optimizer step `step` (from 0) of this epoch."""
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self.dataset), generator=generator)
-        return order[step * batch_size : (step + 1) * batch_size].tolist()
+        if self._order is None or self._order[0] != self.epoch:
+            generator = torch.Generator().manual_seed(self.seed + self.epoch)
+            self._order = self.epoch, torch.randperm(len(self.dataset), generator=generator)
+        return self._order[1][step * batch_size : (step + 1) * batch_size].tolist()
 
 
 class WholeBatchStrategy(DeepspeedStrategy):

@@ -7,7 +7,11 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from inspect import unwrap
+from itertools import islice
 from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -15,24 +19,30 @@ from typing import Any, NamedTuple
 from openrlhf.utils import get_tokenizer
 from torch import distributed as dist
 
-from finepref.hosts import card, patching, receipt
+from finepref.formats.check import digest
+from finepref.hosts import card, patching, receipt, row_cache
 from finepref.hosts.meter import Meter
 from finepref.hosts.openrlhf import data
 from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
 from finepref.hosts.openrlhf.run_setup import resumed_from, setup_of
+from finepref.hosts.openrlhf.stored_rows import TokenisedRows, Values
 from finepref.hosts.openrlhf.strategy import WholeBatchStrategy
 from finepref.hosts.reading import Sourced, notes_of
 from finepref.hosts.resume import continue_from
-from finepref.hosts.run import Run
+from finepref.hosts.rows import Rows
+from finepref.hosts.run import Run, Source
 from finepref.methods import overlong
 from finepref.methods.checks import record_problems
+from finepref.methods.pair_rows import fingerprint
 
-Arrange = Callable[[list[Sourced], Notes], list[Sourced]]
-Tokenise = Callable[[list[Sourced], data.Encoder, str, Notes], data.TokenisedRows]
+Arrange = Callable[[Sequence[Sourced], Notes], Sequence[Sourced]]
+Tokenise = Callable[[Iterable[Sourced], data.Encoder, str, Notes, Path], TokenisedRows]
+SCHEMA = "tokens-1"
+"""To be changed whenever stored rows change their meaning."""
 
 
-def as_they_are(found: list[Sourced], notes: Notes) -> list[Sourced]:
+def as_they_are(found: Sequence[Sourced], notes: Notes) -> Sequence[Sourced]:
     """Records of which each is a row."""
     return found
 
@@ -44,18 +54,21 @@ def prepare(
     arrange: Arrange = as_they_are,
     rule: overlong.HostRule = data.dpo_rule,
     tokenise: Tokenise,
-) -> tuple[Run, list[data.TokenisedRows]]:
+    make: Callable[[Values, TokenisedRows], Any],
+) -> tuple[Run, list[TokenisedRows]]:
     """Read, check and tokenise the data. Only the tokenizer has been loaded by then.
 
-    The first process prints what is skipped, rejected or cut, and writes rejected.jsonl and skipped.jsonl into
-    `--ckpt.output_dir`.
+    One process of a machine does so; the others wait, and all open the file that it has written. A later run with the
+    same files, options and tokenizer opens it too. The first process prints what is skipped, rejected or cut, and
+    writes rejected.jsonl and skipped.jsonl into `--ckpt.output_dir`.
 
     Args:
         request: the parsed command line.
         padding_side: the tokenizer's, as the host's command line sets it.
         arrange: changes the records before they are checked, e.g. groups them.
         rule: the host's own way to cut.
-        tokenise: (records, encoder, name of the data, notes) -> rows.
+        tokenise: (records, encoder, name of the data, notes, file) -> rows.
+        make: makes a row of its columns, see `TokenisedRows`.
 
     Returns:
         The run, and the rows of `--data.dataset` and, if given, of `--eval.dataset`.
@@ -72,19 +85,18 @@ def prepare(
     tokenizer = get_tokenizer(args.model.model_name_or_path, None, padding_side, None, use_fast=fast)
     encoder = data.Encoder(tokenizer, args.data, policy=options.overlong, rule=rule)
     run = Run(stage, options, stage.openrlhf_cards)
-    notes = Notes(run.rows, run.bad_rows)
-    parts = [_read(names, request, run, notes) for names in filter(None, (args.data.dataset, args.eval.dataset))]
-    notes.settle()
+    parts = [
+        _Part(names, data.sources(names, args.data, stage.formats))
+        for names in filter(None, (args.data.dataset, args.eval.dataset))
+    ]
     parts[0] = parts[0]._replace(limit=args.data.max_samples)
-    found = [_checked(part, request, notes, arrange) for part in parts]
-    notes.settle()
-    splits, kept = [], []
-    for part, sourced in zip(parts, found, strict=True):
-        notes.entries, before = part.entries, notes.kept
-        splits.append(tokenise(sourced, encoder, part.names, notes))
-        kept.append(notes.kept - before)
-    notes.settle()
-    notes.close(read=sum(entry.read or 0 for entry in run.datasets), training=kept[0], evaluation=sum(kept[1:]))
+    run.sources = [source for part in parts for source in part.sources]
+    folder = data.cache_dir() / row_cache.name_of(_depends_on(request, parts, encoder))
+    report = row_cache.made_once(folder, lambda partial: _made(partial, request, parts, encoder, arrange, tokenise))
+    run.datasets = [receipt.DatasetEntry(**entry) for entry in report["datasets"]]
+    run.rows.restore(report["rows"])
+    run.rows.training, run.rows.evaluation = report["rows"]["training"], report["rows"]["evaluation"]
+    splits = [TokenisedRows.opened(folder / f"{i}.arrow", make) for i in range(len(parts))]
     first = os.environ.get("RANK", "0") == "0"
     if first:
         tell(run)
@@ -99,36 +111,88 @@ def prepare(
 
 
 class _Part(NamedTuple):
-    """The records of `--data.dataset` or of `--eval.dataset`; `entries` as in `Notes`."""
+    """The data sets of `--data.dataset` or of `--eval.dataset`, and the most records to use."""
 
     names: str
-    found: list[Sourced]
-    entries: dict[str, receipt.DatasetEntry]
+    sources: list[Source]
     limit: int | None = None
 
 
-def _read(names: str, request: Request, run: Run, notes: Notes) -> _Part:
-    sources = data.sources(names, request.host.data, request.stage.formats)
-    found, entries = data.read(sources, notes.bad_rows)
-    run.sources += sources
-    run.datasets += entries
-    of_files = {str(path): entry for source, entry in zip(sources, entries, strict=True) for path in source.files}
-    return _Part(names, found, of_files)
+def _depends_on(request: Request, parts: list[_Part], encoder: data.Encoder) -> list[Any]:
+    """All that the tokenised rows of a run depend on."""
+    args, stage, tokenizer = request.host, request.stage, encoder.tokenizer
+    own = [function for function in (stage.weigh, stage.check_record, stage.check_data) if function]
+    code = {unwrap(function).__module__ for function in own}
+    sets = [
+        [source.name, source.formatting, dict(source.columns or {}), source.error_type, dict(source.tags or {})]
+        + [[str(path), row_cache.sha256(path, data.cache_dir())] for path in source.files]
+        for part in parts
+        for source in part.sources
+    ]
+    return [
+        [SCHEMA, row_cache.SCHEMA, version("finepref"), stage.name, repr(request.options)],
+        sorted(digest(sys.modules[name].__file__ or "") for name in code),  # a stage of the user's may change
+        [[part.names, part.limit, len(part.sources)] for part in parts],
+        sets,
+        [fingerprint(tokenizer), tokenizer.eos_token, tokenizer.chat_template],
+        [encoder.chat, encoder.template, encoder.longest, args.train.seed],
+    ]
 
 
-def _checked(part: _Part, request: Request, notes: Notes, arrange: Arrange) -> list[Sourced]:
-    """The records of a part that are to be tokenised: arranged, not beyond the limit, without problems."""
-    notes.entries = part.entries
-    arranged = arrange(part.found, notes)
-    if part.limit is not None:
-        notes.skip_beyond(arranged[part.limit :])
+def _made(
+    folder: Path, request: Request, parts: list[_Part], encoder: data.Encoder, arrange: Arrange, tokenise: Tokenise
+) -> dict[str, Any]:
+    """Read, check and tokenise the data into a folder. Returns what is to be known of it."""
+    rows, bad_rows = Rows(), request.options.bad_rows
+    rows.rejected = bad_rows.codes
+    notes = Notes(rows, bad_rows)
+    found = [data.read(part.sources, bad_rows) for part in parts]
+    notes.settle()
+    checked = []
+    for part, (records, entries) in zip(parts, found, strict=True):
+        notes.entries = _of_files(part, entries)
+        checked.append(_checked(arrange(records, notes), part.limit, request, notes))
+    notes.settle()
     kept = []
-    for source in arranged[: part.limit]:
-        if problems := record_problems(source.record, request.stage, request.options):
+    for i, (part, (_, entries), records) in enumerate(zip(parts, found, checked, strict=True)):
+        notes.entries, before = _of_files(part, entries), notes.kept
+        tokenise(records, encoder, part.names, notes, folder / f"{i}.arrow")
+        kept.append(notes.kept - before)
+    notes.settle()
+    every = [entry for _, entries in found for entry in entries]
+    notes.close(read=sum(entry.read or 0 for entry in every), training=kept[0], evaluation=sum(kept[1:]))
+    return {"datasets": [asdict(entry) for entry in every], "rows": rows.kept()}
+
+
+def _of_files(part: _Part, entries: list[receipt.DatasetEntry]) -> dict[str, receipt.DatasetEntry]:
+    """File -> the receipt's entry of its data set."""
+    return {str(path): entry for source, entry in zip(part.sources, entries, strict=True) for path in source.files}
+
+
+class _Checked:
+    """The records that are to be tokenised: not beyond the limit, and without problems. Each iteration reads them."""
+
+    def __init__(self, found: Sequence[Sourced], limit: int | None, bad: set[int]) -> None:
+        self.found, self.limit, self.bad = found, limit, bad
+
+    def __len__(self) -> int:
+        return len(range(len(self.found))[: self.limit]) - len(self.bad)
+
+    def __iter__(self) -> Iterator[Sourced]:
+        for index, source in enumerate(islice(self.found, self.limit)):
+            if index not in self.bad:
+                yield source
+
+
+def _checked(found: Sequence[Sourced], limit: int | None, request: Request, notes: Notes) -> _Checked:
+    bad = set()
+    for index, source in enumerate(found):
+        if limit is not None and index >= limit:
+            notes.skip_beyond([source])
+        elif problems := record_problems(source.record, request.stage, request.options):
             notes.reject(source, problems)
-        else:
-            kept.append(source)
-    return kept
+            bad.add(index)
+    return _Checked(found, limit, bad)
 
 
 def tell(run: Run) -> None:
@@ -154,7 +218,7 @@ def rebind(function: FunctionType, **names: Any) -> FunctionType:
     return FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__)
 
 
-def host_train(module: str, splits: list[data.TokenisedRows], dataset: Any, **names: Any) -> Callable[[Any], None]:
+def host_train(module: str, splits: list[TokenisedRows], dataset: Any, **names: Any) -> Callable[[Any], None]:
     """The `train` of one of the host's command lines, on our rows, in whole batches.
 
     Args:

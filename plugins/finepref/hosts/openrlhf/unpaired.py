@@ -7,24 +7,33 @@ item of the host's batch. `finepref.methods.draws` draws the alternative and the
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 import torch
 from openrlhf.trainer.dpo_trainer import DPOTrainer
 from torch import Tensor
 
 from finepref.formats import negatives, records
 from finepref.formats.problems import BadData, Problem
+from finepref.hosts import packed
 from finepref.hosts.openrlhf import data, forward, pairs, training
 from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
+from finepref.hosts.openrlhf.stored_rows import IDS, NAMES, TokenisedRows, Values
 from finepref.hosts.reading import Sourced, join_feedback
+from finepref.hosts.row_cache import CachedRecords
 from finepref.losses import ops
 from finepref.methods.batches import Unpaired
 from finepref.methods.draws import digest_text, draw_digest, draw_index, partners, prompt_key, sum_digests
+from finepref.methods.host_rules import kept_with_end
 from finepref.methods.options import UnpairedOptions
 from finepref.methods.overlong import same
 
@@ -62,20 +71,56 @@ class Drawn(NamedTuple):
     digest: int
 
 
-class _Kept(NamedTuple):
-    """A record that is trained on: the tokens of its prompt that are kept, its responses as they are and as they are
-    kept, by kind, and what is cut of them."""
+SCHEMA = pa.schema(
+    {"record_id": pa.string(), "prompt": IDS, "kinds": NAMES, "ids": IDS, "lengths": IDS}
+    | {"drawn": pa.list_(pa.bool_()), "most": pa.int32(), "room": pa.int32(), "end": pa.int32()}
+)
+"""Columns of stored records: the tokens of the prompt that are kept; the kind and all tokens (see `packed.joined`) of
+each response, "chosen" first, and whether it is drawn; how many tokens of a response, and of a mismatched one, are
+kept; and the id of the end token."""
+PARTNER = "partner"
+"""Array beside the columns: index of the record with the mismatched responses."""
 
+
+class _Kept(NamedTuple):
+    """What is needed of a record that is kept until all are tokenised; `longest` of its responses, uncut."""
+
+    key: str
+    texts: set[bytes]
     source: Sourced
-    prompt: list[int]
-    whole: dict[str, list[int]]
-    kept: dict[str, list[int]]
     cut: str
+    room: int
+    longest: int
+
+
+def record_of(values: Values, rows: TokenisedRows) -> UnpairedRow:
+    """The record of these columns, with the responses of its partner."""
+    end, other = values["end"], rows.values(int(values[PARTNER]))
+    drawn = dict(zip(values["kinds"], values["drawn"], strict=True))
+    own = {kind: ids for kind, ids in _responses(values, values["most"], end).items() if drawn[kind]}
+    theirs = _responses(other, values["room"], end)
+    prompt = torch.from_numpy(np.array(values["prompt"]))
+    return UnpairedRow(values["record_id"], prompt, *_sides(own), *_sides(theirs))
+
+
+def _responses(values: Values, most: int, end: int) -> dict[str, Tensor]:
+    """The first tokens of each response of a record, by kind."""
+    parts = zip(values["kinds"], np.split(values["ids"], np.cumsum(values["lengths"])[:-1]), strict=True)
+    return {
+        kind: torch.from_numpy(np.array(ids if len(ids) <= most else ids[kept_with_end(ids.tolist(), most, end)]))
+        for kind, ids in parts
+    }
 
 
 def tokenise(
-    found: list[Sourced], encoder: data.Encoder, name: str, notes: Notes, *, types: tuple[str, ...] | None
-) -> data.TokenisedRows:
+    found: Iterable[Sourced],
+    encoder: data.Encoder,
+    name: str,
+    notes: Notes,
+    path: Path | None = None,
+    *,
+    types: tuple[str, ...] | None,
+) -> TokenisedRows:
     """Tokenise records, each with the responses of another prompt.
 
     All responses of a record, also the mismatched ones, have the same tokens of the prompt. A negative of which the
@@ -86,31 +131,46 @@ def tokenise(
         encoder: tokenises prompts and responses.
         name: name of the data, for the progress bar and for messages.
         notes: where it is noted what becomes of each record.
+        path: file of the rows; None for memory.
         types: the error types to draw from, None for all.
     """
-    kept = [each for source in data.watched(found, name) if (each := _kept(source, encoder, notes, types))]
+    kept: list[_Kept] = []
+    columns = _columns(data.watched(found, name), encoder, notes, types, kept)
+    rows = TokenisedRows.of(columns, SCHEMA, record_of, path)
     if not kept:
-        return data.TokenisedRows()
-    records_kept = [each.source.record for each in kept]
-    keyed = [(prompt_key(record), record.id) for record in records_kept]
-    texts = [{record.chosen, *_negatives(record, types).values()} for record in records_kept]
+        return rows
     try:
-        ring = partners(keyed, texts, name=name)
+        keyed = [(each.key, each.source.record.id) for each in kept]
+        ring = partners(keyed, [each.texts for each in kept], name=name)
     except BadData as error:
         notes.bad_rows.problems += error.problems
-        return data.TokenisedRows()
-    rows = data.TokenisedRows()
+        return rows.select(range(0))
     for each, other in zip(kept, ring, strict=True):
-        room = encoder.longest - len(each.prompt)
-        theirs = kept[other].whole
-        is_cut = any(len(ids) > room for ids in theirs.values())
+        is_cut = kept[other].longest > each.room
         notes.keep(each.source, ",".join(filter(None, (each.cut, MISMATCHED_CUT if is_cut else ""))))
-        mismatched = {kind: encoder.cut(ids, room) for kind, ids in theirs.items()}
-        rows.append(UnpairedRow(each.source.record.id, _ids(each.prompt), *_sides(each.kept), *_sides(mismatched)))
+    rows.more[PARTNER] = np.asarray(ring, dtype=np.int32)
+    if path is not None:
+        np.save(path.with_suffix(f".{PARTNER}.npy"), rows.more[PARTNER])
     return rows
 
 
-def _kept(source: Sourced, encoder: data.Encoder, notes: Notes, types: tuple[str, ...] | None) -> _Kept | None:
+def _columns(
+    found: Iterable[Sourced],
+    encoder: data.Encoder,
+    notes: Notes,
+    types: tuple[str, ...] | None,
+    kept: list[_Kept],
+) -> Iterator[dict[str, Any]]:
+    for source in found:
+        if (made := _tokenised(source, encoder, notes, types)) is not None:
+            columns, each = made
+            kept.append(each)
+            yield columns
+
+
+def _tokenised(
+    source: Sourced, encoder: data.Encoder, notes: Notes, types: tuple[str, ...] | None
+) -> tuple[dict[str, Any], _Kept] | None:
     """Tokenise a record alone; None if it is left out, which is noted."""
     record, problems = source.record, []
     own = _negatives(record, types)
@@ -134,8 +194,22 @@ def _kept(source: Sourced, encoder: data.Encoder, notes: Notes, types: tuple[str
         return None
     for kind, reason in equal.items():
         notes.skip_response(source, kind, reason)
-        del kept[kind]
-    return _Kept(source, prompt[fit.start : fit.stop], whole, kept, fit.cut)
+    room = encoder.longest - (fit.stop - fit.start)
+    ids, lengths = packed.joined(whole.values())
+    columns = {
+        "record_id": record.id,
+        "prompt": packed.ids(prompt[fit.start : fit.stop]),
+        "kinds": [*whole],
+        "ids": ids,
+        "lengths": lengths,
+        "drawn": [kind not in equal for kind in whole],
+        "most": fit.response,
+        "room": room,
+        "end": encoder.tokenizer.eos_token_id,
+    }
+    digests = {blake2b(text.encode(), digest_size=8).digest() for text in (record.chosen, *own.values())}
+    few = source._replace(record=SimpleNamespace(id=record.id))
+    return columns, _Kept(prompt_key(record), digests, few, fit.cut, room, max(map(len, whole.values())))
 
 
 def _negatives(record: records.Negatives, types: tuple[str, ...] | None) -> dict[str, str]:
@@ -143,12 +217,14 @@ def _negatives(record: records.Negatives, types: tuple[str, ...] | None) -> dict
     return {kind: text for kind, text in record.negatives.items() if not types or kind in types}
 
 
-def grouped(found: list[Sourced], notes: Notes, options: UnpairedOptions) -> list[Sourced]:
+def grouped(found: Sequence[Sourced], notes: Notes, options: UnpairedOptions) -> Sequence[Sourced]:
     """Group rows of single responses by prompt into records; other records stay unchanged.
 
     Rows of a prompt that contradict each other are rejected, and rows that cannot be paired with one of the other
     label: the host's trainer takes pairs.
     """
+    if isinstance(found, CachedRecords) and "feedback" not in found.formats:
+        return found
     rows = (source for source in found if isinstance(source.record, records.Feedback))
     joined = join_feedback(rows, singles=False)
     notes.members |= joined.members
@@ -171,12 +247,8 @@ def _told(problems: list[Problem], options: UnpairedOptions) -> list[Problem]:
     return [replace(first, message=told)]
 
 
-def _ids(ids: list[int]) -> Tensor:
-    return torch.tensor(ids, dtype=torch.int32)
-
-
-def _sides(responses: dict[str, list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
-    return _ids(responses["chosen"]), {kind: _ids(ids) for kind, ids in responses.items() if kind != "chosen"}
+def _sides(responses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    return responses["chosen"], {kind: ids for kind, ids in responses.items() if kind != "chosen"}
 
 
 class UnpairedDataset(pairs.PairDataset):
@@ -190,7 +262,7 @@ class UnpairedDataset(pairs.PairDataset):
 
     def __init__(
         self,
-        rows: data.TokenisedRows,
+        rows: TokenisedRows,
         tokenizer: Any,
         max_length: int,
         strategy: Any,
@@ -281,7 +353,7 @@ def prepare(request: Request) -> Callable[[], None]:
     """Check data and options. Returns the function that trains. Raises as `training.prepare`."""
     stage, options = request.stage, request.options
 
-    def arrange(found: list[Sourced], notes: Notes) -> list[Sourced]:
+    def arrange(found: Sequence[Sourced], notes: Notes) -> Sequence[Sourced]:
         joined = grouped(found, notes, options)
         types = {name for source in joined for name in source.record.negatives}
         if stage.check_data and (problems := stage.check_data(types, options)):
@@ -291,7 +363,7 @@ def prepare(request: Request) -> Callable[[], None]:
     if options.advice:
         print(f"finepref: warning: {options.advice}", file=sys.stderr)
     tokenising = partial(tokenise, types=options.error_types)
-    run, splits = training.prepare(request, padding_side="right", arrange=arrange, tokenise=tokenising)
+    run, splits = training.prepare(request, padding_side="right", arrange=arrange, tokenise=tokenising, make=record_of)
     dataset = partial(UnpairedDataset, resampled=options.resampled)
     metrics = (*stage.metrics, "logps/chosen", "logps/rejected")
     trainer = partial(UnpairedTrainer, **training.trainer_options(run, request, metrics))

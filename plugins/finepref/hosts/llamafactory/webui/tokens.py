@@ -17,7 +17,8 @@ from finepref import stages
 from finepref.formats import records, spans
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import BadData
-from finepref.hosts.llamafactory import arguments, data, row_cache
+from finepref.hosts import packed, row_cache
+from finepref.hosts.llamafactory import arguments, data
 from finepref.hosts.llamafactory.verdicts import problems_of
 from finepref.hosts.llamafactory.webui import forms
 from finepref.hosts.missing_model import missing_model_hint
@@ -163,7 +164,7 @@ def by_tokens(
     make = data.adapter_of(row).processor(options)
     processor = make(template=template, data_args=data_args, **tokenizer_module)
     columns = processor.preprocess_dataset({k: [v] for k, v in row_cache.cached_row(sourced).items()})
-    tokenized = {name: column[0] for name, column in columns.items()}
+    tokenized = packed.whole_pair({name: column[0] for name, column in columns.items()})
     if problems := problems_of(tokenized["_problem"]):
         raise BadData(problems)
     if tokenized["_skipped"]:
