@@ -8,7 +8,7 @@ does what mixes them with tensors that lie on the CPU.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,13 +96,16 @@ class Waits(TorchDispatchMode):
 
 
 class Elsewhere(TorchDispatchMode):
-    """Fails where tensors of two devices meet."""
+    """Fails where tensors of two devices meet, and where a copy to the accelerator is waited for."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         devices = {tensor.device.type for tensor in tensors if tensor.dim()}
         if len(devices) > 1:
             raise AssertionError(f"{function} gets tensors of {sorted(devices)}")
+        target = (kwargs or {}).get("device")
+        if devices == {"cpu"} and str(target) == "meta" and not kwargs.get("non_blocking"):
+            raise AssertionError(f"{function} copies to the accelerator and waits for it")
         return function(*args, **(kwargs or {}))
 
 
@@ -110,7 +113,7 @@ def moved(batch: Any) -> Any:
     """A batch as a host moves it to the accelerator: tensors to the device "meta", anything else as it is."""
     if isinstance(batch, torch.Tensor):
         return batch.to("meta")
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return {name: moved(value) for name, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*map(moved, batch))
