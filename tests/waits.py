@@ -20,7 +20,16 @@ from torch.utils._pytree import tree_leaves
 
 OURS = str(Path(finepref.__file__).parent)
 TORCH = str(Path(torch.__file__).parent)
-ASKING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "repeat_interleave"}
+ASKING = {
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "masked_scatter_backward",
+    "equal",
+    "_unique2",
+    "unique_dim",
+    "repeat_interleave",
+}
 MADE = {"lift_fresh", "lift_fresh_copy"}  # torch.tensor([...]): on an accelerator a copy that is waited for
 LOGGING = {"log", "save_logs_and_checkpoints", "write_receipt", "rank_report", "evaluate"}
 LOADER = str(Path(TORCH, "utils", "data"))  # what a collator does is done on the CPU, beside the accelerator's work
