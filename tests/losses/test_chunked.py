@@ -106,7 +106,7 @@ def test_backward_keeps_no_float32_copy_of_the_chunks():
 
 
 def test_logits_that_were_not_cut_are_refused():
-    with pytest.raises(ValueError, match="18 positions have logits, 5 were asked for.*`finepref_full_logits`"):
+    with pytest.raises(ValueError, match=r"18 positions have logits, 5 were asked for.*`finepref_full_logits`"):
         logps_at(torch.zeros(18, 4), torch.zeros(5, dtype=torch.int64))
 
 
