@@ -450,6 +450,8 @@ def describe(name: str, value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
     value = value.detach()
+    if value.ndim == 0 and value.dtype == torch.int64:
+        return value.item()  # a count is a number, wherever it lies
     exact = name in EXACT or not value.is_floating_point()
     found = {
         "type": f"{str(value.dtype).removeprefix('torch.')}{[*value.shape]}",

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from finepref.losses.chunked import head_at, kl_at, logps_at, needed_positions, place
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from finepref.losses.chunked import head_at, kl_at, logps_at, needed_positions, place, whole
 from finepref.losses.ops import position_kl, token_logps
 from torch import nn
+from waits import Elsewhere, Waits
+from warm import free_port
 
 
 class Tiny(nn.Module):
@@ -102,5 +106,81 @@ def test_backward_keeps_no_float32_copy_of_the_chunks():
 
 
 def test_logits_that_were_not_cut_are_refused():
-    with pytest.raises(ValueError, match="18 positions have logits, 5 were asked for"):
+    with pytest.raises(ValueError, match=r"18 positions have logits, 5 were asked for.*`finepref_full_logits`"):
         logps_at(torch.zeros(18, 4), torch.zeros(5, dtype=torch.int64))
+
+
+def test_a_model_that_was_compiled_before_is_cut_too_however_many_positions_are_needed():
+    """Compiled code does not look for new hooks. In between and afterwards the compiled model gives all logits."""
+    model = Tiny(1)
+    compiled = torch.compile(model, backend="eager")
+    compiled(torch.zeros(3, 9, dtype=torch.int64))
+    generator = torch.Generator().manual_seed(2)
+    for length in (9, 5, 7, 9, 6):
+        ids = torch.randint(0, 13, (3, length), generator=generator)
+        mask = torch.rand(3, length - 1, generator=generator) < 0.5
+        with head_at(model.head, needed_positions(mask)):
+            cut = compiled(ids)
+        everywhere = model(ids)
+        torch.testing.assert_close(cut[0], everywhere[:, :-1][mask], rtol=0, atol=1e-12)
+        torch.testing.assert_close(compiled(ids), everywhere, rtol=0, atol=1e-12)
+
+
+def test_positions_with_their_number_are_those_without_it(batch):
+    _, mask = batch
+    for needed in (mask, torch.zeros_like(mask), torch.ones_like(mask)):
+        expected = torch.nn.functional.pad(needed, (0, 1)).flatten().nonzero()[:, 0].tolist() or [0]
+        assert needed_positions(needed).tolist() == expected
+        assert needed_positions(needed, int(needed.sum())).tolist() == expected
+
+
+def test_nobody_waits_for_an_accelerator_from_positions_to_gradients(batch):
+    """Neither forward nor backward asks a tensor for values, nor lies one on the CPU."""
+    ids, mask = batch
+    count = int(mask.sum())
+    model, found = Tiny(1), Waits()
+    with found.noting():
+        positions = needed_positions(mask, count)
+        with head_at(model.head, positions):
+            logits = model(ids)[0]
+        place(logps_at(logits, ids.flatten()[positions], chunk=3), mask).sum().backward()
+    assert (found.ours, found.backward) == ([], [])
+    model, ids, mask = Tiny(1).to("meta"), ids.to("meta"), mask.to("meta")
+    with Elsewhere():
+        positions = needed_positions(mask, count)
+        with head_at(model.head, positions):
+            logits = model(ids)[0]
+        place(logps_at(logits, ids.flatten()[positions], chunk=3), mask).sum().backward()
+
+
+def split_head(rank: int, port: int) -> None:
+    """A head whose vocabulary is split over two ranks has the logits and the gradients of the whole head.
+
+    Its logits are gathered by the host, or come split.
+    """
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    try:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+        ids = torch.arange(18).view(2, 9) % 13
+        mask = ids[:, 1:] % 3 == 0
+        for layout in (Replicate(), Shard(-1)):
+            head = ColwiseParallel(output_layouts=layout, use_local_output=layout == Replicate())
+            split, model = parallelize_module(Tiny(1), mesh, {"head": head}), Tiny(1)
+            losses = []
+            for each in (split, model):
+                with head_at(each.head, needed_positions(mask)):
+                    logits = whole(each(ids))[0]
+                losses.append(place(logps_at(logits, ids[:, 1:][mask], chunk=2), mask).sum())
+                losses[-1].backward()
+            torch.testing.assert_close(*losses, rtol=0, atol=1e-12)
+            for mine, theirs in zip(split.parameters(), model.parameters(), strict=True):
+                torch.testing.assert_close(whole(mine.grad), theirs.grad, rtol=0, atol=1e-12)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_head_that_is_split_over_ranks_is_cut_and_gathered():
+    mp.spawn(split_head, (free_port(),), nprocs=2)

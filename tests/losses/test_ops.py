@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from finepref.losses.ops import LossOut, reduce, token_logps, weighted_mean, weighted_sum
+from finepref.losses.ops import LossOut, alone, reduce, sum_over_ranks, token_logps, weighted_mean, weighted_sum
 
 
 def out(loss, valid):
@@ -94,3 +94,15 @@ def test_a_pair_is_valid_if_both_responses_have_a_token_of_any_weight():
     assert sepo_loss(TokenLogps(one, weights), TokenLogps(one, one), gamma=1.0, margin=0.0).valid.tolist() == valid
     response = TokenLogRatio(one, one, None, weights)
     assert masked_dpo_loss(response, response._replace(weight=one), beta=0.1).valid.tolist() == valid
+
+
+def test_alone_nothing_is_summed_over_the_ranks_of_a_backend_that_cannot_send_these_tensors(tmp_path):
+    """A group for CUDA refuses a tensor on the CPU, as NCCL does."""
+    torch.distributed.init_process_group("cuda:gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with pytest.raises(RuntimeError, match="device type cpu"):
+            sum_over_ranks(torch.ones(2))
+        with alone():
+            assert sum_over_ranks(torch.ones(2)).tolist() == [1.0, 1.0]
+    finally:
+        torch.distributed.destroy_process_group()

@@ -37,7 +37,7 @@ class NeededLogits:
     """
 
     def __init__(self, logits: Tensor, targets: Tensor, place: Callable[[Tensor], Tensor]) -> None:
-        self.logits, self.targets, self.place = logits, targets, place
+        self.logits, self.targets, self.place = chunked.whole(logits), targets, place
 
     def logps(self) -> Tensor:
         return self.place(chunked.logps_at(self.logits, self.targets))
@@ -59,7 +59,7 @@ class AllLogits:
     """
 
     def __init__(self, logits: Tensor, tokens: Tensor, needed: Tensor) -> None:
-        self.logits, self.tokens, self.needed = logits, tokens, needed
+        self.logits, self.tokens, self.needed = chunked.whole(logits), tokens, needed
 
     def logps(self) -> Tensor:
         labels = torch.where(self.needed, self.tokens[:, 1:], -100)

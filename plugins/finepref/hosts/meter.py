@@ -1,4 +1,4 @@
-"""Metrics between two log entries: summed on the device, then averaged over all ranks."""
+"""Metrics between two log entries and counts of a whole run: summed on the device, read only when they are told."""
 
 from __future__ import annotations
 
@@ -50,3 +50,19 @@ class Meter:
     def means(self, split: str, device: torch.device | str) -> dict[str, float]:
         """Mean of each metric over all ranks since the last call. Every rank must call this."""
         return {name: total / count for name, (total, count) in self.sums(split, device).items()}
+
+
+class Tally:
+    """Counts by name since the start of the run. An accelerator is waited for only when they are read."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, int | Tensor] = {}
+
+    def add(self, /, **numbers: int | Tensor) -> None:
+        """Add numbers, or tensors with one integer."""
+        for name, number in numbers.items():
+            self.sums[name] = self.sums.get(name, 0) + (number.detach() if isinstance(number, Tensor) else number)
+
+    def read(self) -> dict[str, int]:
+        """The counts, sorted by name."""
+        return {name: int(number) for name, number in sorted(self.sums.items())}

@@ -40,13 +40,18 @@ def pairs_of(rewards: Tensor, scores: Tensor, present: Tensor) -> Pairs:
     Raises:
         ValueError: the shapes differ; nothing is broadcast.
     """
+    record, better, worse = _ordered(rewards, scores, present).nonzero(as_tuple=True)
+    gap = scores[record, better] - scores[record, worse]
+    return Pairs(rewards[record, better], rewards[record, worse], gap, record)
+
+
+def _ordered(rewards: Tensor, scores: Tensor, present: Tensor) -> Tensor:
+    """Whether response i of a record has a higher score than j: bool [N, R, R]. Raises as `pairs_of`."""
     if rewards.dim() != 2 or not rewards.shape == scores.shape == present.shape:
         shapes = [[*tensor.shape] for tensor in (rewards, scores, present)]
         raise ValueError(f"rewards, scores and present must be [N, R], got {shapes}")
     present = present.bool()
-    gap = scores.unsqueeze(2) - scores.unsqueeze(1)  # [N, R, R]
-    record, better, worse = ((gap > 0) & present.unsqueeze(2) & present.unsqueeze(1)).nonzero(as_tuple=True)
-    return Pairs(rewards[record, better], rewards[record, worse], gap[record, better, worse], record)
+    return (scores.unsqueeze(2) > scores.unsqueeze(1)) & present.unsqueeze(2) & present.unsqueeze(1)
 
 
 NAMES = (
@@ -60,21 +65,24 @@ NAMES = (
 def totals(rewards: Tensor, scores: Tensor, present: Tensor, is_apo: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """(sum, count) of each metric in `NAMES`: float64 scalars, which can be added over batches and ranks.
 
+    They are computed on the device, without waiting for it.
+
     Args:
         rewards, scores, present: [N, R], see `pairs_of`.
         is_apo: [N], whether a record is of kind "apo".
     """
-    pairs = pairs_of(rewards, scores, present)
-    better, worse = pairs.better.double(), pairs.worse.double()
-    right = (better > worse).double()
-    count = right.new_tensor(len(right))
-    values = (right, better, worse, better - worse)
-    found = {name: (value.sum(), count) for name, value in zip(NAMES, values, strict=False)}
+    ordered = _ordered(rewards, scores, present)  # [N, R, R]
+    high, low = rewards.double().unsqueeze(2), rewards.double().unsqueeze(1)
+    right = (high > low).double()
+    found = {
+        name: (torch.where(ordered, value, 0.0).sum(), ordered.sum().double())
+        for name, value in zip(NAMES, (right, high, low, high - low), strict=False)
+    }
     for kind, members in zip(KINDS, (~is_apo.bool(), is_apo.bool()), strict=True):
-        own = members[pairs.record]  # [P]
-        found[f"rewards/accuracies/{kind}"] = right[own].sum(), own.sum().double()
-    given = rewards[present.bool()].double()
-    return found | {"rewards/mean": (given.sum(), given.new_tensor(len(given)))}
+        own = ordered & members[:, None, None]
+        found[f"rewards/accuracies/{kind}"] = torch.where(own, right, 0.0).sum(), own.sum().double()
+    there = present.bool()
+    return found | {"rewards/mean": (torch.where(there, rewards, 0.0).double().sum(), there.sum().double())}
 
 
 def metrics(rewards: Tensor, scores: Tensor, present: Tensor, is_apo: Tensor) -> dict[str, float]:

@@ -25,7 +25,8 @@ def rank_loss(rewards: Tensor, scores: Tensor, mask: Tensor | None = None) -> Lo
     """L_rank of each record: rewards [B, R], scores [B, R], mask bool [B, R] (absent responses False) -> [B].
 
     A record without two differently scored responses is not valid. The logged rewards are those of the best and the
-    worst scored response. Raises ValueError where a present response has a NaN score.
+    worst scored response. Raises ValueError where a present response has a NaN score; on an accelerator, where asking
+    would make the CPU wait, the loss of that record is NaN.
     """
     total, pairs, best, worst = _pairs(rewards, scores, mask, torch.zeros_like(scores[:, 0], dtype=torch.bool))
     return LossOut(total / pairs.clamp(min=1), pairs > 0, best, worst)
@@ -42,7 +43,7 @@ def apo_rm_loss(
     kind: Literal["ranking", "wgan"] = "ranking",
     normalization: Literal["per_type", "released"] = "per_type",
     mask: Tensor | None = None,
-    counts: tuple[float, float] | None = None,
+    counts: tuple[float | Tensor, float | Tensor] | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> LossOut:
     """The share of each record in L, scaled so that `ops.reduce` of the result is L; other arguments as `rank_loss`.
@@ -50,7 +51,8 @@ def apo_rm_loss(
     Args:
         is_apo: bool [B], True for golden > sample records.
         counts: valid human and valid APO records of the whole optimiser step on all ranks, for gradient accumulation:
-            then also call `reduce(out, count=sum(counts))`. Default: this batch's, on all ranks of `group`.
+            numbers or scalar tensors. Then also call `reduce(out, count=sum(counts))`. Default: this batch's, on all
+            ranks of `group`.
 
     Raises:
         ValueError: an unknown `kind` or `normalization`, or `counts` with `released`, which divides by micro-batch.
@@ -78,7 +80,8 @@ def _pairs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Summed loss and number of the ordered pairs, reward of the best and of the worst response, all [B]."""
     present = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
-    if scores[present].isnan().any():
+    broken = present & scores.isnan()  # [B, R]
+    if scores.device.type == "cpu" and broken.any():
         raise ValueError("a present response has a NaN score; mark absent responses in `mask`")
     rewards = torch.where(present, upcast(rewards), 0.0)
     gap = rewards.unsqueeze(2) - rewards.unsqueeze(1)  # [B, R, R]: r_i - r_j
@@ -88,8 +91,8 @@ def _pairs(
     worst = torch.where(present, upcast(scores), torch.inf).argmin(1, keepdim=True)
     logged = rewards.detach()
     return (
-        torch.where(better, penalty, 0.0).sum((1, 2)),
-        better.sum((1, 2)),
+        torch.where(better, penalty, 0.0).sum((1, 2)).masked_fill(broken.any(1), torch.nan),
+        better.sum((1, 2)) + broken.any(1),
         logged.gather(1, best).squeeze(1),
         logged.gather(1, worst).squeeze(1),
     )

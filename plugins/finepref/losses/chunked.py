@@ -9,50 +9,63 @@ in chunks; the backward pass recomputes a chunk's float32 [chunk, V] instead of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 from torch.utils.checkpoint import checkpoint
 
+from finepref.losses.hooks import first_input
 from finepref.losses.ops import LOG_ZERO, position_kl, upcast
 
 CHUNK = 1024  # positions: at V = 128k one float32 chunk takes 0.5 GiB
 
 
-def needed_positions(mask: Tensor) -> Tensor:
+def needed_positions(mask: Tensor, count: int | None = None) -> Tensor:
     """Where to apply the head: bool [B, T] in label space -> flat indices [N] into hidden states [B, T+1, H].
 
     If the mask is all False, the result is [0], so that the head stays in the graph on every rank; see `place`.
+
+    Args:
+        mask: the tokens of which the loss reads something.
+        count: how many there are. Without it the CPU waits for an accelerator here, to learn N.
     """
-    return marked_positions(torch.nn.functional.pad(mask, (0, 1)))
+    return marked_positions(torch.nn.functional.pad(mask, (0, 1)), count)
 
 
-def marked_positions(mask: Tensor) -> Tensor:
+def marked_positions(mask: Tensor, count: int | None = None) -> Tensor:
     """As `needed_positions`, for a mask over the hidden states themselves, in any layout: bool [...] -> [N]."""
-    flat = mask.flatten().nonzero().squeeze(-1)
-    return flat if len(flat) else flat.new_zeros(1)
+    flat = mask.flatten()
+    if count is None:
+        count = int(flat.sum())
+    marked_first = (~flat).to(torch.uint8).argsort(stable=True)
+    return marked_first[: max(count, 1)] if count else torch.zeros_like(marked_first[:1])
 
 
-@contextmanager
-def head_at(head: nn.Module, positions: Tensor) -> Iterator[None]:
+def head_at(head: nn.Module, positions: Tensor) -> AbstractContextManager[None]:
     """In the context, `head` (`model.get_output_embeddings()`) sees [1, N, H], and the model's logits are [1, N, V].
 
     Args:
         head: applied once per forward to hidden states [B, T+1, H] of any leading shape.
         positions: flat indices [N] into B (T+1), at least one.
     """
+    return first_input(head, _kept, positions)
 
-    def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden, *rest = arguments
-        return (hidden.flatten(0, -2)[positions].unsqueeze(0), *rest)
 
-    hook = head.register_forward_pre_hook(keep)
-    try:
-        yield
-    finally:
-        hook.remove()
+def _kept(hidden: Tensor, positions: Tensor) -> Tensor:
+    """Hidden states [..., H] at flat positions [N]: [1, N, H]; with tensor parallelism as a DTensor again."""
+    if isinstance(hidden, DTensor):
+        everywhere = [Replicate()] * hidden.device_mesh.ndim
+        whole = hidden.redistribute(placements=everywhere).to_local()
+        return DTensor.from_local(_kept(whole, positions), hidden.device_mesh, everywhere, run_check=False)
+    return hidden.flatten(0, -2)[positions].unsqueeze(0)
+
+
+def whole(values: Tensor) -> Tensor:
+    """The values as a plain tensor: those of a head that tensor parallelism has split are gathered."""
+    return values.full_tensor() if isinstance(values, DTensor) else values
 
 
 def logps_at(logits: Tensor, targets: Tensor, *, chunk: int = CHUNK) -> Tensor:
@@ -70,14 +83,27 @@ def kl_at(policy_logits: Tensor, reference_logits: Tensor, *, chunk: int = CHUNK
 
 
 def place(values: Tensor, mask: Tensor) -> Tensor:
-    """Scatter values [N] at `needed_positions(mask)` back into label space, 0 elsewhere: bool [B, T] -> [B, T]."""
-    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+    """Put values [N] where a mask is True, in its order, 0 elsewhere: bool [...] -> the same shape.
+
+    One value for a mask that is all False goes nowhere, and gets a gradient of 0. Neither direction waits for an
+    accelerator, as the backward pass of `masked_scatter` does.
+    """
+    return place_at(values, marked_positions(mask, len(values)), mask)
+
+
+def place_at(values: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+    """`place` for positions [N] that are known: flat indices into the mask."""
+    flat = torch.zeros(mask.numel(), dtype=values.dtype, device=values.device).scatter(0, positions, values)
+    return torch.where(mask, flat.view(mask.shape), 0.0)
 
 
 def _recomputed(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, *, chunk: int) -> Tensor:
     """`function` over chunks of rows of two tensors [N, V]; its intermediates are recomputed in the backward pass."""
     if len(a) != len(b):
-        raise ValueError(f"{len(a)} positions have logits, {len(b)} were asked for: the output head was not cut")
+        raise ValueError(
+            f"{len(a)} positions have logits, {len(b)} were asked for: the output head was not cut. "
+            "`finepref_full_logits` computes all logits instead"
+        )
     parts = [
         checkpoint(function, *rows, use_reentrant=False, preserve_rng_state=False)
         for rows in zip(a.split(chunk), b.split(chunk), strict=True)

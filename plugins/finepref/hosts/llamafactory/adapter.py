@@ -9,6 +9,19 @@ from finepref.methods.options import Options
 from finepref.methods.stage import Stage
 
 
+def keeps_batches(args: Any) -> bool:
+    """Whether a rank trains on batches as its collator makes them, with Python numbers in them.
+
+    With `dispatch_batches`, the default of a stream, the first process joins the batches of all ranks and splits them,
+    which only tensors survive.
+
+    Args:
+        args: the run's `HostArguments`.
+    """
+    dispatched = args.training.accelerator_config.dispatch_batches
+    return not (args.data.streaming if dispatched is None else dispatched)
+
+
 class Adapter(ABC):
     """Data and training of all stages of one shape. `finepref.methods.shapes` names the class for each shape.
 

@@ -24,12 +24,13 @@ from finepref import stages
 from finepref.formats import records
 from finepref.formats.check import BadData, Problem
 from finepref.hosts import packed
-from finepref.hosts.llamafactory.adapter import Adapter
+from finepref.hosts.exact import bits, floats
+from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
 from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encoded, located
 from finepref.hosts.llamafactory.verdicts import verdict
 from finepref.hosts.logits import AllLogits, Logits, NeededLogits
-from finepref.hosts.meter import Meter
+from finepref.hosts.meter import Meter, Tally
 from finepref.hosts.run import Run, pinpoint
 from finepref.losses import chunked, ops
 from finepref.methods import overlong
@@ -96,12 +97,18 @@ class PairCollator(PairwiseDataCollatorWithPadding):
 
     Attributes:
         weigh: tokenised pair -> its weights, by the stage's options.
+        counts: whether to add `needed`; not where the host joins and splits batches, which must be tensors for that.
     """
 
     weigh: Callable[[PairRow], Weights] | None = None
+    counts: bool = True
 
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """One batch: the host's keys, `weight` [2B, T] in label space, the chosen half first, and `side` [B]."""
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """One batch: the host's keys, `weight` [2B, T] in label space, the chosen half first, and `side` [B].
+
+        `weight` is int32, see `finepref.hosts.exact`. `needed` is the number of tokens with a weight, an int: a tensor
+        would be moved to the accelerator, and reading it there would make the CPU wait.
+        """
         features = [packed.whole_pair(row) for row in features]
         batch = super().__call__([self._of_host(row) for row in features])
         try:
@@ -113,9 +120,10 @@ class PairCollator(PairwiseDataCollatorWithPadding):
         for weight in (*chosen, *rejected):
             gap = [0.0] * (length - len(weight))
             padded.append(gap + weight if self.tokenizer.padding_side == "left" else weight + gap)
-        batch["weight"] = torch.tensor(padded)[:, 1:]
+        weight = torch.tensor(padded)[:, 1:]
+        batch["weight"] = bits(weight)
         batch["side"] = torch.tensor(sides)
-        return batch
+        return {**batch, **({"needed": int((weight != 0).sum())} if self.counts else {})}
 
     @staticmethod
     def _of_host(row: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +147,7 @@ class PairTrainer(CustomDPOTrainer):
     def __init__(self, *, run: Run, **kwargs: Any) -> None:
         self.run = run
         self.kl_use = run.stage.kl(run.options) if run.stage.kl else ""
-        self.tokens: Counter[str] = Counter()
+        self.tokens = Tally()
         self.meter = Meter((*REWARDS, *run.stage.metrics))
         super().__init__(**kwargs)
 
@@ -153,19 +161,25 @@ class PairTrainer(CustomDPOTrainer):
         """
         if "weight" not in batch:
             raise ValueError("the batch has no token weights: it was not made by finepref's PairCollator")
+        batch = {**batch, "weight": floats(batch["weight"])}
         out, metrics = self.run.stage.losses(self.pairs(model, batch), self.run.options)
         if train_eval == "train":
             self.run.count(len(batch["side"]))
             for side, weight, labels in zip(SIDES, batch["weight"].chunk(2), batch["labels"].chunk(2), strict=True):
-                self.tokens[f"{side}_selected"] += int((weight != 0).sum())
-                self.tokens[f"{side}_responses"] += int((labels[:, 1:] != IGNORE_INDEX).sum())
+                selected, responses = (weight != 0).sum(), (labels[:, 1:] != IGNORE_INDEX).sum()
+                self.tokens.add(**{f"{side}_selected": selected, f"{side}_responses": responses})
         chosen, rejected = out.chosen_reward, out.rejected_reward
         rewards = (chosen, rejected, (chosen > rejected).float(), chosen - rejected)
         self.meter.add_values(train_eval, dict(zip(REWARDS, rewards, strict=True)) | metrics, out.valid)
         return ops.reduce(out), {}
 
-    def pairs(self, model: Any, batch: dict[str, Tensor]) -> Pairs:
-        """The input of the stage's loss: log-probabilities of policy and reference, and their KL if it is read."""
+    def pairs(self, model: Any, batch: dict[str, Any]) -> Pairs:
+        """The input of the stage's loss: log-probabilities of policy and reference, and their KL if it is read.
+
+        Args:
+            model: the policy.
+            batch: a batch of the collator, with weights that are floats again.
+        """
         reference = reference_logps = kl = None
         if self.run.stage.needs_reference(self.run.options):
             with self.reference(model) as reference_model:
@@ -180,18 +194,19 @@ class PairTrainer(CustomDPOTrainer):
         halves = zip(*((None, None) if part is None else part.chunk(2) for part in parts), strict=True)
         return Pairs(*(Response(*half) for half in halves), batch["side"])
 
-    def logits(self, model: Any, batch: dict[str, Tensor]) -> Logits:
+    def logits(self, model: Any, batch: dict[str, Any]) -> Logits:
         """Logits at the tokens that have a weight, or all of them with `finepref_full_logits`."""
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", "weight", "side")}
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", "weight", "side", "needed")}
         needed, labels = batch["weight"] != 0, batch["labels"]
         if self.run.options.full_logits:
             return AllLogits(model(**inputs, return_dict=True, use_cache=False).logits, labels, needed)
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        positions = chunked.needed_positions(needed)
+        positions = chunked.needed_positions(needed, batch.get("needed"))
         with chunked.head_at(head, positions):
             logits = model(**inputs, return_dict=True, use_cache=False).logits[0]
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1)).flatten()[positions].clamp(min=0)
-        return NeededLogits(logits, targets, partial(chunked.place, mask=needed))
+        marked = torch.nn.functional.pad(needed, (0, 1))
+        return NeededLogits(logits, targets, lambda values: chunked.place_at(values, positions, marked)[:, :-1])
 
     @contextmanager
     def reference(self, model: Any) -> Iterator[Any]:
@@ -216,7 +231,7 @@ class PairTrainer(CustomDPOTrainer):
 
     def rank_report(self) -> dict[str, Any]:
         """This rank's part of the receipt: number of tokens trained on, over all epochs."""
-        return {"tokens": dict(sorted(self.tokens.items()))}
+        return {"tokens": self.tokens.read()}
 
     def run_report(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         """The run's part of the receipt."""
@@ -260,6 +275,7 @@ class PairAdapter(Adapter):
             pad_to_multiple_of=8,
             label_pad_token_id=IGNORE_INDEX,
             weigh=partial(self.weigh, options=parts.run.options, seed=parts.args.training.seed),
+            counts=keeps_batches(parts.args),
             **parts.tokenizer_module,
         )
         return PairTrainer(

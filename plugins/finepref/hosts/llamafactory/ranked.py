@@ -19,14 +19,16 @@ from transformers import Trainer
 
 from finepref.formats.check import BadData, Problem
 from finepref.hosts import reward_metrics
+from finepref.hosts.exact import floats
 from finepref.hosts.llamafactory import value_head
-from finepref.hosts.llamafactory.adapter import Adapter
+from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
 from finepref.hosts.llamafactory.ranked_data import RankedCollator, RankedProcessor
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck
 from finepref.hosts.llamafactory.verdicts import distinct
-from finepref.hosts.meter import Meter
+from finepref.hosts.meter import Meter, Tally
 from finepref.hosts.run import Run
-from finepref.losses.ops import reduce, sum_over_ranks
+from finepref.losses.chunked import marked_positions, place_at
+from finepref.losses.ops import alone, reduce, sum_over_ranks
 from finepref.methods import overlong
 from finepref.methods.batches import Ranked
 from finepref.methods.options import RankedOptions
@@ -40,7 +42,7 @@ class RankedTrainer(PairwiseTrainer):
 
     def __init__(self, *, run: Run, **kwargs: Any) -> None:
         self.run = run
-        self.trained = dict.fromkeys(reward_metrics.KINDS, 0)
+        self.trained = Tally()
         self.meter = Meter((*reward_metrics.NAMES, *run.stage.metrics))
         super().__init__(**kwargs)
         self.remove_callback(FixValueHeadModelCallback)  # `_save` writes the file that it would make
@@ -48,16 +50,19 @@ class RankedTrainer(PairwiseTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, None]:
         """The micro-batches of one optimizer step. Counts the step's records of each kind on all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        apo = sum(int(batch["is_apo"].sum()) for batch in batches)
-        both = sum(len(batch["is_apo"]) for batch in batches)
-        self.step_counts = tuple(sum_over_ranks(torch.tensor([both - apo, apo], device=device)).tolist())
+        apo = torch.zeros((), dtype=torch.int64, device=device)
+        for batch in batches:
+            apo = apo + batch["is_apo"].sum()
+        both = torch.full_like(apo, sum(len(batch["is_apo"]) for batch in batches))
+        self.step_counts = tuple(sum_over_ranks(torch.stack([both - apo, apo])))
         return batches, None
 
-    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any):
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any):
         """The loss of a micro-batch, scaled so that the mean over a step's micro-batches is the loss of the step."""
         rewards = self.rewards(model, inputs)
         counts = self.step_counts if self.run.options.over_step else None
-        scores, present, is_apo = inputs["scores"], inputs["present"].bool(), inputs["is_apo"].bool()
+        present, is_apo = inputs["present"].bool(), inputs["is_apo"].bool()
+        scores = floats(inputs["scores"])
         out, metrics = self.run.stage.losses(Ranked(rewards, scores, present, is_apo, counts), self.run.options)
         if counts is None:
             loss = reduce(out)
@@ -67,22 +72,23 @@ class RankedTrainer(PairwiseTrainer):
         self.meter.add("train", reward_metrics.totals(rewards.detach(), scores, present, is_apo))
         if metrics:
             self.meter.add_values("train", metrics, out.valid)
-        apo = int(is_apo.sum())
-        self.trained["human"] += len(is_apo) - apo
-        self.trained["apo"] += apo
+        self.trained.add(human=(~is_apo).sum(), apo=is_apo.sum())
         return (loss, rewards) if return_outputs else loss
 
-    def rewards(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def rewards(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
         """One reward per response, [B, R] float32. Padding responses are not computed and have reward 0."""
         present = batch["present"].bool()  # [B, R]
-        ids, attended, position = (batch[key][present] for key in ("input_ids", "attention_mask", "position"))
+        places = marked_positions(present, batch.get("responses"))  # [N]
+        ids, attended, position = (
+            batch[key].flatten(0, 1)[places] for key in ("input_ids", "attention_mask", "position")
+        )
         wrapper = self.accelerator.unwrap_model(self.model)
         _, pooling = self.run.options.pooling
         with value_head.pooled(wrapper, attended, position, pooling):
             _, _, values = model(input_ids=ids, attention_mask=attended, return_dict=True, use_cache=False)  # [N, 1]
         if values.shape != (len(ids), 1):
             raise ValueError(f"{len(ids)} responses gave values of shape {[*values.shape]}")
-        return values.new_zeros(present.shape, dtype=torch.float32).masked_scatter(present, values.float())
+        return place_at(values.squeeze(1).float(), places, present)
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None):
         """The rewards, without a loss: `evaluation_loop` computes it over the whole data set."""
@@ -101,11 +107,16 @@ class RankedTrainer(PairwiseTrainer):
     ) -> Any:
         """Loss and metrics of the whole data set, independent of batch size and number of ranks."""
         output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
-        rewards, scores, present, is_apo = (torch.as_tensor(a) for a in (output.predictions, *output.label_ids))
+        rewards, bits_of_scores, present, is_apo = (
+            torch.as_tensor(a) for a in (output.predictions, *output.label_ids)
+        )
         present = present == 1  # the host pads with -100
+        scores = floats(bits_of_scores).masked_fill(bits_of_scores == -100, -100.0)
+        output = output._replace(label_ids=tuple(a.numpy() for a in (scores, present.long(), is_apo)))
         found = reward_metrics.metrics(rewards, scores, present, is_apo)
-        out, _ = self.run.stage.losses(Ranked(rewards, scores, present, is_apo), self.run.options)
-        found["loss"] = reduce(out).item()
+        with alone():  # the results of all ranks are here, on the CPU
+            out, _ = self.run.stage.losses(Ranked(rewards, scores, present, is_apo), self.run.options)
+            found["loss"] = reduce(out).item()
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         if self.is_world_process_zero():
             file = Path(self.args.output_dir, f"{metric_key_prefix.replace('/', '_')}_reliability.png")
@@ -138,7 +149,7 @@ class RankedTrainer(PairwiseTrainer):
 
     def rank_report(self) -> dict[str, Any]:
         """This rank's part of the receipt."""
-        return {"records": dict(self.trained)}
+        return {"records": dict.fromkeys(reward_metrics.KINDS, 0) | self.trained.read()}
 
     def run_report(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         """The run's part of the receipt: records trained on by kind."""
@@ -203,7 +214,11 @@ class RankedAdapter(Adapter):
         training_args.eval_do_concat_batches = True
         tokenizer = parts.tokenizer_module["tokenizer"]
         return RankedTrainer(
-            data_collator=RankedCollator(pad_token_id=tokenizer.pad_token_id, pooling=parts.run.options.pooling[1]),
+            data_collator=RankedCollator(
+                pad_token_id=tokenizer.pad_token_id,
+                pooling=parts.run.options.pooling[1],
+                counts=keeps_batches(parts.args),
+            ),
             **common,
             **parts.trainer_arguments(),
         )

@@ -10,6 +10,7 @@ import torch
 from finepref.formats import records
 from finepref.formats.problems import Problem
 from finepref.hosts import packed
+from finepref.hosts.exact import bits
 from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
 from finepref.hosts.llamafactory.tokenized import encoded
 from finepref.hosts.llamafactory.verdicts import verdict
@@ -73,14 +74,20 @@ class RankedCollator:
 
     The first dimension of every tensor is the record, so that the host's samplers, gathers and truncation of the last
     batch work on records. `present` is 0 for padding responses.
+
+    Attributes:
+        counts: whether to add `responses`; see `PairCollator.counts`.
     """
 
     pad_token_id: int
     pooling: str
     pad_to_multiple_of: int = 8
+    counts: bool = True
 
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """input_ids, attention_mask [B, R, T]; present, position [B, R] int64; scores [B, R] float64; is_apo [B].
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """input_ids, attention_mask [B, R, T]; present, position, scores [B, R] int64; is_apo [B]; responses, an int.
+
+        `scores` are float64 as `finepref.hosts.exact.bits`; `responses` is their number without the padding.
 
         Raises:
             ValueError: the reward is to be read at the end token, but a response has none.
@@ -95,9 +102,9 @@ class RankedCollator:
             "attention_mask": torch.zeros((*shape, tokens), dtype=torch.int64),
             "present": torch.zeros(shape, dtype=torch.int64),
             "position": torch.zeros(shape, dtype=torch.int64),
-            "scores": torch.zeros(shape, dtype=torch.float64),  # different scores must not round to the same number
             "is_apo": torch.tensor([int(feature["is_apo"]) for feature in features]),
         }
+        scores = torch.zeros(shape, dtype=torch.float64)  # different scores must not round to the same number
         for b, feature in enumerate(features):
             count = len(feature["sequences"])
             batch["present"][b, :count] = 1
@@ -105,8 +112,9 @@ class RankedCollator:
             if min(position) < 0:  # only in a stream, whose columns are not checked as a whole
                 raise ValueError(f"record {feature['example_id']}: there is no end token; use apo_pooling last")
             batch["position"][b, :count] = torch.tensor(position)
-            batch["scores"][b, :count] = torch.tensor(feature["scores"], dtype=torch.float64)
+            scores[b, :count] = torch.tensor(feature["scores"], dtype=torch.float64)
             for r, ids in enumerate(feature["sequences"]):
                 batch["input_ids"][b, r, : len(ids)] = torch.tensor(ids)
                 batch["attention_mask"][b, r, : len(ids)] = 1
-        return batch
+        counted = {"responses": sum(len(feature["sequences"]) for feature in features)} if self.counts else {}
+        return {**batch, "scores": bits(scores), **counted}

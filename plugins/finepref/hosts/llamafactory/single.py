@@ -21,6 +21,7 @@ from finepref.hosts.llamafactory import pairs
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck
 from finepref.hosts.llamafactory.verdicts import COLUMNS, total, verdict
+from finepref.hosts.meter import Tally
 from finepref.hosts.run import Run
 from finepref.methods import overlong
 from finepref.methods.options import Options
@@ -88,19 +89,19 @@ class SingleTrainer(CustomSeq2SeqTrainer):
 
     def __init__(self, *, run: Run, **kwargs: Any) -> None:
         self.run = run
-        self.selected = 0
+        self.tokens = Tally()
         super().__init__(**kwargs)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The host's loss of one micro-batch, counted."""
         if model.training:
             self.run.count(len(inputs["labels"]))
-            self.selected += int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
+            self.tokens.add(selected=(inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def rank_report(self) -> dict[str, Any]:
         """This rank's part of the receipt: number of tokens trained on, over all epochs."""
-        return {"tokens": {"selected": self.selected}}
+        return {"tokens": {"selected": 0} | self.tokens.read()}
 
     def run_report(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         """The run's part of the receipt."""

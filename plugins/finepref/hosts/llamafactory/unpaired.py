@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b
@@ -36,7 +37,7 @@ from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encoded
 from finepref.hosts.llamafactory.verdicts import column, distinct, rejected_record, rows_of, total, verdict
-from finepref.hosts.meter import Meter
+from finepref.hosts.meter import Meter, Tally
 from finepref.hosts.reading import JoinedFeedback, Sourced, join_feedback
 from finepref.hosts.rows import INCOMPLETE
 from finepref.hosts.run import Run, current
@@ -284,7 +285,7 @@ class UnpairedTrainer(CustomKTOTrainer):
         **kwargs: Any,
     ) -> None:
         self.run, self.type_names, self.evaluation_collator = run, type_names, evaluation_collator
-        self.drawn_sum, self.drawn, self.single = 0, Counter(), Counter()
+        self.drawn, self.single, self.digest = Tally(), Tally(), Tally()
         self.singles = singles
         parts = [*SIDES, *(f"rejected/{name}" for name in type_names), *(SINGLE_SIDES if singles else ())]
         names = [f"{metric}/{part}" for part in parts for metric in ("rewards", "logps")]
@@ -301,44 +302,58 @@ class UnpairedTrainer(CustomKTOTrainer):
 
     def get_batch_loss_metrics(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
         """The loss of a micro-batch. Its metrics are added to the meter."""
-        kinds, draws = batch["negative_type"], batch["draw"]
-        desirable = batch["kto_tags"]
-        chosen, rejected, _, _, kl_logps, chosen_average = self.concatenated_forward(model, batch)
-        reference_chosen, reference_rejected, reference_kl = self.compute_reference_log_probs(model, batch)
+        order = (~batch["kto_tags"]).to(torch.uint8).argsort(stable=True)  # [B], desirable rows first, as on the host
+        desirable, kinds, single = (batch[name][order] for name in ("kto_tags", "negative_type", "single"))
+        logps, kl_logps, average = self.response_logps(model, batch, order)
+        reference_logps, reference_kl = self.reference_response_logps(model, batch, order)
 
-        log_ratio = torch.cat((chosen - reference_chosen, rejected - reference_rejected))
-        is_desirable = torch.cat((desirable[desirable], desirable[~desirable]))
-        unpaired = Unpaired(log_ratio, kl_logps - reference_kl, is_desirable)
+        log_ratio = logps - reference_logps
+        unpaired = Unpaired(log_ratio, kl_logps - reference_kl, desirable)
         out, metrics = self.run.stage.losses(unpaired, self.run.options)
         loss = ops.reduce(out)
         ftx = self.run.options.ftx
-        if ftx > 1e-6 and len(chosen) > 0:  # NLL of the desirable rows, over all rows, as on the host
-            loss = loss - ftx * chosen_average.sum() / len(chosen) ** 2 * len(desirable)
+        if ftx > 1e-6:  # NLL of the desirable rows, over all rows, as on the host
+            chosen = desirable.sum().clamp(min=1)
+            loss = loss - ftx * torch.where(desirable, average, 0.0).sum() / chosen**2 * len(desirable)
 
         if model.training:
             self.run.count(len(desirable))
-            self.drawn_sum = sum_digests([self.drawn_sum, *draws.tolist()])
-            self.drawn.update(self.type_names[kind] for kind in kinds.tolist() if kind >= 0)
-            self.single.update(LABELS[label] for label in desirable[batch["single"]].tolist())
+            self.digest.add(sum=batch["draw"].sum())
+            self.drawn.add(**{name: (kinds == index).sum() for index, name in enumerate(self.type_names)})
+            if self.singles:
+                self.single.add(**{label: (single & (desirable == index)).sum() for index, label in enumerate(LABELS)})
         split = "train" if model.training else "eval"
-        logps = torch.cat((chosen, rejected)).detach()
-        values = {"rewards": self.run.options.beta * log_ratio.detach(), "logps": logps}
-        ordered, single = (torch.cat((v[desirable], v[~desirable])) for v in (kinds, batch["single"]))
+        values = {"rewards": self.run.options.beta * log_ratio.detach(), "logps": logps.detach()}
         one = torch.ones((), device=logps.device)
         totals = {name: (value, one) for name, value in metrics.items()}
-        for part, members in self._parts(is_desirable, ordered, single):
+        for part, members in self._parts(desirable, kinds, single):
             for metric, value in values.items():
                 totals[f"{metric}/{part}"] = torch.where(members, value, 0.0).sum(), members.sum()
         self.meter.add(split, totals)
         return loss, {}
 
-    def compute_reference_log_probs(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities of the reference: the host's, or those of the adapter as it was loaded."""
-        if self.frozen is None:
-            return super().compute_reference_log_probs(model, batch)
-        with self.frozen.in_place():
-            chosen, rejected, _, _, kl_logps, _ = self.concatenated_forward(model, batch)
-        return chosen, rejected, kl_logps
+    def response_logps(self, model: Any, batch: dict[str, Tensor], order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """By the host's own forward passes: log pi of the responses [B], in the given order, and of their mismatched
+        responses [B], without a gradient, and the mean of the former over their tokens [B].
+
+        The host's `concatenated_forward` picks rows by a mask, for which the CPU waits, and copies their logits.
+        """
+        logps, average = self.forward(model, batch)[1:]
+        with torch.no_grad():
+            kl_logps = self.forward(model, batch, prefix="kl_")[1]
+        return logps[order], kl_logps, average[order]
+
+    def reference_response_logps(self, model: Any, batch: dict[str, Tensor], order: Tensor) -> tuple[Tensor, Tensor]:
+        """As `response_logps`: the reference's, which is the host's, or the adapter as it was loaded."""
+        if self.frozen is not None:
+            chosen, base = model, self.frozen.in_place()
+        elif self.ref_model is None:
+            chosen, base = model, self.accelerator.unwrap_model(model).disable_adapter()
+        else:
+            chosen, base = self.ref_model, nullcontext()
+        with torch.no_grad(), base:
+            logps, kl_logps, _ = self.response_logps(chosen, batch, order)
+        return logps, kl_logps
 
     def _parts(self, is_desirable: Tensor, kinds: Tensor, single: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(name, bool members [B]) of each group with metrics of its own: see `parts` in `__init__`."""
@@ -361,8 +376,11 @@ class UnpairedTrainer(CustomKTOTrainer):
 
     def rank_report(self) -> dict[str, Any]:
         """This rank's part of the receipt."""
-        single = {"single": dict(sorted(self.single.items()))} if self.singles else {}
-        return {"drawn": dict(sorted(self.drawn.items())), "drawn_sum": self.drawn_sum, **single}
+        drawn, single = (
+            {name: count for name, count in tally.read().items() if count} for tally in (self.drawn, self.single)
+        )
+        digest = sum_digests(self.digest.read().values())  # the sum of integers on the device is right modulo 2^64
+        return {"drawn": drawn, "drawn_sum": digest, **({"single": single} if self.singles else {})}
 
     def run_report(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         """The run's part of the receipt. Equal digests mean equal draws in every epoch."""

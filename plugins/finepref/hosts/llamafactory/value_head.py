@@ -7,7 +7,8 @@ does not use, gets one position instead of all. Forward pre-hooks do both, insid
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from llamafactory.extras.constants import V_HEAD_SAFE_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from finepref.losses.chunked import whole
+from finepref.losses.hooks import first_input
 from finepref.losses.pooling import pool
 
 
@@ -29,34 +32,47 @@ def pooled(model: Any, attended: Tensor, position: Tensor, how: str) -> Iterator
         position: [N], the position that is read with "last" and "eos".
         how: "last", "eos", "mean" or "max", see `finepref.losses.pooling`.
     """
-    handles = [
-        model.v_head.register_forward_pre_hook(lambda _, args: (pool(args[0], attended, position, how).unsqueeze(1),))
-    ]
-    output_head = model.pretrained_model.get_output_embeddings()
-    if output_head is not None:
-        handles.append(output_head.register_forward_pre_hook(lambda _, args: (args[0][:, -1:], *args[1:])))
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(first_input(model.v_head, _read, attended, position, how))
+        output_head = model.pretrained_model.get_output_embeddings()
+        if output_head is not None:
+            stack.enter_context(first_input(output_head, _last))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _read(hidden: Tensor, attended: Tensor, position: Tensor, how: str) -> Tensor:
+    """Hidden states [N, T, H] -> [N, 1, H]."""
+    return pool(whole(hidden), attended, position, how).unsqueeze(1)
+
+
+def _last(hidden: Tensor) -> Tensor:
+    """Hidden states [N, T, H] -> [N, 1, H]."""
+    return hidden[:, -1:]
 
 
 def settle(model: Any) -> None:
     """Make the value head deterministic and exact, and freeze the parameters that a reward model does not use.
 
-    TRL gives the head a dropout of 0.1, which neither APO nor the rest of the model has. Under autocast it would round
-    rewards to 8 bits. Its bias shifts all rewards equally, so the bias's gradient is 0 except for rounding errors,
-    which Adam would turn into steps of full length. An untied output head gets no gradient, and DDP must not wait for
-    it.
+    TRL gives the head a dropout of 0.1, which neither APO nor the rest of the model has. The head computes in float32
+    wherever it runs: autocast or weights in bfloat16 would round rewards to 8 bits. Its bias shifts all rewards
+    equally, so the bias's gradient is 0 except for rounding errors, which Adam would turn into steps of full length.
+    An untied output head gets no gradient, and DDP must not wait for it.
     """
     model.v_head.dropout = torch.nn.Identity()
     model.v_head.summary.bias.requires_grad_(False)
-    device = next(model.v_head.parameters()).device.type
-    model.v_head.forward = torch.autocast(device, enabled=False)(model.v_head.forward)
+    summary = model.v_head.summary
+    summary.forward = partial(_exact, summary)  # within the module, whose hooks gather its weight under ZeRO-3
+    # TRL's own forward rounds the hidden states to the type of the weight
+    model.v_head.forward = partial(torch.nn.Module.__call__, summary)
     output_head = model.pretrained_model.get_output_embeddings()
     if output_head is not None and output_head.weight is not model.pretrained_model.get_input_embeddings().weight:
         output_head.requires_grad_(False)
+
+
+def _exact(linear: torch.nn.Linear, hidden: Tensor) -> Tensor:
+    """A linear layer in float32, on whatever device it is called, inside autocast or not."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return torch.nn.functional.linear(hidden.float(), linear.weight.float(), linear.bias.float())
 
 
 def split(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -18,7 +18,7 @@ from finepref.losses import chunked
 
 
 def run(
-    actor: Any, ids: Tensor, attention_mask: Tensor, needed: Tensor, *, ring: Any, full: bool
+    actor: Any, ids: Tensor, attention_mask: Tensor, needed: Tensor, *, count: int, ring: Any, full: bool
 ) -> tuple[Logits, Any]:
     """One forward pass.
 
@@ -26,6 +26,8 @@ def run(
         actor: the host's Actor, its model in a DeepSpeed engine or not.
         ids, attention_mask: [2B, L], padded on the right.
         needed: bool [2B, T], the tokens that the loss reads, in label space.
+        count: how many there are, so that nobody waits for an accelerator to know it. With ring attention this rank
+            has a part of them, and the host itself waits.
         ring: the ring-attention process group, or None.
         full: compute the logits of every position.
 
@@ -44,13 +46,14 @@ def run(
     else:
         targets = ids.roll(-1, 1)
 
+    positions = chunked.marked_positions(marked, count if ring is None else None)
+
     def place(values: Tensor) -> Tensor:
-        there = chunked.place(values, marked)
+        there = chunked.place_at(values, positions, marked)
         if actor.packing_samples:
             there = gather_and_pad_tensor(there, ring, gap, indices, batch, length)
         return there[:, :-1]
 
-    positions = chunked.marked_positions(marked)
     with chunked.head_at(head_of(actor), positions):
         output = actor(ids, None, attention_mask, return_output=True, ring_attn_group=ring)
     return NeededLogits(output["logits"].squeeze(0), targets.flatten()[positions], place), output

@@ -130,7 +130,7 @@ def _can_be_weighed(row: dict[str, Any], weigh: Callable[[PairRow], Weights]) ->
 
 
 class PairDataset(RewardDataset):
-    """Data set for the host's loader. The fifth item is the row itself, which the host passes on unread."""
+    """Data set for the host's loader. The fifth item of a batch is a `Batch`, which the host passes on unread."""
 
     def __init__(
         self, rows: TokenisedRows, tokenizer: Any, *arguments: Any, is_dpo: bool = False, **options: Any
@@ -144,6 +144,15 @@ class PairDataset(RewardDataset):
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         row = self.rows[index]
         return *masked(row.chosen.ids), *masked(row.rejected.ids), row
+
+    def collate_fn(self, items: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+        """The host's batch with the `Batch` of its rows, made here on the CPU and moved once."""
+        *inputs, rows = super().collate_fn(items)
+        return *inputs, self.batch_of(rows)
+
+    def batch_of(self, rows: list[Any]) -> Any:
+        """The fifth item of a batch."""
+        return batch_of(rows)
 
 
 def masked(ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,9 +174,15 @@ class Batch(NamedTuple):
     side: Tensor
     tokens: dict[str, int]
 
+    @property
+    def needed(self) -> int:
+        """How many tokens have a weight."""
+        return sum(self.tokens[f"{side}_selected"] for side in SIDES)
 
-def batch_of(rows: list[PairSequences], length: int, device: Any) -> Batch:
-    """The weights of a micro-batch whose responses are padded to `length` on the right."""
+
+def batch_of(rows: list[PairSequences]) -> Batch:
+    """The weights of a micro-batch whose responses are padded on the right."""
+    length = max(len(response.weight) for row in rows for response in (row.chosen, row.rejected))
     weight = torch.zeros(2 * len(rows), length)
     tokens = {}
     for half, side in enumerate(SIDES):
@@ -176,7 +191,7 @@ def batch_of(rows: list[PairSequences], length: int, device: Any) -> Batch:
             weight[place, : len(response.weight)] = response.weight
         tokens[f"{side}_selected"] = sum(int((response.weight[1:] != 0).sum()) for response in responses)
         tokens[f"{side}_responses"] = sum(response.length for response in responses)
-    return Batch(weight[:, 1:].to(device), torch.tensor([row.side for row in rows], device=device), tokens)
+    return Batch(weight[:, 1:].contiguous(), torch.tensor([row.side for row in rows]), tokens)
 
 
 class NoReference:
@@ -206,15 +221,15 @@ class PairTrainer(Accounted, DPOTrainer):
         c_mask: Tensor,
         reject_ids: Tensor,
         r_mask: Tensor,
-        rows: list[PairSequences],
+        batch: Batch,
     ) -> tuple[Any, Any, Any, int]:
         """(logits, batch, balancing loss, 0) for `pair_loss`."""
         if isinstance(model, NoReference):
             return None, None, 0, 0
         ids, mask, _ = self.concatenated_inputs(chosen_ids, c_mask, reject_ids, r_mask, [])
-        batch = batch_of(rows, ids.shape[1], ids.device)
-        ring, full = self.strategy.ring_attn_group, self.run.options.full_logits
-        logits, output = forward.run(model, ids, mask, batch.weight != 0, ring=ring, full=full)
+        batch = training.moved(batch, ids.device)
+        options = {"ring": self.strategy.ring_attn_group, "full": self.run.options.full_logits}
+        logits, output = forward.run(model, ids, mask, batch.weight != 0, count=batch.needed, **options)
         return logits, batch, output.get("aux_loss", 0), 0
 
     def pair_loss(self, policy: Logits, batch: Batch, reference: Any, _: Any) -> tuple[Tensor, Tensor, Tensor]:

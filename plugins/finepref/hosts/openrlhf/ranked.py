@@ -1,7 +1,8 @@
 """Shape "ranked" on OpenRLHF: a reward model on lists of scored responses, with the host's reward-model trainer.
 
-The host's training loop expects pairs. So a record's best response is "chosen", and the others, [B, R - 1, L] and best
-first, are "rejected". In place of the margin, the batch has is_apo and the rank of each response.
+The host's training loop expects pairs. So a record's best response is "chosen", and the others, best first, are
+"rejected": one row each, with a mask [B, R - 1, L] that tells where they belong. In place of the margin, the batch
+has is_apo and the rank of each response.
 B records, R responses of the longest list, L tokens.
 """
 
@@ -28,6 +29,7 @@ from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
 from finepref.hosts.openrlhf.stored_rows import IDS, TokenisedRows, Values
 from finepref.hosts.reading import Sourced
+from finepref.losses.chunked import marked_positions, place_at
 from finepref.losses.ops import reduce
 from finepref.losses.pooling import tokens_read
 from finepref.methods.batches import Ranked
@@ -131,10 +133,10 @@ class RankedDataset(pairs.PairDataset):
         return self.rows[index]
 
     def collate_fn(self, rows: list[RankedRow]) -> tuple[Any, ...]:
-        """chosen [B, 1, L] and rejected [B, R - 1, L] with masks, padded on the left; [B][1 + R] for the loss.
+        """chosen [B, 1, L] and rejected [N, 1, L], padded on the left, with masks; [B][1 + R] for the loss.
 
-        The attention mask of a missing response is 0. The last part has is_apo and the rank of each response, 0 for a
-        missing one.
+        N responses are there; their mask is [B, R - 1, L], 0 for a missing response. The last part has is_apo and the
+        rank of each response, 0 for a missing one.
         """
         width = max(len(row.sequences) for row in rows)
         length = max(len(ids) for row in rows for ids in row.sequences)
@@ -145,7 +147,8 @@ class RankedDataset(pairs.PairDataset):
                 ids[b, r, length - len(sequence) :] = sequence
                 mask[b, r, length - len(sequence) :] = 1
         extra = [[int(row.is_apo), *row.ranks, *[0] * (width - len(row.ranks))] for row in rows]
-        return ids[:, :1], mask[:, :1], ids[:, 1:], mask[:, 1:], extra
+        there = torch.tensor([[r < len(row.sequences) for r in range(1, width)] for row in rows])
+        return ids[:, :1], mask[:, :1], ids[:, 1:][there].unsqueeze(1), mask[:, 1:], extra
 
 
 class RankedTrainer(training.Accounted, RewardModelTrainer):
@@ -161,13 +164,14 @@ class RankedTrainer(training.Accounted, RewardModelTrainer):
         self, model: Any, chosen_ids: Tensor, c_mask: Tensor, reject_ids: Tensor, r_mask: Tensor
     ) -> tuple[Tensor, Tensor, Any]:
         """Rewards [B] of the best and of the worst response; the loss reads all rewards from `self.rewards`."""
-        if reject_ids.dim() == 2:  # the loop has squeezed a dimension of size 1
-            reject_ids, r_mask = reject_ids.unsqueeze(1), r_mask.unsqueeze(1)
+        if r_mask.dim() == 2:  # the loop has squeezed a dimension of size 1
+            r_mask = r_mask.unsqueeze(1)
         there = r_mask.any(-1)  # [B, R - 1]
+        places = marked_positions(there, len(reject_ids))  # [N]
         best, others, balance = super().concatenated_forward(
-            model, chosen_ids, c_mask, reject_ids[there], r_mask[there]
+            model, chosen_ids, c_mask, reject_ids, r_mask.flatten(0, 1)[places]
         )
-        rest = torch.zeros(there.shape, dtype=others.dtype, device=others.device).masked_scatter(there, others)
+        rest = place_at(others, places, there)
         self.rewards = torch.cat((best.unsqueeze(1), rest), 1).float()  # [B, R]
         self.present = pad(there, (1, 0), value=True)
         worst = rest.gather(1, there.sum(1, keepdim=True) - 1).squeeze(1)
@@ -182,7 +186,7 @@ class RankedTrainer(training.Accounted, RewardModelTrainer):
         batch = Ranked(self.rewards, scores, self.present, is_apo, counts)
         out, metrics = self.run.stage.losses(batch, self.run.options)
         if training_step:
-            self.count(human=int((~is_apo).sum()), apo=int(is_apo.sum()))
+            self.count(human=(~is_apo).sum(), apo=is_apo.sum())
             self.meter.add("train", reward_metrics.totals(self.rewards.detach(), scores, self.present, is_apo))
             if metrics:
                 self.meter.add_values("train", metrics, out.valid)

@@ -16,12 +16,13 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
 
+import torch
 from openrlhf.utils import get_tokenizer
 from torch import distributed as dist
 
 from finepref.formats.check import digest
 from finepref.hosts import card, patching, receipt, row_cache
-from finepref.hosts.meter import Meter
+from finepref.hosts.meter import Meter, Tally
 from finepref.hosts.openrlhf import data
 from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
@@ -240,6 +241,12 @@ def host_train(module: str, splits: list[TokenisedRows], dataset: Any, **names: 
     )
 
 
+def moved(batch: Any, device: torch.device) -> Any:
+    """A NamedTuple with its tensors on the device. From pinned memory, as the host's loader makes it, nobody waits."""
+    parts = (part.to(device, non_blocking=True) if isinstance(part, torch.Tensor) else part for part in batch)
+    return type(batch)(*parts)
+
+
 # Shape -> the receipt's entry with the sum of what its trainer counts, as on LLaMA-Factory.
 COUNTED = {"pair": "tokens", "ranked": "records"}
 
@@ -260,14 +267,14 @@ class Accounted:
         super().__init__(*arguments, **options)
         self.run, self.folder = run, folder
         self.last_step = 0
-        self.counts: Counter[str] = Counter()  # counts of this process, for the receipt
+        self.counts = Tally()  # of this process, for the receipt
         self.meter = Meter(metrics)
 
-    def count(self, **numbers: int) -> None:
+    def count(self, /, **numbers: int | torch.Tensor) -> None:
         """Count a training micro-batch, and add numbers to the counts in the receipt."""
         responses = 2 if self.run.stage.shape == "unpaired" else 1  # of a record, each counted by itself
         self.run.count(self.args.train.micro_batch_size * responses)
-        self.counts.update(numbers)
+        self.counts.add(**numbers)
 
     def fit(self, args: Any, consumed_samples: int = 0, num_update_steps_per_epoch: int | None = None) -> None:
         """Train as the host does. Raises UnprovenRun if our loss was not called for every micro-batch."""
@@ -310,7 +317,7 @@ class Accounted:
 
     def write_receipt(self, *folders: Path) -> dict[str, Any]:
         """Gather the parts of all processes and write the receipt on the first one. Every process must call this."""
-        more = {"counts": dict(sorted(self.counts.items())), **self.rank_report()}
+        more = {"counts": self.counts.read(), **self.rank_report()}
         ranks: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(ranks, self.run.rank_part(dist.get_rank(), more))
         accumulation = self.strategy.accumulated_gradient

@@ -251,6 +251,44 @@ def _sides(responses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     return responses["chosen"], {kind: ids for kind, ids in responses.items() if kind != "chosen"}
 
 
+class Batch(NamedTuple):
+    """The draws of a micro-batch, and their mismatched responses, 2B with the desirable half first.
+
+    Attributes:
+        kl_ids, kl_mask: [2B, L], padded on the right.
+        starts: [2B], index of the first response token.
+        needed, kl_needed: number of response tokens, and of the mismatched responses' tokens.
+        kinds: the drawn error type of each record.
+        digest: sum of the digests of the draws.
+    """
+
+    kl_ids: Tensor
+    kl_mask: Tensor
+    starts: Tensor
+    needed: int
+    kl_needed: int
+    kinds: tuple[str, ...]
+    digest: int
+
+
+def batch_of(drawn: list[Drawn], pad: int) -> Batch:
+    """The fifth item of the host's batch."""
+    mismatched = [row.kl_chosen for row in drawn] + [row.kl_rejected for row in drawn]
+    kl_ids = torch.nn.utils.rnn.pad_sequence(mismatched, batch_first=True, padding_value=pad).long()
+    lengths = torch.tensor([len(sequence) for sequence in mismatched])
+    kl_mask = (torch.arange(kl_ids.shape[1]) < lengths[:, None]).long()
+    prompts = 2 * sum(row.start for row in drawn)
+    return Batch(
+        kl_ids,
+        kl_mask,
+        torch.tensor([row.start for row in drawn] * 2),
+        sum(len(row.chosen) + len(row.rejected) for row in drawn) - prompts,
+        sum(map(len, mismatched)) - prompts,
+        tuple(row.kind for row in drawn),
+        sum_digests(row.digest for row in drawn),
+    )
+
+
 class UnpairedDataset(pairs.PairDataset):
     """Draws by the epoch that the sampler sets. The evaluation's sampler sets none, so it always draws as in epoch 0.
 
@@ -277,6 +315,9 @@ class UnpairedDataset(pairs.PairDataset):
         drawn = self.draw(self.rows[index], int(self.epoch) if self.resampled else 0)
         return *pairs.masked(drawn.chosen), *pairs.masked(drawn.rejected), drawn
 
+    def batch_of(self, rows: list[Drawn]) -> Batch:
+        return batch_of(rows, self.tokenizer.pad_token_id)
+
     def draw(self, row: UnpairedRow, epoch: int) -> Drawn:
         """The sequences of a record in an epoch."""
 
@@ -300,41 +341,41 @@ class UnpairedTrainer(training.Accounted, DPOTrainer):
         self.draws = 0  # of this process, see `draws.sum_digests`
 
     def concatenated_forward(
-        self, model: Any, chosen_ids: Tensor, c_mask: Tensor, reject_ids: Tensor, r_mask: Tensor, drawn: list[Drawn]
+        self, model: Any, chosen_ids: Tensor, c_mask: Tensor, reject_ids: Tensor, r_mask: Tensor, batch: Batch
     ) -> tuple[Any, Any, Any, int]:
-        """((log pi of the 2B responses, log pi of their 2B mismatched responses), the draws, balancing loss, 0)."""
+        """((log pi of the 2B responses, log pi of their 2B mismatched responses), the batch, balancing loss, 0)."""
         ids, mask, _ = self.concatenated_inputs(chosen_ids, c_mask, reject_ids, r_mask, [])
-        starts = torch.tensor([row.start for row in drawn] * 2, device=ids.device)
-        sequences = [row.kl_chosen for row in drawn] + [row.kl_rejected for row in drawn]
-        kl_ids = torch.nn.utils.rnn.pad_sequence(
-            sequences, batch_first=True, padding_value=self.tokenizer.pad_token_id
-        )
-        lengths = torch.tensor([len(sequence) for sequence in sequences])
-        kl_mask = (torch.arange(kl_ids.shape[1]) < lengths[:, None]).long().to(ids.device)
+        batch = training.moved(batch, ids.device)
         with torch.no_grad():
-            kl_logps, _ = self.response_logps(model, kl_ids.long().to(ids.device), kl_mask, starts)
-        logps, output = self.response_logps(model, ids, mask, starts)
-        return (logps, kl_logps), drawn, output.get("aux_loss", 0), 0
+            kl_logps, _ = self.response_logps(model, batch.kl_ids, batch.kl_mask, batch.starts, batch.kl_needed)
+        logps, output = self.response_logps(model, ids, mask, batch.starts, batch.needed)
+        return (logps, kl_logps), batch, output.get("aux_loss", 0), 0
 
-    def response_logps(self, model: Any, ids: Tensor, mask: Tensor, starts: Tensor) -> tuple[Tensor, Any]:
-        """log pi [2B] of each response, including the end token, and the model's output."""
+    def response_logps(self, model: Any, ids: Tensor, mask: Tensor, starts: Tensor, count: int) -> tuple[Tensor, Any]:
+        """log pi [2B] of each response, including the end token, and the model's output.
+
+        Args:
+            model: the host's Actor.
+            ids, mask: [2B, L], padded on the right.
+            starts: [2B], index of the first response token.
+            count: number of response tokens.
+        """
         places = torch.arange(1, ids.shape[1], device=ids.device)
         needed = mask[:, 1:].bool() & (places >= starts[:, None])
-        ring, full = self.strategy.ring_attn_group, self.run.options.full_logits
-        logits, output = forward.run(model, ids, mask, needed, ring=ring, full=full)
+        options = {"ring": self.strategy.ring_attn_group, "full": self.run.options.full_logits}
+        logits, output = forward.run(model, ids, mask, needed, count=count, **options)
         return logits.logps().sum(-1), output
 
-    def unpaired_loss(self, policy: Any, drawn: list[Drawn], reference: Any, _: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def unpaired_loss(self, policy: Any, drawn: Batch, reference: Any, _: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The mean loss over all processes, and the rewards [B] of the desirable and of the undesirable responses."""
-        count = len(drawn)
+        count = len(drawn.kinds)
         log_ratio, kl_log_ratio = (mine - theirs for mine, theirs in zip(policy, reference, strict=True))
         desirable = torch.arange(2 * count, device=log_ratio.device) < count
         batch = Unpaired(log_ratio, kl_log_ratio, desirable)
         out, metrics = self.run.stage.losses(batch, self.run.options)
         if torch.is_grad_enabled():  # evaluation has none
-            kinds = [row.kind for row in drawn]
-            self.count(**{f"drawn/{kind}": kinds.count(kind) for kind in set(kinds)})
-            self.draws = sum_digests([self.draws, *(row.digest for row in drawn)])
+            self.count(**{f"drawn/{kind}": drawn.kinds.count(kind) for kind in set(drawn.kinds)})
+            self.draws = sum_digests([self.draws, drawn.digest])
             logps = policy[0]
             each = {name: value.expand(count) for name, value in metrics.items()}
             each |= {"logps/chosen": logps[:count], "logps/rejected": logps[count:]}
