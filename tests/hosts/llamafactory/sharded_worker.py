@@ -1,13 +1,88 @@
-"""One rank: what `llamafactory-cli train` starts, without compiling DeepSpeed's operators for CPUs.
+"""One rank: what `llamafactory-cli train` starts for each of the recipes, without a GPU and without a compiler.
 
-They take minutes of a C++ compiler, and DeepSpeed does without them.
+DeepSpeed compiles operators for CPUs, which takes minutes, and does without them. accelerate shards by FSDP only if it
+finds GPUs, while PyTorch's FSDP runs on CPUs (gloo) too.
+
+    python sharded_worker.py RECIPE.yaml...
 """
 
+import functools
+import os
+import re
 import sys
+from pathlib import Path
 
-import deepspeed
+import torch
 from llamafactory.train.tuner import run_exp
+from torch import distributed as dist
 
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-sys.argv = ["llamafactory-cli", *sys.argv[1:]]
-run_exp()
+if os.environ.get("DS_ACCELERATOR"):
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def shard_on_cpus() -> None:
+    """Let accelerate take several processes on CPUs for several GPUs, of which it asks only whether there are such."""
+    from accelerate.state import DistributedType, PartialState
+
+    original = PartialState.__init__
+
+    def as_if_gpus(self: PartialState, *args: object, **kwargs: object) -> None:
+        original(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+            self.device = torch.device("cpu")  # not "cpu:0", which FSDP1 takes for another one
+
+    PartialState.__init__ = as_if_gpus
+
+
+def without_tokens(ids: list[str]) -> None:
+    """Let these records need no token, in whatever batch they are."""
+    from finepref.hosts.llamafactory import pairs, single
+
+    pair, one = pairs.PairCollator.__call__, single.SingleCollator.__call__
+
+    def pairs_of(self, features):
+        batch = pair(self, features)
+        empty = [row["example_id"] in ids for row in features] * 2
+        batch["weight"][empty] = 0
+        return batch
+
+    def singles_of(self, features):
+        batch = one(self, features)
+        batch["labels"][[row["example_id"] in ids for row in features]] = -100
+        return batch
+
+    pairs.PairCollator.__call__, single.SingleCollator.__call__ = pairs_of, singles_of
+
+
+def note_trained(folder: Path) -> None:
+    """Write for each batch that this rank trains on the numbers of its sums, one for each sequence, as a line."""
+    from finepref.hosts.llamafactory import pairs, ranked, single, unpaired
+
+    def noted(self, model, inputs, *args, original, **kwargs):
+        present = inputs["present"].bool() if "present" in inputs else ...
+        texts = self.processing_class.batch_decode(inputs["input_ids"][present])
+        numbers = [re.search(r"What is (\d+) \+", text)[1] for text in texts]
+        with open(folder / f"{self.run.stage.name}.{self.args.process_index}", "a") as file:
+            print(*numbers, file=file)
+        return original(self, model, inputs, *args, **kwargs)
+
+    for trainer in (pairs.PairTrainer, ranked.RankedTrainer, single.SingleTrainer, unpaired.UnpairedTrainer):
+        trainer.training_step = functools.partialmethod(noted, original=trainer.training_step)
+
+
+if os.environ.get("ACCELERATE_USE_FSDP"):
+    shard_on_cpus()
+if os.environ.get("WITHOUT_TOKENS"):
+    without_tokens(os.environ["WITHOUT_TOKENS"].split(","))
+if os.environ.get("NOTE_TRAINED"):
+    note_trained(Path(os.environ["NOTE_TRAINED"]))
+destroy = dist.destroy_process_group
+dist.destroy_process_group = lambda: None  # the host ends the group after each run; the next one uses it again
+for recipe in sys.argv[1:]:
+    sys.argv = ["llamafactory-cli", recipe]
+    run_exp()
+if dist.is_initialized():
+    destroy()

@@ -42,6 +42,8 @@ class RankedTrainer(PairwiseTrainer):
         self.trained = dict.fromkeys(reward_metrics.KINDS, 0)
         self.meter = Meter((*reward_metrics.NAMES, *run.stage.metrics))
         super().__init__(**kwargs)
+        if self.is_fsdp_enabled:
+            value_head.name_by_modules(self.model)
         self.remove_callback(FixValueHeadModelCallback)  # `_save` writes the file that it would make
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, None]:

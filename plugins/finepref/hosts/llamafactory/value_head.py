@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,13 @@ def settle(model: Any) -> None:
         output_head.requires_grad_(False)
 
 
+def name_by_modules(model: Any) -> None:
+    """Let the state dict name each weight by its module, as PyTorch's FSDP needs; TRL's leaves out a prefix."""
+    model.state_dict = partial(torch.nn.Module.state_dict, model)
+
+
 def split(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a state dict into (decoder, value head). A prefix that ZeRO-3 adds to decoder names is removed."""
+    """Split a state dict into (decoder, value head). The prefix that decoder names have under ZeRO-3 and FSDP is removed."""
     head = {name: tensor for name, tensor in state_dict.items() if name.startswith("v_head.")}
     decoder = {
         name.removeprefix("pretrained_model."): tensor for name, tensor in state_dict.items() if name not in head

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import TrainerCallback
 
 from finepref import stages
 from finepref.hosts import card, patching, receipt
-from finepref.hosts.llamafactory import arguments, data, reference, tokenized
+from finepref.hosts.llamafactory import arguments, data, reference, streams, tokenized
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.run_setup import setup_of
 from finepref.hosts.missing_model import missing_model_hint
@@ -145,7 +146,10 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
             )
 
     parts = Parts(model, ref_model, template, tokenizer_module, args, run)
+    shared = args.data.streaming and args.training.world_size > 1 and streams.read_everywhere(args.training)
     trainer = adapter.build_trainer(parts, callbacks=callbacks, **dataset_module)
+    if shared:
+        trainer.get_train_dataloader = partial(streams.train_dataloader, trainer)
     if frozen is not None:
         trainer.frozen = frozen
     receipts = ReceiptCallback(run, trainer, args.data)
