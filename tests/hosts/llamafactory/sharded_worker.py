@@ -25,8 +25,9 @@ if os.environ.get("DS_ACCELERATOR"):
 def shard_on_cpus() -> None:
     """Let accelerate take several processes on CPUs for several GPUs, of which it asks only whether there are such."""
     from accelerate.state import DistributedType, PartialState
+    from torch.distributed.fsdp import FullyShardedDataParallel
 
-    original = PartialState.__init__
+    original, state_dict_type = PartialState.__init__, FullyShardedDataParallel.state_dict_type
 
     def as_if_gpus(self: PartialState, *args: object, **kwargs: object) -> None:
         original(self, *args, **kwargs)
@@ -34,7 +35,11 @@ def shard_on_cpus() -> None:
             self.distributed_type = DistributedType.MULTI_GPU
             self.device = torch.device("cpu")  # not "cpu:0", which FSDP1 takes for another one
 
-    PartialState.__init__ = as_if_gpus
+    def on_every_rank(module, kind, config, *args):
+        config.rank0_only = config.offload_to_cpu = False  # FSDP1 would read freed memory of CPUs on the other ranks
+        return state_dict_type(module, kind, config, *args)
+
+    PartialState.__init__, FullyShardedDataParallel.state_dict_type = as_if_gpus, staticmethod(on_every_rank)
 
 
 def without_tokens(ids: list[str]) -> None:

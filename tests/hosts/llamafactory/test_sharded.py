@@ -1,4 +1,4 @@
-"""Every stage under DeepSpeed on two CPU ranks: weights in shards, the same losses as one process."""
+"""Every stage on several CPU ranks, also with weights in shards: the same losses and gradients as one process."""
 
 from __future__ import annotations
 
@@ -7,18 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import HOST, RECIPES, losses, weights
-from finepref import stages
+import world_sizes
+from conftest import DATASETS, HOST, RECIPES, losses, weights
 from warm import Warm
-
-ONE_STEP_OF_FOUR = {"max_steps": 1, "gradient_accumulation_steps": 1, "optim": "sgd", "learning_rate": 0.1}
-
-
-def zero(stage: int) -> dict:
-    """A DeepSpeed configuration as users write it: sizes from the recipe, ZeRO stage 2 or 3."""
-    sharding = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": stage == 3}
-    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-    return dict.fromkeys(sizes, "auto") | {"zero_allow_untested_optimizer": True, "zero_optimization": sharding}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +25,7 @@ def two_ranks(deepspeed, recipe_file, tmp_path):
 
     def train(zero_stage: int, *, refused: bool = False, **overrides: object) -> Path | str:
         config = tmp_path / "zero.json"
-        config.write_text(json.dumps(zero(zero_stage)))
+        config.write_text(json.dumps(world_sizes.zero(zero_stage)))
         file, folder = recipe_file(deepspeed=str(config), output_dir=str(tmp_path / "sharded"), **overrides)
         worker = Path(__file__).with_name("sharded_worker.py")
         done = deepspeed.run(["python", worker, file], processes=2, environment={"DS_ACCELERATOR": "cpu"})
@@ -47,20 +38,46 @@ def two_ranks(deepspeed, recipe_file, tmp_path):
     return train
 
 
+@pytest.fixture(scope="module")
+def recipes(tiny_model, other_model, sums, tmp_path_factory) -> dict[str, dict]:
+    """A recipe of each stage for one step."""
+    common = {"cache_dir": str(tmp_path_factory.mktemp("cache"))}
+    return {
+        stage: world_sizes.settings_of(stage, RECIPES[stage], tiny_model, other_model, sums, dataset) | common
+        for stage, dataset in DATASETS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(deepspeed, recipes, tmp_path_factory) -> dict[str, Path]:
+    """The output folders of one process."""
+    return world_sizes.one_step(deepspeed, tmp_path_factory.mktemp("one") / "runs", recipes, way="ddp", processes=1)
+
+
 @pytest.mark.parametrize(
-    ("stage", "zero_stage"), [("sepo", 2), *((name, 3) for name in stages.all_stages())], ids=lambda x: str(x)
+    ("way", "processes"), [("ddp", 4), ("fsdp1", 2), ("fsdp2", 2), ("zero2", 2), ("zero3", 2), ("zero3", 4)]
 )
-def test_shards_on_two_ranks_train_as_one_process_does(run, two_ranks, stage, zero_stage):
-    """Two ranks of two rows are one batch of four. The head is not tied to the embedding, as ties hide its shards."""
-    common = {"name": RECIPES[stage], "finetuning_type": "full", **ONE_STEP_OF_FOUR}
-    alone = run(per_device_train_batch_size=4, **common)
-    folder = two_ranks(zero_stage, per_device_train_batch_size=2, **common)
-    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    receipt = json.loads((folder / "finepref_receipt.json").read_text())
-    assert log[0]["loss"] == pytest.approx(losses(alone)[0], abs=1e-5)
-    assert [rank["loss_calls"] for rank in receipt["ranks"]] == [receipt["expected_loss_calls"]] * 2
-    for name, tensor in weights(folder).items():
-        torch.testing.assert_close(tensor, weights(alone.folder)[name], rtol=0, atol=2e-5)
+def test_every_way_to_share_a_step_gives_the_gradients_of_one_process(
+    deepspeed, recipes, alone, tiny_model, tmp_path, way, processes
+):
+    """Half of the pairs need no token, so that half of the processes need none. The head is not tied to the embedding,
+    as ties hide its shards."""
+    start = world_sizes.tensors(tiny_model)
+    shared = world_sizes.one_step(deepspeed, tmp_path / "runs", recipes, way=way, processes=processes)
+    for stage, folder in shared.items():
+        log, expected = (json.loads((each / "trainer_state.json").read_text()) for each in (folder, alone[stage]))
+        receipt = json.loads((folder / "finepref_receipt.json").read_text())
+        assert log["log_history"][0]["loss"] == pytest.approx(expected["log_history"][0]["loss"], abs=1e-5)
+        assert [rank["loss_calls"] for rank in receipt["ranks"]] == [receipt["expected_loss_calls"]] * processes
+        if stage in ("sepo", "tdpo", "granular_sft"):
+            counts = [rank["tokens"] for rank in receipt["ranks"]]
+            needed = [sum(count for name, count in each.items() if "selected" in name) for each in counts]
+            assert needed.count(0) == processes // 2
+        gradient, of_one = (world_sizes.gradients(each, start) for each in (folder, alone[stage]))
+        assert world_sizes.largest(of_one) > 0.01
+        absolute, relative = world_sizes.differences(gradient, of_one)
+        assert absolute < 1e-6, stage
+        assert relative < 1e-5, stage
 
 
 CONTINUED = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "all", "optim": "sgd", "learning_rate": 5.0}

@@ -21,6 +21,8 @@ import yaml
 RATE = 1024.0
 ROWS = 8
 """Rows of the step, on all processes together."""
+WITHOUT_TOKENS = "span-0,span-2,span-10,span-11"
+"""Records of the step that need no token: half of them, and all that the second of two processes has."""
 ONE_STEP = {
     "max_steps": 1,
     "gradient_accumulation_steps": 1,
@@ -30,6 +32,8 @@ ONE_STEP = {
     "max_grad_norm": 0.0,
     "finetuning_type": "full",
 }
+
+
 def fsdp(version: int) -> dict[str, str]:
     """What `accelerate launch --config_file` sets for a file such as those in LLaMA-Factory's examples/accelerate."""
     return {
@@ -96,8 +100,19 @@ def train(
     done = process.run(
         ["python", worker, *files], processes=processes, environment=variables | dict(environment or {}), timeout=600
     )
-    assert done.code == 0, f"{way} on {processes}:\n{done.output[-6000:]}"
+    (folder / "output.txt").write_text(done.output)
+    assert done.code == 0, f"{way} on {processes} ended with {done.code}:\n{done.output[-6000:]}"
     return outputs
+
+
+def one_step(
+    process: Any, folder: Path, recipes: Mapping[str, dict[str, Any]], *, way: str, processes: int
+) -> dict[str, Path]:
+    """`train` on the same rows whatever the number of processes, some of which need no token."""
+    each = {"per_device_train_batch_size": ROWS // processes}
+    made = {name: settings | each for name, settings in recipes.items()}
+    environment = {"WITHOUT_TOKENS": WITHOUT_TOKENS}
+    return train(process, folder, made, way=way, processes=processes, environment=environment)
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -179,9 +194,7 @@ def main(ways: Sequence[str]) -> None:
         }
 
         def gradients_of(way: str, processes: int) -> dict[str, dict[str, torch.Tensor]]:
-            each = {"per_device_train_batch_size": ROWS // processes}
-            made = {name: settings | each for name, settings in recipes.items()}
-            outputs = train(process, folder / f"{way}{processes}", made, way=way, processes=processes)
+            outputs = one_step(process, folder / f"{way}{processes}", recipes, way=way, processes=processes)
             return {name: gradients(output, start) for name, output in outputs.items()}
 
         alone = gradients_of("ddp", 1)
@@ -191,7 +204,9 @@ def main(ways: Sequence[str]) -> None:
                 for name, found in gradients_of(way, processes).items():
                     apart = differences(found, alone[name])
                     size = largest(alone[name])
-                    print(f"| {name} | {size:.2g} | {way} | {processes} | {apart[0]:.1e} | {apart[1]:.1e} |", flush=True)
+                    print(
+                        f"| {name} | {size:.2g} | {way} | {processes} | {apart[0]:.1e} | {apart[1]:.1e} |", flush=True
+                    )
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def name_by_modules(model: Any) -> None:
 
 
 def split(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a state dict into (decoder, value head). The prefix that decoder names have under ZeRO-3 and FSDP is removed."""
+    """Split a state dict into (decoder, value head), without the prefix of decoder names under ZeRO-3 and FSDP."""
     head = {name: tensor for name, tensor in state_dict.items() if name.startswith("v_head.")}
     decoder = {
         name.removeprefix("pretrained_model."): tensor for name, tensor in state_dict.items() if name not in head
