@@ -3,7 +3,7 @@
 DeepSpeed compiles operators for CPUs, which takes minutes, and does without them. accelerate shards by FSDP only if it
 finds GPUs, while PyTorch's FSDP runs on CPUs (gloo) too.
 
-    python sharded_worker.py RECIPE.yaml...
+    python sharded_worker.py RECIPE.yaml... [KEY=VALUE...]
 """
 
 import functools
@@ -19,7 +19,12 @@ from torch import distributed as dist
 if os.environ.get("DS_ACCELERATOR"):
     import deepspeed
 
+    from transformers import training_args
+
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    training_args.is_torch_bf16_gpu_available = lambda: (
+        True
+    )  # `use_cpu` would leave the ranks without DeepSpeed's group
 
 
 def shard_on_cpus() -> None:
@@ -86,8 +91,9 @@ if os.environ.get("NOTE_TRAINED"):
     note_trained(Path(os.environ["NOTE_TRAINED"]))
 destroy = dist.destroy_process_group
 dist.destroy_process_group = lambda: None  # the host ends the group after each run; the next one uses it again
-for recipe in sys.argv[1:]:
-    sys.argv = ["llamafactory-cli", recipe]
+overrides = [word for word in sys.argv[1:] if "=" in word]
+for recipe in sys.argv[1 : len(sys.argv) - len(overrides)]:
+    sys.argv = ["llamafactory-cli", recipe, *overrides]
     run_exp()
 if dist.is_initialized():
     destroy()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import world_sizes
-from conftest import DATASETS, HOST, RECIPES, losses, weights
+from conftest import DATASETS, HOST, RECIPES, ROOT, losses, weights
 from warm import Warm
 
 
@@ -21,14 +21,13 @@ def deepspeed():
 
 @pytest.fixture
 def two_ranks(deepspeed, recipe_file, tmp_path):
-    """Train on two ranks under DeepSpeed; returns the output folder, or the output of a run that is refused."""
+    """Train on two ranks by one of the ways; returns the output folder, or the output of a run that is refused."""
 
-    def train(zero_stage: int, *, refused: bool = False, **overrides: object) -> Path | str:
-        config = tmp_path / "zero.json"
-        config.write_text(json.dumps(world_sizes.zero(zero_stage)))
-        file, folder = recipe_file(deepspeed=str(config), output_dir=str(tmp_path / "sharded"), **overrides)
+    def train(way: str, *, refused: bool = False, **overrides: object) -> Path | str:
+        keys, variables = world_sizes.WAYS[way]
+        file, folder = recipe_file(output_dir=str(tmp_path / "sharded"), **keys, **overrides)
         worker = Path(__file__).with_name("sharded_worker.py")
-        done = deepspeed.run(["python", worker, file], processes=2, environment={"DS_ACCELERATOR": "cpu"})
+        done = deepspeed.run(["python", worker, file], processes=2, environment=variables)
         if refused:
             assert done.code != 0
             return done.output
@@ -80,6 +79,68 @@ def test_every_way_to_share_a_step_gives_the_gradients_of_one_process(
         assert relative < 1e-5, stage
 
 
+def test_accelerate_makes_of_the_shipped_file_what_the_tests_run_with():
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    words = ["--config_file", str(ROOT / "examples/accelerate/fsdp2.yaml"), "-m", "llamafactory.launcher", "x.yaml"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    made = prepare_multi_gpu_env(arguments)
+    expected = world_sizes.fsdp(2) | {"FSDP_SYNC_MODULE_STATES": "true"}
+    assert {name: made[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("way", ["ds_z2", "ds_z3"])
+def test_the_shipped_deepspeed_files_train_every_stage_in_bf16(deepspeed, recipes, alone, tiny_model, tmp_path, way):
+    start = world_sizes.tensors(tiny_model)
+    shared = world_sizes.one_step(deepspeed, tmp_path / "runs", recipes, way=way, processes=2)
+    for stage, folder in shared.items():
+        log, expected = (json.loads((each / "trainer_state.json").read_text()) for each in (folder, alone[stage]))
+        assert log["log_history"][0]["loss"] == pytest.approx(expected["log_history"][0]["loss"], rel=0.01)
+        assert {tensor.dtype for tensor in weights(folder).values()} == {torch.bfloat16}  # the engine's own
+        gradient, of_one = (world_sizes.gradients(each, start) for each in (folder, alone[stage]))
+        _, relative = world_sizes.differences(gradient, of_one)
+        assert relative < 0.1, stage  # a bf16 has 8 bits
+
+
+@pytest.mark.parametrize(("recipe", "file"), [("tdpo_hh", "ds_z2"), ("sepo", "ds_z3")])
+def test_a_full_recipe_runs_by_the_line_of_the_docs(deepspeed, tiny_model, sums, tmp_path, recipe, file):
+    """`llamafactory-cli train examples/RECIPE.yaml deepspeed=examples/deepspeed/FILE.json`, on two ranks."""
+    tiny = {
+        "model_name_or_path": tiny_model,
+        "template": "chatml",
+        "dataset_dir": sums,
+        "dataset": "scores" if recipe == "sepo" else "spans",
+        "output_dir": tmp_path / "out",
+        "cache_dir": tmp_path / "cache",
+        "preprocessing_num_workers": 1,
+        "dataloader_num_workers": 0,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 2,
+        "num_train_epochs": 1,
+    }
+    line = [f"examples/{recipe}.yaml", f"deepspeed=examples/deepspeed/{file}.json"]
+    line += [f"{key}={value}" for key, value in tiny.items()]
+    worker = Path(__file__).with_name("sharded_worker.py")
+    done = deepspeed.run(["python", worker, *line], processes=2, environment={"DS_ACCELERATOR": "cpu"}, folder=ROOT)
+    assert done.code == 0, done.output[-3000:]
+    receipt = json.loads((tmp_path / "out/finepref_receipt.json").read_text())
+    assert receipt["rows"]["seen"] == 12
+    assert [rank["loss_calls"] for rank in receipt["ranks"]] == [3, 3]
+
+
+def test_a_reward_model_is_evaluated_on_two_ranks_of_zero_3_as_on_one(run, two_ranks):
+    """Eleven records: the ranks do not have as many."""
+    common = {"name": RECIPES["apo_rm"], "finetuning_type": "full", "gradient_accumulation_steps": 1, "do_eval": True}
+    common |= {"eval_dataset": "lists", "max_samples": 11, "per_device_eval_batch_size": 2}
+    alone = run(per_device_train_batch_size=4, **common)
+    folder = two_ranks("zero3", per_device_train_batch_size=2, **common)
+    found, expected = (json.loads((each / "eval_results.json").read_text()) for each in (folder, alone.folder))
+    assert found["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
+    for name in ("accuracies", "margins", "mean"):
+        assert found[f"eval_rewards/{name}"] == pytest.approx(expected[f"eval_rewards/{name}"], abs=1e-5), name
+
+
 CONTINUED = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "all", "optim": "sgd", "learning_rate": 5.0}
 
 
@@ -96,7 +157,7 @@ def test_a_continued_adapter_keeps_its_reference_under_zero_2(run, two_ranks, ad
     common = {"name": RECIPES[stage], **CONTINUED, "adapter_name_or_path": str(adapter), "max_steps": 3}
     common["gradient_accumulation_steps"] = 1
     alone = run(per_device_train_batch_size=4, **common)
-    folder = two_ranks(2, per_device_train_batch_size=2, **common)
+    folder = two_ranks("zero2", per_device_train_batch_size=2, **common)
     log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     assert alone.receipt["run"]["reference"]["kind"] == "adapter"
     assert [entry["loss"] for entry in log[:3]] == pytest.approx(losses(alone), abs=1e-5)
@@ -105,10 +166,11 @@ def test_a_continued_adapter_keeps_its_reference_under_zero_2(run, two_ranks, ad
         torch.testing.assert_close(tensor, weights(alone.folder)[name], rtol=0, atol=2e-5)
 
 
-def test_a_continued_adapter_under_zero_3_is_one_line_that_names_the_keys(two_ranks, adapter, tiny_model):
+@pytest.mark.parametrize(("way", "named"), [("zero3", "DeepSpeed ZeRO-3"), ("fsdp2", "FSDP")])
+def test_a_continued_adapter_in_shards_is_one_line_that_names_the_keys(two_ranks, adapter, tiny_model, way, named):
     common = {"name": RECIPES["tdpo"], **CONTINUED, "adapter_name_or_path": str(adapter)}
-    output = two_ranks(3, refused=True, **common)
+    output = two_ranks(way, refused=True, **common)
     assert (
-        f"ValueError: the run continues the adapter {adapter}, and under DeepSpeed ZeRO-3 it cannot keep a copy of it "
+        f"ValueError: the run continues the adapter {adapter}, and under {named} it cannot keep a copy of it "
         f"as reference: set `ref_model: {tiny_model}` and `ref_model_adapters: {adapter}`"
     ) in output

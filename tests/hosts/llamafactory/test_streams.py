@@ -40,7 +40,7 @@ def test_batches_are_dealt_before_the_stream_ends():
 
 
 def test_fewer_rows_than_processes_are_an_error_that_says_what_to_do():
-    with pytest.raises(ValueError, match="2 rows .* of each of 3 processes: use fewer `dataloader_num_workers`"):
+    with pytest.raises(ValueError, match=r"2 rows .* of each of 3 processes: use fewer `dataloader_num_workers`"):
         list(shares(range(2), 4, 3))
 
 

@@ -8,7 +8,6 @@ the weights before the step do not matter to the rounding of those after it.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 import yaml
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 RATE = 1024.0
 ROWS = 8
 """Rows of the step, on all processes together."""
@@ -62,6 +62,8 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "fsdp2": ({}, fsdp(2)),
     "zero2": ({"deepspeed": zero(2)}, CPU),
     "zero3": ({"deepspeed": zero(3)}, CPU),
+    "ds_z2": ({"deepspeed": str(EXAMPLES / "deepspeed/ds_z2.json"), "bf16": True}, CPU),
+    "ds_z3": ({"deepspeed": str(EXAMPLES / "deepspeed/ds_z3.json"), "bf16": True}, CPU),
 }
 """For each way to share the work: further keys of a recipe, and variables of the processes."""
 
@@ -148,8 +150,7 @@ def largest(expected: Mapping[str, torch.Tensor]) -> float:
 
 def settings_of(stage: str, recipe: str, model: Path, reference: Path, data: Path, dataset: str) -> dict[str, Any]:
     """A shipped recipe for one step on the tiny model, whose reference is another model where the stage has one."""
-    file = Path(__file__).parents[3] / "examples" / f"{recipe}.yaml"
-    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    settings = yaml.safe_load((EXAMPLES / f"{recipe}.yaml").read_text(encoding="utf-8"))
     more: dict[str, Any] = {"ref_model": str(reference)} if stage in ("tdpo", "seapo_kto") else {}
     return settings | {
         "model_name_or_path": str(model),
@@ -199,7 +200,7 @@ def main(ways: Sequence[str]) -> None:
 
         alone = gradients_of("ddp", 1)
         print("| stage | largest gradient | way | processes | absolute | relative |\n|---|---|---|---|---|---|")
-        for way in ways or WAYS:
+        for way in ways or ("ddp", "fsdp1", "fsdp2", "zero2", "zero3"):
             for processes in (2, 4):
                 for name, found in gradients_of(way, processes).items():
                     apart = differences(found, alone[name])

@@ -1,8 +1,8 @@
 """A stream on several processes: every row is trained on once in each pass, and all processes take the same steps.
 
-accelerate would read the stream on the first process and cut its batches for the others. It can neither cut batches of
-several lengths nor those in which a row of the data is two rows of a tensor. Its other way, which the evaluation takes,
-fills the last batch of a pass with rows that were there before.
+accelerate would read the stream on the first process and cut its batches for the others. It can neither cut batches
+of several lengths nor those in which a row of the data is two rows of a tensor. Its other way, which the evaluation
+takes, fills the last batch of a pass with rows that were there before.
 
 Here all processes read the whole stream, in the same order, and each takes its part of every batch.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -131,7 +130,7 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
             warn=logger.warning_rank0,
         )
 
-    if args.model.use_reentrant_gc and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+    if args.model.use_reentrant_gc and reference.under_fsdp(args.training):
         args.model.use_reentrant_gc = False  # FSDP1 has no weights for it in the backward pass
         logger.info_rank0("Under FSDP, gradient checkpointing is not reentrant: `use_reentrant_gc` is set to false.")
     model = load_model(tokenizer, args.model, args.finetuning, training, add_valuehead=adapter.adds_value_head)
