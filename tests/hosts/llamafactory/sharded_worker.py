@@ -18,7 +18,6 @@ from torch import distributed as dist
 
 if os.environ.get("DS_ACCELERATOR"):
     import deepspeed
-
     from transformers import training_args
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -27,24 +26,28 @@ if os.environ.get("DS_ACCELERATOR"):
     )  # `use_cpu` would leave the ranks without DeepSpeed's group
 
 
-def shard_on_cpus() -> None:
-    """Let accelerate take several processes on CPUs for several GPUs, of which it asks only whether there are such."""
+def adapt_to_cpus(*, fsdp: bool) -> None:
+    """Let the ranks be on "cpu", not on "cpu:0", which neither FSDP1 nor the loading of an optimizer knows.
+
+    Args:
+        fsdp: let accelerate take several processes on CPUs for several GPUs; it asks only whether there are such.
+    """
     from accelerate.state import DistributedType, PartialState
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     original, state_dict_type = PartialState.__init__, FullyShardedDataParallel.state_dict_type
 
-    def as_if_gpus(self: PartialState, *args: object, **kwargs: object) -> None:
+    def on_cpus(self: PartialState, *args: object, **kwargs: object) -> None:
         original(self, *args, **kwargs)
-        if self.distributed_type == DistributedType.MULTI_CPU:
+        self.device = torch.device("cpu")
+        if fsdp and self.distributed_type == DistributedType.MULTI_CPU:
             self.distributed_type = DistributedType.MULTI_GPU
-            self.device = torch.device("cpu")  # not "cpu:0", which FSDP1 takes for another one
 
     def on_every_rank(module, kind, config, *args):
         config.rank0_only = config.offload_to_cpu = False  # FSDP1 would read freed memory of CPUs on the other ranks
         return state_dict_type(module, kind, config, *args)
 
-    PartialState.__init__, FullyShardedDataParallel.state_dict_type = as_if_gpus, staticmethod(on_every_rank)
+    PartialState.__init__, FullyShardedDataParallel.state_dict_type = on_cpus, staticmethod(on_every_rank)
 
 
 def without_tokens(ids: list[str]) -> None:
@@ -83,8 +86,7 @@ def note_trained(folder: Path) -> None:
         trainer.training_step = functools.partialmethod(noted, original=trainer.training_step)
 
 
-if os.environ.get("ACCELERATE_USE_FSDP"):
-    shard_on_cpus()
+adapt_to_cpus(fsdp="ACCELERATE_USE_FSDP" in os.environ)
 if os.environ.get("WITHOUT_TOKENS"):
     without_tokens(os.environ["WITHOUT_TOKENS"].split(","))
 if os.environ.get("NOTE_TRAINED"):

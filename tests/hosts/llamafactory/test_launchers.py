@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, weights
-from finepref.methods.draws import digest_text, sum_digests
 
 BIN = Path(sys.executable).parent
 TWO_RANKS = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
@@ -26,37 +24,6 @@ def test_two_torchrun_ranks_draw_what_one_process_draws_and_both_list_every_card
     assert [rank["rank"] for rank in ranks] == [0, 1]
     assert ranks[0]["cards"] == ranks[1]["cards"] == alone.receipt["ranks"][0]["cards"]
     assert [rank["loss_calls"] for rank in ranks] == [both.receipt["expected_loss_calls"]] * 2
-
-
-def test_a_run_that_goes_on_with_more_and_fewer_ranks_draws_what_one_that_never_stopped_draws(forked, run, tmp_path):
-    """12 records, 24 rows: 18 steps of four rows are three epochs. The parts end within an epoch."""
-    common = {
-        "gradient_accumulation_steps": 1,
-        "lr_scheduler_type": "constant",
-        "save_steps": 1,
-        "learning_rate": 1e-3,
-    }
-    whole = run(output_dir=str(tmp_path / "whole"), max_steps=18, per_device_train_batch_size=4, **common)
-    digests, kinds, last = [], Counter(), None
-    for ranks, steps in ((2, 4), (1, 11), (2, 18)):
-        last = forked(
-            processes=ranks,
-            output_dir=str(tmp_path / f"until {steps}"),
-            max_steps=steps,
-            per_device_train_batch_size=4 // ranks,
-            resume_from_checkpoint=last and str(last.folder / f"checkpoint-{last.receipt['parts'][-1]['last_step']}"),
-            **common,
-        )
-        assert last.code == 0, last.output[-3000:]
-        assert len(last.receipt["ranks"]) == ranks
-        digests.append(int(last.receipt["draws"]["digest"], 16))
-        kinds.update(last.receipt["draws"]["counts"])
-    assert digest_text(sum_digests(digests)) == whole.receipt["draws"]["digest"]
-    assert kinds == whole.receipt["draws"]["counts"]
-    assert [part["last_step"] for part in last.receipt["parts"]] == [4, 11, 18]
-    assert last.receipt["rows"]["seen"] == whole.receipt["rows"]["seen"] == 72
-    for name, tensor in weights(whole.folder).items():
-        torch.testing.assert_close(weights(last.folder)[name], tensor, rtol=0, atol=2e-5)
 
 
 def test_the_command_equals_a_call_of_run_exp(command, run, tmp_path):

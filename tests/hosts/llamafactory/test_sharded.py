@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import world_sizes
 from conftest import DATASETS, HOST, RECIPES, ROOT, losses, weights
+from finepref.methods.draws import digest_text, sum_digests
 from warm import Warm
 
 
@@ -21,13 +23,13 @@ def deepspeed():
 
 @pytest.fixture
 def two_ranks(deepspeed, recipe_file, tmp_path):
-    """Train on two ranks by one of the ways; returns the output folder, or the output of a run that is refused."""
+    """Train on some ranks by one of the ways; returns the output folder, or the output of a run that is refused."""
 
-    def train(way: str, *, refused: bool = False, **overrides: object) -> Path | str:
+    def train(way: str, *, processes: int = 2, refused: bool = False, **overrides: object) -> Path | str:
         keys, variables = world_sizes.WAYS[way]
         file, folder = recipe_file(output_dir=str(tmp_path / "sharded"), **keys, **overrides)
         worker = Path(__file__).with_name("sharded_worker.py")
-        done = deepspeed.run(["python", worker, file], processes=2, environment=variables)
+        done = deepspeed.run(["python", worker, file], processes=processes, environment=variables)
         if refused:
             assert done.code != 0
             return done.output
@@ -101,6 +103,35 @@ def test_the_shipped_deepspeed_files_train_every_stage_in_bf16(deepspeed, recipe
         gradient, of_one = (world_sizes.gradients(each, start) for each in (folder, alone[stage]))
         _, relative = world_sizes.differences(gradient, of_one)
         assert relative < 0.1, stage  # a bf16 has 8 bits
+
+
+def test_a_run_that_goes_on_with_fewer_and_more_ranks_draws_what_one_that_never_stopped_draws(
+    run, two_ranks, tmp_path
+):
+    """12 records, 24 rows: twelve steps of four rows are two epochs. The parts end within an epoch."""
+    common = {"gradient_accumulation_steps": 1, "lr_scheduler_type": "constant", "save_steps": 1}
+    whole = run(output_dir=str(tmp_path / "whole"), max_steps=12, per_device_train_batch_size=4, **common)
+    digests, kinds, checkpoint, receipt = [], Counter(), None, None
+    for ranks, steps in ((2, 4), (1, 8), (2, 12)):
+        folder = two_ranks(
+            "ddp",
+            processes=ranks,
+            max_steps=steps,
+            per_device_train_batch_size=4 // ranks,
+            resume_from_checkpoint=checkpoint,
+            **common,
+        )
+        checkpoint = str(folder / f"checkpoint-{steps}")
+        receipt = json.loads((folder / "finepref_receipt.json").read_text())
+        assert len(receipt["ranks"]) == ranks
+        digests.append(int(receipt["draws"]["digest"], 16))
+        kinds.update(receipt["draws"]["counts"])
+    assert digest_text(sum_digests(digests)) == whole.receipt["draws"]["digest"]
+    assert kinds == whole.receipt["draws"]["counts"]
+    assert [part["last_step"] for part in receipt["parts"]] == [4, 8, 12]
+    assert receipt["rows"]["seen"] == whole.receipt["rows"]["seen"] == 48
+    for name, tensor in weights(whole.folder).items():
+        torch.testing.assert_close(weights(folder)[name], tensor, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(("recipe", "file"), [("tdpo_hh", "ds_z2"), ("sepo", "ds_z3")])

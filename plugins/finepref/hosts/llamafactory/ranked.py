@@ -16,6 +16,7 @@ import torch
 from llamafactory.train.callbacks import FixValueHeadModelCallback
 from llamafactory.train.rm.trainer import PairwiseTrainer
 from transformers import Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from finepref.formats.check import BadData, Problem
 from finepref.hosts import reward_metrics
@@ -197,6 +198,8 @@ class RankedAdapter(Adapter):
     def build_trainer(self, parts: Any, **common: Any) -> RankedTrainer:
         training_args = parts.args.training
         value_head.settle(parts.model)
+        if is_deepspeed_zero3_enabled():
+            value_head.match_dtype(parts.model)
         if training_args.ddp_find_unused_parameters is None:
             # `settle` left none unused. Searching for them breaks reentrant gradient checkpointing, the default.
             training_args.ddp_find_unused_parameters = False

@@ -60,6 +60,13 @@ def settle(model: Any) -> None:
         output_head.requires_grad_(False)
 
 
+def match_dtype(model: Any) -> None:
+    """Give the value head the number format of the other trained weights: ZeRO-3 puts them into one buffer."""
+    trained = [parameter for parameter in model.pretrained_model.parameters() if parameter.requires_grad]
+    if trained:
+        model.v_head.to(trained[0].dtype)
+
+
 def name_by_modules(model: Any) -> None:
     """Let the state dict name each weight by its module, as PyTorch's FSDP needs; TRL's leaves out a prefix."""
     model.state_dict = partial(torch.nn.Module.state_dict, model)
