@@ -21,9 +21,8 @@ if os.environ.get("DS_ACCELERATOR"):
     from transformers import training_args
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    training_args.is_torch_bf16_gpu_available = lambda: (
-        True
-    )  # `use_cpu` would leave the ranks without DeepSpeed's group
+    # for `bf16`; with `use_cpu`, which allows it too, the ranks would not have DeepSpeed's group
+    training_args.is_torch_bf16_gpu_available = lambda: True
 
 
 def adapt_to_cpus(*, fsdp: bool) -> None:
@@ -54,20 +53,20 @@ def without_tokens(ids: list[str]) -> None:
     """Let these records need no token, in whatever batch they are."""
     from finepref.hosts.llamafactory import pairs, single
 
-    pair, one = pairs.PairCollator.__call__, single.SingleCollator.__call__
+    weigh, collate = pairs.PairAdapter.weigh, single.SingleCollator.__call__
 
-    def pairs_of(self, features):
-        batch = pair(self, features)
-        empty = [row["example_id"] in ids for row in features] * 2
-        batch["weight"][empty] = 0
-        return batch
+    def pair_without(self, row, options, seed):
+        weights = weigh(self, row, options, seed)
+        if row.record_id not in ids:
+            return weights
+        return weights._replace(chosen=[0.0] * len(weights.chosen), rejected=[0.0] * len(weights.rejected))
 
-    def singles_of(self, features):
-        batch = one(self, features)
+    def singles_without(self, features):
+        batch = collate(self, features)
         batch["labels"][[row["example_id"] in ids for row in features]] = -100
         return batch
 
-    pairs.PairCollator.__call__, single.SingleCollator.__call__ = pairs_of, singles_of
+    pairs.PairAdapter.weigh, single.SingleCollator.__call__ = pair_without, singles_without
 
 
 def note_trained(folder: Path) -> None:
