@@ -56,3 +56,27 @@ def test_every_way_of_running_it_gives_the_losses_of_one_process(
     assert done.log["train/loss_mean"] == pytest.approx(expected, abs=1e-4)
     assert done.log["train/loss_mean"][:1] == pytest.approx(expected[:1], abs=1e-5)
     assert [rank["loss_calls"] for rank in done.receipt["ranks"]] == [24 // processes] * processes
+
+
+@pytest.mark.parametrize("name", sorted(DATA))
+def test_four_processes_have_the_losses_of_one(train, tmp_path, of_one_process, name):
+    expected = of_one_process.get((name, False))
+    if expected is None:
+        expected = train(name, ckpt__output_dir=tmp_path / "one", **LONGER).log["train/loss_mean"]
+    settings = {"ds__zero_stage": 3, "train__micro_batch_size": 1}
+    done = train(name, processes=4, ckpt__output_dir=tmp_path / "four", **LONGER, **settings)
+    assert done.log["train/loss_mean"] == pytest.approx(expected, abs=1e-4)
+    assert done.log["train/loss_mean"][:1] == pytest.approx(expected[:1], abs=1e-5)
+    assert [rank["loss_calls"] for rank in done.receipt["ranks"]] == [12] * 4
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize("name", sorted(DATA))
+def test_bf16_has_nearly_the_losses_of_float32(train, tmp_path, of_one_process, name, zero_stage):
+    expected = of_one_process.get((name, False))
+    if expected is None:
+        expected = train(name, ckpt__output_dir=tmp_path / "one", **LONGER).log["train/loss_mean"]
+    settings = {"ds__zero_stage": zero_stage, "ds__param_dtype": "bf16", "train__max_epochs": 1}
+    found = train(name, processes=2, ckpt__output_dir=tmp_path / "bf16", **settings).log["train/loss_mean"]
+    assert found == pytest.approx(expected[:3], rel=0.02)
+    assert found[0] != pytest.approx(expected[0], abs=1e-7)

@@ -16,6 +16,7 @@ import torch
 from llamafactory.train.callbacks import FixValueHeadModelCallback
 from llamafactory.train.rm.trainer import PairwiseTrainer
 from transformers import Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from finepref.formats.check import BadData, Problem
 from finepref.hosts import reward_metrics
@@ -45,6 +46,8 @@ class RankedTrainer(PairwiseTrainer):
         self.trained = Tally()
         self.meter = Meter((*reward_metrics.NAMES, *run.stage.metrics))
         super().__init__(**kwargs)
+        if self.is_fsdp_enabled:
+            value_head.name_by_modules(self.model)
         self.remove_callback(FixValueHeadModelCallback)  # `_save` writes the file that it would make
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, None]:
@@ -207,6 +210,8 @@ class RankedAdapter(Adapter):
     def build_trainer(self, parts: Any, **common: Any) -> RankedTrainer:
         training_args = parts.args.training
         value_head.settle(parts.model)
+        if is_deepspeed_zero3_enabled():
+            value_head.match_dtype(parts.model)
         if training_args.ddp_find_unused_parameters is None:
             # `settle` left none unused. Searching for them breaks reentrant gradient checkpointing, the default.
             training_args.ddp_find_unused_parameters = False

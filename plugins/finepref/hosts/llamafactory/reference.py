@@ -8,6 +8,7 @@ at the reference (loss ln 2). Here it is the model with the adapter as it was lo
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -77,6 +78,11 @@ def refuse_missing(args: Any, *, needed: bool) -> None:
         raise ValueError(f"`use_asft_loss` with LoRA needs `ref_model`, such as {args.model.model_name_or_path}")
 
 
+def under_fsdp(training_args: Any) -> bool:
+    """Whether the weights will be sharded by FSDP, asked for by accelerate's launcher or the host's key `fsdp`."""
+    return bool(training_args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
 def refuse_sharded(args: Any) -> None:
     """Refuse a run whose reference would be a copy of sharded weights.
 
@@ -84,9 +90,8 @@ def refuse_sharded(args: Any) -> None:
         ValueError: one line that names the keys.
     """
     from transformers.integrations import is_deepspeed_zero3_enabled
-    from transformers.modeling_utils import is_fsdp_enabled
 
-    what = "DeepSpeed ZeRO-3" if is_deepspeed_zero3_enabled() else "FSDP" if is_fsdp_enabled() else ""
+    what = "DeepSpeed ZeRO-3" if is_deepspeed_zero3_enabled() else "FSDP" if under_fsdp(args.training) else ""
     if what:
         adapter = ",".join(_names(args.model.adapter_name_or_path))
         raise ValueError(NO_COPY.format(adapter=adapter, what=what, model=args.model.model_name_or_path))

@@ -250,13 +250,17 @@ class UnpairedCollator(KTODataCollatorWithPadding):
 
 
 class EpochCallback(TrainerCallback):
-    """Sets the epoch for which the collator draws."""
+    """Sets the epoch for which the collator draws: 0, 1, ..., also in a stream, where the host's is a part of 1."""
 
     def __init__(self, epoch: torch.Tensor) -> None:
-        self.epoch = epoch
+        self.epoch, self.passes = epoch, -1
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.passes = int(state.epoch or 0) - 1
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.epoch.fill_(int(state.epoch or 0))
+        self.passes += 1
+        self.epoch.fill_(self.passes)
 
 
 SIDES = ("chosen", "rejected")

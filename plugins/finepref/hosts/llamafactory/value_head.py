@@ -69,6 +69,18 @@ def settle(model: Any) -> None:
         output_head.requires_grad_(False)
 
 
+def match_dtype(model: Any) -> None:
+    """Give the value head the number format of the other trained weights: ZeRO-3 puts them into one buffer."""
+    trained = [parameter for parameter in model.pretrained_model.parameters() if parameter.requires_grad]
+    if trained:
+        model.v_head.to(trained[0].dtype)
+
+
+def name_by_modules(model: Any) -> None:
+    """Let the state dict name each weight by its module, as PyTorch's FSDP needs; TRL's leaves out a prefix."""
+    model.state_dict = partial(torch.nn.Module.state_dict, model)
+
+
 def _exact(linear: torch.nn.Linear, hidden: Tensor) -> Tensor:
     """A linear layer in float32, on whatever device it is called, inside autocast or not."""
     with torch.autocast(hidden.device.type, enabled=False):
@@ -76,7 +88,7 @@ def _exact(linear: torch.nn.Linear, hidden: Tensor) -> Tensor:
 
 
 def split(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a state dict into (decoder, value head). A prefix that ZeRO-3 adds to decoder names is removed."""
+    """Split a state dict into (decoder, value head), without the prefix of decoder names under ZeRO-3 and FSDP."""
     head = {name: tensor for name, tensor in state_dict.items() if name.startswith("v_head.")}
     decoder = {
         name.removeprefix("pretrained_model."): tensor for name, tensor in state_dict.items() if name not in head

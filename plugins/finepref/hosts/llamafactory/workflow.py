@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import TrainerCallback
 
 from finepref import stages
 from finepref.hosts import card, patching, receipt
-from finepref.hosts.llamafactory import arguments, data, reference, tokenized
+from finepref.hosts.llamafactory import arguments, data, reference, streams, tokenized
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.run_setup import setup_of
 from finepref.hosts.llamafactory.verdicts import total
@@ -139,6 +140,9 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
             warn=logger.warning_rank0,
         )
 
+    if args.model.use_reentrant_gc and reference.under_fsdp(args.training):
+        args.model.use_reentrant_gc = False  # FSDP1 has no weights for it in the backward pass
+        logger.info_rank0("Under FSDP, gradient checkpointing is not reentrant: `use_reentrant_gc` is set to false.")
     model = load_model(tokenizer, args.model, args.finetuning, training, add_valuehead=adapter.adds_value_head)
     frozen = None
     if not needs_reference:
@@ -155,7 +159,10 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
             )
 
     parts = Parts(model, ref_model, template, tokenizer_module, args, run)
+    shared = args.data.streaming and args.training.world_size > 1 and streams.read_everywhere(args.training)
     trainer = adapter.build_trainer(parts, callbacks=callbacks, **dataset_module)
+    if shared:
+        trainer.get_train_dataloader = partial(streams.train_dataloader, trainer)
     if frozen is not None:
         trainer.frozen = frozen
     receipts = ReceiptCallback(run, trainer, args.data)
