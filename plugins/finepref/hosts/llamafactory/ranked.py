@@ -156,12 +156,24 @@ class RankedTrainer(PairwiseTrainer):
             self.model = wrapper
         value_head.save_head(head, folder)
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Upload a checkpoint; of its files, transformers takes only those of the decoder into the output folder."""
+        if self.is_world_process_zero():
+            value_head.copy_head(checkpoint_folder, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load what `_save` wrote; the host itself cannot resume a reward model."""
         if self.is_fsdp_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         super()._load_from_checkpoint(resume_from_checkpoint, self.model.pretrained_model)
         value_head.load_head(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint; the host looks for its weights under the names of the value-head model."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return super()._load_best_model()
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
 class RankedCheck(TokenizedCheck):
@@ -194,7 +206,7 @@ class RankedAdapter(Adapter):
 
     def build_trainer(self, parts: Any, **common: Any) -> RankedTrainer:
         training_args = parts.args.training
-        value_head.settle(parts.model)
+        value_head.settle(parts.model, new=training_args.do_train and not value_head.has_head(parts.args.model))
         if training_args.ddp_find_unused_parameters is None:
             # `settle` left none unused. Searching for them breaks reentrant gradient checkpointing, the default.
             training_args.ddp_find_unused_parameters = False

@@ -6,13 +6,14 @@ does not use, gets one position instead of all. Forward pre-hooks do both, insid
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from llamafactory.extras.constants import V_HEAD_SAFE_WEIGHTS_NAME
+from llamafactory.extras.constants import V_HEAD_SAFE_WEIGHTS_NAME, V_HEAD_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -42,8 +43,13 @@ def pooled(model: Any, attended: Tensor, position: Tensor, how: str) -> Iterator
             handle.remove()
 
 
-def settle(model: Any) -> None:
+def settle(model: Any, *, new: bool) -> None:
     """Make the value head deterministic and exact, and freeze the parameters that a reward model does not use.
+
+    Args:
+        model: the value-head model.
+        new: whether the head is a random one. Then its bias becomes 0, so that the reward is linear in the hidden
+            state as on OpenRLHF and in a SequenceClassification model.
 
     TRL gives the head a dropout of 0.1, which neither APO nor the rest of the model has. Under autocast it would round
     rewards to 8 bits. Its bias shifts all rewards equally, so the bias's gradient is 0 except for rounding errors,
@@ -52,11 +58,24 @@ def settle(model: Any) -> None:
     """
     model.v_head.dropout = torch.nn.Identity()
     model.v_head.summary.bias.requires_grad_(False)
+    if new:
+        model.v_head.summary.bias.data.zero_()
     device = next(model.v_head.parameters()).device.type
     model.v_head.forward = torch.autocast(device, enabled=False)(model.v_head.forward)
     output_head = model.pretrained_model.get_output_embeddings()
     if output_head is not None and output_head.weight is not model.pretrained_model.get_input_embeddings().weight:
         output_head.requires_grad_(False)
+
+
+def has_head(model_args: Any) -> bool:
+    """Whether the host has loaded a value head with the model: it looks beside the last adapter, else the model."""
+    from transformers.utils import cached_file
+
+    place = (model_args.adapter_name_or_path or [model_args.model_name_or_path])[-1]
+    options = {"cache_dir": model_args.cache_dir, "local_files_only": True}  # a head on the hub is downloaded by now
+    quiet = ("gated_repo", "missing_entries", "connection_errors")
+    options |= {f"_raise_exceptions_for_{what}": False for what in quiet}
+    return any(cached_file(place, name, **options) for name in (V_HEAD_SAFE_WEIGHTS_NAME, V_HEAD_WEIGHTS_NAME))
 
 
 def split(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -72,6 +91,11 @@ def save_head(head: dict[str, Tensor], folder: str) -> None:
     """Write the head to the file that the host's load_model, export and API read."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.items()}
     save_file(tensors, str(Path(folder, V_HEAD_SAFE_WEIGHTS_NAME)), metadata={"format": "pt"})
+
+
+def copy_head(source: str, target: str) -> None:
+    """Copy what `save_head` wrote into another folder."""
+    shutil.copy(Path(source, V_HEAD_SAFE_WEIGHTS_NAME), Path(target, V_HEAD_SAFE_WEIGHTS_NAME))
 
 
 def load_head(model: Any, folder: str) -> None:

@@ -203,7 +203,7 @@ def prepare(request: Request) -> Callable[[], None]:
     stage, options = request.stage, request.options
     weigh = partial(stage.weigh or weigh_all, options=options, seed=request.host.train.seed)
     run, splits = training.prepare(request, padding_side="right", tokenise=partial(tokenise, weigh=weigh))
-    names: dict[str, Any] = {}
+    names = training.sharing(request) if stage.needs_reference(options) else {}
     if not stage.needs_reference(options):
         models = iter((Actor, lambda *arguments, **rest: NoReference()))  # the host makes the policy first
         names["Actor"] = lambda *arguments, **rest: next(models)(*arguments, **rest)
