@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import torch
 from finepref.cli import app
-from openrlhf_runs import tensors
+from openrlhf_runs import ROOT, tensors
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -205,3 +208,26 @@ def test_the_card_says_what_was_trained_and_how(train, tiny_model):
     for line in ("- `learning_rate`: 0.001", "- `batch`: 4", "- `epochs`: 1", "- `seed`: 42", "- `steps`: 3"):
         assert f"{line}\n" in card
     assert "\n## Stage `tdpo`\n" in card
+
+
+def test_the_small_run_of_the_page_leaves_the_files_of_its_table(train):
+    page = (ROOT / "docs/openrlhf.md").read_text(encoding="utf-8")
+    block = page[page.index("## A small run") :].split("```bash\n")[1].split("```")[0].replace("\\\n", " ")
+    words = shlex.split(block.splitlines()[1])
+    assert words[:5] == ["python", "-m", "finepref.hosts.openrlhf.train", "sepo", "--model.model_name_or_path"]
+    given: dict[str, object] = {}
+    for word in words[4:]:
+        if word.startswith("--"):
+            name = word.removeprefix("--").replace(".", "__")
+            given[name] = True
+        else:
+            given[name] = word
+    del given["ckpt__output_dir"], given["model__model_name_or_path"]
+    folder = train("selective", **given).folder
+    table = page[page.index("## What a run leaves") :].split("\n\n")[2]
+    rows = [line.split(" | ")[0] for line in table.splitlines()[2:]]
+    listed = {pattern for row in rows for pattern in re.findall(r"`([^`]+)`", row)}
+    files = {file.name for file in folder.iterdir() if file.is_file()}
+    assert not {name for name in files if not any(fnmatch(name, pattern) for pattern in listed)}
+    missing = {pattern for pattern in listed if not any(fnmatch(name, pattern) for name in files)}
+    assert missing <= {"rejected.jsonl", "skipped.jsonl"}
