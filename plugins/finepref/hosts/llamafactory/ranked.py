@@ -169,12 +169,6 @@ class RankedTrainer(PairwiseTrainer):
         super()._load_from_checkpoint(resume_from_checkpoint, self.model.pretrained_model)
         value_head.load_head(self.model, resume_from_checkpoint)
 
-    def _load_best_model(self) -> None:
-        """Load the best checkpoint; the host looks for its weights under the names of the value-head model."""
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            return super()._load_best_model()
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
-
 
 class RankedCheck(TokenizedCheck):
     """Finds records whose reward is to be read at an end token that is not there."""
