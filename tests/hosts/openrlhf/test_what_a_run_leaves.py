@@ -68,8 +68,9 @@ def test_plots_are_drawn_of_what_has_two_points(train):
     assert "training_eval_loss.png" not in names  # one evaluation
     for name in names:
         assert (done.folder / name).read_bytes().startswith(b"\x89PNG")
-    done = train("tdpo", logger__logging_steps=3)
-    assert [line["current_steps"] for line in log_of(done.folder)] == [3]
+    steps = [line["loss"] for line in log_of(done.folder) if "loss" in line]
+    (line,) = log_of(train("tdpo", logger__logging_steps=3).folder)
+    assert (line["current_steps"], line["loss"]) == (3, pytest.approx(sum(steps) / 3, abs=1e-6))
 
 
 def test_a_resumed_run_goes_on_in_the_same_log(train, tmp_path):

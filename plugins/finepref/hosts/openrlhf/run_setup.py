@@ -33,11 +33,9 @@ def shares_reference(args: Any) -> bool:
     Args:
         args: the host's arguments.
     """
-    reference = args.ref.model_name_or_path
-    return bool(args.ds.lora.rank) and (
-        reference == args.model.model_name_or_path
-        or (os.path.isdir(reference) and os.path.samefile(reference, args.model.model_name_or_path))
-    )
+    reference, model = args.ref.model_name_or_path, args.model.model_name_or_path
+    same_folder = os.path.isdir(reference) and os.path.realpath(reference) == os.path.realpath(model)
+    return bool(args.ds.lora.rank) and (reference == model or same_folder)
 
 
 def setup_of(request: Request) -> Setup:

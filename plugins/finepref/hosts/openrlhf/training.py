@@ -244,8 +244,6 @@ def sharing(request: Request) -> dict[str, Any]:
 
 # Shape -> the receipt's entry with the sum of what its trainer counts, as on LLaMA-Factory.
 COUNTED = {"pair": "tokens", "ranked": "records"}
-
-
 REWARDED = ("pair", "unpaired")
 """Shapes whose loss returns a reward per response, beside the loss."""
 REWARDS = tuple(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins"))
@@ -272,6 +270,7 @@ class Accounted:
         self.counts: Counter[str] = Counter()  # counts of this process, for the receipt
         self.meter = Meter(metrics)
         self.reward_meter = Meter(REWARDS)  # of pairs, between two lines of the log
+        self.step_losses: list[float] = []  # likewise, of each step
         self.training_log: TrainingLog | None = None
 
     def count(self, **numbers: int) -> None:
@@ -317,15 +316,17 @@ class Accounted:
 
     def _write_log(self, step: int, logs: Mapping[str, float]) -> None:
         """A line of the log, at the steps at which the host logs. Every process must call this."""
+        self.step_losses.append(logs["loss_mean"])
         if step % self.args.logger.logging_steps:
             return
         rewards = self.reward_meter.means("train", next(self.model.parameters()).device)
         if self.training_log is not None:
             values = {name: value for name, value in logs.items() if name not in OF_HOST}
-            values = {"loss": logs.get("loss_mean", logs.get("loss")), **values, **rewards}
+            values = {"loss": sum(self.step_losses) / len(self.step_losses), **values, **rewards}
             if "rewards/accuracies" in values:
                 values["accuracy"] = values["rewards/accuracies"]  # LLaMA-Factory's log has it under this name
             self.training_log.write(step, {name: float(value) for name, value in values.items()})
+        self.step_losses.clear()
 
     def evaluate(self, eval_dataloader: Any, steps: int = 0) -> None:
         """Evaluate as the host does. The means that it logs also go into the log of the run."""
