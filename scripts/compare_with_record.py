@@ -607,7 +607,7 @@ def differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
         else:
             tolerance = next(value for start, value in TOLERANCES.items() if name.startswith(start))
             found_lines = compare(name, recorded["runs"][name], run, 0.0 if alike else tolerance)
-            host = recorded["host"]
+            host = recorded.get("host", "")
             lines += [line for line in found_lines if not intended(line.removeprefix(f"{name}."), f"{host}.{name}.")]
     return lines
 
