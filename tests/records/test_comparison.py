@@ -151,6 +151,7 @@ def test_a_change_made_on_purpose_is_let_through_and_nothing_beside_it():
 
 def test_a_change_of_the_runs_of_one_host_is_intended_there_only():
     """Rewards of apo_rm on LLaMA-Factory lie elsewhere; its losses do not."""
+    intended = script.intended
     mean = "log[0].rewards/mean: recorded -0.03, now 0.5"
     assert intended(mean, "llamafactory.apo_rm_mean.")
     assert not intended(mean, "openrlhf.apo_rm_mean.")
