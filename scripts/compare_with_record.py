@@ -63,6 +63,16 @@ INTENDED = {
     r"calls\.kto_reference_point\.": (None, "LLaMA-Factory hands on the log-ratio too, its z0 is as recorded"),
     r"log\[\d+\]\.train/(logps|kl)\b": (1e-7, "sums of metrics are float64 on OpenRLHF too"),
 }
+# The same for the runs of one host whose names match, HOST.RUN.PLACE: a new value head has no bias, which shifts all
+# rewards of a run alike and changes no difference between them but for rounding.
+_APO, _CALL = r"llamafactory\.apo_rm_\w+\.", r"calls\.apo_rm_loss\.(first\[\d+\]\.)?"
+INTENDED_IN = {
+    _APO + r"(log\[\d+\]\.(eval_)?rewards/(chosen|rejected|mean)|predicted\[\d+\]\.rewards)\b": (None, "shifted"),
+    _APO + _CALL + r"(rewards|out\.chosen_reward|out\.rejected_reward)\b": (None, "shifted"),
+    _APO + rf"({_CALL}(out\.loss\.)?|model\.[\w.]+\.)float_sha256$": (None, "rounding"),
+    _APO + r"model\.value_head\.safetensors\.mean_size$": (None, "the bias is 0"),
+    _APO + rf"(log\[\d+\]\.|model\.model\.|{_CALL}out\.loss\.)": (1e-4, "rounding"),
+}
 SHOWN_CALLS = 2  # calls of a loss that are recorded in full; all further ones are in the digests
 
 LOSSES = {
@@ -599,15 +609,18 @@ def differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
         else:
             tolerance = next(value for start, value in TOLERANCES.items() if name.startswith(start))
             found_lines = compare(name, recorded["runs"][name], run, 0.0 if alike else tolerance)
-            lines += [line for line in found_lines if not intended(line.removeprefix(f"{name}."))]
+            host = recorded.get("host", "")
+            lines += [line for line in found_lines if not intended(line.removeprefix(f"{name}."), f"{host}.{name}.")]
     return lines
 
 
-def intended(line: str) -> bool:
-    """Whether a difference below a run is one of those that were made on purpose."""
+def intended(line: str, run: str = "") -> bool:
+    """Whether a difference below a run (HOST.NAME.) is one of those that were made on purpose."""
     place, _, said = line.partition(": ")
-    for pattern, (relative, _) in INTENDED.items():
-        if not re.match(pattern, place):
+    patterns = [*((pattern, place, each[0]) for pattern, each in INTENDED.items())]
+    patterns += [(pattern, f"{run}{place}", each[0]) for pattern, each in INTENDED_IN.items()]
+    for pattern, whole, relative in patterns:
+        if not re.match(pattern, whole):
             continue
         floats = re.fullmatch(r"recorded (\S+), now (\S+)", said)
         if relative is None or (floats and math.isclose(*map(float, floats.groups()), rel_tol=relative)):

@@ -72,3 +72,16 @@ def test_the_readme_has_every_stage_with_its_recipe_and_its_page(stage):
     assert f"]({stage.recipe})" in row
     assert all(f"`{formatting}`" in row for formatting in stage.formats)
     assert f"\n## {stage.name}\n" in (ROOT / "docs/stages.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_flags_on_openrlhf_is_that_of_the_command_line():
+    from finepref import stages
+    from finepref.hosts.openrlhf.command_line import flag_of
+
+    row = stages.find("sepo")
+    expected = []
+    for name, option in row.options.new_on("openrlhf").items():
+        default = "" if option.default in (None, False) else f" `{option.default}`"
+        expected.append(f"| `{flag_of(row, name)}` |{default} | {option.help} |")
+    page = (ROOT / "docs/openrlhf.md").read_text(encoding="utf-8")
+    assert [line for line in page.splitlines() if line.startswith("| `--")] == expected

@@ -147,3 +147,14 @@ def test_a_change_made_on_purpose_is_let_through_and_nothing_beside_it():
     assert intended("log[3].train/logps/chosen: recorded -926.561767578125, now -926.5617370605469")
     assert not intended("log[3].train/logps/chosen: recorded -926.56, now -926.57")
     assert not intended("log[3].train/loss: recorded 0.5, now 0.50000001")
+
+
+def test_a_change_of_the_runs_of_one_host_is_intended_there_only():
+    """Rewards of apo_rm on LLaMA-Factory lie elsewhere; its losses do not."""
+    intended = script.intended
+    mean = "log[0].rewards/mean: recorded -0.03, now 0.5"
+    assert intended(mean, "llamafactory.apo_rm_mean.")
+    assert not intended(mean, "openrlhf.apo_rm_mean.")
+    assert not intended(mean, "llamafactory.tdpo_dpo_one.")
+    assert intended("log[0].loss: recorded 0.5, now 0.50000001", "llamafactory.apo_rm_mean.")
+    assert not intended("log[0].loss: recorded 0.5, now 0.501", "llamafactory.apo_rm_mean.")

@@ -321,6 +321,52 @@ def evaluate(
     typer.echo(json.dumps(found, indent=2))
 
 
+def export(
+    model: Annotated[Path, typer.Argument(help="Folder of a reward model from either host, or of its LoRA adapter.")],
+    output: Annotated[Path, typer.Argument(help="Folder to make.")],
+    base: Annotated[str, typer.Option(help="The model under an adapter; default: the one it names.")] = "",
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="LLaMA-Factory's template, or tokenizer for the tokenizer's chat template. Default: the receipt's.",
+            show_default=False,
+        ),
+    ] = None,
+    pooling: Annotated[
+        Pooling | None, typer.Option(help="As in training. Default: the receipt's, or last.", show_default=False)
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Number format of the model; auto = the checkpoint's.")] = Dtype.auto,
+    drop_bias: Annotated[
+        bool, typer.Option("--drop-bias", help="Leave out the value head's bias, which lowers all rewards by it.")
+    ] = False,
+) -> None:
+    """Write a reward model as a SequenceClassification checkpoint, for transformers, vLLM and TEI.
+
+    Its logit is the reward of `apo score`. An adapter is merged into its base.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with user_errors(NEEDS):
+        from finepref.hosts.llamafactory.export import carry
+        from finepref.synth.apo.classifier import write
+        from finepref.synth.apo.reward_model import RewardModel
+
+        trained = trained_of(model)
+        for line in trained.differences(pooling=pooling and pooling.value, template=template):
+            typer.echo(line, err=True)
+        reward = RewardModel(
+            model,
+            base=base or None,
+            template=template_of((trained.template if template is None else template) or OWN),
+            pooling=pooling.value if pooling else trained.pooling or "last",
+            dtype=dtype.value,
+        )
+        written = write(reward, output, drop_bias=drop_bias)
+        carry([*([reward.base] if reward.base else []), str(model)], output)
+    for note in written.notes:
+        typer.echo(note, err=True)
+    typer.echo(f"{output}: {written.architecture}, reward at {reward.pooling}, padding token {written.pad_token}")
+
+
 def run(
     file: Annotated[Path, typer.Argument(help="Settings in YAML, such as examples/pipelines/apo.yaml.")],
     output: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run is resumed.")],
@@ -350,6 +396,7 @@ def register(app: typer.Typer) -> None:
         ("score", score),
         ("select", select),
         ("eval", evaluate),
+        ("export", export),
         ("run", run),
     ):
         group.command(name)(command)

@@ -82,16 +82,12 @@ def _named(sets: list[dict[str, Any]]) -> str:
 def _setup(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
     if not model_identity.same(before["model"], now["model"]):
         yield Change("model", before["model"], now["model"])
+    # not the reference's kind: whether a model has an adapter switched off, or is a second one, changes no number
     for name, one, other in (
         ("adapters", before["adapters"], now["adapters"]),
         ("reference", _models(before["reference"]), _models(now["reference"])),
     ):
-        kinds = before["reference"]["kind"], now["reference"]["kind"]
-        if (
-            len(one) != len(other)
-            or (name == "reference" and kinds[0] != kinds[1])
-            or not all(map(model_identity.same, one, other))
-        ):
+        if len(one) != len(other) or not all(map(model_identity.same, one, other)):
             yield Change(name, before[name], now[name])
     for name in SHOWN:
         if before[name] != now[name]:

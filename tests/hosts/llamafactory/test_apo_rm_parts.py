@@ -95,7 +95,7 @@ def reward_model(tiny_model):
 
     torch.manual_seed(1)
     model = AutoModelForCausalLMWithValueHead.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model))
-    value_head.settle(model)
+    value_head.settle(model, new=True)
     return model.train()
 
 
@@ -138,6 +138,7 @@ def test_the_head_is_exact_under_autocast_without_dropout_and_what_cannot_learn_
     assert torch.equal(first, second)
     frozen = {name for name, parameter in reward_model.named_parameters() if not parameter.requires_grad}
     assert frozen == {"pretrained_model.lm_head.weight", "v_head.summary.bias"}
+    assert reward_model.v_head.summary.bias.item() == 0
 
 
 def test_a_folder_without_a_head_is_refused_by_name(reward_model, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -75,7 +76,8 @@ def test_a_continued_adapter_starts_at_its_reference(run, recipe_of, adapter, st
 def test_the_kept_adapter_is_the_reference_that_two_models_would_give(
     run, recipe_of, adapter, tmp_path, stage, tiny_model
 ):
-    """The same run with a second model, the base with the adapter merged into it."""
+    """The same run with a second model, the base with the adapter merged into it; its folder has another path."""
+    tiny_model = shutil.copytree(tiny_model, tmp_path / "copy")
     kept = run(**recipe_of(stage, adapter_name_or_path=str(adapter), output_dir=str(tmp_path / "kept")))
     two = {"ref_model": str(tiny_model), "ref_model_adapters": str(adapter)}
     second = run(**recipe_of(stage, adapter_name_or_path=str(adapter), output_dir=str(tmp_path / "two"), **two))
@@ -104,11 +106,137 @@ def test_a_new_adapter_has_the_merged_model_as_reference(run, recipe_of, adapter
     assert done.receipt["run"]["reference"]["kind"] == "base"
 
 
-def test_a_reference_model_that_is_named_is_taken(run, recipe_of, adapter, tiny_model):
-    done = run(**recipe_of("tdpo", adapter_name_or_path=str(adapter), ref_model=str(tiny_model)))
-    assert losses(done)[0] != pytest.approx(math.log(2), abs=1e-3)
-    described = done.receipt["run"]["reference"]
-    assert (described["kind"], described["model"]["path"], described["adapters"]) == ("model", str(tiny_model), [])
+@preference
+def test_a_reference_model_that_is_named_is_taken(run, recipe_of, adapter, tiny_model, tmp_path, loaded, stage):
+    """Also where it is the model below the adapter: then it is the model with its adapter switched off."""
+    found = []
+    for place in (tiny_model, shutil.copytree(tiny_model, tmp_path / "copy")):
+        more = {"ref_model": str(place), "output_dir": str(tmp_path / f"out-{len(found)}")}
+        done = run(**recipe_of(stage, adapter_name_or_path=str(adapter), **more))
+        described = done.receipt["run"]["reference"]
+        found.append((losses(done), described["kind"], described["adapters"], len(loaded)))
+    assert [each[1:] for each in found] == [("base", [], 1), ("model", [], 3)]
+    assert found[0][0] == pytest.approx(found[1][0], abs=2e-5)
+    assert found[0][0][0] != pytest.approx(START[stage], abs=1e-3)
+
+
+CASES = {
+    "lora": ({}, 1, "base"),
+    "dora": ({"use_dora": True}, 1, "base"),
+    "rslora": ({"use_rslora": True}, 1, "base"),
+    "modules to save": ({"additional_target": "lm_head"}, 1, "base"),
+    "oft": ({"finetuning_type": "oft", "oft_block_size": 4, "oft_rank": 0}, 1, "base"),
+    "the model by name": ({"ref_model": "MODEL"}, 1, "base"),
+    "the model by name, dora": ({"ref_model": "MODEL", "use_dora": True}, 1, "base"),
+    "a further adapter": ({"adapter_name_or_path": "ADAPTER"}, 1, "adapter"),
+    "a further adapter, by name": (
+        {"adapter_name_or_path": "ADAPTER", "ref_model": "MODEL", "ref_model_adapters": "ADAPTER"},
+        1,
+        "adapter",
+    ),
+    "a new adapter on a merged one": ({"adapter_name_or_path": "ADAPTER", "create_new_adapter": True}, 1, "base"),
+    "a new adapter on a merged one, by name": (
+        {
+            "adapter_name_or_path": "ADAPTER",
+            "create_new_adapter": True,
+            "ref_model": "MODEL",
+            "ref_model_adapters": "ADAPTER",
+        },
+        1,
+        "base",
+    ),
+    "full": ({"finetuning_type": "full"}, 2, "model"),
+    "freeze": ({"finetuning_type": "freeze", "freeze_trainable_layers": 1}, 2, "model"),
+    "another model": ({"ref_model": "OTHER"}, 2, "model"),
+    "the model below a merged adapter": (
+        {"adapter_name_or_path": "ADAPTER", "create_new_adapter": True, "ref_model": "MODEL"},
+        2,
+        "model",
+    ),
+}
+
+
+@pytest.fixture
+def loaded(monkeypatch) -> list[int]:
+    """The numbers of parameters of the models that transformers has loaded for the host."""
+    from transformers import AutoModelForCausalLM
+
+    found, load = [], AutoModelForCausalLM.from_pretrained
+
+    def counted(*arguments, **options):
+        model = load(*arguments, **options)
+        found.append(sum(parameter.numel() for parameter in model.parameters()))
+        return model
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_second_model_is_loaded_only_where_the_policy_cannot_be_its_own_reference(
+    run, recipe_of, adapter, tiny_model, other_model, loaded, case
+):
+    """LLaMA-Factory's issue 10514: a second 7B model beside a LoRA on top of it."""
+    given, models, kind = CASES[case]
+    places = {"MODEL": str(tiny_model), "ADAPTER": str(adapter), "OTHER": str(other_model)}
+    given = {key: places.get(value, value) for key, value in given.items()}
+    done = run(**recipe_of("tdpo", **{"max_steps": 2, **given}))
+    assert len(loaded) == models
+    assert len({*loaded}) == 1
+    assert done.receipt["run"]["reference"]["kind"] == kind
+    equal = case not in ("another model", "the model below a merged adapter")
+    assert (losses(done)[0] == pytest.approx(math.log(2), abs=1e-5)) == equal
+    assert losses(done)[1] != pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_the_log_says_that_no_second_model_is_loaded(forked, recipe_of, tiny_model):
+    done = forked(**recipe_of("tdpo", ref_model=str(tiny_model), max_steps=1))
+    assert done.code == 0, done.output[-3000:]
+    line = (
+        "The reference is the model with its adapter switched off; no second model is loaded. `ref_model` is the model"
+    )
+    assert f"{line} itself." in done.output
+
+
+def arguments(**given):
+    model = {"model_name_or_path": "m", "adapter_name_or_path": None, "quantization_bit": None}
+    model |= {"use_kt": False, "use_unsloth": False}
+    finetuning = {"finetuning_type": "lora", "create_new_adapter": False, "ref_model": None}
+    finetuning |= {"ref_model_adapters": None, "ref_model_quantization_bit": None}
+    parts = [{key: given.get(key, value) for key, value in part.items()} for part in (model, finetuning)]
+    parts = [SimpleNamespace(**part) for part in parts]
+    return SimpleNamespace(model=parts[0], finetuning=parts[1], training=SimpleNamespace(do_train=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "adapters"),
+    [
+        ({"quantization_bit": 4}, "base", ()),
+        ({"quantization_bit": 4, "ref_model": "m"}, "model", ()),  # in full precision, as the key says
+        ({"quantization_bit": 4, "ref_model": "m", "ref_model_quantization_bit": 4}, "base", ()),
+        ({"quantization_bit": 4, "adapter_name_or_path": ["a"], "create_new_adapter": True}, "adapter", ("a",)),
+        ({"adapter_name_or_path": ["a", "b"]}, "adapter", ("a", "b")),
+        ({"adapter_name_or_path": ["a", "b"], "ref_model": "m", "ref_model_adapters": ["a"]}, "base", ("a",)),
+        ({"adapter_name_or_path": ["a", "b"], "ref_model": "m", "ref_model_adapters": "a,b"}, "adapter", ("a", "b")),
+        ({"adapter_name_or_path": ["a", "b"], "ref_model": "m", "ref_model_adapters": ["b"]}, "model", ("b",)),
+        ({"adapter_name_or_path": ["a", "b"], "ref_model": "m"}, "model", ()),
+    ],
+)
+def test_what_the_reference_is_of_quantised_models_and_several_adapters(given, kind, adapters):
+    """bitsandbytes needs a GPU, so that the choice is tested alone."""
+    from finepref.hosts.llamafactory.reference import choose
+
+    chosen = choose(arguments(**given), needed=True)
+    assert (chosen.kind, chosen.path, chosen.adapters) == (kind, "m", adapters)
+
+
+def test_sharded_weights_have_a_second_model_where_a_copy_of_the_adapter_would_be_needed(monkeypatch):
+    from finepref.hosts.llamafactory.reference import choose
+
+    monkeypatch.setattr("transformers.modeling_utils.is_fsdp_enabled", lambda: True)
+    named = {"adapter_name_or_path": ["a"], "ref_model": "m", "ref_model_adapters": ["a"]}
+    assert choose(arguments(**named), needed=True).kind == "model"
+    assert choose(arguments(), needed=True).kind == "base"
 
 
 @preference

@@ -70,7 +70,7 @@ def test_the_saved_model_has_the_receipt_and_a_card_that_counts_rows(train):
     done = train("tdpo", data__max_samples=9)
     assert (done.folder / "model.safetensors").is_file()
     card = (done.folder / "README.md").read_text()
-    assert card.startswith("## Stage `tdpo`")
+    assert "\n## Stage `tdpo`\n" in card
     assert "| in the training set | 9 |\n| in the evaluation sets | 0 |\n| skipped: max_samples | 3 |\n" in card
 
 

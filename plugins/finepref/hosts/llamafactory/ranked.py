@@ -171,6 +171,12 @@ class RankedTrainer(PairwiseTrainer):
             self.model = wrapper
         value_head.save_head(head, folder)
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Upload a checkpoint; of its files, transformers takes only those of the decoder into the output folder."""
+        if self.is_world_process_zero():
+            value_head.copy_head(checkpoint_folder, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load what `_save` wrote; the host itself cannot resume a reward model."""
         if self.is_fsdp_enabled:
@@ -209,7 +215,7 @@ class RankedAdapter(Adapter):
 
     def build_trainer(self, parts: Any, **common: Any) -> RankedTrainer:
         training_args = parts.args.training
-        value_head.settle(parts.model)
+        value_head.settle(parts.model, new=training_args.do_train and not value_head.has_head(parts.args.model))
         if is_deepspeed_zero3_enabled():
             value_head.match_dtype(parts.model)
         if training_args.ddp_find_unused_parameters is None:

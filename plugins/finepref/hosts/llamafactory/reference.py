@@ -11,60 +11,131 @@ import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from llamafactory.extras import logging
 
 from finepref.hosts.foreign import require_same_tokens
 from finepref.hosts.model_identity import identity
 
+logger = logging.get_logger("llamafactory.finepref")  # the host shows what is below its own name
+
+SHARED = {
+    "base": "the model with its adapter switched off",
+    "adapter": "the model with the adapter that is trained further, as it was loaded",
+}
 NO_COPY = (
     "the run continues the adapter {adapter}, and under {what} it cannot keep a copy of it as reference: set "
     "`ref_model: {model}` and `ref_model_adapters: {adapter}`"
 )
 
 
-def describe(args: Any, *, needed: bool) -> dict[str, Any]:
-    """The receipt's entry `reference` (see `finepref.hosts.run_setup.Setup`).
+PEFT = ("lora", "oft")
+"""Values of `finetuning_type` with which the model below the adapter stays as it is."""
+
+
+class Choice(NamedTuple):
+    """Which model is the reference.
+
+    Attributes:
+        kind: "none"; "itself", the policy, in an evaluation; "base", the policy with its adapter switched off;
+            "adapter", the policy with its adapter as it was loaded (`Frozen`); "model", a second model.
+        path: of the model.
+        adapters: those that are merged into it or put on it.
+    """
+
+    kind: str
+    path: str | None = None
+    adapters: tuple[str, ...] = ()
+
+
+def choose(args: Any, *, needed: bool, shared: bool = True) -> Choice:
+    """The reference of a run, without a second model where the policy has one below or in its adapter.
 
     Args:
         args: the run's `HostArguments`.
         needed: whether the stage's loss reads a reference model.
+        shared: whether the trainer can use the policy without its adapter; else a `ref_model` is always loaded.
     """
-    asked, model = args.finetuning.ref_model, args.model.model_name_or_path
-    adapters: list[str] = []
+    model, finetuning = args.model, args.finetuning
+    path, adapters = model.model_name_or_path, _names(model.adapter_name_or_path)
     if not needed:
-        kind, path = "none", None
-    elif asked is not None:
-        kind, path = "model", asked
-        adapters = _names(args.finetuning.ref_model_adapters)
-    elif not args.training.do_train:
-        kind, path, adapters = "itself", model, _names(args.model.adapter_name_or_path)
-    elif continues_adapter(args):
-        kind, path, adapters = "adapter", model, _names(args.model.adapter_name_or_path)
+        return Choice("none")
+    if not args.training.do_train and finetuning.ref_model is None:
+        return Choice("itself", path, adapters)
+    merged, resumed = _split(args)
+    peft = finetuning.finetuning_type in PEFT and args.training.do_train
+    if finetuning.ref_model is None:
+        if not peft:
+            return Choice("model", path, adapters)
+        asked = (path, adapters)
     else:
-        kind = "base" if args.finetuning.finetuning_type == "lora" else "model"
-        path, adapters = model, _names(args.model.adapter_name_or_path)
-    return {"kind": kind, "model": identity(path) if path else None, "adapters": [identity(name) for name in adapters]}
+        given = Choice("model", finetuning.ref_model, _names(finetuning.ref_model_adapters))
+        quantised = finetuning.ref_model_quantization_bit, model.quantization_bit
+        if not (peft and shared and _same(given.path, path) and quantised[0] == quantised[1]):
+            return given
+        asked = (given.path, given.adapters)
+    if _all_same(asked[1], merged) and (finetuning.ref_model is not None or not resumed):
+        return Choice("base", path, merged)
+    elif (
+        resumed
+        and _all_same(asked[1], adapters)
+        and not (finetuning.ref_model is not None and _sharded(args.training))
+    ):
+        return Choice("adapter", path, adapters)
+    return Choice("model", *asked)
 
 
-def _names(adapters: Any) -> list[str]:
-    """Adapters as a list: the host makes one of some of its keys, and leaves others as text."""
+def _split(args: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The adapters that the host merges into the model, and the one that it trains further, if it does."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    model, adapters = args.model, _names(args.model.adapter_name_or_path)
+    # the host merges all adapters before it makes a new one, unless the model cannot be merged with them
+    unmergeable = model.quantization_bit is not None or is_deepspeed_zero3_enabled() or model.use_kt
+    if args.finetuning.create_new_adapter and not (unmergeable or model.use_unsloth):
+        return adapters, ()
+    return adapters[:-1], adapters[-1:]
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two models are the same folder, or have the same name on the hub."""
+    return one == other or (os.path.isdir(one) and os.path.realpath(one) == os.path.realpath(other))
+
+
+def _all_same(some: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    return len(some) == len(others) and all(map(_same, some, others))
+
+
+def describe(args: Any, *, needed: bool, shared: bool = True) -> dict[str, Any]:
+    """The receipt's entry `reference` (see `finepref.hosts.run_setup.Setup`), of what `choose` chooses."""
+    chosen = choose(args, needed=needed, shared=shared)
+    return {
+        "kind": chosen.kind,
+        "model": identity(chosen.path) if chosen.path else None,
+        "adapters": [identity(name) for name in chosen.adapters],
+    }
+
+
+def _names(adapters: Any) -> tuple[str, ...]:
+    """Adapters as a tuple: the host makes a list of some of its keys, and leaves others as text."""
     if not adapters:
-        return []
-    return [name.strip() for name in adapters.split(",")] if isinstance(adapters, str) else list(adapters)
+        return ()
+    return tuple(name.strip() for name in adapters.split(",")) if isinstance(adapters, str) else tuple(adapters)
 
 
 def continues_adapter(args: Any) -> bool:
     """Whether the run trains the last adapter of `adapter_name_or_path` further, without a reference model given."""
+    finetuning = args.finetuning
+    return finetuning.finetuning_type in PEFT and finetuning.ref_model is None and bool(_split(args)[1])
+
+
+def _sharded(training_args: Any) -> str:
+    """What keeps the weights in shards, "" if nothing does."""
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    model, finetuning = args.model, args.finetuning
-    if finetuning.finetuning_type != "lora" or not model.adapter_name_or_path or finetuning.ref_model is not None:
-        return False
-    # the host merges the adapter into the model before it makes a new one, unless the model cannot be merged with it
-    unmergeable = model.quantization_bit is not None or is_deepspeed_zero3_enabled() or model.use_kt
-    return not finetuning.create_new_adapter or unmergeable or model.use_unsloth
+    return "DeepSpeed ZeRO-3" if is_deepspeed_zero3_enabled() else "FSDP" if under_fsdp(training_args) else ""
 
 
 def refuse_missing(args: Any, *, needed: bool) -> None:
@@ -89,10 +160,7 @@ def refuse_sharded(args: Any) -> None:
     Raises:
         ValueError: one line that names the keys.
     """
-    from transformers.integrations import is_deepspeed_zero3_enabled
-
-    what = "DeepSpeed ZeRO-3" if is_deepspeed_zero3_enabled() else "FSDP" if under_fsdp(args.training) else ""
-    if what:
+    if what := _sharded(args.training):
         adapter = ",".join(_names(args.model.adapter_name_or_path))
         raise ValueError(NO_COPY.format(adapter=adapter, what=what, model=args.model.model_name_or_path))
 
@@ -130,9 +198,10 @@ class Frozen:
                 parameter.data = data
 
 
-def make(model: Any, args: Any) -> Any:
-    """The reference model by the host's own function; None if it is the model itself without its adapter.
+def make(model: Any, args: Any, *, shared: bool = True) -> tuple[Any, Frozen | None]:
+    """The reference model by the host's own function, and the weights that are kept for it.
 
+    The model is None if the reference is the policy, with its adapter switched off or with the kept weights.
     The host's function fails if the model gets new tokens, since it splits their list again, and would give them
     other random embeddings in the reference. Here both have the same.
 
@@ -142,18 +211,22 @@ def make(model: Any, args: Any) -> Any:
     from llamafactory.train.trainer_utils import create_ref_model
     from transformers.integrations import is_deepspeed_zero3_enabled
 
+    chosen, key = choose(args, needed=True, shared=shared), args.finetuning.ref_model is not None
+    if chosen.kind in SHARED:
+        more = "`ref_model` is the model itself." if key else "Set `ref_model` for another one."
+        logger.info_rank0(f"The reference is {SHARED[chosen.kind]}; no second model is loaded. {more}")
+        return None, Frozen(model) if chosen.kind == "adapter" else None
     given = copy.copy(args.model)
-    for key in ("adapter_name_or_path", "add_tokens", "add_special_tokens"):
-        if isinstance(getattr(given, key), list):
-            setattr(given, key, ",".join(getattr(given, key)))
+    for name in ("adapter_name_or_path", "add_tokens", "add_special_tokens"):
+        if isinstance(getattr(given, name), list):
+            setattr(given, name, ",".join(getattr(given, name)))
     adds = given.add_tokens or given.add_special_tokens
-    own = args.finetuning.ref_model is None
-    if adds and own and args.finetuning.finetuning_type != "lora" and is_deepspeed_zero3_enabled():
+    if adds and not key and is_deepspeed_zero3_enabled():
         raise ValueError(
             "`add_tokens` under DeepSpeed ZeRO-3 gives model and reference different embeddings of the new tokens: "
             "save the model with its new tokens first"
         )
     reference = create_ref_model(given, args.finetuning)
-    if adds and own and reference is not None:
+    if adds and not key and reference is not None:
         reference.load_state_dict(model.state_dict())
-    return reference
+    return reference, None

@@ -14,7 +14,9 @@ from finepref.methods.pair_rows import fingerprint
 TURNS = [{"role": role, "content": text} for role, text in (("user", "1 + 1?"), ("assistant", "2."))] * 2
 
 
-def setup_of(args: Any, template: Any, tokenizer: Any, *, needs_reference: bool) -> Setup:
+def setup_of(
+    args: Any, template: Any, tokenizer: Any, *, needs_reference: bool, shares_reference: bool = True
+) -> Setup:
     """Describe a run.
 
     Args:
@@ -22,6 +24,7 @@ def setup_of(args: Any, template: Any, tokenizer: Any, *, needs_reference: bool)
         template: the host's template, in use.
         tokenizer: of the model.
         needs_reference: whether the stage's loss reads a reference model.
+        shares_reference: whether its trainer can use the policy without its adapter.
     """
     model, data, training, finetuning = args.model, args.data, args.training, args.finetuning
     lora = finetuning.finetuning_type == "lora"
@@ -32,7 +35,7 @@ def setup_of(args: Any, template: Any, tokenizer: Any, *, needs_reference: bool)
         purposes=[name for name, asked in done.items() if asked],
         model=identity(model.model_name_or_path),
         adapters=[identity(name) for name in model.adapter_name_or_path or ()],
-        reference=reference.describe(args, needed=needs_reference),
+        reference=reference.describe(args, needed=needs_reference, shared=shares_reference),
         tokenizer=fingerprint(tokenizer) if tokenizer.is_fast else None,
         template=data.template,
         input_template=None,

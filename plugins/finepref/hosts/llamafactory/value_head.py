@@ -6,6 +6,7 @@ does not use, gets one position instead of all. Forward pre-hooks do both, insid
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llamafactory.extras.constants import V_HEAD_SAFE_WEIGHTS_NAME
+from llamafactory.extras.constants import V_HEAD_SAFE_WEIGHTS_NAME, V_HEAD_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -50,8 +51,13 @@ def _last(hidden: Tensor) -> Tensor:
     return hidden[:, -1:]
 
 
-def settle(model: Any) -> None:
+def settle(model: Any, *, new: bool) -> None:
     """Make the value head deterministic and exact, and freeze the parameters that a reward model does not use.
+
+    Args:
+        model: the value-head model.
+        new: whether the head is a random one. Then its bias becomes 0, so that the reward is linear in the hidden
+            state as on OpenRLHF and in a SequenceClassification model.
 
     TRL gives the head a dropout of 0.1, which neither APO nor the rest of the model has. The head computes in float32
     wherever it runs: autocast or weights in bfloat16 would round rewards to 8 bits. Its bias shifts all rewards
@@ -59,8 +65,10 @@ def settle(model: Any) -> None:
     An untied output head gets no gradient, and DDP must not wait for it.
     """
     model.v_head.dropout = torch.nn.Identity()
-    model.v_head.summary.bias.requires_grad_(False)
     summary = model.v_head.summary
+    summary.bias.requires_grad_(False)
+    if new:
+        summary.bias.data.zero_()
     summary.forward = partial(_exact, summary)  # within the module, whose hooks gather its weight under ZeRO-3
     # TRL's own forward rounds the hidden states to the type of the weight
     model.v_head.forward = partial(torch.nn.Module.__call__, summary)
@@ -87,6 +95,17 @@ def _exact(linear: torch.nn.Linear, hidden: Tensor) -> Tensor:
         return torch.nn.functional.linear(hidden.float(), linear.weight.float(), linear.bias.float())
 
 
+def has_head(model_args: Any) -> bool:
+    """Whether the host has loaded a value head with the model: it looks beside the last adapter, else the model."""
+    from transformers.utils import cached_file
+
+    place = (model_args.adapter_name_or_path or [model_args.model_name_or_path])[-1]
+    options = {"cache_dir": model_args.cache_dir, "local_files_only": True}  # a head on the hub is downloaded by now
+    quiet = ("gated_repo", "missing_entries", "connection_errors")
+    options |= {f"_raise_exceptions_for_{what}": False for what in quiet}
+    return any(cached_file(place, name, **options) for name in (V_HEAD_SAFE_WEIGHTS_NAME, V_HEAD_WEIGHTS_NAME))
+
+
 def split(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Split a state dict into (decoder, value head), without the prefix of decoder names under ZeRO-3 and FSDP."""
     head = {name: tensor for name, tensor in state_dict.items() if name.startswith("v_head.")}
@@ -100,6 +119,11 @@ def save_head(head: dict[str, Tensor], folder: str) -> None:
     """Write the head to the file that the host's load_model, export and API read."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.items()}
     save_file(tensors, str(Path(folder, V_HEAD_SAFE_WEIGHTS_NAME)), metadata={"format": "pt"})
+
+
+def copy_head(source: str, target: str) -> None:
+    """Copy what `save_head` wrote into another folder."""
+    shutil.copy(Path(source, V_HEAD_SAFE_WEIGHTS_NAME), Path(target, V_HEAD_SAFE_WEIGHTS_NAME))
 
 
 def load_head(model: Any, folder: str) -> None:

@@ -127,7 +127,9 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
                 check_splits(adapter, run, dataset_module, args)
     count_rows(run, dataset_module, args)
 
-    run.setup = setup_of(args, template, tokenizer, needs_reference=needs_reference)
+    run.setup = setup_of(
+        args, template, tokenizer, needs_reference=needs_reference, shares_reference=row.shape != "single"
+    )
     resumed = arguments.resume_point(args.training, args.finetuning) if training else None
     if isinstance(resumed, str):
         if not Path(resumed).is_dir():
@@ -150,13 +152,7 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
     elif args.finetuning.ref_model is None and not training:
         ref_model = model
     else:
-        ref_model = reference.make(model, args)
-        if run.setup.reference["kind"] == "adapter":
-            frozen = reference.Frozen(model)
-            logger.info_rank0(
-                "The reference is the model with the adapter that is trained further, as it was loaded; set "
-                "`ref_model` for another one."
-            )
+        ref_model, frozen = reference.make(model, args, shared=row.shape != "single")
 
     parts = Parts(model, ref_model, template, tokenizer_module, args, run)
     shared = args.data.streaming and args.training.world_size > 1 and streams.read_everywhere(args.training)
@@ -334,6 +330,9 @@ def _model_card(run: Run, trainer: Any, args: HostArguments) -> None:
     """Write the host's model card, with a section about our stage and its settings."""
     from llamafactory.train.trainer_utils import create_modelcard_and_push
 
+    folder, writes = Path(args.training.output_dir), args.training.do_train and args.training.should_save
+    if writes:  # with `push_to_hub` the host uploads the card right after it
+        trainer.create_model_card = card.with_section(trainer.create_model_card, folder, run)
     create_modelcard_and_push(trainer, args.model, args.data, args.training, args.finetuning)
-    if args.training.do_train and args.training.should_save:
-        card.append(Path(args.training.output_dir), run)
+    if writes:
+        card.append(folder, run)

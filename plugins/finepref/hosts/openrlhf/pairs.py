@@ -262,7 +262,7 @@ def prepare(request: Request) -> Callable[[], None]:
     weigh = partial(stage.weigh or weigh_all, options=options, seed=request.host.train.seed)
     tokenising = partial(tokenise, weigh=weigh)
     run, splits = training.prepare(request, padding_side="right", tokenise=tokenising, make=pair_of)
-    names: dict[str, Any] = {}
+    names = training.sharing(request) if stage.needs_reference(options) else {}
     if not stage.needs_reference(options):
         models = iter((Actor, lambda *arguments, **rest: NoReference()))  # the host makes the policy first
         names["Actor"] = lambda *arguments, **rest: next(models)(*arguments, **rest)

@@ -19,8 +19,10 @@ import pyarrow as pa
 import torch
 from openrlhf.models import get_llm_for_sequence_regression
 from openrlhf.trainer.rm_trainer import RewardModelTrainer
+from peft import LoraConfig
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers import AutoConfig
 
 from finepref.formats.problems import BadData
 from finepref.hosts import packed, reward_metrics
@@ -223,14 +225,27 @@ def prepare(request: Request) -> Callable[[], None]:
     if stage.check_data and (problems := stage.check_data(kinds, options)):
         raise BadData([replace(problem, file=request.host.data.dataset) for problem in problems])
     trainer = partial(RankedTrainer, **training.trainer_options(run, request, (*reward_metrics.NAMES, *stage.metrics)))
-    names: dict[str, Any] = {"RewardModelTrainer": trainer}
+    names: dict[str, Any] = {"RewardModelTrainer": trainer, "get_llm_for_sequence_regression": _model}
     if options.keeps_value_head:
         head_of(Path(request.host.model.model_name_or_path))
-        names["get_llm_for_sequence_regression"] = _with_its_head
+        names["get_llm_for_sequence_regression"] = partial(_model, keep_head=True)
     train = training.host_train(stage.of_shape.openrlhf_module, splits, RankedDataset, **names)
     return partial(train, request.host)
 
 
-def _with_its_head(*arguments: Any, **options: Any) -> Any:
-    """The host's reward model with the value head of the checkpoint."""
-    return get_llm_for_sequence_regression(*arguments, **options | {"init_value_head": False})
+def _model(*arguments: Any, keep_head: bool = False, **options: Any) -> Any:
+    """The host's reward model, whose value head is trained as a whole and saved also with LoRA.
+
+    The host itself puts a LoRA on the random value head, or leaves it as it is, and saves the LoRA only.
+
+    Args:
+        arguments, options: as the host gives them.
+        keep_head: whether the value head is the one of the checkpoint.
+    """
+    if keep_head:
+        options["init_value_head"] = False
+    config = AutoConfig.from_pretrained(arguments[0], trust_remote_code=True)
+    head = getattr(config, "value_head_prefix", options.get("value_head_prefix", "score"))  # as the host chooses it
+
+    lora = partial(LoraConfig, modules_to_save=[head])
+    return training.rebind(get_llm_for_sequence_regression, LoraConfig=lora)(*arguments, **options)

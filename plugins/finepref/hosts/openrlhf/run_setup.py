@@ -27,6 +27,17 @@ def resumed_from(args: Any) -> Path | None:
     return latest.with_name(latest.read_text(encoding="utf-8").strip())
 
 
+def shares_reference(args: Any) -> bool:
+    """Whether the reference model is the model below the new LoRA adapter, so that no second one is needed.
+
+    Args:
+        args: the host's arguments.
+    """
+    reference, model = args.ref.model_name_or_path, args.model.model_name_or_path
+    same_folder = os.path.isdir(reference) and os.path.realpath(reference) == os.path.realpath(model)
+    return bool(args.ds.lora.rank) and (reference == model or same_folder)
+
+
 def setup_of(request: Request) -> Setup:
     """Describe a run.
 
@@ -51,7 +62,7 @@ def setup_of(request: Request) -> Setup:
         model=identity(path),
         adapters=[],
         reference={
-            "kind": "model" if needs_reference else "none",
+            "kind": "none" if not needs_reference else "base" if shares_reference(args) else "model",
             "model": identity(args.ref.model_name_or_path) if needs_reference else None,
             "adapters": [],
         },

@@ -89,3 +89,21 @@ class WholeBatchStrategy(DeepspeedStrategy):
             consumed_samples,
             num_workers,
         )
+
+    def save_model(self, model: Any, tokenizer: Any, output_dir: str, **kwargs: Any) -> None:
+        """Save as the host does, but tied weights once: it gives transformers copies, which do not look tied."""
+        inner = self._unwrap_model(model)
+        save = inner.save_pretrained
+
+        def save_pretrained(*arguments: Any, state_dict: Any = None, **options: Any) -> None:
+            if state_dict is not None:
+                tied = getattr(inner, "all_tied_weights_keys", None) or {}
+                state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
+                options["state_dict"] = state_dict
+            save(*arguments, **options)
+
+        inner.save_pretrained = save_pretrained
+        try:
+            super().save_model(model, tokenizer, output_dir, **kwargs)
+        finally:
+            del inner.save_pretrained

@@ -17,6 +17,7 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
+from openrlhf.models import Actor
 from openrlhf.utils import get_tokenizer
 from torch import distributed as dist
 
@@ -26,9 +27,10 @@ from finepref.hosts.meter import Meter, Tally
 from finepref.hosts.openrlhf import data
 from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
-from finepref.hosts.openrlhf.run_setup import resumed_from, setup_of
+from finepref.hosts.openrlhf.run_setup import resumed_from, setup_of, shares_reference
 from finepref.hosts.openrlhf.stored_rows import TokenisedRows, Values
 from finepref.hosts.openrlhf.strategy import WholeBatchStrategy
+from finepref.hosts.openrlhf.training_log import TrainingLog
 from finepref.hosts.reading import Sourced, notes_of
 from finepref.hosts.resume import continue_from
 from finepref.hosts.rows import Rows
@@ -216,7 +218,11 @@ def rebind(function: FunctionType, **names: Any) -> FunctionType:
         raise patching.HostDrift(
             f"{function.__module__}.{function.__name__} does not use {', '.join(sorted(unknown))}"
         )
-    return FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__)
+    copied = FunctionType(
+        function.__code__, {**function.__globals__, **names}, function.__name__, function.__defaults__
+    )
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied
 
 
 def host_train(module: str, splits: list[TokenisedRows], dataset: Any, **names: Any) -> Callable[[Any], None]:
@@ -247,8 +253,72 @@ def moved(batch: Any, device: torch.device) -> Any:
     return type(batch)(*parts)
 
 
+class WithoutAdapter:
+    """The policy with its LoRA adapter switched off, in place of the host's reference model.
+
+    It is called as the host's Actor is. No gradient goes through it, and no dropout is in it.
+
+    Args:
+        policy: the host's Actor, whose model becomes a DeepSpeed engine later.
+    """
+
+    def __init__(self, policy: Actor) -> None:
+        self.policy = policy
+
+    def __bool__(self) -> bool:
+        return False  # there is nothing that DeepSpeed has to prepare
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        peft = getattr(self.model, "module", self.model)
+        training = peft.training
+        peft.eval()
+        try:
+            with torch.no_grad(), peft.disable_adapter():
+                return self.policy(*arguments, **options)
+        finally:
+            peft.train(training)
+
+    @property
+    def model(self) -> Any:
+        """The policy's PeftModel, or its DeepSpeed engine."""
+        return self.policy.model
+
+    @property
+    def packing_samples(self) -> bool:
+        """As of the policy."""
+        return bool(self.policy.packing_samples)
+
+    def eval(self) -> None:
+        """Do nothing; the host calls this before the policy's forward passes."""
+
+
+def sharing(request: Request) -> dict[str, Any]:
+    """The name `Actor` of the host's `train`, if one model serves as policy and reference; else nothing."""
+    if not shares_reference(request.host):
+        return {}
+    made: list[Actor] = []
+
+    def actor(*arguments: Any, **options: Any) -> Any:
+        if made:  # the host makes the policy first
+            return WithoutAdapter(made[0])
+        made.append(Actor(*arguments, **options))
+        return made[0]
+
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            "finepref: the reference is the model with its adapter switched off; no second model is loaded",
+            file=sys.stderr,
+        )
+    return {"Actor": actor}
+
+
 # Shape -> the receipt's entry with the sum of what its trainer counts, as on LLaMA-Factory.
 COUNTED = {"pair": "tokens", "ranked": "records"}
+REWARDED = ("pair", "unpaired")
+"""Shapes whose loss returns a reward per response, beside the loss."""
+REWARDS = tuple(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins"))
+OF_HOST = ("loss", "loss_mean", "acc", "acc_mean", "chosen_reward", "reject_reward")
+"""What the host logs of the last micro-batch, or of one process, and the log of the run has of whole steps."""
 
 
 class Accounted:
@@ -269,6 +339,9 @@ class Accounted:
         self.last_step = 0
         self.counts = Tally()  # of this process, for the receipt
         self.meter = Meter(metrics)
+        self.reward_meter = Meter(REWARDS)  # of pairs, between two lines of the log
+        self.step_losses: list[float] = []  # likewise, of each step
+        self.training_log: TrainingLog | None = None
 
     def count(self, /, **numbers: int | torch.Tensor) -> None:
         """Count a training micro-batch, and add numbers to the counts in the receipt."""
@@ -279,13 +352,72 @@ class Accounted:
     def fit(self, args: Any, consumed_samples: int = 0, num_update_steps_per_epoch: int | None = None) -> None:
         """Train as the host does. Raises UnprovenRun if our loss was not called for every micro-batch."""
         self.run.first_step = self.last_step = consumed_samples // args.train.batch_size
+        per_epoch = num_update_steps_per_epoch or len(self.train_dataloader)
         if num_update_steps_per_epoch:
             self.run.planned = math.ceil(self.epochs * num_update_steps_per_epoch)
+        if dist.get_rank() == 0:
+            total = self.run.planned or math.ceil(self.epochs * per_epoch)
+            first = self.run.first_step
+            self.training_log = TrainingLog(
+                self.folder, first_step=first, total_steps=total, steps_per_epoch=per_epoch
+            )
+        if self.run.stage.shape in REWARDED:
+            self.loss_fn = self._watched(self.loss_fn)
         super().fit(args, consumed_samples, num_update_steps_per_epoch)
         content = self.write_receipt(self.folder)
         self.run.require_proof(content)
-        if dist.get_rank() == 0:
-            card.append(self.folder, self.run)
+        if self.training_log is not None:
+            self.training_log.plot()
+            card.write(self.folder, self.run, seed=args.train.seed)
+
+    def _watched(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        """The loss function of a pair trainer, whose rewards are also added to the meter in training."""
+
+        def watched(*arguments: Any) -> Any:
+            found = loss(*arguments)
+            if torch.is_grad_enabled():
+                _, chosen, rejected = found
+                values = (chosen, rejected, (chosen > rejected).float(), chosen - rejected)
+                there = torch.ones_like(chosen, dtype=torch.bool)
+                self.reward_meter.add_values("train", dict(zip(REWARDS, values, strict=True)), there)
+            return found
+
+        return watched
+
+    def _write_log(self, step: int, logs: Mapping[str, float]) -> None:
+        """A line of the log, at the steps at which the host logs. Every process must call this."""
+        self.step_losses.append(logs["loss_mean"])
+        if step % self.args.logger.logging_steps:
+            return
+        rewards = self.reward_meter.means("train", next(self.model.parameters()).device)
+        if self.training_log is not None:
+            values = {name: value for name, value in logs.items() if name not in OF_HOST}
+            values = {"loss": sum(self.step_losses) / len(self.step_losses), **values, **rewards}
+            if "rewards/accuracies" in values:
+                values["accuracy"] = values["rewards/accuracies"]  # LLaMA-Factory's log has it under this name
+            self.training_log.write(step, {name: float(value) for name, value in values.items()})
+        self.step_losses.clear()
+
+    def evaluate(self, eval_dataloader: Any, steps: int = 0) -> None:
+        """Evaluate as the host does. The means that it logs also go into the log of the run."""
+        reduce, found = self.strategy.all_reduce, {}
+
+        def all_reduce(data: Any, *arguments: Any, **options: Any) -> Any:
+            result = reduce(data, *arguments, **options)
+            if isinstance(result, dict):
+                found.update(result)
+            return result
+
+        self.strategy.all_reduce = all_reduce
+        try:
+            super().evaluate(eval_dataloader, steps)
+        finally:
+            del self.strategy.all_reduce
+        if self.training_log is not None:
+            named = {
+                f"eval_{name.removeprefix('eval_').removesuffix('_mean')}": value for name, value in found.items()
+            }
+            self.training_log.write(steps, {name: float(value) for name, value in named.items()})
 
     def save_logs_and_checkpoints(
         self, args: Any, global_step: int, step_bar: Any, logs_dict: Any = None, client_states: Any = None
@@ -293,6 +425,7 @@ class Accounted:
         """Log and save as the host does, with our metrics, and with a receipt in every checkpoint."""
         self.last_step = global_step
         logs = {**(logs_dict or {}), **self.meter.means("train", next(self.model.parameters()).device)}
+        self._write_log(global_step, logs)
         super().save_logs_and_checkpoints(args, global_step, step_bar, logs, client_states)
         if global_step % args.ckpt.save_steps == 0:
             tag = Path(args.ckpt.path, f"global_step{global_step}")

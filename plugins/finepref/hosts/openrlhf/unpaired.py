@@ -408,5 +408,6 @@ def prepare(request: Request) -> Callable[[], None]:
     dataset = partial(UnpairedDataset, resampled=options.resampled)
     metrics = (*stage.metrics, "logps/chosen", "logps/rejected")
     trainer = partial(UnpairedTrainer, **training.trainer_options(run, request, metrics))
-    train = training.host_train(stage.of_shape.openrlhf_module, splits, dataset, DPOTrainer=trainer)
+    names = training.sharing(request)
+    train = training.host_train(stage.of_shape.openrlhf_module, splits, dataset, DPOTrainer=trainer, **names)
     return partial(train, request.host)

@@ -1,7 +1,8 @@
 """The rewards of a reward model that either host trained, from its files only.
 
     LLaMA-Factory  a decoder or a LoRA adapter, and value_head.safetensors (v_head.summary.weight [1, H] and bias [1])
-    OpenRLHF       a decoder with one more tensor NAME.weight [1, H]; NAME is `value_head_prefix` in config.json
+    OpenRLHF       a decoder or a LoRA adapter with one more tensor NAME.weight [1, H]; NAME is `value_head_prefix` in
+                   config.json. A SequenceClassification checkpoint has the same form, with NAME `score`
 
 The reward is the same as in the hosts' own scoring: a linear function of the hidden state at the last token of the
 response (or its end token, or of a mean or maximum over all tokens). OpenRLHF's optional normalisation is not applied.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,7 +31,7 @@ from finepref.synth.scorers.token_tree import batches
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-LLAMAFACTORY_HEAD = "value_head.safetensors"
+LLAMAFACTORY_HEAD, LLAMAFACTORY_HEAD_BIN = "value_head.safetensors", "value_head.bin"
 
 
 class TokenRow(NamedTuple):
@@ -92,7 +93,8 @@ class RewardModel:
         self.folder, self.pooling, self.cutoff_len, self.dtype = folder, pooling, cutoff_len, dtype
         self.batch_tokens, self.overlong = batch_tokens, overlong
         self.head = head_of(folder)
-        self.keeps_end = not (folder / LLAMAFACTORY_HEAD).is_file()  # OpenRLHF: a response that is cut keeps its end
+        own = (folder / name for name in (LLAMAFACTORY_HEAD, LLAMAFACTORY_HEAD_BIN))
+        self.keeps_end = not any(file.is_file() for file in own)  # OpenRLHF: a response that is cut keeps its end
         adapter = folder / "adapter_config.json"
         self.base = base or (json.loads(adapter.read_bytes())["base_model_name_or_path"] if adapter.exists() else None)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -100,7 +102,7 @@ class RewardModel:
             raise ValueError(f"the tokenizer in {folder} has no chat template: name LLaMA-Factory's template")
         if self.tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer in {folder} has no end-of-sequence token")
-        self.encode = template.encoder(self.tokenizer)
+        self.encode, self.template = template.encoder(self.tokenizer), template.name
         self.model = f"reward:{identity(str(folder), self.base)}:{dtype}"
         layout = template.name
         if layout == CHAT_TEMPLATE:
@@ -191,16 +193,35 @@ def head_of(folder: Path) -> tuple[Tensor, Tensor]:
         FileNotFoundError: there is no value head.
     """
     import torch
-    from safetensors import safe_open
-    from safetensors.torch import load_file
 
-    if (folder / LLAMAFACTORY_HEAD).is_file():
-        tensors = load_file(folder / LLAMAFACTORY_HEAD)
-        return tensors["v_head.summary.weight"][0], tensors["v_head.summary.bias"][0]
+    for name in (LLAMAFACTORY_HEAD, LLAMAFACTORY_HEAD_BIN):
+        if (folder / name).is_file():
+            tensors = _tensors(folder / name, lambda key: True)
+            return tensors["v_head.summary.weight"][0], tensors["v_head.summary.bias"][0]
     config = folder / "config.json"
     prefix = json.loads(config.read_bytes()).get("value_head_prefix", "score") if config.is_file() else ""
-    for file in sorted(folder.glob("*.safetensors")) if prefix else ():
-        with safe_open(file, framework="pt") as stored:
-            if f"{prefix}.weight" in stored.keys():  # noqa: SIM118 (not a mapping)
-                return stored.get_tensor(f"{prefix}.weight")[0], torch.zeros(())
+    adapted = False
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("adapter_model.bin")]) if prefix else ():
+        tensors = _tensors(file, lambda key: f".{key}".endswith((f".{prefix}.weight", f".{prefix}.lora_A.weight")))
+        for key, tensor in tensors.items():
+            if not key.endswith("lora_A.weight"):
+                return tensor[0], torch.zeros(())
+            adapted = True
+    if adapted:
+        raise FileNotFoundError(
+            f"{folder} has a LoRA of the value head `{prefix}`, but not the value head below it, which OpenRLHF drew "
+            "at random and did not save: train the reward model again"
+        )
     raise FileNotFoundError(f"{folder} has no value head: neither {LLAMAFACTORY_HEAD} nor OpenRLHF's score.weight")
+
+
+def _tensors(file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    """Some tensors of a file of weights, by their names."""
+    import torch
+    from safetensors import safe_open
+
+    if file.suffix == ".bin":
+        found = torch.load(file, map_location="cpu", weights_only=True)
+        return {key: tensor for key, tensor in found.items() if wanted(key)}
+    with safe_open(file, framework="pt") as stored:
+        return {key: stored.get_tensor(key) for key in stored.keys() if wanted(key)}  # noqa: SIM118 (not a mapping)
