@@ -11,10 +11,11 @@ bfloat16, as in published checkpoints. A pair is a question of seapo_demo with i
 good answer. (An injected error would share a prefix with the good answer and favour our shared prefix.) `--shots N`
 puts N solved questions before it, for longer prompts.
 
-Every variant runs in its own process. Time is CPU time without loading (wall time on an accelerator); memory is the
-peak of the process, or of the accelerator's allocations. The FLOP limit is the time for the matrix products of both
-forward passes (each distinct token through the layers, each response token through the output head), at the rate of
-one large matrix product measured in the same process.
+Every variant runs in its own process. Time is CPU time of all threads, without loading, or wall time with `--device
+cuda`, where ours has the larger batch that is its default there. Memory is the peak of the process, or of the
+accelerator's allocations. The FLOP limit is the time for the matrix products of both forward passes (each distinct
+token through the layers, each response token through the output head), at the rate of one large matrix product
+measured in the same process.
 """
 
 from __future__ import annotations
@@ -107,20 +108,19 @@ def released(folder: Path, items: list, device: str) -> tuple[float, dict[str, l
 
 def by_hf(folder: Path, items: list, device: str, dtype: str) -> tuple[float, dict[str, list[list[float]]]]:
     """As `released`, by the code behind `finepref sepo score`: one model after the other."""
-    from finepref.synth.engines.checkpoint import load_model
-    from finepref.synth.scorers.hf import Reader
-    from finepref.synth.scorers.token_tree import batches
+    from finepref.synth.scorers.hf import HfScorer, default_batch_tokens
 
+    most = default_batch_tokens(on_accelerator=device != "cpu")
     logps: dict[str, list[list[list[float]]]] = {item.id: [] for item in items}
     taken = 0.0
     for name in ("oracle", "reference"):
-        reader = Reader(load_model(str(folder / name), dtype=dtype)[0].to(device))
-        started = clock(device)
-        for batch in batches(items, batch_tokens=16384 if device != "cpu" else 2048):
-            for item, found in zip(batch, reader.logps(batch), strict=True):
-                logps[item.id].append([values.tolist() for values in found.values()])
-        taken += clock(device) - started
-        del reader
+        scorer = HfScorer(str(folder / name), dtype=dtype, batch_tokens=most)
+        with scorer.loaded(items) as read:
+            started = clock(device)
+            for together in read(scorer.groups(items)):
+                for item, found in together:
+                    logps[item].append([values.tolist() for values in found.values()])
+            taken += clock(device) - started
         gc.collect()
     return taken, rewards_of(logps)
 
@@ -190,7 +190,23 @@ def peak_bytes(device: str) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     import torch
 
-    return torch.accelerator.max_memory_allocated()
+    return torch.get_device_module().max_memory_allocated()
+
+
+def environment_for(device: str) -> dict[str, str]:
+    """The environment of a process that takes this device; on a CPU the code under test must see no accelerator.
+
+    Raises:
+        SystemExit: there is no such device.
+    """
+    if device == "cpu":
+        return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None or found.type != torch.device(device).type:
+        raise SystemExit(f"torch {torch.__version__} sees no {device} here, but {found or 'a CPU only'}")
+    return {**os.environ}
 
 
 def variant(name: str, folder: Path, arguments: argparse.Namespace) -> dict:
@@ -245,15 +261,18 @@ def main() -> None:
     if arguments.variant:
         print(json.dumps(variant(arguments.variant, arguments.folder, arguments)))
         return
+    from finepref.synth.scorers.hf import default_batch_tokens
     from finepref.synth.scorers.token_tree import batches, padding
 
+    environment = environment_for(arguments.device)
+    most = default_batch_tokens(on_accelerator=arguments.device != "cpu")
     with tempfile.TemporaryDirectory() as folder:
         make_models(Path(folder), arguments.model, arguments.oracle)
         items = make_items(Path(folder), arguments.pairs, arguments.shots)
         prompt = sum(len(item.prompt) for item in items) / len(items)
         response = sum(len(each) for item in items for each in item.responses.values()) / len(items) / 2
         print(f"{len(items)} pairs, {prompt:.0f} tokens of prompt and {response:.0f} of response on average")
-        print(f"padding {padding(batches(items, batch_tokens=2048)):.2%} of the batches' tokens")
+        print(f"padding {padding(batches(items, batch_tokens=most)):.2%} of the batches' tokens")
         print(
             f"{'':18}{'seconds':>9}{'ratio':>7}{'GiB':>7}{'ratio':>7}{'same 30 %':>11}{'x FLOP limit':>14}", flush=True
         )
@@ -262,7 +281,7 @@ def main() -> None:
         for name in ("released float32", *map(" ".join, variants)):
             command = [sys.executable, __file__, "--variant", name, "--folder", folder, "--device", arguments.device]
             command += ["--pairs", str(arguments.pairs), "--shots", str(arguments.shots)]
-            ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
             each = json.loads(ran.stdout.splitlines()[-1])
             peer = peer or each
             same = agreement(selections(peer["rewards"]), selections(each["rewards"]))

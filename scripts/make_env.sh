@@ -12,11 +12,13 @@ if [ ! -f "$lock" ]; then
     kind=cpu
     if command -v nvidia-smi >/dev/null && smi=$(nvidia-smi 2>/dev/null); then
         cuda=$(sed -n 's/.*CUDA Version: *\([0-9]*\)\.\([0-9]*\).*/\1 \2/p' <<<"$smi" | head -1)
-        case "$cuda" in
-            "12 "[0-7]) kind=cu126 ;; # CUDA 12's minor versions run on each other's drivers
-            "12 "* | "1"[3-9]" "*) kind=cu128 ;;
-            *) echo "the driver's CUDA (${cuda/ /.}) is older than 12: no set of versions fits it" >&2; exit 2 ;;
-        esac
+        if [ "${cuda%% *}" -lt 12 ]; then
+            echo "the driver's CUDA (${cuda/ /.}) is older than 12: no set of versions fits it" >&2
+            exit 2
+        fi
+        kind=cu126 # CUDA 12's minor versions run on each other's drivers, and on newer ones
+        # Blackwell needs CUDA 12.8, for which torch is no longer built for GPUs as old as Volta.
+        nvidia-smi --query-gpu=compute_cap --format=csv,noheader | grep -q '^[0-9][0-9]' && kind=cu128
     fi
     lock=locks/$name-$kind.txt
     [ -f "$lock" ] || lock=locks/$name-cpu.txt

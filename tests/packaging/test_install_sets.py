@@ -72,28 +72,37 @@ def test_a_set_with_cuda_is_the_cpu_set_that_the_tests_ran_on_with_another_torch
 
 
 @pytest.mark.parametrize(
-    ("cuda", "ending"),
-    [("12.4", "cu126"), ("12.6", "cu126"), ("12.8", "cu128"), ("13.0", "cu128"), ("fails", "cpu")],
+    ("cuda", "capability", "ending"),
+    [
+        ("12.4", "8.0", "cu126"),
+        ("13.0", "7.0", "cu126"),
+        ("13.0", "9.0", "cu126"),
+        ("12.8", "10.0", "cu128"),
+        ("13.0", "12.0", "cu128"),
+        ("fails", "", "cpu"),
+    ],
 )
-def test_an_environment_is_made_from_the_set_that_the_driver_can_run(tmp_path, cuda, ending):
-    made = make(tmp_path, cuda)
+def test_an_environment_is_made_from_the_set_that_driver_and_gpu_can_run(tmp_path, cuda, capability, ending):
+    """12.8 is for Blackwell only: torch's wheels for it have no Volta (7.0)."""
+    made = make(tmp_path, cuda, capability)
     assert made.stdout == f"making .venvs/llamafactory from locks/llamafactory-{ending}.txt\n"
 
 
 def test_a_driver_older_than_every_set_is_told(tmp_path):
-    made = make(tmp_path, "11.8")
+    made = make(tmp_path, "11.8", "7.0")
     assert (made.returncode, made.stdout) == (2, "")
     assert made.stderr == "the driver's CUDA (11.8) is older than 12: no set of versions fits it\n"
 
 
-def make(folder: Path, cuda: str) -> subprocess.CompletedProcess[str]:
+def make(folder: Path, cuda: str, capability: str) -> subprocess.CompletedProcess[str]:
     """scripts/make_env.sh in a copy, up to where it would install; nvidia-smi and Python are scripts."""
     for name in ("scripts", "locks"):
         shutil.copytree(ROOT / name, folder / name)
     for name in ("setup.py", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
     header = f"| NVIDIA-SMI 550.54.15   Driver Version: 550.54.15   CUDA Version: {cuda}     |"
-    scripts = {"python3.11": '[ "$1" = -c ]', "nvidia-smi": "exit 9" if cuda == "fails" else f'echo "{header}"'}
+    asked = f'if [ $# -gt 0 ]; then echo "{capability}"; else echo "{header}"; fi'
+    scripts = {"python3.11": '[ "$1" = -c ]', "nvidia-smi": "exit 9" if cuda == "fails" else asked}
     (folder / "bin").mkdir()
     for name, text in scripts.items():
         (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
