@@ -2,6 +2,7 @@
 
     .venvs/core/bin/python benchmarks/sepo_scoring.py [--pairs 12] [--shots 0] [--device cpu] [--dtypes float32]
     .venvs/vllm/bin/python benchmarks/sepo_scoring.py --engines hf,vllm --model FOLDER [...]
+    .venvs/core/bin/python benchmarks/sepo_scoring.py --parts [--device cpu]
 
 The released algorithm (SteveKGYang/SePO, 82fab6c) is reimplemented below: both models in memory, batch 1, every
 response read with its prompt, float32, autograd on, log-softmax over the whole vocabulary at every position copied to
@@ -16,6 +17,9 @@ cuda`, where ours has the larger batch that is its default there. Memory is the 
 accelerator's allocations. The FLOP limit is the time for the matrix products of both forward passes (each distinct
 token through the layers, each response token through the output head), at the rate of one large matrix product
 measured in the same process.
+
+`--parts` loads no model: the time of what is made for a batch besides the model's own forward, in milliseconds, the
+best of seven. Two responses of 500 tokens follow a prompt, and share no beginning.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -246,6 +252,42 @@ def agreement(wanted: dict[str, list[set[int]]], found: dict[str, list[set[int]]
     return sum(len(a & b) for a, b in both) / sum(len(a) for a, _ in both)
 
 
+def parts(device: str) -> None:
+    """Print the time of each part of making a batch, and what is copied to the device."""
+    import random
+
+    import torch
+    from finepref.synth.scorers.hf import model_inputs
+    from finepref.synth.scorers.protocol import Item
+    from finepref.synth.scorers.token_tree import batches, nodes, pack
+
+    def best(work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(7):
+            started = clock(device)
+            work()
+            times.append(1000 * (clock(device) - started))
+        return min(times)
+
+    draw = random.Random(0)
+    print(f"{'rows x tokens':15}{'grouping':>10}{'trees':>8}{'packing':>9}{'inputs, mask':>14}{'copied':>10}")
+    for count, prompt in ((1, 1048), (2, 24), (8, 1048)):
+        texts = [[[draw.randrange(49000) for _ in range(size)] for size in (prompt, 500, 500)] for _ in range(count)]
+        items = [Item(f"{i}", first, {"a": a, "b": b}) for i, (first, a, b) in enumerate(texts)]
+        trees = [nodes(item) for item in items]
+        packed = pack(trees)
+        times = [
+            best(partial(batches, items, batch_tokens=16384)),
+            best(lambda: [nodes(item) for item in items]),  # noqa: B023 (called at once)
+            best(partial(pack, trees)),
+            best(partial(model_inputs, packed, branching=True, device=torch.device(device), dtype=torch.bfloat16)),
+        ]
+        copied = sum(each.nbytes for each in packed)
+        rows, width = packed.ids.shape
+        shown = "".join(f"{value:{space}.2f}" for value, space in zip(times, (10, 8, 9, 14), strict=True))
+        print(f"{f'{rows} x {width}':15}{shown}{copied / 1e3:7.0f} kB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=12)
@@ -255,6 +297,7 @@ def main() -> None:
     parser.add_argument("--engines", default="hf", help="of ours: hf, vllm or both")
     parser.add_argument("--model", type=Path, help="folder of the reference")
     parser.add_argument("--oracle", type=Path, help="folder of the oracle; default: the reference moved at random")
+    parser.add_argument("--parts", action="store_true", help="the parts of making a batch, without a model")
     parser.add_argument("--variant", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -265,6 +308,9 @@ def main() -> None:
     from finepref.synth.scorers.token_tree import batches, padding
 
     environment = environment_for(arguments.device)
+    if arguments.parts:
+        parts(arguments.device)
+        return
     most = default_batch_tokens(on_accelerator=arguments.device != "cpu")
     with tempfile.TemporaryDirectory() as folder:
         make_models(Path(folder), arguments.model, arguments.oracle)
