@@ -25,12 +25,15 @@ def test_nothing_gives_nothing():
 
 
 def test_no_more_results_wait_than_there_is_room():
-    """The first is asked for with two more: when it is used, no third one after it has begun or will."""
-    begun = []
-    run = ahead(lambda number: begun.append(number) or number, range(10), room=2)
+    """The first is given when two more are asked for, and no third one is taken before the caller wants the second."""
+    taken = []
+    things = (taken.append(number) or number for number in range(10))
+    run = ahead(lambda number: number, things, room=2)
     assert next(run) == 0
+    assert taken == [0, 1, 2]
+    assert next(run) == 1
+    assert taken == [0, 1, 2, 3]
     run.close()
-    assert len(begun) <= 3
 
 
 def test_the_next_result_is_computed_while_the_caller_has_this_one():
@@ -42,14 +45,17 @@ def test_the_next_result_is_computed_while_the_caller_has_this_one():
     run.close()
 
 
+@pytest.mark.parametrize("count", [3, 9])
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit])
-def test_what_the_function_raises_is_raised_for_the_caller_after_the_results_before_it(kind):
+def test_what_the_function_raises_is_raised_for_the_caller_after_the_results_before_it(kind, count):
+    """Also if it is the last result."""
+
     def fail_at_two(number):
         if number == 2:
             raise kind("two")
         return number
 
-    run = ahead(fail_at_two, range(9))
+    run = ahead(fail_at_two, range(count))
     assert [next(run), next(run)] == [0, 1]
     with pytest.raises(kind, match="two"):
         next(run)
