@@ -2,6 +2,7 @@
 
     .venvs/core/bin/python benchmarks/sepo_scoring.py [--pairs 12] [--shots 0] [--device cpu] [--dtypes float32]
     .venvs/vllm/bin/python benchmarks/sepo_scoring.py --engines hf,vllm --model FOLDER [...]
+    .venvs/core/bin/python benchmarks/sepo_scoring.py --parts [--device cpu]
 
 The released algorithm (SteveKGYang/SePO, 82fab6c) is reimplemented below: both models in memory, batch 1, every
 response read with its prompt, float32, autograd on, log-softmax over the whole vocabulary at every position copied to
@@ -11,10 +12,14 @@ bfloat16, as in published checkpoints. A pair is a question of seapo_demo with i
 good answer. (An injected error would share a prefix with the good answer and favour our shared prefix.) `--shots N`
 puts N solved questions before it, for longer prompts.
 
-Every variant runs in its own process. Time is CPU time without loading (wall time on an accelerator); memory is the
-peak of the process, or of the accelerator's allocations. The FLOP limit is the time for the matrix products of both
-forward passes (each distinct token through the layers, each response token through the output head), at the rate of
-one large matrix product measured in the same process.
+Every variant runs in its own process. Time is CPU time of all threads, without loading, or wall time with `--device
+cuda`, where ours has the larger batch that is its default there. Memory is the peak of the process, or of the
+accelerator's allocations. The FLOP limit is the time for the matrix products of both forward passes (each distinct
+token through the layers, each response token through the output head), at the rate of one large matrix product
+measured in the same process.
+
+`--parts` loads no model: the time of what is made for a batch besides the model's own forward, in milliseconds, the
+best of seven. Two responses of 500 tokens follow a prompt, and share no beginning.
 """
 
 from __future__ import annotations
@@ -28,6 +33,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -107,20 +114,19 @@ def released(folder: Path, items: list, device: str) -> tuple[float, dict[str, l
 
 def by_hf(folder: Path, items: list, device: str, dtype: str) -> tuple[float, dict[str, list[list[float]]]]:
     """As `released`, by the code behind `finepref sepo score`: one model after the other."""
-    from finepref.synth.engines.checkpoint import load_model
-    from finepref.synth.scorers.hf import Reader
-    from finepref.synth.scorers.token_tree import batches
+    from finepref.synth.scorers.hf import HfScorer, default_batch_tokens
 
+    most = default_batch_tokens(on_accelerator=device != "cpu")
     logps: dict[str, list[list[list[float]]]] = {item.id: [] for item in items}
     taken = 0.0
     for name in ("oracle", "reference"):
-        reader = Reader(load_model(str(folder / name), dtype=dtype)[0].to(device))
-        started = clock(device)
-        for batch in batches(items, batch_tokens=16384 if device != "cpu" else 2048):
-            for item, found in zip(batch, reader.logps(batch), strict=True):
-                logps[item.id].append([values.tolist() for values in found.values()])
-        taken += clock(device) - started
-        del reader
+        scorer = HfScorer(str(folder / name), dtype=dtype, batch_tokens=most)
+        with scorer.loaded(items) as read:
+            started = clock(device)
+            for together in read(scorer.groups(items)):
+                for item, found in together:
+                    logps[item].append([values.tolist() for values in found.values()])
+            taken += clock(device) - started
         gc.collect()
     return taken, rewards_of(logps)
 
@@ -190,7 +196,23 @@ def peak_bytes(device: str) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     import torch
 
-    return torch.accelerator.max_memory_allocated()
+    return torch.get_device_module().max_memory_allocated()
+
+
+def environment_for(device: str) -> dict[str, str]:
+    """The environment of a process that takes this device; on a CPU the code under test must see no accelerator.
+
+    Raises:
+        SystemExit: there is no such device.
+    """
+    if device == "cpu":
+        return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None or found.type != torch.device(device).type:
+        raise SystemExit(f"torch {torch.__version__} sees no {device} here, but {found or 'a CPU only'}")
+    return {**os.environ}
 
 
 def variant(name: str, folder: Path, arguments: argparse.Namespace) -> dict:
@@ -230,6 +252,42 @@ def agreement(wanted: dict[str, list[set[int]]], found: dict[str, list[set[int]]
     return sum(len(a & b) for a, b in both) / sum(len(a) for a, _ in both)
 
 
+def parts(device: str) -> None:
+    """Print the time of each part of making a batch, and what is copied to the device."""
+    import random
+
+    import torch
+    from finepref.synth.scorers.hf import model_inputs
+    from finepref.synth.scorers.protocol import Item
+    from finepref.synth.scorers.token_tree import batches, nodes, pack
+
+    def best(work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(7):
+            started = clock(device)
+            work()
+            times.append(1000 * (clock(device) - started))
+        return min(times)
+
+    draw = random.Random(0)
+    print(f"{'rows x tokens':15}{'grouping':>10}{'trees':>8}{'packing':>9}{'inputs, mask':>14}{'copied':>10}")
+    for count, prompt in ((1, 1048), (2, 24), (8, 1048)):
+        texts = [[[draw.randrange(49000) for _ in range(size)] for size in (prompt, 500, 500)] for _ in range(count)]
+        items = [Item(f"{i}", first, {"a": a, "b": b}) for i, (first, a, b) in enumerate(texts)]
+        trees = [nodes(item) for item in items]
+        packed = pack(trees)
+        times = [
+            best(partial(batches, items, batch_tokens=16384)),
+            best(lambda: [nodes(item) for item in items]),  # noqa: B023 (called at once)
+            best(partial(pack, trees)),
+            best(partial(model_inputs, packed, branching=True, device=torch.device(device), dtype=torch.bfloat16)),
+        ]
+        copied = sum(each.nbytes for each in packed)
+        rows, width = packed.ids.shape
+        shown = "".join(f"{value:{space}.2f}" for value, space in zip(times, (10, 8, 9, 14), strict=True))
+        print(f"{f'{rows} x {width}':15}{shown}{copied / 1e3:7.0f} kB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=12)
@@ -239,21 +297,28 @@ def main() -> None:
     parser.add_argument("--engines", default="hf", help="of ours: hf, vllm or both")
     parser.add_argument("--model", type=Path, help="folder of the reference")
     parser.add_argument("--oracle", type=Path, help="folder of the oracle; default: the reference moved at random")
+    parser.add_argument("--parts", action="store_true", help="the parts of making a batch, without a model")
     parser.add_argument("--variant", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.variant:
         print(json.dumps(variant(arguments.variant, arguments.folder, arguments)))
         return
+    from finepref.synth.scorers.hf import default_batch_tokens
     from finepref.synth.scorers.token_tree import batches, padding
 
+    environment = environment_for(arguments.device)
+    if arguments.parts:
+        parts(arguments.device)
+        return
+    most = default_batch_tokens(on_accelerator=arguments.device != "cpu")
     with tempfile.TemporaryDirectory() as folder:
         make_models(Path(folder), arguments.model, arguments.oracle)
         items = make_items(Path(folder), arguments.pairs, arguments.shots)
         prompt = sum(len(item.prompt) for item in items) / len(items)
         response = sum(len(each) for item in items for each in item.responses.values()) / len(items) / 2
         print(f"{len(items)} pairs, {prompt:.0f} tokens of prompt and {response:.0f} of response on average")
-        print(f"padding {padding(batches(items, batch_tokens=2048)):.2%} of the batches' tokens")
+        print(f"padding {padding(batches(items, batch_tokens=most)):.2%} of the batches' tokens")
         print(
             f"{'':18}{'seconds':>9}{'ratio':>7}{'GiB':>7}{'ratio':>7}{'same 30 %':>11}{'x FLOP limit':>14}", flush=True
         )
@@ -262,7 +327,7 @@ def main() -> None:
         for name in ("released float32", *map(" ".join, variants)):
             command = [sys.executable, __file__, "--variant", name, "--folder", folder, "--device", arguments.device]
             command += ["--pairs", str(arguments.pairs), "--shots", str(arguments.shots)]
-            ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
             each = json.loads(ran.stdout.splitlines()[-1])
             peer = peer or each
             same = agreement(selections(peer["rewards"]), selections(each["rewards"]))

@@ -7,9 +7,19 @@ cd "$(dirname "$0")/.."
 name=$1
 lock=locks/$name.txt
 if [ ! -f "$lock" ]; then
-    # Hosts have two sets: with CUDA builds where there is an NVIDIA GPU, light and without torchvision elsewhere.
+    # Hosts have a set without CUDA, light and without torchvision, and sets for the CUDA that the driver supports: with
+    # wheels for a newer one torch would see no GPU, and a training would run on the CPU without a word.
     kind=cpu
-    command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1 && kind=cuda
+    if command -v nvidia-smi >/dev/null && smi=$(nvidia-smi 2>/dev/null); then
+        cuda=$(sed -n 's/.*CUDA Version: *\([0-9]*\)\.\([0-9]*\).*/\1 \2/p' <<<"$smi" | head -1)
+        if [ "${cuda%% *}" -lt 12 ]; then
+            echo "the driver's CUDA (${cuda/ /.}) is older than 12: no set of versions fits it" >&2
+            exit 2
+        fi
+        kind=cu126 # CUDA 12's minor versions run on each other's drivers, and on newer ones
+        # Blackwell needs CUDA 12.8, for which torch is no longer built for GPUs as old as Volta.
+        nvidia-smi --query-gpu=compute_cap --format=csv,noheader | grep -q '^[0-9][0-9]' && kind=cu128
+    fi
     lock=locks/$name-$kind.txt
     [ -f "$lock" ] || lock=locks/$name-cpu.txt
 fi
@@ -29,10 +39,15 @@ rm -rf "$env"
 pip=("$env/bin/pip" --disable-pip-version-check --quiet)
 # torch first and with its dependencies: which these are depends on the build that this machine's index serves.
 "${pip[@]}" install --constraint "$lock" "$(grep '^torch==' "$lock")"
-"${pip[@]}" install --no-deps --requirement "$lock"
+# Not flash-attn, which is compiled against torch for half an hour: docs/install.md says how to add it.
+"${pip[@]}" install --no-deps --requirement <(grep -v '^flash-attn==' "$lock")
 if [ "$name" = llamafactory ] && ! grep -q '^torchvision==' "$lock"; then
     # The host imports torchaudio for audio models only; its compiled half fits another torch, its Python half does not need it.
     rm -f "$env"/lib/python3*/site-packages/torchaudio/lib/*.so
 fi
 "${pip[@]}" install --no-deps --no-build-isolation --editable .
+if [[ "$lock" == *-cu1* ]]; then
+    "$env/bin/python" -c 'import sys, torch; torch.cuda.is_available() or sys.exit(
+        f"torch {torch.__version__} (CUDA {torch.version.cuda}) does not see the GPU that nvidia-smi sees")'
+fi
 echo "$stamp" >"$env/.stamp"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from finepref.cli import app
 from finepref.formats.records import Message
+from finepref.synth import ray_workers
 from finepref.synth.engines import vllm as engine_vllm
 from finepref.synth.engines.hf import HfEngine
 from finepref.synth.engines.protocol import Request
@@ -168,3 +172,33 @@ def test_workers_read_only_groups_that_are_not_done_and_give_what_is_new(tiny_mo
     )
     assert found == alone
     assert sorted(found) == ["0", "1", "2"]
+
+
+def test_a_worker_gets_blocks_of_many_groups_and_results_come_before_the_end_of_their_block(monkeypatch):
+    """7 groups in 2 blocks, of one worker. The first group's results are here before the last group of its block
+    begins, which waits for a file that is written then."""
+    monkeypatch.setattr(ray_workers, "BLOCKS", 2)
+    with tempfile.TemporaryDirectory() as folder:
+        seen = Path(folder) / "seen"
+
+        def start():
+            calls = itertools.count()
+
+            def work(groups):
+                call = next(calls)
+                for place, group in enumerate(groups):
+                    deadline = time.monotonic() + 120
+                    while call == 0 and place == 2 and not seen.exists() and time.monotonic() < deadline:
+                        time.sleep(0.01)
+                    yield [call, *group, seen.exists()]
+
+            return work
+
+        found = []
+        for result in Workers(count=1).share([[i] for i in range(7)], start):
+            found.append(result)
+            seen.touch()
+    assert sorted(group for _, group, _ in found) == [*range(7)]
+    sizes = Counter(call for call, *_ in found)
+    assert sorted(sizes.values()) == [3, 4]
+    assert [early for call, _, early in found if call == 0][2] is True

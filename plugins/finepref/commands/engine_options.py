@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from inspect import Parameter, Signature, signature
@@ -24,7 +24,21 @@ VllmOptions = Annotated[
 
 WorkerCount = Annotated[int, typer.Option(min=0, help="hf, vllm: Ray processes; 0 = run in this process.")]
 WorkerCpus = Annotated[float, typer.Option(min=0.0, help="CPUs per worker.")]
-WorkerGpus = Annotated[float | None, typer.Option(min=0.0, help="GPUs per worker; default: 1 if a GPU is present.")]
+WorkerGpus = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        help="GPUs per worker; default: if a GPU is present 1, or with vLLM its tensor times pipeline parallel size.",
+        show_default=False,
+    ),
+]
+DeviceMap = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="hf: divide the layers among all GPUs, for a model above one: auto, balanced, sequential ...",
+    ),
+]
 
 
 MergeSystem = Annotated[
@@ -52,6 +66,7 @@ class EngineOptions:
     workers: WorkerCount = 0
     worker_cpus: WorkerCpus = 1.0
     worker_gpus: WorkerGpus = None
+    device_map: DeviceMap = ""
     merge_system: MergeSystem = False
 
 
@@ -94,6 +109,7 @@ def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | 
         from finepref.synth.engines.openai import OpenAIEngine
 
         return OpenAIEngine(model, base_url=options.base_url, concurrency=options.concurrency)
+    check_device_map(options.device_map, name, workers=options.workers, worker_gpus=options.worker_gpus)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     check_models(model)
     if options.workers:
@@ -101,16 +117,17 @@ def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | 
     from finepref.synth.engines.hf import HfEngine
     from finepref.synth.engines.vllm import VllmEngine
 
+    own, merge = vllm_settings(options.vllm_options), options.merge_system
     engine = (
-        VllmEngine(model, merge_system=options.merge_system, **vllm_settings(options.vllm_options))
+        VllmEngine(model, merge_system=merge, **own)
         if name is EngineName.vllm
-        else HfEngine(model, batch_size=options.batch_size, merge_system=options.merge_system)
+        else HfEngine(model, batch_size=options.batch_size, merge_system=merge, device_map=options.device_map)
     )
     if not options.workers:
         return engine
     from finepref.synth.engines.ray import RayEngine
 
-    return RayEngine(engine, workers_of(options.workers, options.worker_cpus, options.worker_gpus))
+    return RayEngine(engine, workers_of(options.workers, options.worker_cpus, options.worker_gpus, own))
 
 
 def engine_for(name: EngineName, model: str, options: EngineOptions) -> Engine:
@@ -143,15 +160,53 @@ def for_workers(model: str) -> str:
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
-def workers_of(count: int, cpus: float, gpus: float | None) -> Workers:
-    """The workers for --workers, --worker-cpus and --worker-gpus."""
+def workers_of(count: int, cpus: float, gpus: float | None, vllm: Mapping[str, object]) -> Workers:
+    """The workers for --workers, --worker-cpus and --worker-gpus.
+
+    Args:
+        count: processes.
+        cpus: of each.
+        gpus: of each. None: 0 without a GPU here, else as many as vLLM's options divide a model among, or 1.
+        vllm: vLLM's options, {} for another engine.
+
+    Raises:
+        ValueError: a parallel size of vLLM is not a whole number.
+    """
+    from finepref.synth.engines.checkpoint import accelerator
     from finepref.synth.ray_workers import Workers
 
     if gpus is None:
-        import torch
-
-        gpus = float(torch.accelerator.current_accelerator(check_available=True) is not None)
+        gpus = 0.0 if accelerator() is None else 1.0
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            size = vllm.get(name, 1)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"--vllm-options: {name} {size!r} is not a whole number of 1 or more")
+            gpus *= size
     return Workers(count=count, cpus=cpus, gpus=gpus)
+
+
+def check_device_map(device_map: str, engine: str, *, workers: int, worker_gpus: float | None) -> None:
+    """Check that a --device-map can have an effect, before anything is loaded.
+
+    Args:
+        device_map: as given, "" for none.
+        engine: name of the engine.
+        workers, worker_gpus: as given.
+
+    Raises:
+        ValueError: another engine than hf; under torchrun, where all ranks would take all GPUs; or workers without
+            their number of GPUs.
+    """
+    if not device_map:
+        return
+    if engine != EngineName.hf:
+        raise ValueError("--device-map is for --engine hf; vLLM has --vllm-options {tensor_parallel_size: N}")
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise ValueError("--device-map takes all GPUs for one process: do not start it under torchrun")
+    if workers and worker_gpus is None:
+        raise ValueError(
+            "--device-map with --workers needs --worker-gpus, the number among which each divides a model"
+        )
 
 
 def vllm_settings(text: str) -> dict[str, object]:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from finepref.commands.engine_options import (
+    DeviceMap,
     VllmOptions,
     WorkerCount,
     WorkerCpus,
     WorkerGpus,
+    check_device_map,
     for_workers,
     vllm_settings,
     workers_of,
@@ -75,7 +77,15 @@ def score(
     workers: WorkerCount = 0,
     worker_cpus: WorkerCpus = 1.0,
     worker_gpus: WorkerGpus = None,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in a batch, or in a step of vLLM.")] = 2048,
+    device_map: DeviceMap = "",
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most tokens in a batch, or in a step of vLLM; default: hf on a GPU 16384, else 2048.",
+            show_default=False,
+        ),
+    ] = None,
     max_prompt: Annotated[int, typer.Option(min=0, help="Leave out longer prompts (paper: 1900 tokens).")] = 0,
     min_response: Annotated[int, typer.Option(min=0, help="Leave out shorter responses (paper: 8 tokens).")] = 0,
     max_total: Annotated[int, typer.Option(min=0, help="Leave out longer dialogues (paper: 2048 tokens).")] = 0,
@@ -110,17 +120,22 @@ def score(
         from finepref.synth.sepo.score import PLAIN, Limits
         from finepref.synth.sepo.score import score as run
 
-        kind = _kind(engine, vllm_options)
-        shared = workers_of(workers, worker_cpus, worker_gpus) if workers else None
+        check_device_map(device_map, engine, workers=workers, worker_gpus=worker_gpus)
+        kind = _kind(engine, vllm_options, device_map)
+        shared = workers_of(workers, worker_cpus, worker_gpus, vllm_settings(vllm_options)) if workers else None
+        settings = {"dtype": dtype.value, "batch_tokens": batch_tokens}
+        if batch_tokens is None and shared is not None and engine is ScoringEngine.hf:
+            from finepref.synth.scorers.hf import default_batch_tokens
+
+            settings["batch_tokens"] = default_batch_tokens(on_accelerator=shared.gpus > 0)
 
         def scorer(model: str, adapter: str | None = None) -> Scorer:
             if shared is None:
-                return kind(model, adapter=adapter, dtype=dtype.value, batch_tokens=batch_tokens)
+                return kind(model, adapter=adapter, **settings)
             from finepref.synth.scorers.ray import RayScorer
 
             adapter = adapter and for_workers(adapter)
-            own = kind(for_workers(model), adapter=adapter, dtype=dtype.value, batch_tokens=batch_tokens)
-            return RayScorer(own, shared)
+            return RayScorer(kind(for_workers(model), adapter=adapter, **settings), shared)
 
         limits = Limits(
             max_prompt=max_prompt,
@@ -175,7 +190,7 @@ def _told(outcome: ScoredPairs, cutoff_len: int) -> list[str]:
     return lines
 
 
-def _kind(engine: ScoringEngine, vllm_options: str) -> Callable[..., LocalScorer]:
+def _kind(engine: ScoringEngine, vllm_options: str, device_map: str) -> Callable[..., LocalScorer]:
     """The class of scorer for an engine.
 
     Raises:
@@ -187,7 +202,7 @@ def _kind(engine: ScoringEngine, vllm_options: str) -> Callable[..., LocalScorer
             raise ValueError("--vllm-options are for --engine vllm")
         from finepref.synth.scorers.hf import HfScorer
 
-        return HfScorer
+        return partial(HfScorer, device_map=device_map)
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "--engine vllm does not work under torchrun: use --vllm-options {tensor_parallel_size: N}, or start each "

@@ -10,7 +10,7 @@ import pytest
 import torch
 from finepref.formats.records import Message
 from finepref.synth.engines.checkpoint import folder_digest, prompt_ids
-from finepref.synth.engines.hf import HfEngine
+from finepref.synth.engines.hf import HfEngine, _processors
 from finepref.synth.engines.protocol import Completion, Request
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -91,6 +91,73 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_batch(tiny_model):
     found = answers(tiny_model, asked)
     assert found == answers(tiny_model, asked, batch_size=1)
     assert len({each.text for each in found.values()}) > 3
+
+
+def sampled(folder, text: str, steps: int, *, temperature: float, seed: int) -> list[int]:
+    """argmax of logits / temperature - log(-log u), u from the CPU's generator with the seed, V at a time."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = prompt_ids(tokenizer, [Message("user", text)])
+    start, generator = len(ids), torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, -1] / temperature
+        ids.append(int((logits - torch.rand(len(logits), generator=generator).log().neg().log()).argmax()))
+    return ids[start:]
+
+
+def test_on_a_cpu_a_seed_means_the_numbers_of_torchs_cpu_generator(tiny_model):
+    """So that a job goes on as it began, also with another release of finepref."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    asked = [Request(text, (Message("user", text),), 8, temperature=0.7, seed=i) for i, text in enumerate(TEXTS)]
+    for i, (text, completion) in enumerate(
+        sorted(answers(tiny_model, asked).items(), key=lambda e: TEXTS.index(e[0]))
+    ):
+        tokens = sampled(tiny_model, text, 8, temperature=0.7, seed=i)
+        assert completion.text == tokenizer.decode(tokens[: tokens.index(0)] if 0 in tokens else tokens)
+
+
+class Drawn(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the devices on which random numbers are drawn, and elements that are copied between devices."""
+
+    def __init__(self):
+        super().__init__()
+        self.devices, self.copied = [], []
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        made = function(*arguments, **(named or {}))
+        if "rand" in str(function):
+            self.devices.append(made.device.type)
+        given = {each.device.type for each in arguments if isinstance(each, torch.Tensor)}
+        if isinstance(made, torch.Tensor) and given and {made.device.type} != given:
+            self.copied.append(made.numel())
+        return made
+
+
+@pytest.mark.parametrize(
+    ("noise", "devices", "copied"), [("meta", ["meta"] * 6, []), ("cpu", ["cpu"] * 6, [3 * 50] * 2)]
+)
+def test_noise_is_drawn_where_the_logits_are_or_on_the_cpu(monkeypatch, noise, devices, copied):
+    """Two steps of three rows. The stand-in of a GPU is "meta"; its generators are the CPU's, which it takes."""
+    made, whole = [], torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda device: made.append(torch.device(device).type) or whole())
+    requests = [Request(f"{i}", (Message("user", "Go"),), 4, temperature=1.0, seed=i) for i in range(3)]
+    processors = _processors(requests, noise)
+    with Drawn() as drawn:
+        for _ in range(2):
+            scores = processors(torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 50, device="meta"))
+    assert (scores.device.type, [*scores.shape]) == ("meta", [3, 50])
+    assert made == [noise] * 3
+    assert drawn.devices == devices
+    assert drawn.copied == copied
+
+
+def test_the_engines_name_says_where_noise_is_drawn_unless_on_the_cpu(monkeypatch):
+    """A seed means other numbers there, so that a journal of the one is not gone on with by the other."""
+    plain = HfEngine("owner/name")
+    assert (plain.model, plain.noise) == ("hf:owner/name", "cpu")
+    monkeypatch.setattr("finepref.synth.engines.hf.accelerator", lambda: torch.device("cuda", 1))
+    on_gpu = HfEngine("owner/name")
+    assert (on_gpu.model, on_gpu.noise) == ("hf:owner/name+cuda-noise", "cuda")
 
 
 def test_samples_follow_the_distribution_of_the_model(tiny_model):

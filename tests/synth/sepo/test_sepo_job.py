@@ -15,7 +15,9 @@ from finepref.formats.scores import prompt_digest
 from finepref.formats.sepo_csv import read_sepo_csv
 from finepref.synth.encoding import Template, by_prompt_and_end_token
 from finepref.synth.journal import JournalChanged
+from finepref.synth.scorers import hf as scoring
 from finepref.synth.scorers.hf import HfScorer
+from finepref.synth.scorers.ray import RayScorer
 from finepref.synth.scorers.vllm import VllmScorer
 from finepref.synth.sepo import score as sepo
 from pyarrow import parquet
@@ -265,6 +267,9 @@ def test_the_command_asks_for_an_oracle(pairs, tiny_model, tmp_path):
             "--engine vllm does not work under torchrun: use --vllm-options {tensor_parallel_size: N}",
         ),
         ("1", ["--engine", "vllm"], "No module named 'vllm'"),
+        ("1", ["--engine", "vllm", "--device-map", "auto"], "--device-map is for --engine hf"),
+        ("2", ["--device-map", "auto"], "--device-map takes all GPUs for one process"),
+        ("1", ["--device-map", "auto", "--workers", "2"], "--device-map with --workers needs --worker-gpus"),
     ],
 )
 def test_the_command_says_what_an_engine_cannot_be_told(
@@ -562,3 +567,43 @@ def test_the_csv_keeps_the_turns_of_a_dialogue(oracle, tiny_model, tmp_path):
     found = [row.records[0] for row in read_sepo_csv(tmp_path / "s.csv", tokenize_by(tiny_model))]
     assert [[tuple(turn) for turn in record.prompt] for record in found] == [turns, [("system", "Be brief."), *turns]]
     assert json.loads((tmp_path / "s.report.json").read_text())["not_in_csv"] == ["odd"]
+
+
+def batch_tokens_of(folder):
+    return json.loads((folder / "s.work" / "oracle-0-of-1" / "manifest.json").read_text())["sampling"]["batch_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("present", "options", "expected"),
+    [
+        (False, [], 2048),
+        (True, [], 16384),
+        (True, ["--batch-tokens", "99"], 99),
+    ],
+)
+def test_the_journal_has_the_batch_that_follows_from_the_device(
+    pairs, oracle, tiny_model, tmp_path, monkeypatch, present, options, expected
+):
+    monkeypatch.setattr(scoring, "accelerator", lambda: torch.device("cuda", 0) if present else None)
+    command = f"sepo score {pairs} --output {tmp_path / 's.jsonl'} --reference {tiny_model} --oracle {oracle}"
+    result = CliRunner().invoke(app, [*command.split(), *options])
+    assert result.exit_code == 0, result.output
+    assert batch_tokens_of(tmp_path) == expected
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [("0", 2048), ("0.5", 16384)])
+def test_workers_have_the_batch_of_their_own_devices(pairs, oracle, tiny_model, tmp_path, monkeypatch, gpus, expected):
+    """Not that of the machine which divides the work."""
+    monkeypatch.setattr(RayScorer, "logps", lambda self, items, done=(): self.scorer.logps(items, done=done))
+    command = f"sepo score {pairs} --output {tmp_path / 's.jsonl'} --reference {tiny_model} --oracle {oracle}"
+    result = CliRunner().invoke(app, [*command.split(), "--workers", "2", "--worker-gpus", gpus])
+    assert result.exit_code == 0, result.output
+    assert batch_tokens_of(tmp_path) == expected
+
+
+def test_the_command_divides_a_model_by_its_device_map_and_scores_the_same(pairs, oracle, tiny_model, tmp_path):
+    for name, options in (("plain", []), ("mapped", ["--device-map", "auto"])):
+        command = f"sepo score {pairs} --output {tmp_path / name}.jsonl --reference {tiny_model} --oracle {oracle}"
+        result = CliRunner().invoke(app, [*command.split(), *options])
+        assert result.exit_code == 0, result.output
+    assert contents(tmp_path / "plain.jsonl") == contents(tmp_path / "mapped.jsonl")

@@ -15,11 +15,12 @@ from finepref.formats.problems import Problem
 from finepref.formats.records import Message, split_tools
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_model(
-    name: str, *, adapter: str | None = None, dtype: str = "auto"
+    name: str, *, adapter: str | None = None, dtype: str = "auto", device_map: str = ""
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model, see `load_network`, and its tokenizer.
 
@@ -27,30 +28,56 @@ def load_model(
         ValueError: the tokenizer has no chat template or no end-of-sequence token.
     """
     tokenizer = load_tokenizer(name)
-    return load_network(name, adapter=adapter, dtype=dtype), tokenizer
+    return load_network(name, adapter=adapter, dtype=dtype, device_map=device_map), tokenizer
 
 
-def load_network(name: str, *, adapter: str | None = None, dtype: str = "auto", head: bool = True) -> PreTrainedModel:
+def accelerator() -> torch.device | None:
+    """The accelerator of this process: of several cards that of its LOCAL_RANK; None if there is only a CPU."""
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return None if found is None else torch.device(found.type, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def load_network(
+    name: str, *, adapter: str | None = None, dtype: str = "auto", head: bool = True, device_map: str = ""
+) -> PreTrainedModel:
     """A causal language model, ready for inference on the accelerator or else the CPU.
+
+    Weights are read straight to the accelerator, a tensor at a time, so that ranks do not each hold a model in the
+    machine's memory.
 
     Args:
         name: folder or hub name.
         adapter: folder or hub name of a peft adapter to put on the model.
         dtype: of the weights, such as float32; "auto" is the checkpoint's.
         head: with or without its output head.
+        device_map: as in `from_pretrained`, such as "auto", which divides the layers among all accelerators that this
+            process sees; "" is one of them.
+
+    Raises:
+        ValueError: with the device map some weights would stay in the machine's memory or on the disk.
     """
-    import torch
     from transformers import AutoModel, AutoModelForCausalLM
 
-    model = (AutoModelForCausalLM if head else AutoModel).from_pretrained(name, dtype=dtype)
+    device = accelerator()
+    placing = {"device_map": device_map or {"": device}} if device_map or device is not None else {}
+    model = (AutoModelForCausalLM if head else AutoModel).from_pretrained(name, dtype=dtype, **placing)
+    if outside := [part for part, weight in model.named_parameters() if weight.is_meta]:
+        raise ValueError(
+            f"device_map {device_map} finds no room for {len(outside)} weights of {name} on the accelerators "
+            f"({outside[0]} is the first): use more of them, or a smaller number format"
+        )
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter)
-    device = torch.device("cpu")
-    if (accelerator := torch.accelerator.current_accelerator(check_available=True)) is not None:
-        device = torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
-    return model.to(device).eval()
+        model = PeftModel.from_pretrained(model, adapter, torch_device=str(input_device(model)))
+    return model.eval()
+
+
+def input_device(network: PreTrainedModel) -> torch.device:
+    """Where a model takes its token ids: the device of its embeddings, also if its layers are on several."""
+    return network.get_input_embeddings().weight.device
 
 
 def load_tokenizer(name: str, *, chat_template: bool = True) -> PreTrainedTokenizerBase:

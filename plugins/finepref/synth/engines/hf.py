@@ -10,8 +10,10 @@ from finepref.formats.problems import Problem
 from finepref.formats.records import Message
 from finepref.synth.engines.checkpoint import (
     MERGED,
+    accelerator,
     context_of,
     identity,
+    input_device,
     load_model,
     load_tokenizer,
     template_problems,
@@ -28,20 +30,27 @@ class HfEngine:
     """A causal language model with its own chat template.
 
     Batches hold requests of similar length, the longest first. Decoding is greedy at temperature 0; otherwise each
-    request has its own seeded noise, so that its sample does not depend on its batch. Of the generation defaults in
-    the model's folder only the end tokens are used (no repetition penalty, no top-k, ...).
+    request has its own seeded noise, so that its sample does not depend on its batch. The noise is drawn on the kind
+    of device that was there when the engine was made, which its name tells unless that is the CPU: seeds mean other
+    numbers there, so a journal of the one is not resumed by the other. Of the generation defaults in the model's
+    folder only the end tokens are used (no repetition penalty, no top-k, ...).
 
     Args:
         model: folder or hub name.
         batch_size: requests per batch. Floating-point sums depend on it, so keep it when a job resumes.
         merge_system: see `checkpoint.rendered`.
+        device_map: see `checkpoint.load_network`.
     """
 
-    def __init__(self, model: str, *, batch_size: int = 8, merge_system: bool = False) -> None:
+    def __init__(self, model: str, *, batch_size: int = 8, merge_system: bool = False, device_map: str = "") -> None:
         self.name = model
         self.batch_size = batch_size
         self.merge_system = merge_system
-        self.model = f"hf:{identity(model)}" + (MERGED if merge_system else "")
+        self.device_map = device_map
+        device = accelerator()
+        self.noise = "cpu" if device is None else device.type
+        drawn = "" if device is None else f"+{device.type}-noise"
+        self.model = f"hf:{identity(model)}" + (MERGED if merge_system else "") + drawn
 
     def prompt_problems(self, messages: Sequence[Message], *, file: str, line: int) -> list[Problem]:
         """See `protocol.prompt_problems`."""
@@ -56,7 +65,10 @@ class HfEngine:
         model, tokenizer = self._loaded
         room = context_of(self.name)
         for batch in self._batches(self._plans(requests, tokenizer, room)):
-            yield _answer(model, tokenizer, batch) if batch[0].limit else [too_long(each, room) for each in batch]
+            if batch[0].limit:
+                yield _answer(model, tokenizer, batch, self.noise)
+            else:
+                yield [too_long(each, room) for each in batch]
 
     def groups(self, requests: Iterable[Request]) -> list[list[Request]]:
         """The batches of `generate`, without loading the model."""
@@ -83,7 +95,7 @@ class HfEngine:
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return load_model(self.name)
+        return load_model(self.name, device_map=self.device_map)
 
 
 def left_padded(rows: Sequence[Sequence[int]], *, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,26 +116,33 @@ def _sampling(plan: Planned) -> tuple[float, ...]:
     return request.temperature, request.top_p, request.top_k, request.repetition_penalty
 
 
-def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[Planned]) -> list[Completion]:
+def _answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[Planned], noise: str
+) -> list[Completion]:
     import torch
     from transformers import GenerationConfig
 
     ends = end_tokens(model.generation_config, tokenizer)
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=ends[0])
-    ids, mask = left_padded([plan.prompt for plan in batch], device=model.device)  # [B, T]
+    ids, mask = left_padded([plan.prompt for plan in batch], device=input_device(model))  # [B, T]
     with torch.inference_mode():
         output = model.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=max(plan.limit for plan in batch),
             do_sample=False,
-            logits_processor=_processors([plan.request for plan in batch], model.device),
+            logits_processor=_processors([plan.request for plan in batch], noise),
         )[:, ids.shape[1] :].tolist()
     return [completion(plan, tokens, tokenizer, ends=ends) for plan, tokens in zip(batch, output, strict=True)]
 
 
-def _processors(requests: Sequence[Request], device: torch.device) -> LogitsProcessorList:
-    """Processors of the logits before the argmax; with Gumbel noise from each row's seed the argmax is a sample."""
+def _processors(requests: Sequence[Request], noise: str) -> LogitsProcessorList:
+    """Processors of the logits before the argmax; with Gumbel noise from each row's seed the argmax is a sample.
+
+    Args:
+        requests: the rows, with the same sampling.
+        noise: the kind of device to draw on: "cpu", or that of the logits, so that no [B, V] is copied for a token.
+    """
     import torch
     from transformers import (
         LogitsProcessorList,
@@ -138,11 +157,14 @@ def _processors(requests: Sequence[Request], device: torch.device) -> LogitsProc
         processors.append(RepetitionPenaltyLogitsProcessor(first.repetition_penalty))
     if first.temperature == 0:
         return processors
-    generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+    generators: list[torch.Generator] = []
 
     def add_noise(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # scores [B, V]
-        uniform = torch.stack([torch.rand(scores.shape[1], generator=generator) for generator in generators])
-        return scores.float() - uniform.clamp(min=1e-20).log().neg().log().to(device)
+        device = torch.device("cpu") if noise == "cpu" else scores.device
+        if not generators:
+            generators.extend(torch.Generator(device).manual_seed(request.seed) for request in requests)
+        drawn = [torch.rand(scores.shape[1], generator=generator, device=device) for generator in generators]
+        return scores.float() - torch.stack(drawn).clamp(min=1e-20).log().neg().log().to(scores.device)
 
     processors.append(TemperatureLogitsWarper(first.temperature))
     if first.top_k:

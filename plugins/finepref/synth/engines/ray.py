@@ -31,10 +31,12 @@ class RayEngine:
 
 
 def _answering(engine: Divisible) -> Work:
-    def work(group: list[Any]) -> list[Any]:
-        requests = [
-            Request(**{**each, "messages": tuple(Message(*message) for message in each["messages"])}) for each in group
-        ]
-        return [asdict(each) for together in engine.generate(requests) for each in together]
+    def work(groups: Iterable[list[Any]]) -> Iterator[list[Any]]:
+        for group in groups:
+            requests = [
+                Request(**{**each, "messages": tuple(Message(*message) for message in each["messages"])})
+                for each in group
+            ]
+            yield [asdict(each) for together in engine.generate(requests) for each in together]
 
     return work

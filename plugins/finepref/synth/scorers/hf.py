@@ -4,6 +4,8 @@ A prompt and its responses form a tree of tokens, which fills one row of the bat
 only (a 4-D attention mask), and its position is its depth. The output head is applied only where a response token
 follows, a chunk at a time. A trial at loading shows whether the model gives the same numbers that way; if not, every
 response is read in a row of its own.
+
+A thread makes the trees of the next batches while the model reads; the masks are made on the model's device.
 """
 
 from __future__ import annotations
@@ -11,18 +13,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
-from finepref.synth.engines.checkpoint import identity, load_network
-from finepref.synth.scorers.protocol import Item, LocalScorer, Read
-from finepref.synth.scorers.token_tree import Tree, ancestors, batches, tree
+from finepref.synth.ahead import ahead
+from finepref.synth.engines.checkpoint import accelerator, identity, input_device, load_network
+from finepref.synth.scorers.protocol import Item, LocalScorer, Logps, Read
+from finepref.synth.scorers.token_tree import Packed, Tree, batches, pack, seen, tree
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 CHUNK = 128
 """Positions per call of the output head: on a CPU their logits should fit in the cache."""
+ACCELERATOR_CHUNK = 1024
+"""The same on an accelerator, where each call reads the whole head; 0.6 GiB of float32 logits at V = 152k."""
+CPU_BATCH_TOKENS = 2048
+ACCELERATOR_BATCH_TOKENS = 16384
+"""A batch should keep the device busy for much longer than it takes to start its kernels."""
+
+
+def default_batch_tokens(*, on_accelerator: bool) -> int:
+    """The most tokens in a batch if nothing is given: by the kind of device, not by its memory or the model."""
+    return ACCELERATOR_BATCH_TOKENS if on_accelerator else CPU_BATCH_TOKENS
 
 
 class HfScorer(LocalScorer):
@@ -32,13 +47,24 @@ class HfScorer(LocalScorer):
         model: folder or hub name.
         adapter: folder or hub name of a peft adapter to put on the model.
         dtype: of the weights, such as float32; "auto" is the checkpoint's.
-        batch_tokens: most tokens in a batch, padding included; a longer item gets its own batch.
+        batch_tokens: most tokens in a batch, padding included; a longer item gets its own batch. None:
+            `default_batch_tokens` for the device that this process would use.
+        device_map: see `checkpoint.load_network`.
     """
 
     def __init__(
-        self, model: str, *, adapter: str | None = None, dtype: str = "auto", batch_tokens: int = 2048
+        self,
+        model: str,
+        *,
+        adapter: str | None = None,
+        dtype: str = "auto",
+        batch_tokens: int | None = None,
+        device_map: str = "",
     ) -> None:
+        if batch_tokens is None:
+            batch_tokens = default_batch_tokens(on_accelerator=accelerator() is not None)
         self.name, self.adapter, self.dtype, self.batch_tokens = model, adapter, dtype, batch_tokens
+        self.device_map = device_map
         self.model = f"hf:{identity(model, adapter)}:{dtype}"
 
     def groups(self, items: Iterable[Item]) -> list[list[Item]]:
@@ -48,9 +74,22 @@ class HfScorer(LocalScorer):
     @contextmanager
     def loaded(self, items: Sequence[Item]) -> Iterator[Read]:
         """See `LocalScorer`; all items of a batch are ready together."""
-        network = load_network(self.name, adapter=self.adapter, dtype=self.dtype)
-        reader = Reader(network)
-        yield lambda batch: [list(zip([item.id for item in batch], reader.logps(batch), strict=True))]
+        network = load_network(self.name, adapter=self.adapter, dtype=self.dtype, device_map=self.device_map)
+        yield partial(_read, Reader(network))
+
+
+def _read(reader: Reader, groups: Iterable[Sequence[Item]]) -> Iterator[list[tuple[str, Logps]]]:
+    for batch in ahead(reader.batch, groups):
+        yield list(zip([item.id for item in batch.items], reader.read(batch), strict=True))
+
+
+class Batch(NamedTuple):
+    """What a reader needs of a batch of items; `shared`: all responses of an item are in one tree."""
+
+    items: Sequence[Item]
+    shared: bool
+    trees: list[Tree]
+    packed: Packed
 
 
 class Reader:
@@ -74,6 +113,7 @@ class Reader:
             for vector in (each for each in self.network.parameters() if each.dim() == 1):
                 vector.data = vector.data.float()  # such as LayerNorm's, whose input is now float32
         self.head = self.network.get_output_embeddings()
+        self.device = input_device(self.network)
         config = self.network.config.get_text_config()
         windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         self.window: int = min((window for window in windows if window), default=2**31)
@@ -83,6 +123,10 @@ class Reader:
 
     def logps(self, items: Sequence[Item]) -> list[dict[str, Tensor]]:
         """For each item: response name -> log pi of each token, float32 [R] on the CPU; one batch."""
+        return self.read(self.batch(items))
+
+    def batch(self, items: Sequence[Item]) -> Batch:
+        """The trees of items, on the CPU and without the model, so that another thread can make them."""
         longest = max(len(item.prompt) + len(response) for item in items for response in item.responses.values())
         shared = self.shares_prompt and longest <= self.window
         trees = [
@@ -90,16 +134,21 @@ class Reader:
             for item in items
             for group in ([item.responses.values()] if shared else [[each] for each in item.responses.values()])
         ]
+        return Batch(items, shared, trees, pack(trees))
+
+    def read(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """See `logps`."""
         with self._inference():
-            found = (path for row in self._read(trees, branching=shared) for path in row)
-        return [{name: next(found) for name in item.responses} for item in items]
+            rows = self._read(batch.trees, batch.packed, branching=batch.shared)
+        found = (path for row in rows for path in row)
+        return [{name: next(found) for name in item.responses} for item in batch.items]
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
         import torch
 
         before = torch.get_float32_matmul_precision()
-        autocast = torch.autocast(self.network.device.type, dtype=self.network.dtype, enabled=self.mixed)
+        autocast = torch.autocast(self.device.type, dtype=self.network.dtype, enabled=self.mixed)
         if self.mixed:  # for the head's product only; TF32 holds weights exactly that were bfloat16
             torch.set_float32_matmul_precision("high")
         try:
@@ -108,30 +157,25 @@ class Reader:
         finally:
             torch.set_float32_matmul_precision(before)
 
-    def _read(self, trees: Sequence[Tree], *, branching: bool) -> list[list[Tensor]]:
+    def _read(self, trees: Sequence[Tree], packed: Packed, *, branching: bool) -> list[list[Tensor]]:
         """For each tree and response [R]. Without branches the model's causal mask is enough: padding comes last."""
         import torch
 
         from finepref.losses.chunked import head_at, logps_at
 
-        device = self.network.device
-        width = max(len(each.tokens) for each in trees)
-        ids = torch.tensor([each.tokens + [0] * (width - len(each.tokens)) for each in trees], device=device)  # [B, T]
-        inputs: dict[str, object] = {"input_ids": ids, "use_cache": False}
-        if branching:
-            seen, depths = ancestors(trees, width)
-            lowest = torch.finfo(self.network.dtype).min
-            mask = torch.zeros(seen.shape, dtype=self.network.dtype).masked_fill_(~seen, lowest)
-            inputs |= {"attention_mask": mask.unsqueeze(1).to(device), "position_ids": depths.to(device)}
-        edges = [(row * width + node, token) for row, each in enumerate(trees) for node, token in each.edges]
-        sources, targets = torch.tensor(edges, device=device).unbind(1)  # [N], [N]
+        chunk = CHUNK if self.device.type == "cpu" else ACCELERATOR_CHUNK
+        inputs = model_inputs(packed, branching=branching, device=self.device, dtype=self.network.dtype)
         if self.plain_head:
-            hidden = self.network.base_model(**inputs).last_hidden_state.flatten(0, 1)  # [B T, H]
-            chunks = zip(sources.split(CHUNK), targets.split(CHUNK), strict=True)
-            logps = torch.cat([logps_at(self.head(hidden[part]), wanted) for part, wanted in chunks])  # [N]
+            hidden = self.network.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)  # [B T, H]
+            sources, targets = packed.sources.to(hidden.device), packed.targets.to(hidden.device)  # [N], [N]
+            chunks = zip(sources.split(chunk), targets.split(chunk), strict=True)
+            # With a device map the head may be on another device than the last layer.
+            logits = ((self.head(hidden[part]), wanted) for part, wanted in chunks)
+            logps = torch.cat([logps_at(each, wanted.to(each.device)) for each, wanted in logits])  # [N]
         else:
-            with head_at(self.head, sources):
-                logps = logps_at(self.network(**inputs).logits[0], targets, chunk=CHUNK)
+            with head_at(self.head, packed.sources):
+                logits = self.network(**inputs, use_cache=False).logits[0]
+            logps = logps_at(logits, packed.targets.to(logits.device), chunk=chunk)
         by_tree = logps.cpu().split([len(each.edges) for each in trees])
         return [[values[path] for path in each.paths] for values, each in zip(by_tree, trees, strict=True)]
 
@@ -139,19 +183,40 @@ class Reader:
         """Set both flags: compare the head on one token, exactly, and a tree with two separate rows."""
         import torch
 
-        one = torch.tensor([[vocabulary - 1]], device=self.network.device)
+        one = torch.tensor([[vocabulary - 1]], device=self.device)
         own = self.head(self.network.base_model(input_ids=one).last_hidden_state)
-        self.plain_head = torch.equal(own.float(), self.network(input_ids=one).logits.float())
+        self.plain_head = torch.equal(own.float().cpu(), self.network(input_ids=one).logits.float().cpu())
         prompt, *answers = ([(seed + 7 * i) % vocabulary for i in range(8)] for seed in (1, 2, 3))
         try:
-            shared = self._read([tree(prompt, answers)], branching=True)[0]
+            whole = [tree(prompt, answers)]
+            shared = self._read(whole, pack(whole), branching=True)[0]
         except (RuntimeError, TypeError, ValueError):  # it supports no 4-D mask or no positions
             self.shares_prompt = False
             return
-        alone = [row[0] for row in self._read([tree(prompt, [answer]) for answer in answers], branching=False)]
+        each = [tree(prompt, [answer]) for answer in answers]
+        alone = [row[0] for row in self._read(each, pack(each), branching=False)]
         tolerance = 1e-3 if self.network.dtype == torch.float32 else 0.1
         spread = torch.cat(alone).std().item()
         self.shares_prompt = bool((torch.cat(shared) - torch.cat(alone)).abs().max() <= tolerance * max(spread, 1e-3))
+
+
+def model_inputs(packed: Packed, *, branching: bool, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The arguments of a model's forward for a batch of trees, on its device.
+
+    Args:
+        packed: the batch.
+        branching: with the mask [B, 1, T, T] and the positions [B, T] of trees that branch.
+        device: of the model's embeddings. Only the tensors of `packed`, a number or two per token, are copied there.
+        dtype: of the mask.
+    """
+    import torch
+
+    ids = packed.ids.to(device)
+    if not branching:
+        return {"input_ids": ids}
+    hidden = seen(packed.first.to(device), packed.last.to(device)).logical_not_()  # [B, T, T]
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
+    return {"input_ids": ids, "attention_mask": mask.unsqueeze(1), "position_ids": packed.depths.to(device)}
 
 
 def _float_head(head: nn.Module) -> nn.Module:

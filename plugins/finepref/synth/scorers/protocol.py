@@ -21,8 +21,8 @@ class Item(NamedTuple):
 
 Logps = Mapping[str, "Tensor"]
 """Response name -> log-probability of each of its tokens, float32 [R]."""
-Read = Callable[[Sequence[Item]], Iterable[list[tuple[str, Logps]]]]
-"""Scores a group of items: lists of (id, log-probabilities), those together that are ready together."""
+Read = Callable[[Iterable[Sequence[Item]]], Iterator[list[tuple[str, Logps]]]]
+"""Scores groups of items one after another: lists of (id, log-probabilities) that are ready together."""
 
 
 class Scorer(Protocol):
@@ -59,16 +59,15 @@ class LocalScorer(ABC):
 
     @abstractmethod
     def loaded(self, items: Sequence[Item]) -> AbstractContextManager[Read]:
-        """Load the model, with room for the items; gives what reads a group."""
+        """Load the model, with room for the items; gives what reads groups."""
 
     def logps(self, items: Iterable[Item], *, done: Iterable[str] = ()) -> Iterator[list[tuple[str, Logps]]]:
         """See `Scorer`; a group is skipped if all its ids are `done`. Raises what `loaded` raises."""
         ordered, finished = [*items], {*done}
         with self.loaded(ordered) as read:
-            for group in unfinished(self.groups(ordered), finished):
-                for together in read(group):
-                    if new := [each for each in together if each[0] not in finished]:
-                        yield new
+            for together in read(unfinished(self.groups(ordered), finished)):
+                if new := [each for each in together if each[0] not in finished]:
+                    yield new
 
 
 def unfinished(groups: Iterable[list[Item]], finished: Set[str]) -> list[list[Item]]:

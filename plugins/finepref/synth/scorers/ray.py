@@ -33,17 +33,14 @@ class RayScorer:
 
 
 def _reading(scorer: LocalScorer) -> Work:
-    """Loads the model at the first group and keeps it as long as the worker lives."""
+    """Loads the model at the first block and keeps it as long as the worker lives."""
     opened, readers = ExitStack(), list[Read]()
 
-    def work(group: list[Any]) -> list[Any]:
-        items = [Item(*each) for each in group]
+    def work(groups: Iterable[list[Any]]) -> Iterator[list[Any]]:
+        block = [[Item(*each) for each in group] for group in groups]
         if not readers:
-            readers.append(opened.enter_context(scorer.loaded(items)))
-        return [
-            (name, {side: values.tolist() for side, values in sides.items()})
-            for together in readers[0](items)
-            for name, sides in together
-        ]
+            readers.append(opened.enter_context(scorer.loaded([item for group in block for item in group])))
+        for together in readers[0](block):
+            yield [(name, {side: values.tolist() for side, values in sides.items()}) for name, sides in together]
 
     return work

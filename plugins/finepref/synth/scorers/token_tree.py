@@ -56,35 +56,97 @@ def nodes(item: Item) -> Tree:
     return tree(item.prompt, item.responses.values())
 
 
+def size(item: Item) -> int:
+    """The number of nodes of an item's tree, without making the tree.
+
+    In sorted order each sequence shares most with the one before it, so only what it does not share is new.
+    """
+    before: list[int] = []
+    new = 0
+    for tokens in sorted([*response[:-1]] for response in item.responses.values()):
+        shared = next((i for i, pair in enumerate(zip(before, tokens)) if pair[0] != pair[1]), None)  # noqa: B905
+        new += len(tokens) - (min(len(before), len(tokens)) if shared is None else shared)
+        before = tokens
+    return len(item.prompt) + new
+
+
 def batches(items: Iterable[Item], *, batch_tokens: int) -> list[list[Item]]:
     """Items in batches of similar size, the largest first: B T <= batch_tokens, and little padding."""
-    sized = sorted(((len(nodes(item).tokens), item) for item in items), key=lambda pair: -pair[0])
+    sized = sorted(((size(item), item) for item in items), key=lambda pair: -pair[0])
     made: list[list[Item]] = []
     width = 0
-    for size, item in sized:
-        if not made or (len(made[-1]) + 1) * width > batch_tokens or size < (1 - MOST_PADDING) * width:
+    for nodes_of_item, item in sized:
+        full = not made or (len(made[-1]) + 1) * width > batch_tokens
+        if full or nodes_of_item < (1 - MOST_PADDING) * width:
             made.append([])
-            width = size
+            width = nodes_of_item
         made[-1].append(item)
     return made
 
 
 def padding(made: Sequence[Sequence[Item]]) -> float:
     """The share of padding in batches of trees."""
-    sizes = [[len(nodes(item).tokens) for item in batch] for batch in made]
+    sizes = [[size(item) for item in batch] for batch in made]
     whole = sum(max(batch) * len(batch) for batch in sizes)
     return 1 - sum(map(sum, sizes)) / whole if whole else 0.0
 
 
-def ancestors(trees: Sequence[Tree], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens that each token attends to (itself and its ancestors), bool [B, T, T]; and its depth, [B, T]."""
+class Packed(NamedTuple):
+    """Trees as the rows of one batch, padded at the end; int64 on the CPU, small beside the mask [B, T, T].
+
+    Attributes:
+        ids: [B, T], 0 as padding.
+        depths: [B, T], the number of ancestors; 0 as padding.
+        first, last: [B, T], the numbers of a node and of its last descendant in a walk that visits a node before its
+            children and each branch to its end. So j is i or an ancestor of i if first[j] <= first[i] <= last[j].
+            Padding stands after all nodes, each token by itself.
+        sources: [N], where an edge starts, in the flat [B T].
+        targets: [N], the token that follows there.
+    """
+
+    ids: torch.Tensor
+    depths: torch.Tensor
+    first: torch.Tensor
+    last: torch.Tensor
+    sources: torch.Tensor
+    targets: torch.Tensor
+
+
+def pack(trees: Sequence[Tree]) -> Packed:
+    """Trees (one or more, with one edge or more) as one batch."""
     import torch
 
-    seen = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
-    depths = torch.zeros(len(trees), width, dtype=torch.long)
-    for each, rows, depth in zip(trees, seen.numpy(), depths.numpy(), strict=True):
-        for node, parent in enumerate(each.parents):
-            if parent >= 0:
-                rows[node] |= rows[parent]
-                depth[node] = depth[parent] + 1
-    return seen, depths
+    width = max(len(each.tokens) for each in trees)
+    rows = [(each.tokens + [0] * (width - len(each.tokens)), *_walk(each.parents, width)) for each in trees]
+    ids, depths, first, last = (torch.tensor(column) for column in zip(*rows, strict=True))
+    edges = [(row * width + node, token) for row, each in enumerate(trees) for node, token in each.edges]
+    sources, targets = torch.tensor(edges).unbind(1)
+    return Packed(ids, depths, first, last, sources.contiguous(), targets.contiguous())
+
+
+def _walk(parents: Sequence[int], width: int) -> tuple[list[int], list[int], list[int]]:
+    """Depths, first and last numbers as in `Packed`, each [T]. A parent has a smaller number than its children."""
+    count = len(parents)
+    sizes = [1] * count
+    for node in range(count - 1, 0, -1):
+        if parents[node] >= 0:
+            sizes[parents[node]] += sizes[node]
+    depths, first, free, roots = [0] * width, [*range(width)], [0] * count, 0
+    for node, parent in enumerate(parents):
+        if parent < 0:
+            first[node], roots = roots, roots + sizes[node]
+        else:
+            first[node], depths[node] = free[parent], depths[parent] + 1
+            free[parent] += sizes[node]
+        free[node] = first[node] + 1
+    last = [start + sizes[node] - 1 if node < count else start for node, start in enumerate(first)]
+    return depths, first, last
+
+
+def seen(first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """What each token attends to, itself and its ancestors: [B, T], [B, T] of `Packed` -> bool [B, T, T].
+
+    It is made where the two tensors are, so that no mask is copied to an accelerator.
+    """
+    of = first.unsqueeze(2)  # the token that attends, [B, T, 1]
+    return (first.unsqueeze(1) <= of) & (of <= last.unsqueeze(1))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 GROUP = 64
 """Items that enter the engine at a time."""
+BATCH_TOKENS = 2048
 OWN = {
     "dtype",
     "enable_lora",
@@ -47,7 +48,7 @@ class VllmScorer(LocalScorer):
         adapter: folder or hub name of a LoRA adapter.
         dtype: of the weights, such as float32; "auto" is the checkpoint's, also if that is float32.
         batch_tokens: most tokens in a step of the engine (its max_num_batched_tokens). The engine holds their logits,
-            [batch_tokens, V] in float32, more than once.
+            [batch_tokens, V] in float32, more than once. None: 2048 on every device, because of these logits.
         options: options of vLLM (`EngineArgs`), such as tensor_parallel_size, max_model_len or enforce_eager.
 
     Raises:
@@ -60,10 +61,11 @@ class VllmScorer(LocalScorer):
         *,
         adapter: str | None = None,
         dtype: str = "auto",
-        batch_tokens: int = 2048,
+        batch_tokens: int | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.name, self.adapter, self.dtype, self.batch_tokens = model, adapter, dtype, batch_tokens
+        self.name, self.adapter, self.dtype = model, adapter, dtype
+        self.batch_tokens = BATCH_TOKENS if batch_tokens is None else batch_tokens
         self.options = dict(options or {})
         if own := sorted(OWN & self.options.keys()):
             raise ValueError(f"vLLM's {', '.join(own)} cannot be set by options: scoring has its own settings")
@@ -80,7 +82,7 @@ class VllmScorer(LocalScorer):
         """See `LocalScorer` and `load`; an item is ready in the step that finishes its last response."""
         engine = self.load(items)
         try:
-            yield partial(read, engine, adapter=self.adapter)
+            yield partial(_read_all, engine, self.adapter)
         finally:
             engine.engine_core.shutdown()
             del engine
@@ -151,6 +153,13 @@ def read(engine: LLMEngine, group: Sequence[Item], *, adapter: str | None = None
                     ready.append((item.id, {each: found[item.id][each] for each in item.responses}))
         if ready:
             yield ready
+
+
+def _read_all(
+    engine: LLMEngine, adapter: str | None, groups: Iterable[Sequence[Item]]
+) -> Iterator[list[tuple[str, Logps]]]:
+    for group in groups:
+        yield from read(engine, group, adapter=adapter)
 
 
 def _shape(adapter: str) -> tuple[int, list[str]]:
