@@ -30,6 +30,7 @@ from finepref.hosts.reading import Sourced, SourceReader
 from finepref.hosts.receipt import DatasetEntry
 from finepref.hosts.run import Source
 from finepref.methods.draws import prompt_key
+from finepref.synth.data_sources.hub import HubSet
 
 SCHEMA = "rows-4"
 """To be changed whenever the cached rows change their meaning."""
@@ -88,6 +89,18 @@ def prepared(source: Source, bad_rows: BadRows, cache_dir: Path) -> Prepared:
         }
 
     return Prepared(folder / ROWS_FILE, _add_report(made_once(folder, make), bad_rows))
+
+
+def downloaded(hub: HubSet, cache_dir: Path) -> Path:
+    """The rows of a data set on a hub as a file of the cache, which is written if it is not there.
+
+    Raises:
+        BadData: see `HubSet.downloaded`.
+    """
+    found = hub.downloaded()
+    folder, name = cache_dir / name_of([SCHEMA, hub, found._fingerprint]), f"{hub.name.replace('/', '--')}.parquet"
+    made_once(folder, lambda partial: {"bytes": found.to_parquet(partial / name)})
+    return folder / name
 
 
 def made_once(folder: Path, make: Callable[[Path], Mapping[str, Any]]) -> Any:

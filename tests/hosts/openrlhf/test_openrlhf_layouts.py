@@ -53,3 +53,27 @@ def test_a_table_in_a_folder_of_shards_is_read(train, tmp_path):
     done = train("tdpo", data__dataset=folder, tdpo__masks="none")
     assert done.receipt["rows"]["in_training_set"] == 12
     assert done.receipt["datasets"][0]["files"].keys() == {"0.csv", "1.csv"}
+
+
+def test_a_set_of_a_hub_is_trained_on_and_one_line_says_that_it_cannot_be_read(train, attempt, tmp_path, monkeypatch):
+    import datasets
+
+    entry = {"hf_hub_url": "them/set", "split": "test", "formatting": "pair"}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"theirs": entry}))
+
+    def load(name, subset, *, data_dir, split):
+        rows = PAIRS if (name, subset, data_dir, split) == ("them/set", None, None, "test") else []
+        return datasets.Dataset.from_list([{**row, "system": None} for row in rows])
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    done = train("tdpo", data__dataset="theirs", data__dataset_dir=tmp_path, tdpo__masks="none")
+    assert done.receipt["rows"]["in_training_set"] == 12
+    assert done.receipt["datasets"][0]["files"].keys() == {"them--set.parquet"}
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    done = attempt("tdpo", data__dataset="theirs", data__dataset_dir=tmp_path, tdpo__masks="none")
+    assert done.code == 1
+    assert "FP111 them/set: them/set cannot be read: no network; download the data elsewhere" in done.output

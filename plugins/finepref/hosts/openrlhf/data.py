@@ -38,6 +38,7 @@ from finepref.methods.pair_rows import (
     weights_and_scores,
 )
 from finepref.synth.data_sources import files
+from finepref.synth.data_sources.hub import HubSet
 from finepref.synth.engines.checkpoint import RefusedByTemplateError, ToolsRefusedError, rendered
 
 _NEEDS_TEMPLATE = "{} are written by the chat template: give --data.apply_chat_template"
@@ -76,7 +77,8 @@ def sources(names: str, arguments: Any, formats: tuple[str, ...]) -> list[Source
     name, dataset_info.json has all of this.
 
     Raises:
-        BadData: an unknown name, a format that the method does not train on, or a missing file.
+        BadData: an unknown name, a format that the method does not train on, a missing file, or a data set of a hub
+            that cannot be read.
     """
     found = []
     for name in (part.strip() for part in names.split(",")):
@@ -89,9 +91,10 @@ def sources(names: str, arguments: Any, formats: tuple[str, ...]) -> list[Source
             text = f"{entry.get('formatting', 'alpaca')} cannot be trained on here; use {' or '.join(formats)}"
             table = str(Path(folder, dataset_info.FILE_NAME))
             raise BadData([Problem(table, 0, f"{name}.formatting", "FP201", text)])
-        paths = tuple(dataset_info.resolve(folder, entry))
+        hub = None if "file_name" in entry else HubSet.of_entry(entry)
+        paths = dataset_info.resolve(folder, entry) if hub is None else [row_cache.downloaded(hub, cache_dir())]
         options = (entry.get("columns", {}), entry.get("error_type"), entry.get("tags"))
-        found.append(Source(name, layout, paths, *options))
+        found.append(Source(name, layout, tuple(paths), *options))
     return found
 
 

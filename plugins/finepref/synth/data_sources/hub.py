@@ -22,7 +22,7 @@ from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import SeenIds
 from finepref.formats.checked_rows import Checked
 from finepref.formats.jsonl import RawRow, dumps, write_jsonl
-from finepref.formats.problems import Problem
+from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import parse, to_row
 from finepref.formats.row import ROLES
 from finepref.synth.left_out import PROBLEMS, Ledger, Written
@@ -94,11 +94,29 @@ class HubSet(NamedTuple):
         except (ImportError, OSError, RuntimeError, ValueError) as error:  # HubUnreachable is a RuntimeError
             yield RawRow(0, b"", None, [unreadable(self.name, error)])
 
-    def _of_modelscope(self) -> Iterator[RawRow]:
+    def downloaded(self) -> Any:
+        """All of it, as a `datasets.Dataset` in the cache of that library.
+
+        Raises:
+            BadData: it cannot be read (FP110, FP111).
+        """
+        try:
+            if self.modelscope:
+                found = self._modelscope()
+                return found.to_hf_dataset() if hasattr(found, "to_hf_dataset") else found
+            import datasets
+
+            return datasets.load_dataset(self.name, self.subset, data_dir=self.folder, split=self.split)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            raise BadData([unreadable(self.name, error)]) from None
+
+    def _modelscope(self) -> Any:
         from modelscope import MsDataset
 
-        rows = MsDataset.load(self.name, subset_name=self.subset, data_dir=self.folder, split=self.split)
-        for number, row in enumerate(rows, start=1):
+        return MsDataset.load(self.name, subset_name=self.subset, data_dir=self.folder, split=self.split)
+
+    def _of_modelscope(self) -> Iterator[RawRow]:
+        for number, row in enumerate(self._modelscope(), start=1):
             yield RawRow(number, json.dumps(row, default=str).encode(), row, [])
 
 
