@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import RECIPES, losses
 from finepref import stages
+from finepref.hosts import packed
 from finepref.hosts.exact import bits, floats
 from finepref.hosts.llamafactory import pairs, ranked, ranked_data, single, unpaired, value_head
 from finepref.hosts.meter import Meter, Tally
@@ -113,10 +114,6 @@ class Head(nn.Module):
         return self.summary(hidden.to(self.summary.weight.dtype))
 
 
-def row(ids: list[int], prompt: int) -> dict:
-    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * prompt + ids[prompt:]}
-
-
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model):
     from transformers import AutoTokenizer
@@ -142,11 +139,10 @@ def pair_batch(collating, weights=((0.3, 1.0), (1.0, 0.7))) -> dict:
     )
     features = []
     for number in (3, 7):
-        sides = {"chosen": row([number, 4, 5, 6, 8], 2), "rejected": row([number, 4, 9, 2, 1], 2)}
-        feature = {f"{side}_{name}": value for side, part in sides.items() for name, value in part.items()}
-        for side in sides:
-            feature |= {f"{side}_weight": [], f"{side}_score": [], f"{side}_annotated": True, f"{side}_scored": False}
-        features.append(feature | {"example_id": str(number), "mapped": False})
+        responses = {"chosen": [5, 6, 8], "rejected": [9, 2, 1]}
+        sides = {side: (ids, [1.0] * 3, [math.nan] * 3) for side, ids in responses.items()}
+        told = {f"{side}_{name}": name == "annotated" for side in sides for name in ("annotated", "scored")}
+        features.append(packed.pair([number, 4], sides) | told | {"example_id": str(number), "mapped": False})
     return collator(features)
 
 
@@ -158,14 +154,16 @@ def weights_of(chosen, rejected):
 
 def ranked_batch(**options) -> dict:
     """Two records, of three and of two responses, with scores that bfloat16 cannot tell apart."""
-    sequences = [[[3, 4, 5], [3, 4, 6, 7], [3, 4, 8]], [[9, 4, 5], [9, 4]]]
+    sequences = [[[4, 5], [4, 6, 7], [4, 8]], [[4, 5], [4]]]
     scores = [[8.53, 8.51, 8.52], [1001.0, 1000.0]]
     features = [
         {
             "example_id": str(number),
-            "sequences": texts,
-            "last": [len(ids) - 1 for ids in texts],
-            "end": [len(ids) - 1 for ids in texts],
+            "prompt": [9 if number else 3],
+            "responses": [token for ids in texts for token in ids],
+            "lengths": [len(ids) for ids in texts],
+            "last": [len(ids) for ids in texts],
+            "end": [len(ids) for ids in texts],
             "scores": given,
             "is_apo": bool(number),
         }
@@ -181,11 +179,12 @@ def unpaired_batch(collating) -> dict:
             "kto_tags": desirable,
             "single": number == 2,
             "types": ["chosen" if desirable else "logic"],
-            "alternatives": [[number + 3, 4, 5, 6]],
-            "alternative_labels": [[-100, -100, 5, 6]],
+            "prompt": [number + 3, 4],
+            "alternatives": [5, 6],
+            "lengths": [2],
             "kl_types": ["chosen"],
-            "kl_alternatives": [[number + 3, 4, 9, 9, 9]],
-            "kl_alternative_labels": [[-100, -100, 9, 9, 9]],
+            "kl_alternatives": [9, 9, 9],
+            "kl_lengths": [3],
         }
         for number, desirable in enumerate((False, True, True))
     ]
@@ -241,7 +240,7 @@ def step_of(stage: str, collating) -> tuple[object, object, dict]:
         return lambda batch: made.compute_loss(model, batch), model, ranked_batch()
     if stage == "granular_sft":
         made = trainer(single.SingleTrainer, stage, model, tokens=Tally())
-        batch = {name: pair_batch(collating)[name] for name in single.MODEL_INPUTS}
+        batch = {name: pair_batch(collating)[name] for name in ("input_ids", "attention_mask", "labels")}
         return lambda batch: made.compute_loss(model, batch), model, batch
     metrics = Meter((*pairs.REWARDS, *row.metrics))
     kl = row.kl(row.options()) if row.kl else ""
@@ -254,7 +253,7 @@ def test_a_step_on_tensors_of_an_accelerator_mixes_no_devices_and_asks_for_no_va
     """Model and batch are on the device "meta", which has no values: asking for one fails, and so does the CPU."""
     step, model, batch = step_of(stage, collating)
     if stage == "apo_rm":
-        value_head.settle(model)
+        value_head.settle(model, new=False)
         monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # that device has none
     if stage == "granular_sft":  # the loss is the host's own
         host_loss = lambda _, model, inputs: model(**inputs).logits.mean()  # noqa: E731
@@ -318,7 +317,7 @@ def test_a_head_that_is_loaded_elsewhere_computes_in_float32_where_it_runs():
     model = Rewarding()
     weight, hidden = model.v_head.summary.weight.detach().double(), torch.randn(5, 8)
     model.to("meta")
-    value_head.settle(model)
+    value_head.settle(model, new=False)
     model.v_head.to_empty(device="cpu")
     with torch.no_grad():
         model.v_head.summary.weight.copy_(weight)
