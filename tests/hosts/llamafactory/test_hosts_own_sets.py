@@ -91,6 +91,7 @@ def test_its_tokens_are_those_of_the_hosts_own_dpo(own_set, tiny_model, tmp_path
     """The same prompt, with `input` and `system`, and the same responses as in the host's own rows."""
     from finepref import stages
     from finepref.hosts.llamafactory import arguments
+    from finepref.hosts.packed import whole_pair
     from finepref.hosts.run import Run
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
     from llamafactory.hparams import get_train_args
@@ -121,10 +122,11 @@ def test_its_tokens_are_those_of_the_hosts_own_dpo(own_set, tiny_model, tmp_path
             with Run(row, arguments.options_of(row, finetuning_args), ()).active():
                 data = get_dataset(template, model_args, data_args, training_args, stage=stage, **module)
         found[stage] = data["train_dataset"]
+    ours = [whole_pair(row) for row in found["tdpo"]]
     for side in ("chosen", "rejected"):
         for part in ("input_ids", "labels"):
             name = f"{side}_{part}"
-            assert found["tdpo"][name][:] == found["dpo"][name][:]
+            assert [row[name] for row in ours] == found["dpo"][name][:]
 
 
 def test_the_web_ui_lists_it_for_our_stages_and_still_for_the_hosts(own_set):

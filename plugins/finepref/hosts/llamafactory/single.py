@@ -58,7 +58,9 @@ class SingleProcessor(pairs.PairProcessor):
             row["_problem"] = row["_problem"] or verdict("", place, count, problems=error.problems)["_problem"]
         return {
             "input_ids": packed.ids(row["chosen_input_ids"]),
-            "selected": np.array([w != 0 and label >= 0 for label, w in zip(chosen.labels, weight, strict=True)]),
+            "selected": np.array(
+                [w != 0 and label >= 0 for label, w in zip(chosen.labels, weight, strict=True)], dtype=bool
+            ),
             "annotated": chosen.annotated,
             **{name: row[name] for name in ("example_id", "place", "rows", "cut", *COLUMNS)},
         }
