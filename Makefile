@@ -20,12 +20,14 @@ test: lint
 	$(MAKE) --jobs=2 --keep-going --output-sync=target \
 		test-llamafactory test-openrlhf test-pipelines test-vllm test-core test-cross
 
+OF_HOSTS := $(addprefix --ignore=tests/, hosts/llamafactory hosts/openrlhf hosts/cross engines)
+
 # For daily work: no host, nothing slow.
 test-fast: env-core
-	$(CORE)/python -m pytest tests --ignore=tests/hosts --ignore=tests/engines -m "not slow and not chaos"
+	$(CORE)/python -m pytest tests $(OF_HOSTS) -m "not slow and not chaos"
 
 test-core: env-core
-	$(CORE)/python -m pytest tests --ignore=tests/hosts --ignore=tests/engines
+	$(CORE)/python -m pytest tests $(OF_HOSTS)
 
 # 200 kills among small records, 50 among records of 2 MB, and every crash point; `test-core` has a shorter version.
 test-chaos: env-core

@@ -61,9 +61,9 @@ def test_rows_of_equal_content_without_an_id_are_read_as_the_hosts_do_and_counte
     assert reader.entry.notes == {"FP109": 1}
 
 
-def test_a_row_with_tools_stops_a_run_by_name(tmp_path):
-    write_jsonl(tmp_path / "x.jsonl", [ROWS["pair"] | {"tools": "[{}]"}])
+def test_a_row_with_images_stops_a_run_by_name(tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [ROWS["pair"] | {"images": ["x.png"]}])
     bad_rows = BadRows()
     assert list(SourceReader(Source("mine", "pair", (tmp_path / "x.jsonl",)), bad_rows)) == []
-    with pytest.raises(BadData, match=r"FP089 .*x\.jsonl:1 tools: "):
+    with pytest.raises(BadData, match=r"FP088 .*x\.jsonl:1 images: "):
         bad_rows.settle()
