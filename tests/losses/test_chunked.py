@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from finepref.losses.chunked import head_at, kl_at, logps_at, needed_positions, place, whole
+from finepref.losses.chunked import head_at, kl_at, logps_at, whole
 from finepref.losses.ops import position_kl, token_logps
+from finepref.losses.positions import needed_positions, place
 from torch import nn
 from waits import Elsewhere, Waits
 from warm import free_port

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from finepref.losses.ops import LossOut, alone, reduce, sum_over_ranks, token_logps, weighted_mean, weighted_sum
+from finepref.losses.ops import LossOut, reduce, token_logps, weighted_mean, weighted_sum
+from finepref.losses.ranks import alone, sum_over_ranks
 
 
 def out(loss, valid):

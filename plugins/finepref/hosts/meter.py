@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from finepref.losses.ops import sum_over_ranks
+from finepref.losses.ranks import sum_over_ranks
 
 
 class Meter:

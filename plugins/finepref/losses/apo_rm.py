@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from finepref.losses.ops import LossOut, sum_over_ranks, upcast
+from finepref.losses.ops import LossOut, upcast
+from finepref.losses.ranks import sum_over_ranks
 
 
 def rank_loss(rewards: Tensor, scores: Tensor, mask: Tensor | None = None) -> LossOut:

@@ -23,27 +23,6 @@ from finepref.losses.ops import LOG_ZERO, position_kl, upcast
 CHUNK = 1024  # positions: at V = 128k one float32 chunk takes 0.5 GiB
 
 
-def needed_positions(mask: Tensor, count: int | None = None) -> Tensor:
-    """Where to apply the head: bool [B, T] in label space -> flat indices [N] into hidden states [B, T+1, H].
-
-    If the mask is all False, the result is [0], so that the head stays in the graph on every rank; see `place`.
-
-    Args:
-        mask: the tokens of which the loss reads something.
-        count: how many there are. Without it the CPU waits for an accelerator here, to learn N.
-    """
-    return marked_positions(torch.nn.functional.pad(mask, (0, 1)), count)
-
-
-def marked_positions(mask: Tensor, count: int | None = None) -> Tensor:
-    """As `needed_positions`, for a mask over the hidden states themselves, in any layout: bool [...] -> [N]."""
-    flat = mask.flatten()
-    if count is None:
-        count = int(flat.sum())
-    marked_first = (~flat).to(torch.uint8).argsort(stable=True)
-    return marked_first[: max(count, 1)] if count else torch.zeros_like(marked_first[:1])
-
-
 def head_at(head: nn.Module, positions: Tensor) -> AbstractContextManager[None]:
     """In the context, `head` (`model.get_output_embeddings()`) sees [1, N, H], and the model's logits are [1, N, V].
 
@@ -80,21 +59,6 @@ def logps_at(logits: Tensor, targets: Tensor, *, chunk: int = CHUNK) -> Tensor:
 def kl_at(policy_logits: Tensor, reference_logits: Tensor, *, chunk: int = CHUNK) -> Tensor:
     """`ops.position_kl`, KL(pi_ref || pi_theta), in chunks: [N, V], [N, V] -> [N]."""
     return _recomputed(position_kl, policy_logits, reference_logits, chunk=chunk)
-
-
-def place(values: Tensor, mask: Tensor) -> Tensor:
-    """Put values [N] where a mask is True, in its order, 0 elsewhere: bool [...] -> the same shape.
-
-    One value for a mask that is all False goes nowhere, and gets a gradient of 0. Neither direction waits for an
-    accelerator, as the backward pass of `masked_scatter` does.
-    """
-    return place_at(values, marked_positions(mask, len(values)), mask)
-
-
-def place_at(values: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-    """`place` for positions [N] that are known: flat indices into the mask."""
-    flat = torch.zeros(mask.numel(), dtype=values.dtype, device=values.device).scatter(0, positions, values)
-    return torch.where(mask, flat.view(mask.shape), 0.0)
 
 
 def _recomputed(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, *, chunk: int) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from finepref.losses.ops import LossOut, sum_over_ranks, upcast
+from finepref.losses.ops import LossOut, upcast
+from finepref.losses.ranks import sum_over_ranks
 
 
 def kto_reference_point(

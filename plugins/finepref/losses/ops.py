@@ -7,14 +7,13 @@ that `logits[:, :-1][t]` predicts. `weight` is a float, 0 where not counted; `ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from finepref.losses.ranks import sum_over_ranks
 
 # Stands for log 0, so that logits of -inf (a padded vocabulary) give finite numbers: 0 log 0 = 0, impossible tokens
 # have log-ratio 0. What is truly infinite (the policy excludes a label, or a token the reference allows) is huge.
@@ -78,33 +77,6 @@ def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     """`weighted_sum` over the sum of the weights' sizes: [B, T], [B, T] -> [B]; 0 for a row without weight."""
     total = upcast(weight).abs().sum(-1)
     return weighted_sum(values, weight) / torch.where(total > 0, total, 1.0)
-
-
-_ALONE: ContextVar[bool] = ContextVar("finepref_alone", default=False)
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """In the context nothing is summed over ranks: for values that this rank already has of all ranks.
-
-    Such values may lie on the CPU, whose tensors NCCL cannot send.
-    """
-    token = _ALONE.set(True)
-    try:
-        yield
-    finally:
-        _ALONE.reset(token)
-
-
-def sum_over_ranks(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """The detached sum of `values` over the ranks of `group` (default: all); a copy if there is only this rank.
-
-    The values must lie on the device of the rank's backend, the accelerator for NCCL. See `alone` for others.
-    """
-    total = values.detach().clone()
-    if not _ALONE.get() and dist.is_available() and dist.is_initialized():
-        dist.all_reduce(total, group=group)
-    return total
 
 
 def reduce(out: LossOut, group: dist.ProcessGroup | None = None, *, count: Tensor | float | None = None) -> Tensor:

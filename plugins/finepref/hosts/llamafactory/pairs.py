@@ -33,6 +33,7 @@ from finepref.hosts.logits import AllLogits, Logits, NeededLogits
 from finepref.hosts.meter import Meter, Tally
 from finepref.hosts.run import Run, pinpoint
 from finepref.losses import chunked, ops
+from finepref.losses.positions import needed_positions, place_at
 from finepref.methods import overlong
 from finepref.methods.batches import Pairs, Response, Weights
 from finepref.methods.options import Options
@@ -201,12 +202,12 @@ class PairTrainer(CustomDPOTrainer):
         if self.run.options.full_logits:
             return AllLogits(model(**inputs, return_dict=True, use_cache=False).logits, labels, needed)
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        positions = chunked.needed_positions(needed, batch.get("needed"))
+        positions = needed_positions(needed, batch.get("needed"))
         with chunked.head_at(head, positions):
             logits = model(**inputs, return_dict=True, use_cache=False).logits[0]
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1)).flatten()[positions].clamp(min=0)
         marked = torch.nn.functional.pad(needed, (0, 1))
-        return NeededLogits(logits, targets, lambda values: chunked.place_at(values, positions, marked)[:, :-1])
+        return NeededLogits(logits, targets, lambda values: place_at(values, positions, marked)[:, :-1])
 
     @contextmanager
     def reference(self, model: Any) -> Iterator[Any]:

@@ -28,8 +28,9 @@ from finepref.hosts.llamafactory.tokenized import TokenizedCheck
 from finepref.hosts.llamafactory.verdicts import distinct
 from finepref.hosts.meter import Meter, Tally
 from finepref.hosts.run import Run
-from finepref.losses.chunked import marked_positions, place_at
-from finepref.losses.ops import alone, reduce, sum_over_ranks
+from finepref.losses.ops import reduce
+from finepref.losses.positions import marked_positions, place_at
+from finepref.losses.ranks import alone, sum_over_ranks
 from finepref.methods import overlong
 from finepref.methods.batches import Ranked
 from finepref.methods.options import RankedOptions

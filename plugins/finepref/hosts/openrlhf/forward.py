@@ -15,6 +15,7 @@ from torch import Tensor
 
 from finepref.hosts.logits import AllLogits, Logits, NeededLogits
 from finepref.losses import chunked
+from finepref.losses.positions import marked_positions, place_at
 
 
 def run(
@@ -46,10 +47,10 @@ def run(
     else:
         targets = ids.roll(-1, 1)
 
-    positions = chunked.marked_positions(marked, count if ring is None else None)
+    positions = marked_positions(marked, count if ring is None else None)
 
     def place(values: Tensor) -> Tensor:
-        there = chunked.place_at(values, positions, marked)
+        there = place_at(values, positions, marked)
         if actor.packing_samples:
             there = gather_and_pad_tensor(there, ring, gap, indices, batch, length)
         return there[:, :-1]

@@ -31,9 +31,9 @@ from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
 from finepref.hosts.openrlhf.stored_rows import IDS, TokenisedRows, Values
 from finepref.hosts.reading import Sourced
-from finepref.losses.chunked import marked_positions, place_at
 from finepref.losses.ops import reduce
 from finepref.losses.pooling import tokens_read
+from finepref.losses.positions import marked_positions, place_at
 from finepref.methods.batches import Ranked
 from finepref.methods.options import RankedOptions
 from finepref.methods.overlong import same
