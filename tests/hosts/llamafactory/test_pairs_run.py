@@ -253,11 +253,12 @@ def test_the_end_token_is_selected_only_where_no_span_narrows_the_response(run, 
 
 def test_a_batch_without_token_weights_stops_the_run(run, monkeypatch):
     """What the host's own collator would do: drop the weights without a word."""
+    from finepref.hosts import packed
     from finepref.hosts.llamafactory.pairs import PairCollator
     from llamafactory.data import PairwiseDataCollatorWithPadding
 
     def drop(self, features):
-        rows = [{**row, "images": None, "videos": None, "audios": None} for row in features]
+        rows = [self._of_host(packed.whole_pair(row)) for row in features]
         return PairwiseDataCollatorWithPadding.__call__(self, rows)
 
     monkeypatch.setattr(PairCollator, "__call__", drop)
@@ -267,6 +268,7 @@ def test_a_batch_without_token_weights_stops_the_run(run, monkeypatch):
 
 def test_weights_follow_the_labels_when_the_tokenizer_pads_on_the_left(tiny_model, recipe):
     """The same two rows, padded on either side: weights sit on the same tokens."""
+    from finepref.hosts import packed
     from finepref.hosts.llamafactory.pairs import PairCollator
     from finepref.methods.batches import Weights
     from llamafactory.data import get_template_and_fix_tokenizer
@@ -274,11 +276,10 @@ def test_weights_follow_the_labels_when_the_tokenizer_pads_on_the_left(tiny_mode
     from transformers import AutoTokenizer
 
     def row(length):
-        ids = list(range(10, 10 + length))
-        one = {"input_ids": ids, "attention_mask": [1] * length, "labels": [-100, *ids[1:]]}
-        one |= {"weight": [0.0] * length, "score": [0.0] * length, "annotated": False, "scored": False}
-        sides = {f"{side}_{key}": value for side in ("chosen", "rejected") for key, value in one.items()}
-        return sides | {"example_id": "a", "mapped": False}
+        response = range(11, 10 + length)
+        sides = {side: (response, [0.0] * len(response), [0.0] * len(response)) for side in ("chosen", "rejected")}
+        told = {f"{side}_{name}": False for side in sides for name in ("annotated", "scored")}
+        return packed.pair([10], sides) | told | {"example_id": "a", "mapped": False}
 
     for padding in ("left", "right"):
         tokenizer = AutoTokenizer.from_pretrained(tiny_model, padding_side=padding)

@@ -205,7 +205,7 @@ def arguments(**given):
     finetuning |= {"ref_model_adapters": None, "ref_model_quantization_bit": None}
     parts = [{key: given.get(key, value) for key, value in part.items()} for part in (model, finetuning)]
     parts = [SimpleNamespace(**part) for part in parts]
-    return SimpleNamespace(model=parts[0], finetuning=parts[1], training=SimpleNamespace(do_train=True))
+    return SimpleNamespace(model=parts[0], finetuning=parts[1], training=SimpleNamespace(do_train=True, fsdp=""))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_what_the_reference_is_of_quantised_models_and_several_adapters(given, k
 def test_sharded_weights_have_a_second_model_where_a_copy_of_the_adapter_would_be_needed(monkeypatch):
     from finepref.hosts.llamafactory.reference import choose
 
-    monkeypatch.setattr("transformers.modeling_utils.is_fsdp_enabled", lambda: True)
+    monkeypatch.setattr("finepref.hosts.llamafactory.reference.under_fsdp", lambda _: True)
     named = {"adapter_name_or_path": ["a"], "ref_model": "m", "ref_model_adapters": ["a"]}
     assert choose(arguments(**named), needed=True).kind == "model"
     assert choose(arguments(), needed=True).kind == "base"
@@ -260,13 +260,13 @@ def test_two_processes_have_the_same_reference(forked, recipe_of, adapter, stage
     ("name", "where", "what"),
     [
         ("is_deepspeed_zero3_enabled", "transformers.integrations", "DeepSpeed ZeRO-3"),
-        ("is_fsdp_enabled", "transformers.modeling_utils", "FSDP"),
+        ("under_fsdp", "finepref.hosts.llamafactory.reference", "FSDP"),
     ],
 )
 def test_sharded_weights_cannot_be_kept_and_the_keys_for_a_second_model_are_named(
     refused, recipe_of, adapter, monkeypatch, tiny_model, name, where, what
 ):
-    monkeypatch.setattr(f"{where}.{name}", lambda: True)
+    monkeypatch.setattr(f"{where}.{name}", lambda *_: True)
     message = refused(**recipe_of("tdpo", adapter_name_or_path=str(adapter)))
     assert f"under {what} it cannot keep a copy" in message
     assert f"set `ref_model: {tiny_model}` and `ref_model_adapters: {adapter}`" in message
