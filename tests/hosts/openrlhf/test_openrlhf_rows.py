@@ -375,7 +375,7 @@ def test_rejected_and_skipped_rows_of_an_earlier_run_are_removed(train, tmp_path
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / name).write_text("{}\n")
     done = train("tdpo", ckpt__output_dir=tmp_path / "out")
-    assert not [*done.folder.glob("*.jsonl")]
+    assert {file.name for file in done.folder.glob("*.jsonl")} == {"trainer_log.jsonl"}
 
 
 def test_a_dialogue_that_the_template_refuses_is_named(attempt, tmp_path):
