@@ -91,7 +91,8 @@ if os.environ.get("WITHOUT_TOKENS"):
 if os.environ.get("NOTE_TRAINED"):
     note_trained(Path(os.environ["NOTE_TRAINED"]))
 destroy = dist.destroy_process_group
-dist.destroy_process_group = lambda: None  # the host ends the group after each run; the next one uses it again
+# the host ends the group of all after each run; the next one uses it again
+dist.destroy_process_group = lambda group=None: None if group is None else destroy(group)
 overrides = [word for word in sys.argv[1:] if "=" in word]
 for recipe in sys.argv[1 : len(sys.argv) - len(overrides)]:
     sys.argv = ["llamafactory-cli", recipe, *overrides]
