@@ -63,8 +63,8 @@ INTENDED = {
     r"calls\.kto_reference_point\.": (None, "LLaMA-Factory hands on the log-ratio too, its z0 is as recorded"),
     r"log\[\d+\]\.train/(logps|kl)\b": (1e-7, "sums of metrics are float64 on OpenRLHF too"),
 }
-# The same for the runs of one host whose names match, HOST.RUN.PLACE: a new value head has no bias, which shifts all
-# rewards of a run alike and changes no difference between them but for rounding.
+# The same for the runs of one host whose names match, HOST.RUN.PLACE. On LLaMA-Factory a new value head has no bias,
+# which shifts all rewards of a run alike and changes no difference between them but for rounding.
 _APO, _CALL = r"llamafactory\.apo_rm_\w+\.", r"calls\.apo_rm_loss\.(first\[\d+\]\.)?"
 INTENDED_IN = {
     _APO + r"(log\[\d+\]\.(eval_)?rewards/(chosen|rejected|mean)|predicted\[\d+\]\.rewards)\b": (None, "shifted"),
@@ -72,6 +72,10 @@ INTENDED_IN = {
     _APO + rf"({_CALL}(out\.loss\.)?|model\.[\w.]+\.)float_sha256$": (None, "rounding"),
     _APO + r"model\.value_head\.safetensors\.mean_size$": (None, "the bias is 0"),
     _APO + rf"(log\[\d+\]\.|model\.model\.|{_CALL}out\.loss\.)": (1e-4, "rounding"),
+    r"openrlhf\.apo_rm_lora\.(log|model|calls)": (
+        None,
+        "the head is trained and saved; a LoRA of it was drawn before",
+    ),
 }
 SHOWN_CALLS = 2  # calls of a loss that are recorded in full; all further ones are in the digests
 
