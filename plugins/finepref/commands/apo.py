@@ -70,6 +70,16 @@ class Pooling(StrEnum):
 
 
 WorkDir = Annotated[Path | None, typer.Option(help="Folder of the journal; default: beside the output.")]
+TrainedTemplate = Annotated[
+    str | None,
+    typer.Option(
+        help="LLaMA-Factory's template, or tokenizer for the tokenizer's chat template. Default: the receipt's.",
+        show_default=False,
+    ),
+]
+TrainedPooling = Annotated[
+    Pooling | None, typer.Option(help="As in training. Default: the receipt's, or last.", show_default=False)
+]
 Cut = Annotated[bool, typer.Option("--cut/--no-cut", help='Remove what follows "\\nHuman:" in a sample.')]
 
 
@@ -179,16 +189,8 @@ def score(
     output: Annotated[Path, typer.Option(help="The JSON Lines file to write; for several inputs a folder.")],
     model: Annotated[Path, typer.Option(help="Folder of a reward model from either host, or of its LoRA adapter.")],
     base: Annotated[str, typer.Option(help="The model under an adapter; default: the one it names.")] = "",
-    template: Annotated[
-        str | None,
-        typer.Option(
-            help="LLaMA-Factory's template, or tokenizer for the tokenizer's chat template. Default: the receipt's.",
-            show_default=False,
-        ),
-    ] = None,
-    pooling: Annotated[
-        Pooling | None, typer.Option(help="As in training. Default: the receipt's, or last.", show_default=False)
-    ] = None,
+    template: TrainedTemplate = None,
+    pooling: TrainedPooling = None,
     cutoff_len: Annotated[
         int | None, typer.Option(min=1, help="As in training. Default: the receipt's, or 2048.", show_default=False)
     ] = None,
@@ -325,16 +327,8 @@ def export(
     model: Annotated[Path, typer.Argument(help="Folder of a reward model from either host, or of its LoRA adapter.")],
     output: Annotated[Path, typer.Argument(help="Folder to make.")],
     base: Annotated[str, typer.Option(help="The model under an adapter; default: the one it names.")] = "",
-    template: Annotated[
-        str | None,
-        typer.Option(
-            help="LLaMA-Factory's template, or tokenizer for the tokenizer's chat template. Default: the receipt's.",
-            show_default=False,
-        ),
-    ] = None,
-    pooling: Annotated[
-        Pooling | None, typer.Option(help="As in training. Default: the receipt's, or last.", show_default=False)
-    ] = None,
+    template: TrainedTemplate = None,
+    pooling: TrainedPooling = None,
     dtype: Annotated[Dtype, typer.Option(help="Number format of the model; auto = the checkpoint's.")] = Dtype.auto,
     drop_bias: Annotated[
         bool, typer.Option("--drop-bias", help="Leave out the value head's bias, which lowers all rewards by it.")

@@ -180,12 +180,7 @@ class RowReader:
     def response(self, name: str) -> str:
         """The response in a required field, see `reply`."""
         value = self.values.get(name)
-        if is_text(value):
-            return value
-        if name not in self.values:
-            self.missing(name)
-            return ""
-        return self.reply(value, self.column(name))
+        return self.reply(value, self.column(name)) if isinstance(value, Mapping) else self.required_text(name)
 
     def reply(self, value: object, field: str) -> str:
         """A response: a text, or {function_call: text}, which becomes a `FunctionCall`."""

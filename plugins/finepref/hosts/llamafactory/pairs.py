@@ -7,8 +7,8 @@ so that one tokenised data set serves every ratio, selection and mask.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -27,6 +27,7 @@ from finepref.hosts import packed
 from finepref.hosts.exact import bits, floats
 from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
 from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
+from finepref.hosts.llamafactory.reference import reference_model
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encoded, located
 from finepref.hosts.llamafactory.verdicts import verdict
 from finepref.hosts.logits import AllLogits, Logits, NeededLogits
@@ -183,8 +184,8 @@ class PairTrainer(CustomDPOTrainer):
         """
         reference = reference_logps = kl = None
         if self.run.stage.needs_reference(self.run.options):
-            with self.reference(model) as reference_model:
-                reference = self.logits(reference_model, batch)
+            with reference_model(self, model) as frozen:
+                reference = self.logits(frozen, batch)
                 reference_logps = reference.logps()
         policy = self.logits(model, batch)
         logps = policy.logps()
@@ -208,18 +209,6 @@ class PairTrainer(CustomDPOTrainer):
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1)).flatten()[positions].clamp(min=0)
         marked = torch.nn.functional.pad(needed, (0, 1))
         return NeededLogits(logits, targets, lambda values: place_at(values, positions, marked)[:, :-1])
-
-    @contextmanager
-    def reference(self, model: Any) -> Iterator[Any]:
-        """The reference, without gradients: a second model, the base model, or the adapter as it was loaded."""
-        if self.frozen is not None:
-            chosen, base = model, self.frozen.in_place()
-        elif self.ref_model is None:
-            chosen, base = model, self.accelerator.unwrap_model(model).disable_adapter()
-        else:
-            chosen, base = self.ref_model, nullcontext()
-        with torch.no_grad(), base:
-            yield chosen
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add means over the valid pairs of all ranks to a training or evaluation log entry."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -173,6 +173,24 @@ def refuse_foreign(args: Any, tokenizer: Any) -> None:
     """
     if args.finetuning.ref_model is not None:
         require_same_tokens(tokenizer, args.finetuning.ref_model, key="ref_model")
+
+
+@contextmanager
+def reference_model(trainer: Any, model: Any) -> Iterator[Any]:
+    """The reference of a trainer, without gradients: a second model, the base model, or the adapter as it was loaded.
+
+    Args:
+        trainer: has the host's `ref_model` and `accelerator`, and `frozen`, a `Frozen` or None.
+        model: the policy, as the host has wrapped it.
+    """
+    if trainer.frozen is not None:
+        chosen, base = model, trainer.frozen.in_place()
+    elif trainer.ref_model is None:
+        chosen, base = model, trainer.accelerator.unwrap_model(model).disable_adapter()
+    else:
+        chosen, base = trainer.ref_model, nullcontext()
+    with torch.no_grad(), base:
+        yield chosen
 
 
 class Frozen:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b
@@ -35,6 +34,7 @@ from finepref.formats.layouts import native_format
 from finepref.hosts import packed, row_cache
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
+from finepref.hosts.llamafactory.reference import reference_model
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encoded
 from finepref.hosts.llamafactory.verdicts import column, distinct, rejected_record, rows_of, total, verdict
 from finepref.hosts.meter import Meter, Tally
@@ -348,14 +348,8 @@ class UnpairedTrainer(CustomKTOTrainer):
         return logps[order], kl_logps, average[order]
 
     def reference_response_logps(self, model: Any, batch: dict[str, Tensor], order: Tensor) -> tuple[Tensor, Tensor]:
-        """As `response_logps`: the reference's, which is the host's, or the adapter as it was loaded."""
-        if self.frozen is not None:
-            chosen, base = model, self.frozen.in_place()
-        elif self.ref_model is None:
-            chosen, base = model, self.accelerator.unwrap_model(model).disable_adapter()
-        else:
-            chosen, base = self.ref_model, nullcontext()
-        with torch.no_grad(), base:
+        """As `response_logps`, of the reference."""
+        with reference_model(self, model) as chosen:
             logps, kl_logps, _ = self.response_logps(chosen, batch, order)
         return logps, kl_logps
 
