@@ -70,7 +70,8 @@ def weigh(row: PairRow, options: SepoOptions, seed: int) -> Weights:
     """
     oracle = options.sepo_selection == "oracle"
     if oracle and not row.annotated and not row.chosen.scored:
-        text = f"{options.key('sepo_selection', 'oracle')} needs them"
+        whole = options.key("sepo_selection", "all")
+        text = f"{options.key('sepo_selection', 'oracle')} needs them: run `finepref sepo score`, or set {whole}"
         raise BadData([row.problem("chosen_scores", "FP210", text)])
     if oracle and row.mapped and not options.sepo_map_scores:
         text = f"set {options.key('sepo_map_scores')} to map them by their character offsets"

@@ -72,7 +72,8 @@ def weigh(row: PairRow, options: TdpoOptions, seed: int) -> Weights:
         return row.whole()
     annotated, one = row.annotated, options.tdpo_sides == "one"
     if not annotated:
-        text = f"{options.key('tdpo_masks', 'annotated')} needs them"
+        whole = options.key("tdpo_masks", "none")
+        text = f"{options.key('tdpo_masks', 'annotated')} needs spans; {whole} trains on whole responses"
         raise BadData([row.problem("rejected_spans", "FP210", text)])
     if one and len(annotated) == 2:
         text = f"{options.key('tdpo_sides', 'one')} needs one response without spans"

@@ -20,7 +20,7 @@ def changed(records: list[dict], index: int, **fields: object) -> list[dict]:
 def test_a_record_without_spans_is_named_when_masks_are_asked_for(refused):
     message = refused(changed(span_rows(), 4, rejected_spans=None), SPANS, name="tdpo_spans")
     assert "FP210 " in message
-    assert "spans.jsonl:5 rejected_spans: `tdpo_masks: annotated` needs them" in message
+    assert "spans.jsonl:5 rejected_spans: `tdpo_masks: annotated` needs spans" in message
 
 
 def test_plain_pairs_have_nothing_to_select_by(refused):

@@ -189,10 +189,10 @@ def test_the_cause_of_a_failed_run_stands_above_its_traceback():
     from finepref.formats.problems import BadData, Problem
     from finepref.hosts.llamafactory.webui.runner import with_cause
 
-    error = BadData([Problem("a.jsonl", 3, "rejected_spans", "FP210", "tdpo_masks: annotated needs them")])
+    error = BadData([Problem("a.jsonl", 3, "rejected_spans", "FP210", "tdpo_masks: annotated needs spans")])
     raised = f"Traceback (most recent call last):\n  File 'x', line 1\nfinepref.formats.problems.BadData: {error}"
     shown = with_cause(f"Failed. Exit code: 1\n\n```\nloading\n{raised}\n\n```\n", "en")
-    assert shown.splitlines()[2] == "FP210 a.jsonl:3 rejected_spans: tdpo_masks: annotated needs them"
+    assert shown.splitlines()[2] == "FP210 a.jsonl:3 rejected_spans: tdpo_masks: annotated needs spans"
     assert raised in shown
     assert with_cause("Finished.\n\nValueError: no", "en") == "Finished.\n\nValueError: no"
 

@@ -123,7 +123,7 @@ def test_a_pair_without_spans_has_nothing_to_mark_and_the_code_says_so(shown, tm
     pairs = [{"id": "plain", "prompt": "?", "chosen": "yes", "rejected": "no"}]
     folder = write_rows(tmp_path, pairs, "plain", formatting="pair")
     where = {"dataset": ["plain"], "dataset_dir": str(folder)}
-    assert "FP210 record plain rejected_spans: `tdpo_masks: annotated` needs them" in shown("tdpo", **where).line
+    assert "FP210 record plain rejected_spans: `tdpo_masks: annotated` needs spans" in shown("tdpo", **where).line
     everything = shown("tdpo", model="", **{"train.tdpo.tdpo_masks": "none"}, **where)
     assert everything.text == ["yes", "no"]
     assert len(everything.marked[0]) == 3

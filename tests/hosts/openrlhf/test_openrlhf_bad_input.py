@@ -72,7 +72,7 @@ def without(records: list[dict], index: int, field: str) -> list[dict]:
 def test_a_record_without_spans_is_named_when_masks_are_asked_for(refused):
     message = refused("tdpo", without(span_rows(), 4, "rejected_spans"), "span_pair")
     assert "FP210 " in message
-    assert "bad.jsonl:5 rejected_spans: --tdpo.masks annotated needs them" in message
+    assert "bad.jsonl:5 rejected_spans: --tdpo.masks annotated needs spans" in message
 
 
 def test_scores_of_another_tokenizer_are_refused(refused, tiny_model):
@@ -161,7 +161,7 @@ def test_a_path_that_holds_the_name_of_an_option_is_printed_as_it_is(refused, tm
     records = without(span_rows(), 4, "rejected_spans")
     folder = write_rows(tmp_path / "tdpo_alpha", records, "bad", formatting="span_pair")
     message = refused("tdpo", data__dataset="bad", data__dataset_dir=folder)
-    assert f"{folder}/bad.jsonl:5 rejected_spans: --tdpo.masks annotated needs them" in message
+    assert f"{folder}/bad.jsonl:5 rejected_spans: --tdpo.masks annotated needs spans" in message
     assert "/tdpo_alpha/bad.jsonl:5" in message
 
 

@@ -366,7 +366,7 @@ def test_more_bad_rows_than_allowed_stop_the_run(attempt, tmp_path):
     assert done.code == 1
     assert "FP091 " in done.output
     assert "2 of 16 rows are bad, 12.5%; max_bad is 10" in done.output
-    assert "some.jsonl:5 rejected_spans: --tdpo.masks annotated needs them" in done.output
+    assert "some.jsonl:5 rejected_spans: --tdpo.masks annotated needs spans" in done.output
     assert not done.folder.exists()
 
 
