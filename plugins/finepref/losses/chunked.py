@@ -4,7 +4,8 @@
 called directly, so the hooks of LoRA, ZeRO-3 and FSDP still run. `logps_at` and `kl_at` then process the [N, V] logits
 in chunks; the backward pass recomputes a chunk's float32 [chunk, V] instead of storing it.
 
-`ops.token_logps` and `ops.position_kl` are the same over all logits; tests compare the two.
+`ops.token_logps` and `ops.position_kl` are the same over all logits; tests compare the two. The functions of `positions`
+are here by name too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from finepref.losses.hooks import first_input
 from finepref.losses.ops import LOG_ZERO, position_kl, upcast
+from finepref.losses.positions import marked_positions, needed_positions, place, place_at
+
+__all__ = ["head_at", "kl_at", "logps_at", "marked_positions", "needed_positions", "place", "place_at", "whole"]
 
 CHUNK = 1024  # positions: at V = 128k one float32 chunk takes 0.5 GiB
 

@@ -253,7 +253,7 @@ def test_a_step_on_tensors_of_an_accelerator_mixes_no_devices_and_asks_for_no_va
     """Model and batch are on the device "meta", which has no values: asking for one fails, and so does the CPU."""
     step, model, batch = step_of(stage, collating)
     if stage == "apo_rm":
-        value_head.settle(model, new=False)
+        value_head.settle(model)
         monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # that device has none
     if stage == "granular_sft":  # the loss is the host's own
         host_loss = lambda _, model, inputs: model(**inputs).logits.mean()  # noqa: E731
@@ -317,7 +317,7 @@ def test_a_head_that_is_loaded_elsewhere_computes_in_float32_where_it_runs():
     model = Rewarding()
     weight, hidden = model.v_head.summary.weight.detach().double(), torch.randn(5, 8)
     model.to("meta")
-    value_head.settle(model, new=False)
+    value_head.settle(model)
     model.v_head.to_empty(device="cpu")
     with torch.no_grad():
         model.v_head.summary.weight.copy_(weight)

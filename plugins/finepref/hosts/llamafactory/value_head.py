@@ -51,7 +51,7 @@ def _last(hidden: Tensor) -> Tensor:
     return hidden[:, -1:]
 
 
-def settle(model: Any, *, new: bool) -> None:
+def settle(model: Any, *, new: bool = False) -> None:
     """Make the value head deterministic and exact, and freeze the parameters that a reward model does not use.
 
     Args:
