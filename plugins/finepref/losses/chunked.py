@@ -4,8 +4,8 @@
 called directly, so the hooks of LoRA, ZeRO-3 and FSDP still run. `logps_at` and `kl_at` then process the [N, V] logits
 in chunks; the backward pass recomputes a chunk's float32 [chunk, V] instead of storing it.
 
-`ops.token_logps` and `ops.position_kl` are the same over all logits; tests compare the two. The functions of `positions`
-are here by name too.
+`ops.token_logps` and `ops.position_kl` are the same over all logits; tests compare the two. The functions of
+`positions` are here by name too.
 """
 
 from __future__ import annotations

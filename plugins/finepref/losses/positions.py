@@ -27,8 +27,8 @@ def marked_positions(mask: Tensor, count: int | None = None) -> Tensor:
     flat = mask.flatten()
     if count is None:
         count = int(flat.sum())
-    marked_first = (~flat).to(torch.uint8).argsort(stable=True)
-    return marked_first[: max(count, 1)] if count else torch.zeros_like(marked_first[:1])
+    marked_first = (~flat).to(torch.uint8).sort(stable=True).indices.narrow(0, 0, max(count, 1))
+    return marked_first if count else torch.zeros_like(marked_first)
 
 
 def place(values: Tensor, mask: Tensor) -> Tensor:
