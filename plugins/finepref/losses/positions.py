@@ -27,7 +27,7 @@ def marked_positions(mask: Tensor, count: int | None = None) -> Tensor:
     flat = mask.flatten()
     if count is None:
         count = int(flat.sum())
-    marked_first = (~flat).to(torch.uint8).sort(stable=True).indices.narrow(0, 0, max(count, 1))
+    marked_first = flat.to(torch.uint8).sort(descending=True, stable=True).indices.narrow(0, 0, max(count, 1))
     return marked_first if count else torch.zeros_like(marked_first)
 
 
