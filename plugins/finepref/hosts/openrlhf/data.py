@@ -72,7 +72,7 @@ def read(sources: Iterable[Source], bad_rows: BadRows) -> tuple[row_cache.Cached
 def sources(names: str, arguments: Any, formats: tuple[str, ...]) -> list[Source]:
     """The data sets in a comma-separated list of names and files, such as `--data.dataset`.
 
-    A file is JSON Lines or a JSON array in the layout `--data.formatting`, recognised by all rows if it is not
+    A file of any kind is in the layout `--data.formatting`, recognised by all rows if it is not
     given, with the columns of the host's `--data.prompt_key`, `--data.chosen_key` and `--data.rejected_key`. For a
     name, dataset_info.json has all of this.
 
