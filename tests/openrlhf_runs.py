@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from warm import Warm, free_port
 
 CACHE = tempfile.TemporaryDirectory(prefix="finepref-cache-")  # of all runs of this session
@@ -107,6 +108,7 @@ def run_forked(module: str, arguments: list[str], output: Path) -> None:
             os.dup2(file.fileno(), 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         signal.alarm(240)
+        torch.set_num_threads(1)  # renews the fork's thread pool before the threads that load weights do, at once
         sys.argv = [module, *arguments]
         importlib.import_module(module).main()
         code = 0
