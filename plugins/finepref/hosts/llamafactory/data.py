@@ -111,11 +111,11 @@ def load_single_dataset(original: Callable) -> Callable:
 
     @functools.wraps(original)
     def _load_single_dataset(dataset_attr, model_args, data_args, training_args):
-        if _current_run() is None or not dataset_attr.load_from.endswith("_hub"):
-            return original(dataset_attr, model_args, data_args, training_args)
         try:
             return original(dataset_attr, model_args, data_args, training_args)
         except (ImportError, OSError, RuntimeError) as error:
+            if _current_run() is None or not dataset_attr.load_from.endswith("_hub"):
+                raise
             raise BadData([unreadable(dataset_attr.dataset_name, error)]) from None
 
     return _load_single_dataset

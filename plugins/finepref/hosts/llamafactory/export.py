@@ -57,38 +57,37 @@ def carry(sources: Sequence[str], target: Path) -> None:
         card.add(target / card.FILE_NAME, text)
 
 
-def carry_head(source: str, target: Path, model_args: Any, *, online: bool) -> str | None:
-    """Copy the value head of a model or adapter, from a folder or the hub, unless the target has one.
+def head_file(source: str, model_args: Any, *, online: bool, revision: str | None = None) -> Path | None:
+    """The file of the value head of a model or adapter, from a folder or the hub; None if there is none.
 
     Args:
-        source: the last adapter, else the model. The head of a model below an adapter reads other hidden states.
-        target: the folder of the merged model.
+        source: the folder, or the name on the hub.
         model_args: the host's, for the hub.
         online: whether to ask the hub; else only folders and the cache are looked into.
-
-    Returns:
-        The name of the file that was copied, None if there was none to copy.
+        revision: of the model on the hub.
     """
     from transformers.utils import cached_file
 
+    where = {"cache_dir": model_args.cache_dir, "revision": revision, "token": model_args.hf_hub_token}
+    quiet = ("gated_repo", "missing_entries", "connection_errors")
+    where |= {"local_files_only": not online} | {f"_raise_exceptions_for_{what}": False for what in quiet}
+    found = (cached_file(source, name, **where) for name in HEADS)
+    return next((Path(path) for path in found if path is not None), None)
+
+
+def carry_head(source: str, target: Path, model_args: Any, *, online: bool) -> str | None:
+    """Copy the value head of a model or adapter, see `head_file`, unless the target has one.
+
+    The source is the last adapter, else the model: the head of a model below an adapter reads other hidden states.
+    Returns the name of the file that was copied, None if there was none to copy.
+    """
     if any((target / name).is_file() for name in HEADS):
         return None
-    for name in HEADS:
-        found = cached_file(
-            source,
-            name,
-            cache_dir=model_args.cache_dir,
-            revision=model_args.model_revision,
-            token=model_args.hf_hub_token,
-            local_files_only=not online,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        if found is not None:
-            shutil.copy(found, target / name)
-            return name
-    return None
+    found = head_file(source, model_args, online=online, revision=model_args.model_revision)
+    if found is None:
+        return None
+    shutil.copy(found, target / found.name)
+    return found.name
 
 
 def publish(folder: Path, repository: str, *, token: str | None) -> None:

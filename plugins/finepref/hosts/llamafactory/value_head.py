@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llamafactory.extras.constants import V_HEAD_SAFE_WEIGHTS_NAME, V_HEAD_WEIGHTS_NAME
+from llamafactory.extras.constants import V_HEAD_SAFE_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from finepref.hosts.llamafactory.export import head_file
 from finepref.losses.chunked import whole
 from finepref.losses.hooks import first_input
 from finepref.losses.pooling import pool
@@ -97,13 +98,8 @@ def _exact(linear: torch.nn.Linear, hidden: Tensor) -> Tensor:
 
 def has_head(model_args: Any) -> bool:
     """Whether the host has loaded a value head with the model: it looks beside the last adapter, else the model."""
-    from transformers.utils import cached_file
-
     place = (model_args.adapter_name_or_path or [model_args.model_name_or_path])[-1]
-    options = {"cache_dir": model_args.cache_dir, "local_files_only": True}  # a head on the hub is downloaded by now
-    quiet = ("gated_repo", "missing_entries", "connection_errors")
-    options |= {f"_raise_exceptions_for_{what}": False for what in quiet}
-    return any(cached_file(place, name, **options) for name in (V_HEAD_SAFE_WEIGHTS_NAME, V_HEAD_WEIGHTS_NAME))
+    return head_file(place, model_args, online=False) is not None  # a head on the hub is downloaded by now
 
 
 def split(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
