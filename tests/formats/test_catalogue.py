@@ -55,11 +55,12 @@ def test_every_layout_is_shown_with_a_row():
 
 
 def test_the_table_of_layouts_says_what_a_row_must_have_and_what_else_is_read():
-    """From the table itself: a kind of value, a column that must not be there, and no others."""
+    """From the table itself: a kind of value, a column that must not be there, and nothing where it is only named."""
     text = markdown()
     alpaca = "no `prompt`, `instruction` (text), `chosen` (text), `rejected` (text)"
     assert f"| {alpaca} | `history`, `id`, `input`, `system` |" in text
-    assert "no columns but `chosen`, `rejected`, `id`, " in text
+    texts = "| `trl_implicit_texts` | pair | TRL, two texts; what both begin with is taken for the prompt"
+    assert f"{texts} | only named |" in text
     assert "`conversations` or `messages` or `conversation` (messages), `chosen` (one message)" in text
     assert "| only named |" in text
     assert KIND_TEXTS.keys() == KINDS.keys()

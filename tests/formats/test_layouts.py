@@ -310,10 +310,10 @@ def test_two_texts_that_begin_with_the_prompt_are_split_after_their_last_common_
     assert codes(read(other, "trl_implicit_texts")) == [("FP094", "chosen")]
 
 
-def test_rows_of_pairs_without_their_prompt_are_not_taken_for_texts_that_begin_with_it(tmp_path):
-    """Only a file whose rows have no other columns is; in a file of pairs such a row lacks its prompt."""
+def test_rows_of_pairs_without_their_prompt_are_never_taken_for_texts_that_begin_with_it(tmp_path):
+    """The words with which two answers happen to begin are no prompt: such a layout is only named."""
     texts = {"chosen": "The sky is blue.", "rejected": "The sky is black."}
-    assert guessed(tmp_path, [texts]) == "trl_implicit_texts"
+    assert guessed(tmp_path, [texts]) == "pair"
     assert guessed(tmp_path, [texts | {"source": "x"}]) == "pair"
     assert guessed(tmp_path, [PAIR, texts]) == "pair"
     assert guessed(tmp_path, [PAIR, texts, PAIR | {"rejected_spans": []}]) == "span_pair"

@@ -204,19 +204,17 @@ def _told(layout: Layout) -> tuple[str, ...]:
     needs = ", ".join(map(_need, layout.needs)) or "only named"
     if not layout.by_row:
         needs += "; by `finepref convert`"
-    named = {path.partition(".")[0] for need in layout.needs for path in need.partition(":")[0].strip("=").split("|")}
+    named = {path.partition(".")[0] for need in layout.needs for path in need.partition(":")[0].split("|")}
     others = sorted(layout.columns - named) if layout.by_row else []
     return layout.name, layout.gives, layout.source, needs, _code_list(others)
 
 
 def _need(need: str) -> str:
     """A condition of `Layout.needs` in words."""
-    names, _, kind = need.lstrip("!=").partition(":")
+    names, _, kind = need.lstrip("!").partition(":")
     columns = " or ".join(f"`{name}`" for name in names.split("|"))
     if need.startswith("!"):
         return f"no {columns}"
-    if need.startswith("="):
-        return f"no columns but {', '.join(f'`{name}`' for name in names.split('|'))}"
     return f"{columns} ({KIND_TEXTS[kind]})" if kind else columns
 
 

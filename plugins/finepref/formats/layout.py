@@ -54,13 +54,12 @@ class Layout:
         source: who writes such rows, for the documentation.
         sample: a good row, for the documentation and the tests.
         needs: what a row must have to be recognised: "column", "column:kind" (see KINDS), "!column" for one that must
-            not be there, "=column|column" if it has no columns but these; columns may be paths and alternatives, as
-            in Field. Empty: never recognised, only named.
+            not be there; columns may be paths and alternatives, as in Field. Empty: never recognised, only named.
         fields: our field -> a path, or a Field. Empty for our own formats, which are read as they are.
         make: for layouts whose rows are not simply columns: the row's reader -> its records' fields.
         also: columns that are read besides those of `fields`, as by `make`; all others are counted as ignored.
         keys: the host's name of a column, as its dataset_info.json has it -> the column of this layout.
-        widens: a layout whose rows may stand among the rows of this one, with those of the layouts that it widens.
+        widens: a layout whose rows may stand among the rows of this one.
         by_row: whether its rows can be read one by one, without another file.
     """
 
@@ -182,8 +181,6 @@ KINDS: dict[str, Callable[[object], bool]] = {
 def _meets(row: Mapping[str, object], need: str, kinds: bool) -> bool:
     if need.startswith("!"):
         return row.get(need[1:]) is None
-    if need.startswith("="):
-        return row.keys() <= {*need[1:].split("|")}
     names, _, kind = need.partition(":")
     for path in names.split("|"):
         value: object = row

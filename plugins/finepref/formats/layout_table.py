@@ -526,20 +526,12 @@ BUILT_IN = (
     Layout(
         "trl_implicit_texts",
         "pair",
-        "TRL, two texts that begin with the prompt; no other columns",
+        "TRL, two texts; what both begin with is taken for the prompt",
         {"chosen": f"{_Q} {_A}", "rejected": f"{_Q} {_B}"},
-        ("=chosen|rejected|id", "chosen:text", "rejected:text"),
         make=take.common_beginning,
         also=("id", "chosen", "rejected"),
     ),
-    Layout(
-        "pair",
-        "pair",
-        "finepref; TRL, OpenRLHF",
-        _PAIR,
-        ("chosen:response", "rejected:response"),
-        widens="trl_implicit_texts",
-    ),
+    Layout("pair", "pair", "finepref; TRL, OpenRLHF", _PAIR, ("chosen:response", "rejected:response")),
 )
 
 SUPERVISED = (
@@ -597,15 +589,6 @@ def table() -> Mapping[str, Layout]:
             else:
                 others[name] = row
     return others | own
-
-
-def among(name: str) -> set[str]:
-    """A layout, and those whose rows may stand among its rows, see `Layout.widens`."""
-    found: set[str] = set()
-    while name and name not in found:
-        found.add(name)
-        name = table()[name].widens if name in table() else ""
-    return found
 
 
 def recognise(row: Mapping[str, object]) -> str:

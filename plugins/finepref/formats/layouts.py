@@ -211,7 +211,7 @@ def _another_layout(layout: Layout, row: Mapping[str, object], problems: list[Pr
     """The problems of a row; if it looks like one of another layout, that instead of its missing columns."""
     missing = next((problem for problem in problems if problem.code == "FP010"), None)
     other = layout_table.recognise(row) if missing is not None else ""
-    if missing is None or not other or other in layout_table.among(layout.name):
+    if missing is None or not other or other in (layout.name, layout.widens):
         return problems
     hint = Problem(
         missing.file, missing.line, missing.field, "FP015", f"{missing.message}; the row looks like {other}"
@@ -370,7 +370,7 @@ class Votes:
         """
         left = set(self.counts)
         for name in [*left]:
-            left -= layout_table.among(name) - {name}
+            left.discard(find(name).widens)
         if len(left) > 1:
             one, two = sorted(left, key=[*self.first].index)[:2]
             file, _, line = self.first[two].rpartition(":")

@@ -349,7 +349,7 @@ def _of_another_format(reader: RowReader, formatting: str) -> list[Problem]:
     if missing is None:
         return []
     name = layout_table.recognise(reader.row)
-    if name in ("", *layout_table.among(formatting)):
+    if name in ("", formatting, layout_table.table()[formatting].widens):
         return []
     rest = [problem for problem in reader.problems if problem.code != "FP010"]
     return [replace(missing, code="FP015", message=f"{missing.message}; the row looks like {name}"), *rest]
