@@ -53,9 +53,7 @@ class SeapoOptions(UnpairedOptions):
     kto_rejected_weight: float = host_option(
         1.0, "Weight of the undesirable responses.", llamafactory="kto_rejected_weight", above=0
     )
-    finepref_full_logits: bool = option(
-        False, PairOptions.described("openrlhf")["finepref_full_logits"].help, only="openrlhf"
-    )
+    finepref_full_logits: bool = option(False, PairOptions.described("openrlhf")["finepref_full_logits"].help)
 
     @property
     def error_types(self) -> tuple[str, ...] | None:

@@ -92,17 +92,17 @@ def test_cut_logits_in_recomputed_chunks_train_as_the_full_logits_do(run, tmp_pa
 
 def test_only_the_needed_positions_reach_the_output_head(run, monkeypatch):
     """The head sees as many positions as the receipt counts selected tokens; with the plain path, every one."""
-    from finepref.hosts.llamafactory import pairs
+    from finepref.hosts.llamafactory import forward
 
     seen = []
-    original = pairs.needed_positions
+    original = forward.needed_positions
 
     def count(mask, known):
         found = original(mask, known)
         seen.append((len(found), mask.numel()))
         return found
 
-    monkeypatch.setattr(pairs, "needed_positions", count)
+    monkeypatch.setattr(forward, "needed_positions", count)
     done = run(name="sepo", **ONE_BATCH)
     tokens = done.receipt["tokens"]
     assert seen[0][0] == tokens["chosen_selected"] + tokens["rejected_selected"]

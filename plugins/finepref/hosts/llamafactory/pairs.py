@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -25,16 +24,15 @@ from finepref.formats import records
 from finepref.formats.check import BadData, Problem
 from finepref.hosts import packed
 from finepref.hosts.exact import bits, floats
+from finepref.hosts.llamafactory import forward
 from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
 from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
-from finepref.hosts.llamafactory.reference import reference_model
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encoded, located
 from finepref.hosts.llamafactory.verdicts import verdict
-from finepref.hosts.logits import AllLogits, Logits, NeededLogits
 from finepref.hosts.meter import Meter, Tally
 from finepref.hosts.run import Run, pinpoint
-from finepref.losses import chunked, ops
-from finepref.losses.positions import needed_positions, place_at
+from finepref.hosts.token_values import TokenValues
+from finepref.losses import ops
 from finepref.methods import overlong
 from finepref.methods.batches import Pairs, Response, Weights
 from finepref.methods.options import Options
@@ -182,33 +180,17 @@ class PairTrainer(CustomDPOTrainer):
             model: the policy.
             batch: a batch of the collator, with weights that are floats again.
         """
-        reference = reference_logps = kl = None
-        if self.run.stage.needs_reference(self.run.options):
-            with reference_model(self, model) as frozen:
-                reference = self.logits(frozen, batch)
-                reference_logps = reference.logps()
-        policy = self.logits(model, batch)
-        logps = policy.logps()
-        if self.kl_use:
-            with nullcontext() if self.kl_use == "loss" else torch.no_grad():
-                kl = policy.kl(reference)
-        parts = (logps, batch["weight"], reference_logps, kl)
+        values = self.values(model, batch)
+        parts = (values.logps, batch["weight"], values.reference, values.kl)
         halves = zip(*((None, None) if part is None else part.chunk(2) for part in parts), strict=True)
         return Pairs(*(Response(*half) for half in halves), batch["side"])
 
-    def logits(self, model: Any, batch: dict[str, Any]) -> Logits:
-        """Logits at the tokens that have a weight, or all of them with `finepref_full_logits`."""
+    def values(self, model: Any, batch: dict[str, Any]) -> TokenValues:
+        """Values at the tokens that have a weight."""
         inputs = {name: value for name, value in batch.items() if name not in ("labels", "weight", "side", "needed")}
-        needed, labels = batch["weight"] != 0, batch["labels"]
-        if self.run.options.full_logits:
-            return AllLogits(model(**inputs, return_dict=True, use_cache=False).logits, labels, needed)
-        head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        positions = needed_positions(needed, batch.get("needed"))
-        with chunked.head_at(head, positions):
-            logits = model(**inputs, return_dict=True, use_cache=False).logits[0]
-        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1)).flatten()[positions].clamp(min=0)
-        marked = torch.nn.functional.pad(needed, (0, 1))
-        return NeededLogits(logits, targets, lambda values: place_at(values, positions, marked)[:, :-1])
+        wanted = forward.Rows(inputs, batch["labels"], batch["weight"] != 0, batch.get("needed"))
+        with_reference = self.run.stage.needs_reference(self.run.options)
+        return forward.values(self, model, wanted, with_reference=with_reference, kl=self.kl_use)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add means over the valid pairs of all ranks to a training or evaluation log entry."""

@@ -32,9 +32,9 @@ from finepref.formats import negatives, records
 from finepref.formats.check import BadData, Problem
 from finepref.formats.layouts import native_format
 from finepref.hosts import packed, row_cache
-from finepref.hosts.llamafactory.adapter import Adapter
+from finepref.hosts.llamafactory import forward
+from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
-from finepref.hosts.llamafactory.reference import reference_model
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encoded
 from finepref.hosts.llamafactory.verdicts import column, distinct, rejected_record, rows_of, total, verdict
 from finepref.hosts.meter import Meter, Tally
@@ -198,12 +198,14 @@ class UnpairedCollator(KTODataCollatorWithPadding):
         epoch: int64 [1] in shared memory, so that persistent data-loader workers see changes; None: always epoch 0.
         types: error types to draw from, None for all.
         type_names: all error types that are drawn from; `negative_type` is an index into them.
+        counts: as in `pairs.PairCollator`: whether to add `needed` and `kl_needed`, the number of response tokens.
     """
 
     seed: int = 42
     epoch: torch.Tensor | None = None
     types: tuple[str, ...] | None = None
     type_names: tuple[str, ...] = ()
+    counts: bool = True
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """One batch: the host's keys, `negative_type` [B] (index into type_names, -1 = none), `single` and `draw` [B].
@@ -239,6 +241,9 @@ class UnpairedCollator(KTODataCollatorWithPadding):
         batch["negative_type"] = torch.tensor(kinds)
         batch["single"] = torch.tensor([feature["single"] for feature in features])
         batch["draw"] = torch.tensor(draws)
+        if self.counts:
+            for kind in ("", "kl_"):
+                batch[f"{kind}needed"] = int((batch[f"{kind}labels"][:, 1:] != IGNORE_INDEX).sum())
         return batch
 
     def _draw(self, names: list[str], record_id: str, epoch: int) -> int:
@@ -247,6 +252,14 @@ class UnpairedCollator(KTODataCollatorWithPadding):
     def _draw_mismatched(self, names: list[str], record_id: str, epoch: int) -> int:
         """The draw of a mismatched response; the only one of a single row may be of any type."""
         return 0 if len(names) == 1 else self._draw(names, record_id, epoch)
+
+
+def rows_of_batch(batch: dict[str, Any], kind: str = "") -> forward.Rows:
+    """The rows of a batch; "kl_" for their mismatched responses. All response tokens are needed."""
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    inputs = {name: batch[f"{kind}{name}"] for name in names if f"{kind}{name}" in batch}
+    labels = batch[f"{kind}labels"]
+    return forward.Rows(inputs, labels, labels[:, 1:] != IGNORE_INDEX, batch.get(f"{kind}needed"))
 
 
 class EpochCallback(TrainerCallback):
@@ -306,18 +319,15 @@ class UnpairedTrainer(CustomKTOTrainer):
 
     def get_batch_loss_metrics(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
         """The loss of a micro-batch. Its metrics are added to the meter."""
-        order = (~batch["kto_tags"]).to(torch.uint8).argsort(stable=True)  # [B], desirable rows first, as on the host
-        desirable, kinds, single = (batch[name][order] for name in ("kto_tags", "negative_type", "single"))
-        logps, kl_logps, average = self.response_logps(model, batch, order)
-        reference_logps, reference_kl = self.reference_response_logps(model, batch, order)
-
-        log_ratio = logps - reference_logps
-        unpaired = Unpaired(log_ratio, kl_logps - reference_kl, desirable)
+        desirable, kinds, single = (batch[name] for name in ("kto_tags", "negative_type", "single"))
+        logps, log_ratio, kl_log_ratio = self.log_ratios(model, batch)
+        unpaired = Unpaired(log_ratio, kl_log_ratio, desirable)
         out, metrics = self.run.stage.losses(unpaired, self.run.options)
         loss = ops.reduce(out)
         ftx = self.run.options.ftx
         if ftx > 1e-6:  # NLL of the desirable rows, over all rows, as on the host
             chosen = desirable.sum().clamp(min=1)
+            average = logps / (batch["labels"][:, 1:] != IGNORE_INDEX).sum(-1)
             loss = loss - ftx * torch.where(desirable, average, 0.0).sum() / chosen**2 * len(desirable)
 
         if model.training:
@@ -336,22 +346,15 @@ class UnpairedTrainer(CustomKTOTrainer):
         self.meter.add(split, totals)
         return loss, {}
 
-    def response_logps(self, model: Any, batch: dict[str, Tensor], order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """By the host's own forward passes: log pi of the responses [B], in the given order, and of their mismatched
-        responses [B], without a gradient, and the mean of the former over their tokens [B].
-
-        The host's `concatenated_forward` picks rows by a mask, for which the CPU waits, and copies their logits.
+    def log_ratios(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """log pi [B] of the responses, their log-ratios to the reference [B], and those of their mismatched responses
+        [B], without a gradient.
         """
-        logps, average = self.forward(model, batch)[1:]
+        own = forward.values(self, model, rows_of_batch(batch), with_reference=True)
         with torch.no_grad():
-            kl_logps = self.forward(model, batch, prefix="kl_")[1]
-        return logps[order], kl_logps, average[order]
-
-    def reference_response_logps(self, model: Any, batch: dict[str, Tensor], order: Tensor) -> tuple[Tensor, Tensor]:
-        """As `response_logps`, of the reference."""
-        with reference_model(self, model) as chosen:
-            logps, kl_logps, _ = self.response_logps(chosen, batch, order)
-        return logps, kl_logps
+            other = forward.values(self, model, rows_of_batch(batch, "kl_"), with_reference=True)
+        logps = own.logps.sum(-1)
+        return logps, logps - own.reference.sum(-1), (other.logps - other.reference).sum(-1)
 
     def _parts(self, is_desirable: Tensor, kinds: Tensor, single: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(name, bool members [B]) of each group with metrics of its own: see `parts` in `__init__`."""
@@ -516,6 +519,7 @@ class UnpairedAdapter(Adapter):
             seed=training_args.seed,
             types=options.error_types,
             type_names=type_names,
+            counts=keeps_batches(parts.args),
             **parts.tokenizer_module,
         )
         epoch = torch.zeros(1, dtype=torch.int64).share_memory_()

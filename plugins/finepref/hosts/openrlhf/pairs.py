@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +17,13 @@ from torch import Tensor
 
 from finepref.formats.problems import BadData
 from finepref.hosts import packed
-from finepref.hosts.logits import Logits
 from finepref.hosts.openrlhf import data, forward, training
 from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
 from finepref.hosts.openrlhf.stored_rows import IDS, WEIGHTS, TokenisedRows, Values
 from finepref.hosts.openrlhf.training import Accounted
 from finepref.hosts.reading import Sourced
+from finepref.hosts.token_values import TokenValues
 from finepref.losses import ops
 from finepref.methods.batches import Pairs, Response, Weights
 from finepref.methods.overlong import NOTHING_SELECTED
@@ -223,37 +222,32 @@ class PairTrainer(Accounted, DPOTrainer):
         r_mask: Tensor,
         batch: Batch,
     ) -> tuple[Any, Any, Any, int]:
-        """(logits, batch, balancing loss, 0) for `pair_loss`."""
-        if isinstance(model, NoReference):
+        """(values, batch, balancing loss, 0) for `pair_loss`.
+
+        The host calls this for the policy, then for the reference, whose values the policy's call has read already.
+        """
+        if model is self.ref_model:
             return None, None, 0, 0
         ids, mask, _ = self.concatenated_inputs(chosen_ids, c_mask, reject_ids, r_mask, [])
         batch = training.moved(batch, ids.device)
         options = {"ring": self.strategy.ring_attn_group, "full": self.run.options.full_logits}
-        logits, output = forward.run(model, ids, mask, batch.weight != 0, count=batch.needed, **options)
-        return logits, batch, output.get("aux_loss", 0), 0
+        rows = forward.Rows(ids, mask, batch.weight != 0, batch.needed, **options)
+        reference = None
+        if self.run.stage.needs_reference(self.run.options):
+            reference = forward.reference_of(self.ref_model, rows, model, kl=self.kl_use)
+        values, output = forward.values(model, rows, reference, kl=self.kl_use)
+        return values, batch, output.get("aux_loss", 0), 0
 
-    def pair_loss(self, policy: Logits, batch: Batch, reference: Any, _: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def pair_loss(self, values: TokenValues, batch: Batch, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The mean loss over all processes, and the rewards [B]."""
-        out, metrics = self.run.stage.losses(self.pairs(policy, batch, reference), self.run.options)
-        for logits in filter(None, (policy, reference)):
-            logits.drop()  # the host keeps a reference to them until after its next forward pass
+        parts = (values.logps, batch.weight, values.reference, values.kl)
+        halves = zip(*((None, None) if part is None else part.chunk(2) for part in parts), strict=True)
+        pairs = Pairs(*(Response(*half) for half in halves), batch.side)
+        out, metrics = self.run.stage.losses(pairs, self.run.options)
         if torch.is_grad_enabled():  # evaluation has none
             self.count(**batch.tokens)
             self.meter.add_values("train", metrics, out.valid)
         return ops.reduce(out), out.chosen_reward, out.rejected_reward
-
-    def pairs(self, policy: Logits, batch: Batch, reference: Logits | None) -> Pairs:
-        """The input of the stage's loss: log-probabilities of policy and reference, and their KL if it is read."""
-        reference_logps = kl = None
-        if reference is not None:
-            with torch.no_grad():
-                reference_logps = reference.logps()
-        if self.kl_use:
-            with nullcontext() if self.kl_use == "loss" else torch.no_grad():
-                kl = policy.kl(reference)
-        parts = (policy.logps(), batch.weight, reference_logps, kl)
-        halves = zip(*((None, None) if part is None else part.chunk(2) for part in parts), strict=True)
-        return Pairs(*(Response(*half) for half in halves), batch.side)
 
 
 def prepare(request: Request) -> Callable[[], None]:

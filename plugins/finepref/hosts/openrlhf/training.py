@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from inspect import unwrap
@@ -269,12 +270,18 @@ class WithoutAdapter:
         return False  # there is nothing that DeepSpeed has to prepare
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
+        with self.switched_off():
+            return self.policy(*arguments, **options)
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """In the context, the policy is the reference."""
         peft = getattr(self.model, "module", self.model)
         training = peft.training
         peft.eval()
         try:
             with torch.no_grad(), peft.disable_adapter():
-                return self.policy(*arguments, **options)
+                yield
         finally:
             peft.train(training)
 

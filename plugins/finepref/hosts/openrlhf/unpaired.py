@@ -363,8 +363,8 @@ class UnpairedTrainer(training.Accounted, DPOTrainer):
         places = torch.arange(1, ids.shape[1], device=ids.device)
         needed = mask[:, 1:].bool() & (places >= starts[:, None])
         options = {"ring": self.strategy.ring_attn_group, "full": self.run.options.full_logits}
-        logits, output = forward.run(model, ids, mask, needed, count=count, **options)
-        return logits.logps().sum(-1), output
+        values, output = forward.values(model, forward.Rows(ids, mask, needed, count, **options))
+        return values.logps.sum(-1), output
 
     def unpaired_loss(self, policy: Any, drawn: Batch, reference: Any, _: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The mean loss over all processes, and the rewards [B] of the desirable and of the undesirable responses."""
