@@ -126,6 +126,20 @@ def read(policy: Pass, wanted: Wanted, reference: Reference | None = None, *, kl
     return TokenValues(*placed) if theirs or reference is None else TokenValues(placed[0], None, reference.logps)
 
 
+@contextmanager
+def in_place_of_logits(policy: Pass, wanted: Wanted) -> Iterator[bool]:
+    """In the context, the model's logits are log pi of the wanted tokens [1, N, 1]. Yields whether that is so.
+
+    For a loss function that runs within the model's own forward pass.
+    """
+    after, head = _after(policy), _computing(policy.network.get_output_embeddings())
+    if after is None:
+        yield False
+    else:
+        with after.left_out(), forward_as(head, _values, head, after, wanted, None, False):
+            yield True
+
+
 def read_reference(reference: Pass, wanted: Wanted, policy: nn.Module, *, kl: str = "") -> Reference:
     """A forward pass of the reference. It must be called without gradients.
 

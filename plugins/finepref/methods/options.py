@@ -221,11 +221,11 @@ Options.spelling = staticmethod(in_yaml)
 
 
 @dataclass
-class PairOptions(Options):
-    """Base of the options of shape "pair"."""
+class LogpsOptions(Options):
+    """Base of the options of all shapes whose loss reads log-probabilities."""
 
     finepref_full_logits: bool = option(
-        False, "Compute the logits of every token, without recomputation: slower, for comparison only."
+        False, "Compute the logits of every token and keep them: slower and larger, for comparison only."
     )
 
     @property
@@ -235,7 +235,12 @@ class PairOptions(Options):
 
 
 @dataclass
-class UnpairedOptions(Options):
+class PairOptions(LogpsOptions):
+    """Base of the options of shape "pair"."""
+
+
+@dataclass
+class UnpairedOptions(LogpsOptions):
     """Base of the options of shape "unpaired". A method overrides the properties that it has an option for.
 
     Attributes:
@@ -271,14 +276,14 @@ class UnpairedOptions(Options):
         return 0.0
 
     @property
-    def full_logits(self) -> bool:
-        """Whether to compute the logits of every token (OpenRLHF)."""
-        return False
-
-    @property
     def advice(self) -> str:
         """A warning about values that are allowed but unusual, "" if there is none."""
         return ""
+
+
+@dataclass
+class SingleOptions(LogpsOptions):
+    """Base of the options of shape "single"."""
 
 
 @dataclass
@@ -307,6 +312,6 @@ class RankedOptions(Options):
 
 
 # Shape -> base class of the options of its stages.
-BASES = {"pair": PairOptions, "unpaired": UnpairedOptions, "ranked": RankedOptions, "single": Options}
+BASES = {"pair": PairOptions, "unpaired": UnpairedOptions, "ranked": RankedOptions, "single": SingleOptions}
 
 BETA = "Scale of the log-ratio to the reference model (beta)."

@@ -153,8 +153,8 @@ def test_bad_options_of_tdpo_give_one_clear_line(refused, overrides, message):
 
 
 def test_a_key_that_both_stages_have_is_named_with_both(refused):
-    message = refused(finepref_full_logits=True)
-    assert "`finepref_full_logits` is a key of stage sepo, tdpo, not of seapo_kto" in message
+    message = refused(name="apo_rm", finepref_full_logits=True)
+    assert "`finepref_full_logits` is a key of stage granular_sft, sepo, seapo_kto, tdpo, not of apo_rm" in message
 
 
 def test_a_tokenised_folder_of_the_other_pair_stage_is_refused(run, refused, tmp_path):

@@ -74,14 +74,18 @@ def test_the_first_loss_of_tdpo_is_the_papers_computed_without_the_host(
         ("tdpo_spans", {"tdpo_sides": "two"}),
         ("tdpo_spans", {"tdpo_variant": "tdpo1", "tdpo_alpha": None, "finetuning_type": "full"}),
         ("tdpo_hh", {"dataset": "spans"}),
+        ("seapo_kto", {}),
+        ("seapo_kto", {"finetuning_type": "full", "pref_ftx": 0.3}),
+        ("granular_sft", {}),
     ],
 )
-def test_cut_logits_in_recomputed_chunks_train_as_the_full_logits_do(run, tmp_path, monkeypatch, name, overrides):
-    """Chunks of 5 positions. Four steps of SGD, whose updates are as small as the gradients differ."""
-    from finepref.losses import chunked
+def test_a_head_that_computes_no_logits_trains_as_with_full_logits(run, tmp_path, monkeypatch, name, overrides):
+    """Chunks of 16 positions. Four steps of SGD, whose updates are as small as the gradients differ."""
+    from finepref.hosts import token_values
+    from finepref.losses import fused_chunks
 
-    monkeypatch.setattr(chunked.logps_at, "__kwdefaults__", {"chunk": 5})
-    monkeypatch.setattr(chunked.kl_at, "__kwdefaults__", {"chunk": 5})
+    monkeypatch.setattr(fused_chunks, "CPU_BYTES", 1)
+    monkeypatch.setattr(token_values, "SMALL", 0)
     common = {"name": name, "max_steps": 4, "optim": "sgd", "learning_rate": 0.1, **overrides}
     cut = run(output_dir=str(tmp_path / "cut"), **common)
     full = run(output_dir=str(tmp_path / "full"), finepref_full_logits=True, **common)

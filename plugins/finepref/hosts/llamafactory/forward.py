@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers.loss.loss_utils import LOSS_MAPPING
 
 from finepref.hosts import token_values
 from finepref.hosts.llamafactory.reference import reference_model
@@ -62,6 +65,34 @@ def reference_logps(trainer: Any, model: Any, rows: Rows) -> Tensor:
     """log pi_ref [M, T] alone."""
     with reference_model(trainer, model) as frozen:
         return values(trainer, frozen, rows).logps
+
+
+@contextmanager
+def mean_nll(trainer: Any, model: Any, rows: Rows) -> Iterator[None]:
+    """In the context, the model's own loss is computed from log-probabilities of the needed tokens alone.
+
+    It is the mean of -log pi over them, or over `num_items_in_batch`, as the host asks for. Another loss than the
+    usual one of language models stays as it is.
+    """
+    passed = _pass(trainer, model, rows)
+    network = passed.network.get_base_model() if hasattr(passed.network, "get_base_model") else passed.network
+    usual = getattr(network, "loss_function", None)
+    if usual is not LOSS_MAPPING["ForCausalLM"]:
+        yield
+        return
+    wanted = rows.wanted
+
+    def loss(logits: Tensor, *_: Any, num_items_in_batch: Any = None, **options: Any) -> Tensor:
+        total = -wanted.place(logits[0, :, 0]).sum()
+        return total / (rows.needed.sum() if num_items_in_batch is None else num_items_in_batch)
+
+    with token_values.in_place_of_logits(passed, wanted) as done:
+        if done:
+            network.loss_function = loss
+        try:
+            yield
+        finally:
+            network.loss_function = usual
 
 
 def logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ from finepref.formats import records
 from finepref.formats.check import BadData, Problem
 from finepref.formats.record_places import record_mark
 from finepref.hosts import packed
-from finepref.hosts.llamafactory import pairs
+from finepref.hosts.llamafactory import forward, pairs
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck
 from finepref.hosts.llamafactory.verdicts import COLUMNS, total, verdict
@@ -87,7 +87,10 @@ class SingleCollator(SFTDataCollatorWith4DAttentionMask):
 
 
 class SingleTrainer(CustomSeq2SeqTrainer):
-    """The host's SFT trainer; also counts loss calls and trained tokens for the receipt."""
+    """The host's SFT trainer, whose loss needs no logits; also counts loss calls and trained tokens for the receipt.
+
+    The host's other losses (DFT, EAFT, ASFT, label smoothing) and its accuracy read logits.
+    """
 
     def __init__(self, *, run: Run, **kwargs: Any) -> None:
         self.run = run
@@ -96,10 +99,15 @@ class SingleTrainer(CustomSeq2SeqTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The host's loss of one micro-batch, counted."""
-        if model.training:
-            self.run.count(len(inputs["labels"]))
-            self.tokens.add(selected=(inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        if not model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        needed = inputs["labels"][:, 1:] != IGNORE_INDEX
+        self.run.count(len(needed))
+        self.tokens.add(selected=needed.sum())
+        if self.run.options.full_logits or self.compute_loss_func or self.label_smoother:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with forward.mean_nll(self, model, forward.Rows(inputs, inputs["labels"], needed)):
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     def rank_report(self) -> dict[str, Any]:
         """This rank's part of the receipt: number of tokens trained on, over all epochs."""
