@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finepref.losses.autocast import autocast_to, dtype_of_autocast
 from finepref.losses.fused_chunks import Chunk, Head, Reference
 from finepref.losses.ops import upcast
 
@@ -26,16 +27,15 @@ class Fused(torch.autograd.Function):  # type: ignore[misc]
         kl_gradient: bool,
     ) -> tuple[Tensor, ...]:
         """With a frozen head, the gradients of the values at `hidden` are computed here, and nothing else is kept."""
-        kind = hidden.device.type
-        ctx.autocast = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
-        dtype = ctx.autocast["dtype"] if ctx.autocast["enabled"] else weight.dtype
+        ctx.autocast = dtype_ofautocast_to(hidden.device.type)
+        dtype = ctx.autocast or weight.dtype
         rows, head = hidden.detach().to(dtype), Head(weight, bias, *processing).cast(dtype)
         ctx.reference, ctx.processing, ctx.dtype, ctx.of_hidden = reference, processing, dtype, hidden.dtype
         ctx.slopes = 2 if reference is not None and kl_gradient else 1
         ctx.early = ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:3])
         result = rows.new_empty((3 if reference else 1, len(rows)), dtype=upcast(rows[:0]).dtype)
         gradient = rows.new_empty((ctx.slopes, *rows.shape)) if ctx.early else None
-        with torch.autocast(kind, enabled=False):
+        with autocast_to(hidden.device.type, None):
             for start, stop in head.chunks(len(rows)):
                 part = _chunk(ctx, rows, head, targets, start, stop)
                 for row, value in zip(result, part.values(), strict=True):
@@ -89,6 +89,6 @@ def _chunk(ctx: Any, rows: Tensor, head: Head, targets: Tensor, start: int, stop
     """A chunk, with the reference's logits as they are under the autocast of the forward pass."""
     theirs = None
     if ctx.reference is not None:
-        with torch.autocast(rows.device.type, **ctx.autocast):
+        with autocast_to(rows.device.type, ctx.autocast):
             theirs = ctx.reference(start, stop)
     return Chunk(rows[start:stop], head, targets[start:stop], theirs)
