@@ -27,7 +27,7 @@ class Fused(torch.autograd.Function):  # type: ignore[misc]
         kl_gradient: bool,
     ) -> tuple[Tensor, ...]:
         """With a frozen head, the gradients of the values at `hidden` are computed here, and nothing else is kept."""
-        ctx.autocast = dtype_ofautocast_to(hidden.device.type)
+        ctx.autocast = dtype_of_autocast(hidden.device.type)
         dtype = ctx.autocast or weight.dtype
         rows, head = hidden.detach().to(dtype), Head(weight, bias, *processing).cast(dtype)
         ctx.reference, ctx.processing, ctx.dtype, ctx.of_hidden = reference, processing, dtype, hidden.dtype
