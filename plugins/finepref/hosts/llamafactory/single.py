@@ -17,8 +17,10 @@ from finepref.formats import records
 from finepref.formats.check import BadData, Problem
 from finepref.formats.record_places import record_mark
 from finepref.hosts import packed
+from finepref.hosts.batching import RowTokens, padded
 from finepref.hosts.llamafactory import pairs
 from finepref.hosts.llamafactory.adapter import Adapter
+from finepref.hosts.llamafactory.batches import Batched, list_lengths
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck
 from finepref.hosts.llamafactory.verdicts import COLUMNS, total, verdict
 from finepref.hosts.meter import Tally
@@ -86,8 +88,11 @@ class SingleCollator(SFTDataCollatorWith4DAttentionMask):
         return super().__call__([of_host(row) for row in features])
 
 
-class SingleTrainer(CustomSeq2SeqTrainer):
-    """The host's SFT trainer; also counts loss calls and trained tokens for the receipt."""
+class SingleTrainer(Batched, CustomSeq2SeqTrainer):
+    """The host's SFT trainer; also counts loss calls and trained tokens for the receipt.
+
+    Its loss is the host's: a mean over the tokens of the optimizer step, whatever rows its micro-batches have.
+    """
 
     def __init__(self, *, run: Run, **kwargs: Any) -> None:
         self.run = run
@@ -133,6 +138,11 @@ class SingleAdapter(Adapter):
 
     def check(self, options: Options) -> SingleCheck:
         return SingleCheck(self.stage.name, options)
+
+    def row_tokens(self, dataset: Any) -> RowTokens:
+        """Each row is a sequence."""
+        lengths = list_lengths(dataset, "input_ids")
+        return RowTokens(padded(lengths)[:, None], lengths)
 
     def check_split(self, dataset: Any, options: Options) -> None:
         if self.stage.check_data and (problems := self.stage.check_data(total(dataset, "annotated"), options)):

@@ -93,7 +93,9 @@ def values(row: stages.Stage, get: Callable[[str], Any]) -> dict[str, Any]:
 
 def _number(text: str) -> float | str | None:
     """An optional number as typed: None if empty. Other text stays text, which the options' check refuses."""
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return text
+    for kind in (int, float):
+        try:
+            return kind(text) if text else None
+        except ValueError:
+            continue
+    return text
