@@ -16,6 +16,8 @@ import numpy as np
 
 PAD = 8
 """Our collators pad to a multiple of this many tokens."""
+WINDOW = 50
+"""Slices of rows that are sorted together, as by transformers' own grouping."""
 NARROW, LEAST = 1 / 16, 2
 """By how much the lengths of a bin may differ, and how many batches of tokens it has at least. A bin with fewer is
 merged with the next one: else the same rows would meet in every epoch."""
@@ -211,6 +213,24 @@ def random_padding(tokens: RowTokens, size: int, seed: int) -> float:
     """The share of padding in batches of `size` rows in random order."""
     rows = shuffled(len(tokens.real), seed, 0)
     return padding(tokens, [rows[i : i + size].tolist() for i in range(0, len(rows), size)])
+
+
+def grouped(order: np.ndarray, lengths: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
+    """The same rows in an order in which each slice of `size` rows has similar lengths; the slices are shuffled.
+
+    Rows are sorted in windows of `WINDOW` slices, or of a quarter of all slices if these are fewer.
+
+    Args:
+        order: rows in random order, a multiple of `size`.
+        lengths: of all rows.
+        size: rows of a slice.
+        seed, epoch: draw the order of the slices.
+    """
+    slices = len(order) // size
+    window = max(1, min(WINDOW, slices // 4))
+    windows = np.arange(len(order)) // (window * size)
+    ordered = order[np.lexsort((-lengths[order], windows))].reshape(slices, size)
+    return ordered[shuffled(slices, seed, epoch)].reshape(-1)
 
 
 def side_by_side(order: np.ndarray, units: Units, size: int) -> Iterator[int]:

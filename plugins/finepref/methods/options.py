@@ -104,6 +104,9 @@ class Options:
         at_least=1,
         only="llamafactory",
     )
+    finepref_group_by_length: bool = option(
+        False, "Put rows of similar length into the same micro-batch, which leaves less padding.", only="openrlhf"
+    )
     finepref_resume_changed: bool = option(
         False, "Resume although data, stage, options or seed differ from those in the checkpoint's receipt."
     )
