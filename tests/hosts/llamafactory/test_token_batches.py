@@ -183,15 +183,16 @@ def test_a_resume_in_the_second_epoch_continues_with_the_same_rows(run, long_and
     (_, before), (_, after) = spied
     rest = of_ids(before)[-len(after) :]
     assert of_ids(after) == rest
-    assert rest != of_ids(before)[: len(rest)]
+    epochs = np.array_split(np.array(of_ids(before), dtype=object), 3)
+    assert len({str([*epoch]) for epoch in epochs}) == 3
     for name, tensor in weights(whole.folder).items():
         torch.testing.assert_close(tensor, weights(again.folder)[name], rtol=0, atol=1e-6)
 
 
-def test_a_resume_on_two_ranks_continues_with_the_same_rows(forked, long_and_short, tmp_path):
+def test_a_resume_on_two_ranks_in_the_second_epoch_continues_with_the_same_rows(forked, long_and_short, tmp_path):
     common = {"max_steps": -1, "num_train_epochs": 2, "save_steps": 1, "dataset_dir": str(long_and_short)}
-    common |= {"processes": 2, "finepref_batch_tokens": 500, "gradient_accumulation_steps": 1, "optim": "sgd"}
-    common |= {"save_only_model": True, "lr_scheduler_type": "constant", "learning_rate": 0.1, "max_grad_norm": 1e9}
+    common |= {"processes": 2, "gradient_accumulation_steps": 1, "finepref_batch_tokens": 500, "save_only_model": True}
+    common |= STEP | {"max_steps": -1, "finetuning_type": "full"}
     whole = forked(output_dir=str(tmp_path / "whole"), **common)
     assert whole.code == 0, whole.output[-3000:]
     steps = json.loads((whole.folder / "trainer_state.json").read_text())["max_steps"]

@@ -71,7 +71,7 @@ def list_sums(dataset: Any, name: str) -> np.ndarray:
 class EpochCallback(TrainerCallback):
     """Sets the epoch for which rows are drawn: 0, 1, ..., also in a stream, where the host's is a part of 1.
 
-    accelerate passes the epoch on to a sampler, but not after a resume on several processes.
+    After a resume on several processes, accelerate passes the epoch on to its own samplers only.
 
     Args:
         epoch: int64 [1].
