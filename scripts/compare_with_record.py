@@ -52,7 +52,10 @@ INTENDED = {
     r"receipt\.settings\.tdpo_alpha": (None, "None where the variant has none, which was left out"),
     r"receipt\.settings\.(beta|pref_beta)": (None, "one name on both hosts"),
     r"receipt\.settings\.kto_chosen_weight": (None, "the weight that was used, also where the paper's rule set it"),
-    r"receipt\.settings\.finepref_(overlong|bad_rows|max_bad|resume_changed)": (None, "options that are new"),
+    r"receipt\.settings\.finepref_(overlong|bad_rows|max_bad|resume_changed|batch_tokens|group_by_length)": (
+        None,
+        "options that are new",
+    ),
     r"receipt\.(rows\.(?!read$)|datasets\[\d+\]\.(rejected|notes)|responses_cut$)": (
         None,
         "rows are counted by reason, and those that the trainer has seen; the tests of both hosts have the numbers",

@@ -86,7 +86,7 @@ OVERLONG_HELP = (
 
 @dataclass
 class Options:
-    """Base of every method's options: what happens to rows that do not fit, and to a resume of another run."""
+    """Base of every method's options: rows that do not fit, the size of micro-batches, a resume of another run."""
 
     host: ClassVar[str] = "llamafactory"
     spelling: ClassVar[Callable[[str, str], str]]
@@ -98,6 +98,15 @@ class Options:
         "error", "Rows with a coded problem: error stops the run; skip writes them to rejected.jsonl."
     )
     finepref_max_bad: str = option("1%", "Largest share of the rows that finepref_bad_rows may skip.")
+    finepref_batch_tokens: int | None = option(
+        None,
+        "Padded tokens of a micro-batch, of rows of similar length; replaces per_device_train_batch_size.",
+        at_least=1,
+        only="llamafactory",
+    )
+    finepref_group_by_length: bool = option(
+        False, "Put rows of similar length into the same micro-batch, which leaves less padding.", only="openrlhf"
+    )
     finepref_resume_changed: bool = option(
         False, "Resume although data, stage, options or seed differ from those in the checkpoint's receipt."
     )

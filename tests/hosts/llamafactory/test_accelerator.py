@@ -32,7 +32,12 @@ def noted(monkeypatch) -> Waits:
     from transformers import Trainer
 
     found = Waits()
-    for owner, name in ((Trainer, "training_step"), (ranked.RankedTrainer, "get_batch_samples")):
+    for owner, name in (
+        (Trainer, "training_step"),
+        (ranked.RankedTrainer, "get_batch_samples"),
+        (unpaired.UnpairedTrainer, "get_batch_samples"),
+        (pairs.PairTrainer, "get_batch_samples"),
+    ):
         plain = getattr(owner, name)
 
         def watched(*args, plain=plain, **kwargs):
@@ -61,6 +66,15 @@ def test_no_training_step_waits_and_bfloat16_trains_and_evaluates_as_float32_doe
     assert [place for place in noted.ours if not place.startswith(checked_on_the_cpu_only)] == []
     assert noted.backward == []
     assert noted.others != []  # the host waits to look at its attention mask, so waiting is noted
+
+
+@pytest.mark.parametrize("stage", ["seapo_kto", "sepo"])
+def test_no_step_of_a_mean_over_all_its_rows_waits(run, noted, stage):
+    """`finepref_batch_tokens` counts the rows of a step, and KTO's NLL term its desirable ones."""
+    nll = {"pref_ftx": 0.5} if stage == "seapo_kto" else {}
+    run(name=RECIPES[stage], use_cpu=True, finepref_batch_tokens=600, dataloader_num_workers=1, **nll)
+    assert noted.ours == noted.backward == []
+    assert noted.others != []
 
 
 def test_a_stage_in_a_compiled_model_has_the_losses_of_the_plain_one(run, tmp_path):

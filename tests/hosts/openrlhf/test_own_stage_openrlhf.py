@@ -31,6 +31,7 @@ def test_it_trains_with_the_loss_computed_without_finepref(command, tiny_model, 
         "finepref_overlong": "host",
         "finepref_bad_rows": "error",
         "finepref_max_bad": "1%",
+        "finepref_group_by_length": False,
         "finepref_resume_changed": False,
         "finepref_full_logits": False,
     }

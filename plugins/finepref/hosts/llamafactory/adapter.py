@@ -5,6 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import numpy as np
+
+from finepref.hosts.batching import RowTokens, Units
 from finepref.methods.options import Options
 from finepref.methods.stage import Stage
 
@@ -78,6 +81,14 @@ class Adapter(ABC):
         Raises:
             BadData: naming what is missing.
         """
+
+    @abstractmethod
+    def row_tokens(self, dataset: Any) -> RowTokens:
+        """How many tokens each row of a tokenised data set brings into a batch."""
+
+    def units(self, dataset: Any, options: Options) -> Units:
+        """The rows of a tokenised training split that belong into one micro-batch. Here each stands alone."""
+        return Units.of(np.ones(len(dataset), dtype=bool))
 
     @abstractmethod
     def build_trainer(self, parts: Any, **common: Any) -> Any:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from llamafactory.data import PairwiseDataCollatorWithPadding
 from llamafactory.extras.constants import IGNORE_INDEX
@@ -23,16 +24,17 @@ from finepref import stages
 from finepref.formats import records
 from finepref.formats.check import BadData, Problem
 from finepref.hosts import packed
+from finepref.hosts.batching import RowTokens, padded
 from finepref.hosts.exact import bits, floats
 from finepref.hosts.llamafactory import forward
 from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
+from finepref.hosts.llamafactory.batches import Batched, list_lengths
 from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encoded, located
 from finepref.hosts.llamafactory.verdicts import verdict
 from finepref.hosts.meter import Meter, Tally
 from finepref.hosts.run import Run, pinpoint
 from finepref.hosts.token_values import TokenValues
-from finepref.losses import ops
 from finepref.methods import overlong
 from finepref.methods.batches import Pairs, Response, Weights
 from finepref.methods.options import Options
@@ -135,7 +137,7 @@ class PairCollator(PairwiseDataCollatorWithPadding):
 REWARDS = tuple(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins"))
 
 
-class PairTrainer(CustomDPOTrainer):
+class PairTrainer(Batched, CustomDPOTrainer):
     """The host's DPO trainer with our loss, logits only where it reads them, and metrics over all ranks.
 
     Attributes:
@@ -143,6 +145,7 @@ class PairTrainer(CustomDPOTrainer):
     """
 
     frozen: Any = None
+    row_key = "side"
 
     def __init__(self, *, run: Run, **kwargs: Any) -> None:
         self.run = run
@@ -171,7 +174,7 @@ class PairTrainer(CustomDPOTrainer):
         chosen, rejected = out.chosen_reward, out.rejected_reward
         rewards = (chosen, rejected, (chosen > rejected).float(), chosen - rejected)
         self.meter.add_values(train_eval, dict(zip(REWARDS, rewards, strict=True)) | metrics, out.valid)
-        return ops.reduce(out), {}
+        return self.row_mean(out, training=train_eval == "train"), {}
 
     def pairs(self, model: Any, batch: dict[str, Any]) -> Pairs:
         """The input of the stage's loss: log-probabilities of policy and reference, and their KL if it is read.
@@ -239,6 +242,12 @@ class PairAdapter(Adapter):
 
     def check(self, options: Options) -> PairCheck:
         return PairCheck(self.stage.name, options)
+
+    def row_tokens(self, dataset: Any) -> RowTokens:
+        """Both responses are sequences of one batch, as long as its longest."""
+        prompt = list_lengths(dataset, "prompt")
+        chosen, rejected = (prompt + list_lengths(dataset, f"{side}_ids") for side in SIDES)
+        return RowTokens(2 * padded(np.maximum(chosen, rejected))[:, None], chosen + rejected)
 
     def build_trainer(self, parts: Any, **common: Any) -> PairTrainer:
         collator = PairCollator(

@@ -18,8 +18,10 @@ from finepref.formats import records
 from finepref.formats.check import BadData, Problem
 from finepref.formats.record_places import record_mark
 from finepref.hosts import packed
+from finepref.hosts.batching import RowTokens, padded
 from finepref.hosts.llamafactory import forward, pairs
 from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
+from finepref.hosts.llamafactory.batches import Batched, list_lengths
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck
 from finepref.hosts.llamafactory.verdicts import COLUMNS, total, verdict
 from finepref.hosts.meter import Tally
@@ -100,10 +102,11 @@ def marked(labels: Tensor) -> int:
     return int((labels[:, 1:] != IGNORE_INDEX).sum())
 
 
-class SingleTrainer(CustomSeq2SeqTrainer):
+class SingleTrainer(Batched, CustomSeq2SeqTrainer):
     """The host's SFT trainer, whose loss needs no logits; also counts loss calls and trained tokens for the receipt.
 
-    The host's other losses (DFT, EAFT, ASFT, label smoothing) and its accuracy read logits.
+    Its loss is the host's: a mean over the tokens of the optimizer step, whatever rows its micro-batches have. The
+    host's other losses (DFT, EAFT, ASFT, label smoothing) and its accuracy read logits.
     """
 
     def __init__(self, *, run: Run, **kwargs: Any) -> None:
@@ -161,6 +164,11 @@ class SingleAdapter(Adapter):
 
     def check(self, options: Options) -> SingleCheck:
         return SingleCheck(self.stage.name, options)
+
+    def row_tokens(self, dataset: Any) -> RowTokens:
+        """Each row is a sequence."""
+        lengths = list_lengths(dataset, "input_ids")
+        return RowTokens(padded(lengths)[:, None], lengths)
 
     def check_split(self, dataset: Any, options: Options) -> None:
         if self.stage.check_data and (problems := self.stage.check_data(total(dataset, "annotated"), options)):

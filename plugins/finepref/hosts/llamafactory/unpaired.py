@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
@@ -25,15 +26,17 @@ from llamafactory.extras import logging
 from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.train.kto.trainer import CustomKTOTrainer
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from finepref import stages
 from finepref.formats import negatives, records
 from finepref.formats.check import BadData, Problem
 from finepref.formats.layouts import native_format
 from finepref.hosts import packed, row_cache
+from finepref.hosts.batching import RowTokens, Units, padded
 from finepref.hosts.llamafactory import forward
 from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
+from finepref.hosts.llamafactory.batches import Batched, list_lengths, list_maxima
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encoded
 from finepref.hosts.llamafactory.verdicts import column, distinct, rejected_record, rows_of, total, verdict
@@ -41,7 +44,7 @@ from finepref.hosts.meter import Meter, Tally
 from finepref.hosts.reading import JoinedFeedback, Sourced, join_feedback
 from finepref.hosts.rows import INCOMPLETE
 from finepref.hosts.run import Run, current
-from finepref.losses import ops
+from finepref.losses.ranks import sum_over_ranks
 from finepref.methods import overlong
 from finepref.methods.batches import Unpaired
 from finepref.methods.draws import (
@@ -262,26 +265,12 @@ def rows_of_batch(batch: dict[str, Any], kind: str = "") -> forward.Rows:
     return forward.Rows(inputs, labels, labels[:, 1:] != IGNORE_INDEX, batch.get(f"{kind}needed"))
 
 
-class EpochCallback(TrainerCallback):
-    """Sets the epoch for which the collator draws: 0, 1, ..., also in a stream, where the host's is a part of 1."""
-
-    def __init__(self, epoch: torch.Tensor) -> None:
-        self.epoch, self.passes = epoch, -1
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.passes = int(state.epoch or 0) - 1
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.passes += 1
-        self.epoch.fill_(self.passes)
-
-
 SIDES = ("chosen", "rejected")
 SINGLE_SIDES = ("single/chosen", "single/rejected")  # of rows of which nothing is drawn
 LABELS = ("undesirable", "desirable")  # by label, in the receipt
 
 
-class UnpairedTrainer(CustomKTOTrainer):
+class UnpairedTrainer(Batched, CustomKTOTrainer):
     """The host's KTO trainer with the stage's loss, and metrics per error type over all ranks.
 
     Metrics over all rows are as on the host, those of an error type over its draws, `SINGLE_SIDES` over single rows.
@@ -291,6 +280,8 @@ class UnpairedTrainer(CustomKTOTrainer):
     """
 
     frozen: Any = None
+    row_key = "kto_tags"
+    step_desirable: Tensor | None = None  # as `step_rows`
 
     def __init__(
         self,
@@ -323,12 +314,11 @@ class UnpairedTrainer(CustomKTOTrainer):
         logps, log_ratio, kl_log_ratio = self.log_ratios(model, batch)
         unpaired = Unpaired(log_ratio, kl_log_ratio, desirable)
         out, metrics = self.run.stage.losses(unpaired, self.run.options)
-        loss = ops.reduce(out)
+        loss = self.row_mean(out, training=model.training)
         ftx = self.run.options.ftx
         if ftx > 1e-6:  # NLL of the desirable rows, over all rows, as on the host
-            chosen = desirable.sum().clamp(min=1)
             average = logps / (batch["labels"][:, 1:] != IGNORE_INDEX).sum(-1)
-            loss = loss - ftx * torch.where(desirable, average, 0.0).sum() / chosen**2 * len(desirable)
+            loss = loss - ftx * self.mean_of_desirable(desirable, average, training=model.training)
 
         if model.training:
             self.run.count(len(desirable))
@@ -345,6 +335,25 @@ class UnpairedTrainer(CustomKTOTrainer):
                 totals[f"{metric}/{part}"] = torch.where(members, value, 0.0).sum(), members.sum()
         self.meter.add(split, totals)
         return loss, {}
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
+        """The micro-batches of an optimizer step. With a budget, desirable rows are counted on all processes."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.step_rows is not None:
+            counts = [batch["kto_tags"].sum() for batch in batches]
+            self.step_desirable = sum_over_ranks(torch.stack(counts).sum().to(device))
+        return batches, items
+
+    def mean_of_desirable(self, desirable: Tensor, values: Tensor, *, training: bool) -> Tensor:
+        """The mean of values [B] over the desirable rows, times all rows per desirable one, as on the host.
+
+        It is over the micro-batch of this process; with a budget of tokens its part of that of the optimizer step.
+        """
+        total = torch.where(desirable, values, 0.0).sum()
+        if self.step_rows is None or not training:
+            return total / desirable.sum().clamp(min=1) ** 2 * len(desirable)
+        parts = self.args.world_size * self.current_gradient_accumulation_steps  # whose mean the host takes
+        return total / self.step_desirable.clamp(min=1) ** 2 * self.step_rows * parts
 
     def log_ratios(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """log pi [B] of the responses, their log-ratios to the reference [B], and those of their mismatched responses
@@ -481,6 +490,26 @@ class UnpairedAdapter(Adapter):
     def check(self, options: UnpairedOptions) -> UnpairedCheck | None:
         return UnpairedCheck(self.stage.name, options) if self.stage.check_record else None
 
+    def row_tokens(self, dataset: Any) -> RowTokens:
+        """A response and its mismatched response have a forward pass each; of alternatives the longest counts."""
+        prompt = list_lengths(dataset, "prompt")
+        sequences = [prompt + list_maxima(dataset, name) for name in ("lengths", "kl_lengths")]
+        return RowTokens(np.stack([*map(padded, sequences)], axis=1), sum(sequences))
+
+    def units(self, dataset: Any, options: UnpairedOptions) -> Units:
+        """Both rows of a record, for `finepref_prefix_sharing`: they have the same prompt.
+
+        A prompt's rows side by side would spoil the KL term of the host's `kto`, which takes the next row's response
+        as mismatched. Here it is of another prompt, wherever the rows stand (`draws.partners`).
+        """
+        if getattr(options, "finepref_prefix_sharing", "off") == "off":
+            return super().units(dataset, options)
+        good, single = (np.concatenate([*map(np.asarray, column(dataset, name))]) for name in ("kto_tags", "single"))
+        ids = pa.chunked_array([*column(dataset, "example_id")])
+        same = pc.equal(ids[1:], ids[:-1]).to_numpy()
+        second = np.concatenate([[False], same & good[:-1] & ~good[1:] & ~single[1:]])
+        return Units.of(~second)
+
     def check_split(self, dataset: Any, options: UnpairedOptions) -> None:
         found = distinct(dataset, "negative_types")
         if self.stage.check_data and (problems := self.stage.check_data(found, options)):
@@ -524,6 +553,7 @@ class UnpairedAdapter(Adapter):
         )
         epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         trainer = UnpairedTrainer(
+            epoch=epoch,
             type_names=type_names,
             singles=singles,
             evaluation_collator=UnpairedCollator(**shared),
@@ -532,7 +562,6 @@ class UnpairedAdapter(Adapter):
             **common,
             **parts.trainer_arguments(),
         )
-        trainer.add_callback(EpochCallback(epoch))
         if options.advice:
             logger.warning_rank0(options.advice)
         return trainer

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from finepref import stages
 from finepref.hosts import card, patching, receipt
-from finepref.hosts.llamafactory import arguments, data, reference, streams, tokenized
+from finepref.hosts.llamafactory import arguments, batches, data, reference, streams, tokenized
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.run_setup import setup_of
 from finepref.hosts.llamafactory.verdicts import total
@@ -84,7 +84,8 @@ def run(row: stages.Stage, args: HostArguments, callbacks: Any = None) -> None:
         HostDrift: a card of the stage is not in place.
         BadData: the data cannot be trained on; only the tokenizer has been loaded by then.
         FileNotFoundError: a local model folder is missing; the message names the command that makes it.
-        ValueError: `packing` or `do_predict` is set, which the stage does not support.
+        ValueError: `packing` or `do_predict` is set, which the stage does not support, or a setting that contradicts
+            an option.
         UnprovenRun: the receipt does not add up.
     """
     patching.require(row.llamafactory_cards, needed_by=f"stage {row.name}")
@@ -97,6 +98,7 @@ def run(row: stages.Stage, args: HostArguments, callbacks: Any = None) -> None:
     if args.training.do_predict and not adapter.predicts:
         raise ValueError(f"`do_predict` is not for stage {row.name}: it has no scores to write")
     options = arguments.options_of(row, args.finetuning)
+    batches.refuse(args.training, args.data, options)
     reference.refuse_missing(args, needed=row.shape == "single" and adapter.needs_reference(options, args.finetuning))
     more = {"finetuning_type": args.finetuning.finetuning_type}
     with Run(row, options, row.llamafactory_cards, settings=more).active() as started:
@@ -157,6 +159,7 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
     parts = Parts(model, ref_model, template, tokenizer_module, args, run)
     shared = args.data.streaming and args.training.world_size > 1 and streams.read_everywhere(args.training)
     trainer = adapter.build_trainer(parts, callbacks=callbacks, **dataset_module)
+    trainer.adapter = adapter
     if shared:
         trainer.get_train_dataloader = partial(streams.train_dataloader, trainer)
     if frozen is not None:

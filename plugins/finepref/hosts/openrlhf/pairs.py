@@ -129,16 +129,35 @@ def _can_be_weighed(row: dict[str, Any], weigh: Callable[[PairRow], Weights]) ->
 
 
 class PairDataset(RewardDataset):
-    """Data set for the host's loader. The fifth item of a batch is a `Batch`, which the host passes on unread."""
+    """Data set for the host's loader. The fifth item of a batch is a `Batch`, which the host passes on unread.
+
+    Args:
+        rows: the tokenised rows.
+        tokenizer: the host's.
+        arguments, options: further ones of the host.
+        is_dpo: as the host passes it.
+        grouped: whether a micro-batch has rows of similar length.
+    """
 
     def __init__(
-        self, rows: TokenisedRows, tokenizer: Any, *arguments: Any, is_dpo: bool = False, **options: Any
+        self,
+        rows: TokenisedRows,
+        tokenizer: Any,
+        *arguments: Any,
+        is_dpo: bool = False,
+        grouped: bool = False,
+        **options: Any,
     ) -> None:
-        self.rows, self.tokenizer, self.is_dpo = rows, tokenizer, is_dpo
+        self.rows, self.tokenizer, self.is_dpo, self.grouped = rows, tokenizer, is_dpo, grouped
         self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # seen by the loader's processes
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of the longest sequence of each row, [N]."""
+        chosen, rejected = (self.rows.list_lengths(f"{side}_ids") for side in SIDES)
+        return self.rows.list_lengths("prompt") + np.maximum(chosen, rejected)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         row = self.rows[index]
@@ -262,5 +281,6 @@ def prepare(request: Request) -> Callable[[], None]:
         names["Actor"] = lambda *arguments, **rest: next(models)(*arguments, **rest)
     trainer = partial(PairTrainer, **training.trainer_options(run, request, stage.metrics))
     module = stage.of_shape.openrlhf_module
-    train = training.host_train(module, splits, PairDataset, DPOTrainer=trainer, **names)
+    dataset = partial(PairDataset, grouped=options.finepref_group_by_length)
+    train = training.host_train(module, splits, dataset, DPOTrainer=trainer, **names)
     return partial(train, request.host)

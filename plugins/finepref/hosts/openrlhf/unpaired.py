@@ -296,6 +296,7 @@ class UnpairedDataset(pairs.PairDataset):
         rows: the tokenised records.
         tokenizer, max_length, strategy: as the host passes them.
         resampled: whether to draw again in each epoch.
+        options: as of `pairs.PairDataset`.
     """
 
     def __init__(
@@ -310,6 +311,10 @@ class UnpairedDataset(pairs.PairDataset):
     ) -> None:
         super().__init__(rows, tokenizer, **options)
         self.seed, self.resampled = strategy.args.train.seed, resampled
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of the longest sequence that may be drawn of each record, [N]; mismatched responses do not count."""
+        return self.rows.list_lengths("prompt") + self.rows.list_maxima("lengths")
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         drawn = self.draw(self.rows[index], int(self.epoch) if self.resampled else 0)
@@ -405,7 +410,7 @@ def prepare(request: Request) -> Callable[[], None]:
         print(f"finepref: warning: {options.advice}", file=sys.stderr)
     tokenising = partial(tokenise, types=options.error_types)
     run, splits = training.prepare(request, padding_side="right", arrange=arrange, tokenise=tokenising, make=record_of)
-    dataset = partial(UnpairedDataset, resampled=options.resampled)
+    dataset = partial(UnpairedDataset, resampled=options.resampled, grouped=options.finepref_group_by_length)
     metrics = (*stage.metrics, "logps/chosen", "logps/rejected")
     trainer = partial(UnpairedTrainer, **training.trainer_options(run, request, metrics))
     names = training.sharing(request)
