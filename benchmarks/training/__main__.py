@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("claims", nargs="*", metavar="CLAIM", help="default: all")
     parser.add_argument("--list", action="store_true", help="print the claims")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--sizes", choices=[*SETTINGS], default="cpu", help="cuda: larger, on a GPU; smoke: a try")
     parser.add_argument("--work", type=Path, default=ROOT / ".bench", help="folder of models, data and caches")
@@ -105,7 +105,9 @@ def measured(claims: dict[str, Claim], sizes: str, runs: Runs, rounds: int) -> d
             name: {"records": setting.records, "batch": setting.batch, "tokens": _tokens(rows[name])}
             for name, setting in settings.items()
         },
-        "rates": {name: {part: median(each[part] for each in all_) for part in all_[0]} for name, all_ in rates.items()},
+        "rates": {
+            name: {part: median(each[part] for each in all_) for part in all_[0]} for name, all_ in rates.items()
+        },
         "arms": [
             {"setting": key[0], "arm": key[1], "layers": work.layers, "head": work.head, "runs": found[key]}
             for key, work in operations.items()

@@ -1,4 +1,4 @@
-"""What is compared: settings (model and rows), arms (one process in one environment each), and claims about two arms."""
+"""What is compared: settings (model and rows), arms (a process in an environment), and claims about two arms."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def model_config(sizes: Sizes) -> dict[str, int]:
 SETTINGS = {
     "cpu": {
         "tiny-128k": Setting("tiny-128k", "real", 4, 2, 512, model_config(TINY_SIZES)),
-        "smollm2": Setting("smollm2", "real", 3, 1, 512),
-        "smollm2-long": Setting("smollm2", "long prompts", 3, 1, 1024),
+        "smollm2": Setting("smollm2", "real", 2, 1, 512),
+        "smollm2-long": Setting("smollm2", "long prompts", 2, 1, 768),
     },
     "cuda": {
         "tiny-128k": Setting("gpu-128k", "real", 64, 4, 1024, model_config(GPU_SIZES)),

@@ -80,7 +80,7 @@ class Record(NamedTuple):
     """The sequences of a record: those trained on, and those of which only the log-probability is read (KTO's KL)."""
 
     trained: list[Sequence_]
-    read: list[Sequence_] = []  # noqa: RUF012
+    read: list[Sequence_] = []
 
 
 def padded(sequences: Sequence[Sequence_], multiple: int = 1) -> Tokens:

@@ -2,8 +2,8 @@
 
     python benchmarks/training/growth.py [--json FILE]
 
-Every point is one micro-batch of one pair (KTO: one record) whose prompt and responses have exactly so many words of
-one token, on a random Llama with two layers of 128. The responses of a record have nothing in common. The exponent b of
+Every point is two micro-batches of one record whose prompt and responses have exactly so many words of one token, on
+a random Llama with two layers of 128. The responses of a record have nothing in common. The exponent b of
 `memory = a * size ** b` is fitted to the logarithms by least squares; 0 is flat, 1 linear.
 """
 
@@ -14,19 +14,18 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from claims import ARMS, Setting, model_config
 from flops import Sizes
 from runs import ROOT, Failed, Runs, fail
 
-NAMES = ("dpo", "sepo 30 %", "tdpo2", "tdpo dpo", "kto", "seapo_kto")
+NAMES = ("dpo", "sepo 30 %", "tdpo2", "kto", "seapo_kto")
 CURVES = {
-    "tokens": [512, 1024, 2048, 4096, 8192],
-    "vocabulary": [32_768, 65_536, 131_072, 262_144],
-    "prompt's share": [0.1, 0.3, 0.5, 0.7, 0.9],
+    "tokens": [512, 2048, 8192],
+    "vocabulary": [32_768, 131_072, 262_144],
+    "prompt's share": [0.25, 0.5, 0.75],
 }
 SHORT = {"tokens": [128, 256], "vocabulary": [32_768, 65_536], "prompt's share": [0.25, 0.5]}
 TEMPLATE_TOKENS = 10
@@ -42,12 +41,12 @@ class Point(Setting):
 
 
 def point(tokens: int, vocabulary: int, share: float) -> Point:
-    """One pair whose rows have so many tokens, a share of them in the prompt."""
+    """Records whose rows have so many tokens, a share of them in the prompt."""
     sizes = Sizes(layers=2, hidden=128, intermediate=344, heads=2, key_value_heads=2, vocabulary=vocabulary)
     prompt = max(1, round(share * tokens))
     rows, model = f"even {tokens} {share}", f"growth-{vocabulary}"
     response = max(1, tokens - prompt - TEMPLATE_TOKENS)
-    return Point(model, rows, 1, 1, tokens + 64, model_config(sizes), prompt=prompt, response=response)
+    return Point(model, rows, 2, 1, tokens + 64, model_config(sizes), prompt=prompt, response=response)
 
 
 def points(curve: str, size: float) -> Point:
@@ -69,7 +68,9 @@ def main() -> None:
     """Measure the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("curves", nargs="*", choices=[*CURVES, []], help="default: all")
-    parser.add_argument("--arms", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument(
+        "--arms", nargs="+", choices=[*ARMS], default=NAMES, metavar="ARM", help=f"of {', '.join(ARMS)}"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--short", action="store_true", help="two small points of each curve, to see that all runs")
@@ -83,7 +84,9 @@ def main() -> None:
             memory = [_measured(runs, points(curve, size), name) for size in sizes]
             slope = exponent(sizes, memory)
             curves.append({"curve": curve, "arm": name, "sizes": sizes, "MiB": memory, "exponent": slope})
-            print(f"{curve}: {name}: {', '.join(f'{each:.0f}' for each in memory)} MiB, exponent {slope:.2f}", flush=True)
+            print(
+                f"{curve}: {name}: {', '.join(f'{each:.0f}' for each in memory)} MiB, exponent {slope:.2f}", flush=True
+            )
     if asked.json:
         asked.json.write_text(json.dumps({"curves": curves}, indent=1) + "\n")
 

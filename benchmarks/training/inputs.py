@@ -18,6 +18,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def demo_pairs(path: str) -> list[dict[str, Any]]:
     else:
         with tempfile.TemporaryDirectory() as scratch:
             wanted = ["--no-deps", "--no-binary", ":all:", "llamafactory==0.9.5"]
-            subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--dest", scratch, *wanted], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "pip", "download", "--quiet", "--dest", scratch, *wanted], check=True
+            )
             (archive,) = Path(scratch).glob("*.tar.gz")
             with tarfile.open(archive) as packed:
                 (member,) = (each for each in packed.getnames() if each.endswith("/data/dpo_en_demo.json"))
@@ -101,7 +104,7 @@ def with_error(record: dict[str, Any], name: str, error_type: str) -> str:
 
 
 def chosen_rows(pairs: list[dict[str, Any]], asked: dict[str, Any], encode: Any) -> Iterator[dict[str, Any]]:
-    """Records of the demo that fit; in `long prompts` the prompt has as many tokens as the chosen response, or more."""
+    """Records of the demo that fit; in `long prompts` the prompt has at least as many tokens as the chosen response."""
     for index, pair in enumerate(pairs):
         others = iter([*pairs[index + 1 :], *pairs[:index]])
         turns = [dict(turn) for turn in pair["messages"]]
@@ -197,7 +200,9 @@ def main() -> None:
         records = list(even_rows(asked, tokenizer))
     else:
         found = chosen_rows(demo_pairs(asked.get("pairs", "")), asked, encode)
-        records = [row for row, _ in zip(found, range(asked["records"]))]
+        records = list(islice(found, asked["records"]))
+        if len(records) < asked["records"]:
+            sys.exit(f"only {len(records)} rows of the demo fit into {asked['cutoff_len']} tokens")
     write(data, records)
     tokens = []
     for row in records:

@@ -1,4 +1,4 @@
-"""Operations per second of the matrix products of a model's layers and head, as JSON: sizes, dtype and device given."""
+"""Operations per second of the matrix products of a model's layers and head, as JSON."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     .venvs/core/bin/python benchmarks/training/meta_memory.py [--json FILE]
 
 The functions are those that training uses: `finepref.losses.fused_head`, or `losses.chunked` in a finepref without it.
-4 x 2,048 positions, bfloat16, the head frozen, chunks as on a GPU. What is counted is every storage that autograd keeps or makes beside
-hidden states, weights and targets; `possible` is what a first prototype of the fused head needed.
+4 x 2,048 positions, bfloat16, the head frozen, chunks as on a GPU. What is counted is every storage that autograd keeps
+or makes beside hidden states, weights and targets; `possible` is what a first prototype of the fused head needed.
 """
 
 from __future__ import annotations
@@ -153,7 +153,9 @@ def main() -> None:
     print(result["with"])
     for row in result["rows"]:
         limit = "" if row["possible"] is None else " (possible: {:.1f}, {:.1f})".format(*row["possible"])
-        print("{}: {}: forward {:.2f} GiB, backward {:.2f} GiB{}".format(row["model"], row["loss"], *row["GiB"], limit))
+        print(
+            "{}: {}: forward {:.2f} GiB, backward {:.2f} GiB{}".format(row["model"], row["loss"], *row["GiB"], limit)
+        )
     if asked.json:
         asked.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -56,7 +56,7 @@ class Meter:
         """The measurement."""
         if self.on_gpu:
             torch.cuda.synchronize()
-        wall, cpu = (end - start for start, end in zip(self.began, (time.perf_counter(), time.process_time())))
+        wall, cpu = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
         if self.on_gpu:
             peak = torch.cuda.max_memory_allocated()
         else:

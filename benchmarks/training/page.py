@@ -1,6 +1,6 @@
 """Write the tables of benchmarks/README.md from the files in benchmarks/results: between the two marks, nothing else.
 
-    python benchmarks/training/page.py
+python benchmarks/training/page.py
 """
 
 from __future__ import annotations
@@ -108,7 +108,13 @@ def memory_text(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-PARTS = {"training": training_text, "growth": growth_text, "memory": memory_text, "training-gpu": training_text}
+PARTS = {
+    "training": training_text,
+    "growth": growth_text,
+    "memory": memory_text,
+    "training-gpu": training_text,
+    "growth-gpu": growth_text,
+}
 """File in results/ -> its text."""
 
 
