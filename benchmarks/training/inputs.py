@@ -104,7 +104,7 @@ def with_error(record: dict[str, Any], name: str, error_type: str) -> str:
 
 
 def chosen_rows(pairs: list[dict[str, Any]], asked: dict[str, Any], encode: Any) -> Iterator[dict[str, Any]]:
-    """Records of the demo that fit; in `long prompts` the prompt has at least as many tokens as the chosen response."""
+    """Records of the demo that fit; in `long prompts` the prompt has no fewer tokens than the chosen response."""
     for index, pair in enumerate(pairs):
         others = iter([*pairs[index + 1 :], *pairs[:index]])
         turns = [dict(turn) for turn in pair["messages"]]

@@ -3,8 +3,8 @@
     .venvs/core/bin/python benchmarks/training/meta_memory.py [--json FILE]
 
 The functions are those that training uses: `finepref.losses.fused_head`, or `losses.chunked` in a finepref without it.
-4 x 2,048 positions, bfloat16, the head frozen, chunks as on a GPU. What is counted is every storage that autograd keeps
-or makes beside hidden states, weights and targets; `possible` is what a first prototype of the fused head needed.
+4 x 2,048 positions, bfloat16, the head frozen, chunks as on a GPU. What is counted is every storage that is made
+beside hidden states, weights and targets; `possible` is what a first prototype of the fused head needed.
 """
 
 from __future__ import annotations
