@@ -56,10 +56,15 @@ INTENDED = {
         None,
         "options that are new",
     ),
+    r"receipt\.settings\.(finepref_reference_cache|tdpo_log_kl)": (
+        None,
+        "options that are new",
+    ),
     r"receipt\.(rows\.(?!read$)|datasets\[\d+\]\.(rejected|notes)|responses_cut$)": (
         None,
         "rows are counted by reason, and those that the trainer has seen; the tests of both hosts have the numbers",
     ),
+    r"settings\.tdpo[._]log_kl$": (None, "dpo logs its KL only if it is asked to"),
     r"receipt\.(run|parts|host$)": (None, "what was trained, with what, where, and in which parts"),
     r"receipt\.ranks\[\d+\]\.(device|seen)": (None, "each rank's device, and what it has seen"),
     r"receipt\.(tokens|records)$": (None, "the sum over the ranks, on OpenRLHF too"),
@@ -116,9 +121,11 @@ def tdpo_choices() -> Iterator[tuple[str, dict[str, Any]]]:
     """Every combination of the options of TDPO that is allowed, with a name."""
     for variant, sides, normalize in product(("tdpo1", "tdpo2", "dpo"), ("two", "one"), (False, True)):
         name = f"{variant}_{sides}" + ("_normalized" if normalize else "")
-        yield name, {"variant": variant, "masks": "annotated", "sides": sides, "normalize_spans": normalize}
+        spans = {"masks": "annotated", "sides": sides, "normalize_spans": normalize}
+        yield name, {"variant": variant, **spans} | ({"log_kl": True} if variant == "dpo" else {})
     for variant in ("tdpo1", "tdpo2", "dpo"):
-        yield f"{variant}_none", {"variant": variant, "masks": "none", "sides": "two", "normalize_spans": False}
+        whole = {"masks": "none", "sides": "two", "normalize_spans": False}
+        yield f"{variant}_none", {"variant": variant, **whole} | ({"log_kl": True} if variant == "dpo" else {})
 
 
 def apo_choices() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -163,6 +163,11 @@ class Options:
         return made
 
     @property
+    def caches_reference(self) -> bool:
+        """Whether the reference's log-probabilities are read once, into a file."""
+        return bool(getattr(self, "finepref_reference_cache", False))
+
+    @property
     def overlong(self) -> Overlong:
         """What happens to records that are too long, see `finepref.methods.overlong`."""
         return self.finepref_overlong or "host"
@@ -244,12 +249,39 @@ class LogpsOptions(Options):
 
 
 @dataclass
-class PairOptions(LogpsOptions):
+class ReferenceOptions(LogpsOptions):
+    """Base of the options of shapes whose losses may read a reference model."""
+
+    finepref_reference_cache: bool = option(
+        False, "Read the reference's log-probabilities once into a file, for all epochs and later runs."
+    )
+
+    def refuse_cache(self, stage: str, *, reference: bool, kl: str) -> None:
+        """Refuse `finepref_reference_cache` where log-probabilities of tokens are not all that is read.
+
+        Args:
+            stage: the stage's name.
+            reference: whether its loss reads a reference model with these options.
+            kl: as `Stage.kl`.
+
+        Raises:
+            ValueError: one line that says why.
+        """
+        if not self.finepref_reference_cache or (reference and not kl):
+            return
+        why = "reads the reference's whole distribution over the vocabulary, of which one token would be kept"
+        if not reference:
+            why = "reads no reference model, so that there is nothing to keep"
+        raise ValueError(f"{self.key('finepref_reference_cache', 'true')}: {stage} {why}; leave it out")
+
+
+@dataclass
+class PairOptions(ReferenceOptions):
     """Base of the options of shape "pair"."""
 
 
 @dataclass
-class UnpairedOptions(LogpsOptions):
+class UnpairedOptions(ReferenceOptions):
     """Base of the options of shape "unpaired". A method overrides the properties that it has an option for.
 
     Attributes:

@@ -198,12 +198,15 @@ def test_the_lora_base_is_the_reference_and_the_sequential_kl_of_both_responses_
     assert {"rewards/accuracies", "rewards/margins", "logps/chosen"} <= train[-1].keys()
 
 
-def test_dpo_has_its_kl_logged_but_not_in_its_loss(run, tmp_path, other_model):
+def test_dpo_reads_no_kl_unless_it_is_to_be_logged_which_changes_no_loss(run, tmp_path, other_model):
     common = {"name": "tdpo_spans", "finetuning_type": "full", "ref_model": str(other_model), **ONE_BATCH}
     common |= {"tdpo_alpha": None, "tdpo_masks": "none", "tdpo_sides": "two"}
     dpo = run(output_dir=str(tmp_path / "dpo"), tdpo_variant="dpo", **common)
     tdpo1 = run(output_dir=str(tmp_path / "tdpo1"), tdpo_variant="tdpo1", **common)
-    assert dpo.log[0]["kl/chosen"] == tdpo1.log[0]["kl/chosen"] > 0
+    logged = run(output_dir=str(tmp_path / "logged"), tdpo_variant="dpo", tdpo_log_kl=True, **common)
+    assert not [name for name in dpo.log[0] if "kl" in name]
+    assert logged.log[0]["kl/chosen"] == tdpo1.log[0]["kl/chosen"] > 0
+    assert losses(logged) == pytest.approx(losses(dpo), abs=1e-6)
     assert abs(losses(dpo)[0] - losses(tdpo1)[0]) > 1e-5
 
 

@@ -33,12 +33,14 @@ class Adapter(ABC):
         schema: to be changed whenever tokenised rows change their meaning. It is part of the dataset cache's
             fingerprint and of the marker in a `tokenized_path` folder, so that no rows made by older code are used.
         adds_value_head: whether the model gets the host's value head.
+        responses: columns with the responses of a tokenised row, see `reference_cache.texts_of`.
         predicts: whether the trainer has `write_scores(eval_dataset)` for `do_predict`.
     """
 
     schema: str
     adds_value_head: bool = False
     predicts: bool = False
+    responses: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage

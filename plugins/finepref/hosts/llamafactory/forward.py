@@ -40,7 +40,26 @@ class Rows(NamedTuple):
         return Wanted(positions, targets, lambda values: place_at(values, positions, marked)[:, :-1])
 
 
-def values(trainer: Any, model: Any, rows: Rows, *, with_reference: bool = False, kl: str = "") -> TokenValues:
+class Alone:
+    """In place of a trainer in `values`, for a model that none has wrapped."""
+
+    def __init__(self, run: Any) -> None:
+        self.run, self.accelerator = run, self
+
+    def unwrap_model(self, model: Any) -> Any:
+        """The model itself."""
+        return model
+
+
+def values(
+    trainer: Any,
+    model: Any,
+    rows: Rows,
+    *,
+    with_reference: bool = False,
+    kl: str = "",
+    known: Tensor | None = None,
+) -> TokenValues:
     """Values of the policy, and of the reference if it is read.
 
     Args:
@@ -49,7 +68,11 @@ def values(trainer: Any, model: Any, rows: Rows, *, with_reference: bool = False
         rows: what is read.
         with_reference: whether the reference is read.
         kl: as `Stage.kl`.
+        known: log pi_ref [M, T] of a file (`reference_cache`), in place of a forward pass of the reference.
     """
+    if known is not None:
+        own = values(trainer, model, rows)
+        return own._replace(reference=torch.where(rows.needed, known, 0.0))
     if trainer.run.options.full_logits:
         return _of_all_logits(trainer, model, rows, with_reference=with_reference, kl=kl)
     wanted, reference = rows.wanted, None

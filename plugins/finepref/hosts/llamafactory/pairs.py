@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from finepref.formats.check import BadData, Problem
 from finepref.hosts import packed
 from finepref.hosts.batching import RowTokens, padded
 from finepref.hosts.exact import bits, floats
-from finepref.hosts.llamafactory import forward
+from finepref.hosts.llamafactory import cached_reference, forward
 from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
 from finepref.hosts.llamafactory.batches import Batched, list_lengths
 from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
@@ -99,10 +99,12 @@ class PairCollator(PairwiseDataCollatorWithPadding):
 
     Attributes:
         weigh: tokenised pair -> its weights, by the stage's options.
+        reference: the kept log-probabilities of the rows, empty if there are none.
         counts: whether to add `needed`; not where the host joins and splits batches, which must be tensors for that.
     """
 
     weigh: Callable[[PairRow], Weights] | None = None
+    reference: cached_reference.Rows = field(default_factory=cached_reference.Rows)
     counts: bool = True
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -125,7 +127,16 @@ class PairCollator(PairwiseDataCollatorWithPadding):
         weight = torch.tensor(padded)[:, 1:]
         batch["weight"] = bits(weight)
         batch["side"] = torch.tensor(sides)
+        if self.reference:
+            batch["reference"] = self._reference(features, length)
         return {**batch, **({"needed": int((weight != 0).sum())} if self.counts else {})}
+
+    def _reference(self, features: list[dict[str, Any]], width: int) -> Tensor:
+        """The kept log-probabilities of a batch, see `cached_reference.placed`."""
+        kept = [self.reference[row[cached_reference.ROW]] for row in features]
+        values = [row[half] for half in range(len(SIDES)) for row in kept]
+        lengths = [len(row[f"{side}_input_ids"]) for side in SIDES for row in features]
+        return cached_reference.placed(values, lengths, width, self.tokenizer.padding_side)
 
     @staticmethod
     def _of_host(row: dict[str, Any]) -> dict[str, Any]:
@@ -190,10 +201,12 @@ class PairTrainer(Batched, CustomDPOTrainer):
 
     def values(self, model: Any, batch: dict[str, Any]) -> TokenValues:
         """Values at the tokens that have a weight."""
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", "weight", "side", "needed")}
+        ours = ("labels", "weight", "side", "needed", "reference")
+        inputs = {name: value for name, value in batch.items() if name not in ours}
         wanted = forward.Rows(inputs, batch["labels"], batch["weight"] != 0, batch.get("needed"))
         with_reference = self.run.stage.needs_reference(self.run.options)
-        return forward.values(self, model, wanted, with_reference=with_reference, kl=self.kl_use)
+        known = cached_reference.of_batch(batch)
+        return forward.values(self, model, wanted, with_reference=with_reference, kl=self.kl_use, known=known)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add means over the valid pairs of all ranks to a training or evaluation log entry."""
@@ -232,6 +245,7 @@ class PairAdapter(Adapter):
     """Data and training of the stages on pairs."""
 
     schema = PairProcessor.schema
+    responses = (("chosen_ids", ""), ("rejected_ids", ""))
 
     def processor(self, options: Options) -> Any:
         return partial(PairProcessor, overlong=options.overlong)
@@ -256,6 +270,7 @@ class PairAdapter(Adapter):
             pad_to_multiple_of=8,
             label_pad_token_id=IGNORE_INDEX,
             weigh=partial(self.weigh, options=parts.run.options, seed=parts.args.training.seed),
+            reference=parts.kept,
             counts=keeps_batches(parts.args),
             **parts.tokenizer_module,
         )

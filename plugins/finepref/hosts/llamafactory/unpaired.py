@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import blake2b
 from itertools import chain
@@ -34,7 +34,7 @@ from finepref.formats.check import BadData, Problem
 from finepref.formats.layouts import native_format
 from finepref.hosts import packed, row_cache
 from finepref.hosts.batching import RowTokens, Units, padded
-from finepref.hosts.llamafactory import forward
+from finepref.hosts.llamafactory import cached_reference, forward
 from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
 from finepref.hosts.llamafactory.batches import Batched, list_lengths, list_maxima
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
@@ -201,6 +201,7 @@ class UnpairedCollator(KTODataCollatorWithPadding):
         epoch: int64 [1] in shared memory, so that persistent data-loader workers see changes; None: always epoch 0.
         types: error types to draw from, None for all.
         type_names: all error types that are drawn from; `negative_type` is an index into them.
+        reference: the kept log-probabilities of the rows, empty if there are none.
         counts: as in `pairs.PairCollator`: whether to add `needed` and `kl_needed`, the number of response tokens.
     """
 
@@ -208,6 +209,7 @@ class UnpairedCollator(KTODataCollatorWithPadding):
     epoch: torch.Tensor | None = None
     types: tuple[str, ...] | None = None
     type_names: tuple[str, ...] = ()
+    reference: cached_reference.Rows = field(default_factory=cached_reference.Rows)
     counts: bool = True
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -217,6 +219,7 @@ class UnpairedCollator(KTODataCollatorWithPadding):
         """
         epoch = int(self.epoch) if self.epoch is not None else EVALUATION_EPOCH
         drawn, kinds, draws = [], [], []
+        kept: dict[str, list[np.ndarray]] = {"": [], "kl_": []}
         for feature in features:
             single = feature["single"]
             index = 0 if single else self._draw(feature["types"], feature["example_id"], epoch)
@@ -237,6 +240,10 @@ class UnpairedCollator(KTODataCollatorWithPadding):
                     "audios": None,
                 }
             )
+            if self.reference:
+                values = self.reference[feature[cached_reference.ROW]]
+                kept[""].append(values[index])
+                kept["kl_"].append(values[len(feature["lengths"]) + kl_index])
             name = feature["types"][index]
             kinds.append(-1 if feature["kto_tags"] or single else self.type_names.index(name))
             draws.append(draw_digest(epoch, feature["example_id"], name))
@@ -244,6 +251,10 @@ class UnpairedCollator(KTODataCollatorWithPadding):
         batch["negative_type"] = torch.tensor(kinds)
         batch["single"] = torch.tensor([feature["single"] for feature in features])
         batch["draw"] = torch.tensor(draws)
+        for kind, values in kept.items() if self.reference else ():
+            lengths = [len(row[f"{kind}input_ids"]) for row in drawn]
+            width = batch[f"{kind}labels"].shape[1]
+            batch[f"{kind}reference"] = cached_reference.placed(values, lengths, width, self.tokenizer.padding_side)
         if self.counts:
             for kind in ("", "kl_"):
                 batch[f"{kind}needed"] = int((batch[f"{kind}labels"][:, 1:] != IGNORE_INDEX).sum())
@@ -359,9 +370,10 @@ class UnpairedTrainer(Batched, CustomKTOTrainer):
         """log pi [B] of the responses, their log-ratios to the reference [B], and those of their mismatched responses
         [B], without a gradient.
         """
-        own = forward.values(self, model, rows_of_batch(batch), with_reference=True)
+        known, kl_known = (cached_reference.of_batch(batch, kind) for kind in ("", "kl_"))
+        own = forward.values(self, model, rows_of_batch(batch), with_reference=True, known=known)
         with torch.no_grad():
-            other = forward.values(self, model, rows_of_batch(batch, "kl_"), with_reference=True)
+            other = forward.values(self, model, rows_of_batch(batch, "kl_"), with_reference=True, known=kl_known)
         logps = own.logps.sum(-1)
         return logps, logps - own.reference.sum(-1), (other.logps - other.reference).sum(-1)
 
@@ -447,6 +459,7 @@ class UnpairedAdapter(Adapter):
     """Data and training of the stages on unpaired responses."""
 
     schema = UnpairedProcessor.schema
+    responses = (("alternatives", "lengths"), ("kl_alternatives", "kl_lengths"))
 
     def arrange(self, dataset: Any, *, truncated: bool, streaming: bool) -> Any:
         """Group rows of format feedback by prompt; rows of format negatives already are one record each.
@@ -548,6 +561,7 @@ class UnpairedAdapter(Adapter):
             seed=training_args.seed,
             types=options.error_types,
             type_names=type_names,
+            reference=parts.kept,
             counts=keeps_batches(parts.args),
             **parts.tokenizer_module,
         )

@@ -77,6 +77,9 @@ def values(actor: Any, rows: Rows, reference: Any = None, *, kl: str = "") -> tu
     """
     outputs: list[Any] = []
     with _as_it_runs(actor):
+        if rows.full and isinstance(reference, Reference):  # of a file
+            found = _all_logits(actor, rows, outputs).values()
+            return found._replace(reference=reference.logps), outputs[0]
         if rows.full:
             return _all_logits(actor, rows, outputs).values(reference, kl=kl), outputs[0]
         return read(_pass(actor, rows, outputs), rows.wanted(actor), reference, kl=kl), outputs[0]

@@ -299,6 +299,18 @@ class WithoutAdapter:
         """Do nothing; the host calls this before the policy's forward passes."""
 
 
+class NoReference:
+    """Takes the place of the host's reference model if the loss needs none."""
+
+    model = None
+
+    def __bool__(self) -> bool:
+        return False
+
+    def eval(self) -> None:
+        """Do nothing; the host calls this."""
+
+
 def sharing(request: Request) -> dict[str, Any]:
     """The name `Actor` of the host's `train`, if one model serves as policy and reference; else nothing."""
     if not shares_reference(request.host):
@@ -338,10 +350,20 @@ class Accounted:
         run: the run.
         folder: folder of the receipt of the whole run.
         metrics: names of the metrics that are logged in addition to the host's.
+        cached: `cached_reference.CachedReference`, if the reference is read from files.
     """
 
-    def __init__(self, *arguments: Any, run: Run, folder: Path, metrics: Sequence[str], **options: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        run: Run,
+        folder: Path,
+        metrics: Sequence[str],
+        cached: Any = None,
+        **options: Any,
+    ) -> None:
         super().__init__(*arguments, **options)
+        self.cached = cached
         self.run, self.folder = run, folder
         self.last_step = 0
         self.counts = Tally()  # of this process, for the receipt
@@ -368,6 +390,8 @@ class Accounted:
             self.training_log = TrainingLog(
                 self.folder, first_step=first, total_steps=total, steps_per_epoch=per_epoch
             )
+        if self.cached is not None:
+            self.cached.before_first_step(self)
         if self.run.stage.shape in REWARDED:
             self.loss_fn = self._watched(self.loss_fn)
         super().fit(args, consumed_samples, num_update_steps_per_epoch)
