@@ -221,7 +221,22 @@ Options.spelling = staticmethod(in_yaml)
 
 
 @dataclass
-class PairOptions(Options):
+class SharingOptions(Options):
+    """Base of the options of shapes whose records have several responses to one prompt, each with a loss per token."""
+
+    finepref_prefix_sharing: Literal["auto", "off"] = option(
+        "auto",
+        "Read the common beginning of a record's responses once: auto (where the model gives the same numbers), off.",
+    )
+
+    @property
+    def prefix_sharing(self) -> bool:
+        """Whether the responses of a record may share their common beginning."""
+        return self.finepref_prefix_sharing == "auto"
+
+
+@dataclass
+class PairOptions(SharingOptions):
     """Base of the options of shape "pair"."""
 
     finepref_full_logits: bool = option(
@@ -235,7 +250,7 @@ class PairOptions(Options):
 
 
 @dataclass
-class UnpairedOptions(Options):
+class UnpairedOptions(SharingOptions):
     """Base of the options of shape "unpaired". A method overrides the properties that it has an option for.
 
     Attributes:

@@ -22,15 +22,16 @@ from transformers import Trainer
 from finepref import stages
 from finepref.formats import records
 from finepref.formats.check import BadData, Problem
-from finepref.hosts import packed
+from finepref.hosts import packed, trees
 from finepref.hosts.exact import bits, floats
 from finepref.hosts.llamafactory import forward
-from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
+from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches, sharing_of
 from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encoded, located
 from finepref.hosts.llamafactory.verdicts import verdict
 from finepref.hosts.meter import Meter, Tally
 from finepref.hosts.run import Run, pinpoint
+from finepref.hosts.sharing import Sharing
 from finepref.hosts.token_values import TokenValues
 from finepref.losses import ops
 from finepref.methods import overlong
@@ -98,10 +99,12 @@ class PairCollator(PairwiseDataCollatorWithPadding):
     Attributes:
         weigh: tokenised pair -> its weights, by the stage's options.
         counts: whether to add `needed`; not where the host joins and splits batches, which must be tensors for that.
+        shares: whether to add `trees` where responses have enough in common, see `trees.make`.
     """
 
     weigh: Callable[[PairRow], Weights] | None = None
     counts: bool = True
+    shares: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """One batch: the host's keys, `weight` [2B, T] in label space, the chosen half first, and `side` [B].
@@ -123,7 +126,14 @@ class PairCollator(PairwiseDataCollatorWithPadding):
         weight = torch.tensor(padded)[:, 1:]
         batch["weight"] = bits(weight)
         batch["side"] = torch.tensor(sides)
-        return {**batch, **({"needed": int((weight != 0).sum())} if self.counts else {})}
+        if self.counts:
+            batch["needed"] = int((weight != 0).sum())
+        if self.shares:
+            count = len(features)
+            rows = trees.rows_of(batch["input_ids"], batch["attention_mask"], weight != 0)
+            found = trees.make(rows, [[i, count + i] for i in range(count)], length)
+            batch |= {"trees": found} if found else {}
+        return batch
 
     @staticmethod
     def _of_host(row: dict[str, Any]) -> dict[str, Any]:
@@ -132,6 +142,8 @@ class PairCollator(PairwiseDataCollatorWithPadding):
         return {**row, **masks, "images": None, "videos": None, "audios": None}
 
 
+OURS = ("labels", "weight", "side", "needed", "trees")
+"""What the collator adds to the inputs of a model."""
 REWARDS = tuple(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins"))
 
 
@@ -140,12 +152,14 @@ class PairTrainer(CustomDPOTrainer):
 
     Attributes:
         frozen: the weights of the reference, if it is the policy with other weights (`reference.Frozen`).
+        sharing: whether a pair is read as one tree; None: it is not.
     """
 
     frozen: Any = None
+    sharing: Sharing | None = None
 
-    def __init__(self, *, run: Run, **kwargs: Any) -> None:
-        self.run = run
+    def __init__(self, *, run: Run, sharing: Sharing | None = None, **kwargs: Any) -> None:
+        self.run, self.sharing = run, sharing
         self.kl_use = run.stage.kl(run.options) if run.stage.kl else ""
         self.tokens = Tally()
         self.meter = Meter((*REWARDS, *run.stage.metrics))
@@ -187,8 +201,12 @@ class PairTrainer(CustomDPOTrainer):
 
     def values(self, model: Any, batch: dict[str, Any]) -> TokenValues:
         """Values at the tokens that have a weight."""
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", "weight", "side", "needed")}
-        wanted = forward.Rows(inputs, batch["labels"], batch["weight"] != 0, batch.get("needed"))
+        wanted: forward.Rows | trees.Trees
+        if forward.shares(self, model) and "trees" in batch:
+            wanted = forward.trees_of(self, batch["trees"])
+        else:
+            inputs = {name: value for name, value in batch.items() if name not in OURS}
+            wanted = forward.Rows(inputs, batch["labels"], batch["weight"] != 0, batch.get("needed"))
         with_reference = self.run.stage.needs_reference(self.run.options)
         return forward.values(self, model, wanted, with_reference=with_reference, kl=self.kl_use)
 
@@ -241,6 +259,7 @@ class PairAdapter(Adapter):
         return PairCheck(self.stage.name, options)
 
     def build_trainer(self, parts: Any, **common: Any) -> PairTrainer:
+        sharing = sharing_of(parts)
         collator = PairCollator(
             template=parts.template,
             model=parts.model,
@@ -248,9 +267,11 @@ class PairAdapter(Adapter):
             label_pad_token_id=IGNORE_INDEX,
             weigh=partial(self.weigh, options=parts.run.options, seed=parts.args.training.seed),
             counts=keeps_batches(parts.args),
+            shares=sharing is not None and sharing.possible,
             **parts.tokenizer_module,
         )
         return PairTrainer(
+            sharing=sharing,
             ref_model=parts.ref_model,
             data_collator=collator,
             **common,
