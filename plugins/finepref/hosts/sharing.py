@@ -59,7 +59,7 @@ class Sharing:
         if not self.settled:
             found = [*models()]
             reasons = (why_not_in(each.network.config, self.longest, balanced=self.balanced) for each in found)
-            self._settle(next(filter(None, reasons), "") or self._tried(found))
+            self._settle(next(filter(None, reasons), "") or self._trial(found))
             network = found[0].network
             self.mask = MASKED.get(_attention(network.config)) or network.dtype
         return self.works
@@ -69,7 +69,7 @@ class Sharing:
         if why_not:
             self.tell(f"Each response is read with its whole prompt, prefix sharing is off: {why_not}")
 
-    def _tried(self, models: Sequence[Model]) -> str:
+    def _trial(self, models: Sequence[Model]) -> str:
         found = ""
         for each in models:
             found = found or trial(each)
