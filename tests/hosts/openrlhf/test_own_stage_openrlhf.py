@@ -32,6 +32,7 @@ def test_it_trains_with_the_loss_computed_without_finepref(command, tiny_model, 
         "finepref_bad_rows": "error",
         "finepref_max_bad": "1%",
         "finepref_resume_changed": False,
+        "finepref_prefix_sharing": "auto",
         "finepref_full_logits": False,
     }
     assert done.receipt["settings"] == of_every_stage | {"wsimpo_beta": 2.0, "wsimpo_gamma": 0.3}
