@@ -240,7 +240,8 @@ def test_a_model_with_attention_is_tried_once_and_not_changed(attention, dtype):
 
 def with_dropout(network):
     """In training, some of it in evaluation mode."""
-    network.config.attention_dropout = 0.5
+    for layer in network.model.layers:
+        layer.self_attn.attention_dropout = 0.5
     network.train()
     network.model.norm.eval()
     return network
