@@ -56,7 +56,7 @@ INTENDED = {
         None,
         "options that are new",
     ),
-    r"receipt\.settings\.(finepref_reference_cache|tdpo_log_kl)": (
+    r"receipt\.settings\.(finepref_(reference_cache|prefix_sharing)|tdpo_log_kl)": (
         None,
         "options that are new",
     ),

@@ -121,6 +121,7 @@ def test_a_data_set_of_the_hub_is_told_by_its_name(run):
 def test_options_that_do_not_change_what_is_trained_are_not_compared(run):
     before = content(run, 2)
     run.settings |= {"finepref_resume_changed": True, "finepref_full_logits": True, "finepref_max_bad": "9%"}
+    run.settings |= {"finepref_prefix_sharing": "off"}
     assert changes(before, run.facts(1)) == []
     run.settings |= {"finepref_overlong": "skip"}
     assert [change.name for change in changes(before, run.facts(1))] == ["finepref_overlong"]

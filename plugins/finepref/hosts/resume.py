@@ -12,6 +12,7 @@ from finepref.hosts import model_identity, receipt
 FREE_OPTIONS = (
     "finepref_resume_changed",
     "finepref_full_logits",
+    "finepref_prefix_sharing",
     "finepref_max_bad",
     "finepref_reference_cache",
     "tdpo_log_kl",

@@ -249,7 +249,22 @@ class LogpsOptions(Options):
 
 
 @dataclass
-class ReferenceOptions(LogpsOptions):
+class SharingOptions(LogpsOptions):
+    """Base of the options of shapes whose records have several responses to one prompt, each with a loss per token."""
+
+    finepref_prefix_sharing: Literal["auto", "off"] = option(
+        "auto",
+        "Read the common beginning of a record's responses once: auto (where the model gives the same numbers), off.",
+    )
+
+    @property
+    def prefix_sharing(self) -> bool:
+        """Whether the responses of a record may share their common beginning."""
+        return self.finepref_prefix_sharing == "auto"
+
+
+@dataclass
+class ReferenceOptions(SharingOptions):
     """Base of the options of shapes whose losses may read a reference model."""
 
     finepref_reference_cache: bool = option(

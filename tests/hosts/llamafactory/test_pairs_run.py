@@ -107,7 +107,7 @@ def test_only_the_needed_positions_reach_the_output_head(run, monkeypatch):
         return found
 
     monkeypatch.setattr(forward, "needed_positions", count)
-    done = run(name="sepo", **ONE_BATCH)
+    done = run(name="sepo", finepref_prefix_sharing="off", **ONE_BATCH)
     tokens = done.receipt["tokens"]
     assert seen[0][0] == tokens["chosen_selected"] + tokens["rejected_selected"]
     assert seen[0][0] < 0.2 * seen[0][1]

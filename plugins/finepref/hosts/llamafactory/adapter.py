@@ -6,10 +6,14 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
+from llamafactory.extras import logging
 
 from finepref.hosts.batching import RowTokens, Units
+from finepref.hosts.sharing import Sharing, why_not_in
 from finepref.methods.options import Options
 from finepref.methods.stage import Stage
+
+logger = logging.get_logger("llamafactory.finepref")  # the host shows what is below its own name
 
 
 def keeps_batches(args: Any) -> bool:
@@ -23,6 +27,30 @@ def keeps_batches(args: Any) -> bool:
     """
     dispatched = args.training.accelerator_config.dispatch_batches
     return not (args.data.streaming if dispatched is None else dispatched)
+
+
+def sharing_of(parts: Any, why_not: str = "") -> Sharing | None:
+    """Whether the responses of a record may share their common beginning; None if the options say no.
+
+    Args:
+        parts: the `workflow.Parts` of a run.
+        why_not: a reason against it, "" if the caller knows none.
+    """
+    args, options = parts.args, parts.run.options
+    if not options.prefix_sharing:
+        return None
+    plugin = parts.template.mm_plugin
+    multimodal = plugin.image_token or plugin.video_token or plugin.audio_token
+    reasons = (
+        (options.full_logits, f"{options.key('finepref_full_logits')} is set"),
+        (not keeps_batches(args), "the first process joins and splits the batches of all (`dispatch_batches`)"),
+        (multimodal, "the template is for images, videos or audios"),
+        (args.model.use_unsloth, "Unsloth's attention takes no mask of a tree"),
+    )
+    longest = args.data.cutoff_len
+    why_not = why_not or next((reason for given, reason in reasons if given), "")
+    why_not = why_not or why_not_in(parts.model.config, longest)
+    return Sharing(why_not, longest=longest, tell=logger.info_rank0)
 
 
 class Adapter(ABC):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,9 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 
 from finepref.hosts import token_values
 from finepref.hosts.llamafactory.reference import reference_model
+from finepref.hosts.sharing import Model
 from finepref.hosts.token_values import AllLogits, Pass, TokenValues, Wanted
+from finepref.hosts.trees import Trees
 from finepref.losses.positions import needed_positions, place_at
 
 
@@ -40,6 +43,27 @@ class Rows(NamedTuple):
         return Wanted(positions, targets, lambda values: place_at(values, positions, marked)[:, :-1])
 
 
+def shares(trainer: Any, model: Any) -> bool:
+    """Whether records are read as trees. Every rank must call this in its first step, where it is tried.
+
+    Args:
+        trainer: a trainer of the host with `sharing`, a `Sharing` or None.
+        model: the policy, as the host has wrapped it.
+    """
+
+    def models() -> Iterator[Model]:
+        for each in (model, trainer.ref_model):
+            if each is not None:
+                yield Model(trainer.accelerator.unwrap_model(each), partial(logits, each))
+
+    return trainer.sharing is not None and trainer.sharing.try_once(models)
+
+
+def trees_of(trainer: Any, made: Mapping[str, Any]) -> Trees:
+    """Trees of a batch, see `trees.make`."""
+    return Trees.of(made, trainer.sharing.mask)
+
+
 class Alone:
     """In place of a trainer in `values`, for a model that none has wrapped."""
 
@@ -54,7 +78,7 @@ class Alone:
 def values(
     trainer: Any,
     model: Any,
-    rows: Rows,
+    rows: Rows | Trees,
     *,
     with_reference: bool = False,
     kl: str = "",
@@ -65,14 +89,14 @@ def values(
     Args:
         trainer: a trainer of the host with a `run`.
         model: the policy, as the host has wrapped it.
-        rows: what is read.
+        rows: what is read. With `full_logits` they are no trees.
         with_reference: whether the reference is read.
         kl: as `Stage.kl`.
-        known: log pi_ref [M, T] of a file (`reference_cache`), in place of a forward pass of the reference.
+        known: log pi_ref [M, T] of a file (`reference_cache`), 0 where not needed, in place of the reference's pass.
     """
     if known is not None:
         own = values(trainer, model, rows)
-        return own._replace(reference=torch.where(rows.needed, known, 0.0))
+        return own._replace(reference=known)
     if trainer.run.options.full_logits:
         return _of_all_logits(trainer, model, rows, with_reference=with_reference, kl=kl)
     wanted, reference = rows.wanted, None
@@ -84,7 +108,7 @@ def values(
     return token_values.read(policy, wanted, reference, kl=kl)
 
 
-def reference_logps(trainer: Any, model: Any, rows: Rows) -> Tensor:
+def reference_logps(trainer: Any, model: Any, rows: Rows | Trees) -> Tensor:
     """log pi_ref [M, T] alone."""
     with reference_model(trainer, model) as frozen:
         return values(trainer, frozen, rows).logps
@@ -123,7 +147,7 @@ def logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     return model(**inputs, return_dict=True, use_cache=False).logits
 
 
-def _pass(trainer: Any, model: Any, rows: Rows) -> Pass:
+def _pass(trainer: Any, model: Any, rows: Rows | Trees) -> Pass:
     def one(ids: Tensor) -> Tensor:
         return logits(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 

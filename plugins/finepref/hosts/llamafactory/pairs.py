@@ -23,17 +23,18 @@ from transformers import Trainer
 from finepref import stages
 from finepref.formats import records
 from finepref.formats.check import BadData, Problem
-from finepref.hosts import packed
+from finepref.hosts import packed, trees
 from finepref.hosts.batching import RowTokens, padded
 from finepref.hosts.exact import bits, floats
 from finepref.hosts.llamafactory import cached_reference, forward
-from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
+from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches, sharing_of
 from finepref.hosts.llamafactory.batches import Batched, list_lengths
 from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encoded, located
 from finepref.hosts.llamafactory.verdicts import verdict
 from finepref.hosts.meter import Meter, Tally
 from finepref.hosts.run import Run, pinpoint
+from finepref.hosts.sharing import Sharing
 from finepref.hosts.token_values import TokenValues
 from finepref.methods import overlong
 from finepref.methods.batches import Pairs, Response, Weights
@@ -101,11 +102,13 @@ class PairCollator(PairwiseDataCollatorWithPadding):
         weigh: tokenised pair -> its weights, by the stage's options.
         reference: the kept log-probabilities of the rows, empty if there are none.
         counts: whether to add `needed`; not where the host joins and splits batches, which must be tensors for that.
+        shares: whether to add `trees` where responses have enough in common, see `trees.make`.
     """
 
     weigh: Callable[[PairRow], Weights] | None = None
     reference: cached_reference.Rows = field(default_factory=cached_reference.Rows)
     counts: bool = True
+    shares: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """One batch: the host's keys, `weight` [2B, T] in label space, the chosen half first, and `side` [B].
@@ -129,7 +132,14 @@ class PairCollator(PairwiseDataCollatorWithPadding):
         batch["side"] = torch.tensor(sides)
         if self.reference:
             batch["reference"] = self._reference(features, length)
-        return {**batch, **({"needed": int((weight != 0).sum())} if self.counts else {})}
+        if self.counts:
+            batch["needed"] = int((weight != 0).sum())
+        if self.shares:
+            count = len(features)
+            rows = trees.rows_of(batch["input_ids"], batch["attention_mask"], weight != 0)
+            found = trees.make(rows, [[i, count + i] for i in range(count)], length)
+            batch |= {"trees": found} if found else {}
+        return batch
 
     def _reference(self, features: list[dict[str, Any]], width: int) -> Tensor:
         """The kept log-probabilities of a batch, see `cached_reference.placed`."""
@@ -145,6 +155,8 @@ class PairCollator(PairwiseDataCollatorWithPadding):
         return {**row, **masks, "images": None, "videos": None, "audios": None}
 
 
+OURS = ("labels", "weight", "side", "needed", "trees")
+"""What the collator adds to the inputs of a model."""
 REWARDS = tuple(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins"))
 
 
@@ -153,13 +165,15 @@ class PairTrainer(Batched, CustomDPOTrainer):
 
     Attributes:
         frozen: the weights of the reference, if it is the policy with other weights (`reference.Frozen`).
+        sharing: whether a pair is read as one tree; None: it is not.
     """
 
     frozen: Any = None
     row_key = "side"
+    sharing: Sharing | None = None
 
-    def __init__(self, *, run: Run, **kwargs: Any) -> None:
-        self.run = run
+    def __init__(self, *, run: Run, sharing: Sharing | None = None, **kwargs: Any) -> None:
+        self.run, self.sharing = run, sharing
         self.kl_use = run.stage.kl(run.options) if run.stage.kl else ""
         self.tokens = Tally()
         self.meter = Meter((*REWARDS, *run.stage.metrics))
@@ -201,11 +215,16 @@ class PairTrainer(Batched, CustomDPOTrainer):
 
     def values(self, model: Any, batch: dict[str, Any]) -> TokenValues:
         """Values at the tokens that have a weight."""
-        ours = ("labels", "weight", "side", "needed", "reference")
-        inputs = {name: value for name, value in batch.items() if name not in ours}
-        wanted = forward.Rows(inputs, batch["labels"], batch["weight"] != 0, batch.get("needed"))
+        wanted: forward.Rows | trees.Trees
+        if forward.shares(self, model) and "trees" in batch:
+            wanted = forward.trees_of(self, batch["trees"])
+        else:
+            inputs = {name: value for name, value in batch.items() if name not in OURS}
+            wanted = forward.Rows(inputs, batch["labels"], batch["weight"] != 0, batch.get("needed"))
         with_reference = self.run.stage.needs_reference(self.run.options)
         known = cached_reference.of_batch(batch)
+        if known is not None:
+            known = torch.where(batch["weight"] != 0, known, 0.0)
         return forward.values(self, model, wanted, with_reference=with_reference, kl=self.kl_use, known=known)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -264,6 +283,7 @@ class PairAdapter(Adapter):
         return RowTokens(2 * padded(np.maximum(chosen, rejected))[:, None], chosen + rejected)
 
     def build_trainer(self, parts: Any, **common: Any) -> PairTrainer:
+        sharing = sharing_of(parts)
         collator = PairCollator(
             template=parts.template,
             model=parts.model,
@@ -272,9 +292,11 @@ class PairAdapter(Adapter):
             weigh=partial(self.weigh, options=parts.run.options, seed=parts.args.training.seed),
             reference=parts.kept,
             counts=keeps_batches(parts.args),
+            shares=sharing is not None and sharing.possible,
             **parts.tokenizer_module,
         )
         return PairTrainer(
+            sharing=sharing,
             ref_model=parts.ref_model,
             data_collator=collator,
             **common,

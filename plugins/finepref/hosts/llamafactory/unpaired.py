@@ -32,10 +32,10 @@ from finepref import stages
 from finepref.formats import negatives, records
 from finepref.formats.check import BadData, Problem
 from finepref.formats.layouts import native_format
-from finepref.hosts import packed, row_cache
+from finepref.hosts import packed, row_cache, trees
 from finepref.hosts.batching import RowTokens, Units, padded
 from finepref.hosts.llamafactory import cached_reference, forward
-from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
+from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches, sharing_of
 from finepref.hosts.llamafactory.batches import Batched, list_lengths, list_maxima
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encoded
@@ -44,6 +44,7 @@ from finepref.hosts.meter import Meter, Tally
 from finepref.hosts.reading import JoinedFeedback, Sourced, join_feedback
 from finepref.hosts.rows import INCOMPLETE
 from finepref.hosts.run import Run, current
+from finepref.hosts.sharing import Sharing
 from finepref.losses.ranks import sum_over_ranks
 from finepref.methods import overlong
 from finepref.methods.batches import Unpaired
@@ -192,6 +193,11 @@ def sequences(row: dict[str, Any], kind: str = "") -> list[tuple[list[int], list
     return [(prompt + ids, left_out + ids) for ids in responses]
 
 
+KINDS = ("", "kl_")
+"""Prefixes in a batch: drawn and mismatched responses."""
+NAMES = ("input_ids", "attention_mask", "labels")
+
+
 @dataclass
 class UnpairedCollator(KTODataCollatorWithPadding):
     """Draws an alternative of each row, then pads as the host does. A single row has one, which is not drawn.
@@ -203,6 +209,7 @@ class UnpairedCollator(KTODataCollatorWithPadding):
         type_names: all error types that are drawn from; `negative_type` is an index into them.
         reference: the kept log-probabilities of the rows, empty if there are none.
         counts: as in `pairs.PairCollator`: whether to add `needed` and `kl_needed`, the number of response tokens.
+        shares: whether to add `trees`, see `_trees`.
     """
 
     seed: int = 42
@@ -211,6 +218,7 @@ class UnpairedCollator(KTODataCollatorWithPadding):
     type_names: tuple[str, ...] = ()
     reference: cached_reference.Rows = field(default_factory=cached_reference.Rows)
     counts: bool = True
+    shares: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """One batch: the host's keys, `negative_type` [B] (index into type_names, -1 = none), `single` and `draw` [B].
@@ -256,9 +264,29 @@ class UnpairedCollator(KTODataCollatorWithPadding):
             width = batch[f"{kind}labels"].shape[1]
             batch[f"{kind}reference"] = cached_reference.placed(values, lengths, width, self.tokenizer.padding_side)
         if self.counts:
-            for kind in ("", "kl_"):
+            for kind in KINDS:
                 batch[f"{kind}needed"] = int((batch[f"{kind}labels"][:, 1:] != IGNORE_INDEX).sum())
+        if self.shares:
+            batch["trees"] = self._trees(batch, [feature["example_id"] for feature in features])
         return batch
+
+    @staticmethod
+    def _trees(batch: dict[str, Any], names: list[str]) -> dict[str, Any]:
+        """The trees of the drawn responses (""), of the mismatched ones ("kl_"), and of both ("both").
+
+        Rows of the same record share a tree, wherever they are in the batch. In "both", the mismatched responses are
+        behind the drawn ones. All ranks run as many passes, so there always are three.
+        """
+        parts = {kind: [batch[f"{kind}{name}"] for name in NAMES] for kind in KINDS}
+        rows = {
+            kind: trees.rows_of(*inputs, labels[:, 1:] != IGNORE_INDEX) for kind, (*inputs, labels) in parts.items()
+        }
+        columns = {kind: labels.shape[1] for kind, (*_, labels) in parts.items()}
+        groups, count = trees.together(names), len(names)
+        both = [group + [count + i for i in group] for group in groups]
+        made = {kind: trees.make(rows[kind], groups, columns[kind], always=True) for kind in KINDS}
+        every = [row for kind in KINDS for row in rows[kind]]
+        return made | {"both": trees.make(every, both, max(columns.values()), always=True)}
 
     def _draw(self, names: list[str], record_id: str, epoch: int) -> int:
         return draw_index(names, record_id, seed=self.seed, epoch=epoch, types=self.types)
@@ -288,11 +316,13 @@ class UnpairedTrainer(Batched, CustomKTOTrainer):
 
     Attributes:
         frozen: the weights of the reference, if it is the policy with other weights (`reference.Frozen`).
+        sharing: whether the rows of a record that are in one batch are read as one tree; None: they are not.
     """
 
     frozen: Any = None
     row_key = "kto_tags"
     step_desirable: Tensor | None = None  # as `step_rows`
+    sharing: Sharing | None = None
 
     def __init__(
         self,
@@ -301,8 +331,10 @@ class UnpairedTrainer(Batched, CustomKTOTrainer):
         type_names: tuple[str, ...],
         evaluation_collator: UnpairedCollator,
         singles: bool = False,
+        sharing: Sharing | None = None,
         **kwargs: Any,
     ) -> None:
+        self.sharing = sharing
         self.run, self.type_names, self.evaluation_collator = run, type_names, evaluation_collator
         self.drawn, self.single, self.digest = Tally(), Tally(), Tally()
         self.singles = singles
@@ -369,8 +401,18 @@ class UnpairedTrainer(Batched, CustomKTOTrainer):
     def log_ratios(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """log pi [B] of the responses, their log-ratios to the reference [B], and those of their mismatched responses
         [B], without a gradient.
+
+        As trees, the reference reads both kinds of responses in one pass.
         """
         known, kl_known = (cached_reference.of_batch(batch, kind) for kind in ("", "kl_"))
+        if forward.shares(self, model) and "trees" in batch:
+            read = {kind: forward.trees_of(self, made) for kind, made in batch["trees"].items()}
+            if known is None:
+                known, kl_known = forward.reference_logps(self, model, read["both"]).chunk(2)
+            with torch.no_grad():
+                kl_logps = forward.values(self, model, read["kl_"]).logps
+            logps = forward.values(self, model, read[""]).logps.sum(-1)
+            return logps, logps - known.sum(-1), kl_logps.sum(-1) - kl_known.sum(-1)
         own = forward.values(self, model, rows_of_batch(batch), with_reference=True, known=known)
         with torch.no_grad():
             other = forward.values(self, model, rows_of_batch(batch, "kl_"), with_reference=True, known=kl_known)
@@ -553,6 +595,7 @@ class UnpairedAdapter(Adapter):
             if parts.args.data.ignore_pad_token_for_loss
             else parts.tokenizer_module["tokenizer"].pad_token_id
         )
+        sharing = sharing_of(parts, "" if ignore == IGNORE_INDEX else "`ignore_pad_token_for_loss` is false")
         shared = dict(
             template=parts.template,
             model=parts.model,
@@ -563,11 +606,13 @@ class UnpairedAdapter(Adapter):
             type_names=type_names,
             reference=parts.kept,
             counts=keeps_batches(parts.args),
+            shares=sharing is not None and sharing.possible,
             **parts.tokenizer_module,
         )
         epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         trainer = UnpairedTrainer(
             epoch=epoch,
+            sharing=sharing,
             type_names=type_names,
             singles=singles,
             evaluation_collator=UnpairedCollator(**shared),

@@ -15,6 +15,7 @@ import torch
 from openrlhf.models.ring_attn_utils import gather_and_pad_tensor, unpad_and_slice_tensor
 from torch import Tensor
 
+from finepref.hosts.sharing import Model
 from finepref.hosts.token_values import (
     AllLogits,
     Pass,
@@ -24,6 +25,7 @@ from finepref.hosts.token_values import (
     read,
     read_reference,
 )
+from finepref.hosts.trees import Trees
 from finepref.losses.positions import marked_positions, place_at
 
 
@@ -66,7 +68,16 @@ class Rows(NamedTuple):
         return Wanted(positions, targets.flatten()[positions], place)
 
 
-def values(actor: Any, rows: Rows, reference: Any = None, *, kl: str = "") -> tuple[TokenValues, Any]:
+def model_of(actor: Any) -> Model:
+    """An Actor without what it makes of rows: the model inside, and how it is run as the Actor runs it."""
+
+    def run(inputs: dict[str, Tensor]) -> Tensor:
+        return _output(actor, inputs)["logits"]
+
+    return Model(_network(actor), run)
+
+
+def values(actor: Any, rows: Rows | Trees, reference: Any = None, *, kl: str = "") -> tuple[TokenValues, Any]:
     """Values of the policy, and the model's output (for the balancing loss of mixtures of experts).
 
     Args:
@@ -77,15 +88,14 @@ def values(actor: Any, rows: Rows, reference: Any = None, *, kl: str = "") -> tu
     """
     outputs: list[Any] = []
     with _as_it_runs(actor):
-        if rows.full and isinstance(reference, Reference):  # of a file
-            found = _all_logits(actor, rows, outputs).values()
-            return found._replace(reference=reference.logps), outputs[0]
-        if rows.full:
+        if isinstance(rows, Rows) and rows.full:
+            if isinstance(reference, Reference):  # of a file
+                return _all_logits(actor, rows, outputs).values()._replace(reference=reference.logps), outputs[0]
             return _all_logits(actor, rows, outputs).values(reference, kl=kl), outputs[0]
-        return read(_pass(actor, rows, outputs), rows.wanted(actor), reference, kl=kl), outputs[0]
+        return read(_pass(actor, rows, outputs), _wanted(actor, rows), reference, kl=kl), outputs[0]
 
 
-def reference_of(actor: Any, rows: Rows, policy: Any, *, kl: str = "") -> Reference | AllLogits:
+def reference_of(actor: Any, rows: Rows | Trees, policy: Any, *, kl: str = "") -> Reference | AllLogits:
     """The reference's pass, without gradients, for `values`.
 
     Args:
@@ -94,9 +104,9 @@ def reference_of(actor: Any, rows: Rows, policy: Any, *, kl: str = "") -> Refere
         policy: the Actor that is trained.
     """
     with torch.no_grad(), _as_it_runs(actor):
-        if rows.full:
+        if isinstance(rows, Rows) and rows.full:
             return _all_logits(actor, rows, [])
-        return read_reference(_pass(actor, rows, []), rows.wanted(actor), _network(policy), kl=kl)
+        return read_reference(_pass(actor, rows, []), _wanted(actor, rows), _network(policy), kl=kl)
 
 
 def _as_it_runs(actor: Any) -> AbstractContextManager[Any]:
@@ -112,16 +122,34 @@ def _all_logits(actor: Any, rows: Rows, outputs: list[Any]) -> AllLogits:
     return AllLogits(outputs[0]["logits"].reshape(*ids.shape, -1), ids, rows.needed)
 
 
-def _pass(actor: Any, rows: Rows, outputs: list[Any]) -> Pass:
+def _wanted(actor: Any, rows: Rows | Trees) -> Wanted:
+    return rows.wanted if isinstance(rows, Trees) else rows.wanted(actor)
+
+
+def _pass(actor: Any, rows: Rows | Trees, outputs: list[Any]) -> Pass:
     def run() -> Tensor:
-        outputs.append(actor(rows.ids, None, rows.attention_mask, return_output=True, ring_attn_group=rows.ring))
+        if isinstance(rows, Trees):
+            outputs.append(_output(actor, rows.inputs))
+        else:
+            outputs.append(actor(rows.ids, None, rows.attention_mask, return_output=True, ring_attn_group=rows.ring))
         return outputs[0]["logits"]
 
     def one(ids: Tensor) -> Tensor:
         mask = None if actor.packing_samples else torch.ones_like(ids)
         return actor.model(ids, attention_mask=mask, position_ids=torch.zeros_like(ids))["logits"]
 
-    return Pass(_network(actor), run, one if rows.ring is None else None)
+    return Pass(_network(actor), run, one if isinstance(rows, Trees) or rows.ring is None else None)
+
+
+def _output(actor: Any, inputs: dict[str, Tensor]) -> Any:
+    """The model's output of inputs with positions, which the Actor would compute from a mask of rows.
+
+    Without the balancing loss, which the Actor always asks experts for: it would count tokens by a mask of rows.
+    """
+    ids, mask, positions = (inputs[name] for name in ("input_ids", "attention_mask", "position_ids"))
+    config = _network(actor).config
+    options = {"output_router_logits": False} if getattr(config, "output_router_logits", False) else {}
+    return actor.model(ids, attention_mask=mask, position_ids=positions, **options)
 
 
 def _network(actor: Any) -> Any:

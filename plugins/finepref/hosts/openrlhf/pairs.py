@@ -16,12 +16,12 @@ from openrlhf.trainer.dpo_trainer import DPOTrainer
 from torch import Tensor
 
 from finepref.formats.problems import BadData
-from finepref.hosts import packed, reference_cache
+from finepref.hosts import packed, reference_cache, trees
 from finepref.hosts.openrlhf import cached_reference, data, forward, training
 from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
 from finepref.hosts.openrlhf.stored_rows import IDS, WEIGHTS, TokenisedRows, Values
-from finepref.hosts.openrlhf.training import Accounted
+from finepref.hosts.openrlhf.training import Accounted, Sharer
 from finepref.hosts.reading import Sourced
 from finepref.hosts.token_values import Reference, TokenValues
 from finepref.losses import ops
@@ -151,7 +151,12 @@ class PairDataset(RewardDataset):
         arguments, options: further ones of the host.
         is_dpo: as the host passes it.
         grouped: whether a micro-batch has rows of similar length.
+
+    Attributes:
+        shares: whether batches have trees; the trainer sets it.
     """
+
+    shares = False
 
     def __init__(
         self,
@@ -184,7 +189,7 @@ class PairDataset(RewardDataset):
 
     def batch_of(self, rows: list[Any]) -> Any:
         """The fifth item of a batch."""
-        return batch_of(rows)
+        return batch_of(rows, shares=self.shares)
 
 
 def masked(ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,12 +206,14 @@ class Batch(NamedTuple):
         side: [B], see `finepref.methods.batches.Weights`.
         tokens: for each side, the number of response tokens and of those with a weight.
         reference: [2B, T], log pi_ref of all response tokens, if it is kept.
+        trees: see `trees.make`; None if there are none.
     """
 
     weight: Tensor
     side: Tensor
     tokens: dict[str, int]
     reference: Tensor | None = None
+    trees: dict[str, Any] | None = None
 
     @property
     def needed(self) -> int:
@@ -214,8 +221,8 @@ class Batch(NamedTuple):
         return sum(self.tokens[f"{side}_selected"] for side in SIDES)
 
 
-def batch_of(rows: list[PairSequences]) -> Batch:
-    """The weights of a micro-batch whose responses are padded on the right."""
+def batch_of(rows: list[PairSequences], *, shares: bool = False) -> Batch:
+    """The weights of a micro-batch whose responses are padded on the right, and its trees if they are wanted."""
     length = max(len(response.weight) for row in rows for response in (row.chosen, row.rejected))
     weight = torch.zeros(2 * len(rows), length)
     tokens = {}
@@ -225,21 +232,26 @@ def batch_of(rows: list[PairSequences]) -> Batch:
             weight[place, : len(response.weight)] = response.weight
         tokens[f"{side}_selected"] = sum(int((response.weight[1:] != 0).sum()) for response in responses)
         tokens[f"{side}_responses"] = sum(response.length for response in responses)
-    reference = None
+    reference = made = None
     if rows[0].reference is not None:
         kept = [row.reference[half] for half in range(len(SIDES)) for row in rows]
         lengths = [len(getattr(row, side).ids) for side in SIDES for row in rows]
         reference = cached_reference.placed(kept, lengths)
-    return Batch(weight[:, 1:].contiguous(), torch.tensor([row.side for row in rows]), tokens, reference)
+    if shares:
+        responses = [getattr(row, side) for side in SIDES for row in rows]
+        read = [trees.Row(each.ids.numpy(), (each.weight != 0).numpy()) for each in responses]
+        made = trees.make(read, [[i, len(rows) + i] for i in range(len(rows))], length)
+    return Batch(weight[:, 1:].contiguous(), torch.tensor([row.side for row in rows]), tokens, reference, made)
 
 
-class PairTrainer(Accounted, DPOTrainer):
+class PairTrainer(Sharer, Accounted, DPOTrainer):
     """The host's DPO trainer with our loss. Its loop passes the result of the forward pass to the loss unread."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.kl_use = self.run.stage.kl(self.run.options) if self.run.stage.kl else ""
         self.loss_fn = self.pair_loss
+        self.share()
 
     def concatenated_forward(
         self,
@@ -258,11 +270,15 @@ class PairTrainer(Accounted, DPOTrainer):
             return None, None, 0, 0
         ids, mask, _ = self.concatenated_inputs(chosen_ids, c_mask, reject_ids, r_mask, [])
         batch = training.moved(batch, ids.device)
-        options = {"ring": self.strategy.ring_attn_group, "full": self.run.options.full_logits}
-        rows = forward.Rows(ids, mask, batch.weight != 0, batch.needed, **options)
+        rows: forward.Rows | trees.Trees
+        if self.shares() and batch.trees is not None:
+            rows = trees.Trees.of(batch.trees, self.sharing.mask)
+        else:
+            options = {"ring": self.strategy.ring_attn_group, "full": self.run.options.full_logits}
+            rows = forward.Rows(ids, mask, batch.weight != 0, batch.needed, **options)
         reference = None
         if batch.reference is not None:
-            reference = Reference(torch.where(rows.needed, batch.reference, 0.0))
+            reference = Reference(torch.where(batch.weight != 0, batch.reference, 0.0))
         elif self.run.stage.needs_reference(self.run.options):
             reference = forward.reference_of(self.ref_model, rows, model, kl=self.kl_use)
         values, output = forward.values(model, rows, reference, kl=self.kl_use)

@@ -25,7 +25,7 @@ from torch import distributed as dist
 from finepref.formats.check import digest
 from finepref.hosts import card, patching, receipt, row_cache
 from finepref.hosts.meter import Meter, Tally
-from finepref.hosts.openrlhf import data
+from finepref.hosts.openrlhf import data, forward
 from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
 from finepref.hosts.openrlhf.run_setup import resumed_from, setup_of, shares_reference
@@ -36,6 +36,7 @@ from finepref.hosts.reading import Sourced, notes_of
 from finepref.hosts.resume import continue_from
 from finepref.hosts.rows import Rows
 from finepref.hosts.run import Run, Source
+from finepref.hosts.sharing import Sharing, why_not_in
 from finepref.methods import overlong
 from finepref.methods.checks import record_problems
 from finepref.methods.pair_rows import fingerprint
@@ -249,9 +250,16 @@ def host_train(module: str, splits: list[TokenisedRows], dataset: Any, **names: 
 
 
 def moved(batch: Any, device: torch.device) -> Any:
-    """A NamedTuple with its tensors on the device. From pinned memory, as the host's loader makes it, nobody waits."""
-    parts = (part.to(device, non_blocking=True) if isinstance(part, torch.Tensor) else part for part in batch)
-    return type(batch)(*parts)
+    """A NamedTuple or dict with its tensors on the device. From pinned memory, as the host's loader makes it, nobody
+    waits.
+    """
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {name: moved(part, device) for name, part in batch.items()}
+    if hasattr(batch, "_fields"):
+        return type(batch)(*(moved(part, device) for part in batch))
+    return batch
 
 
 class WithoutAdapter:
@@ -338,6 +346,46 @@ REWARDED = ("pair", "unpaired")
 REWARDS = tuple(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins"))
 OF_HOST = ("loss", "loss_mean", "acc", "acc_mean", "chosen_reward", "reject_reward")
 """What the host logs of the last micro-batch, or of one process, and the log of the run has of whole steps."""
+
+
+class Sharer:
+    """Mix-in of trainers whose data sets can make trees of a batch, see `finepref.hosts.trees`.
+
+    Attributes:
+        sharing: whether the responses of a record are read as one tree; None: they are not.
+    """
+
+    sharing: Sharing | None = None
+
+    def share(self) -> None:
+        """Look for what is against it in options and models; else let the data sets make trees."""
+        options, args = self.run.options, self.args
+        if not options.prefix_sharing:
+            return
+        actors = self._actors()
+        configs = [getattr(actor.model, "module", actor.model).config for actor in actors]
+        longest = args.data.max_len
+        reasons = (
+            options.full_logits and f"{options.key('finepref_full_logits')} is set",
+            args.ds.packing_samples and "--ds.packing_samples is set",
+            self.strategy.ring_attn_group is not None and "ring attention splits the rows",
+            any(getattr(actor, "is_vlm", False) for actor in actors) and "the model is for images too",
+            *(why_not_in(config, longest, balanced=self.aux_loss) for config in configs),
+        )
+        why_not = next(filter(None, reasons), "")
+        self.sharing = Sharing(why_not, longest=longest, tell=_tell, balanced=self.aux_loss)
+        for loader in filter(None, (self.train_dataloader, self.eval_dataloader)):
+            loader.dataset.shares = self.sharing.possible
+
+    def shares(self) -> bool:
+        """Whether records are read as trees. Every process must call this in its first step, where it is tried."""
+        return self.sharing is not None and self.sharing.try_once(lambda: map(forward.model_of, self._actors()))
+
+    def _actors(self) -> list[Any]:
+        """The policy, and the reference if it is a model of its own."""
+        reference = self.ref_model
+        own = not isinstance(reference, WithoutAdapter) and reference.model is not None
+        return [self.model, reference] if own else [self.model]
 
 
 class Accounted:
@@ -520,5 +568,10 @@ def trainer_options(run: Run, request: Request, metrics: Sequence[str]) -> Mappi
 
 def _warn(text: str) -> None:
     """Print a warning, in the first process."""
+    _tell(f"warning: {text}")
+
+
+def _tell(text: str) -> None:
+    """Print a line, in the first process."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"finepref: warning: {text}", file=sys.stderr)
+        print(f"finepref: {text}", file=sys.stderr)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from finepref.formats import negatives, records
 from finepref.formats.problems import BadData, Problem
-from finepref.hosts import packed
+from finepref.hosts import packed, trees
 from finepref.hosts.openrlhf import cached_reference, data, forward, pairs, training
 from finepref.hosts.openrlhf.cached_reference import CachedReference
 from finepref.hosts.openrlhf.command_line import Request
@@ -306,6 +306,8 @@ class Batch(NamedTuple):
         kinds: the drawn error type of each record.
         digest: sum of the digests of the draws.
         reference, kl_reference: [2B, T], log pi_ref of both kinds of responses, if kept.
+        trees: of the responses (""), of the mismatched ones ("kl_"), and of both ("both", the latter behind the
+            former), see `trees.make`; None if there are none.
     """
 
     kl_ids: Tensor
@@ -315,11 +317,12 @@ class Batch(NamedTuple):
     kl_needed: int
     kinds: tuple[str, ...]
     digest: int
+    trees: dict[str, Any] | None = None
     reference: Tensor | None = None
     kl_reference: Tensor | None = None
 
 
-def batch_of(drawn: list[Drawn], pad: int) -> Batch:
+def batch_of(drawn: list[Drawn], pad: int, *, shares: bool = False) -> Batch:
     """The fifth item of the host's batch."""
     mismatched = [row.kl_chosen for row in drawn] + [row.kl_rejected for row in drawn]
     kl_ids = torch.nn.utils.rnn.pad_sequence(mismatched, batch_first=True, padding_value=pad).long()
@@ -340,8 +343,31 @@ def batch_of(drawn: list[Drawn], pad: int) -> Batch:
         sum(map(len, mismatched)) - prompts,
         tuple(row.kind for row in drawn),
         sum_digests(row.digest for row in drawn),
+        _trees(drawn) if shares else None,
         *kept,
     )
+
+
+def _trees(drawn: list[Drawn]) -> dict[str, Any]:
+    """The trees of a micro-batch, see `Batch`. All ranks run as many passes, so there always are three."""
+    count = len(drawn)
+    own, mismatched = (
+        [
+            trees.Row(ids.numpy(), np.arange(len(ids)) >= row.start)
+            for ids, row in zip(responses, drawn * 2, strict=True)
+        ]
+        for responses in (
+            [row.chosen for row in drawn] + [row.rejected for row in drawn],
+            [row.kl_chosen for row in drawn] + [row.kl_rejected for row in drawn],
+        )
+    )
+    parts = {"": own, "kl_": mismatched, "both": own + mismatched}
+    return {
+        kind: trees.make(
+            rows, [[*range(i, len(rows), count)] for i in range(count)], max(len(row.ids) for row in rows), always=True
+        )
+        for kind, rows in parts.items()
+    }
 
 
 class UnpairedDataset(pairs.PairDataset):
@@ -376,7 +402,7 @@ class UnpairedDataset(pairs.PairDataset):
         return *pairs.masked(drawn.chosen), *pairs.masked(drawn.rejected), drawn
 
     def batch_of(self, rows: list[Drawn]) -> Batch:
-        return batch_of(rows, self.tokenizer.pad_token_id)
+        return batch_of(rows, self.tokenizer.pad_token_id, shares=self.shares)
 
     def draw(self, row: UnpairedRow, epoch: int) -> Drawn:
         """The sequences of a record in an epoch."""
@@ -397,13 +423,14 @@ class UnpairedDataset(pairs.PairDataset):
         return Drawn(*sequences, len(row.prompt), kind, digest, kept)
 
 
-class UnpairedTrainer(training.Accounted, DPOTrainer):
+class UnpairedTrainer(training.Sharer, training.Accounted, DPOTrainer):
     """The host's DPO trainer with the loss of an unpaired stage."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.loss_fn = self.unpaired_loss
         self.draws = 0  # of this process, see `draws.sum_digests`
+        self.share()
 
     def concatenated_forward(
         self, model: Any, chosen_ids: Tensor, c_mask: Tensor, reject_ids: Tensor, r_mask: Tensor, batch: Batch
@@ -413,10 +440,27 @@ class UnpairedTrainer(training.Accounted, DPOTrainer):
         batch = training.moved(batch, ids.device)
         if model is self.ref_model and batch.reference is not None:
             return (batch.reference.sum(-1), batch.kl_reference.sum(-1)), batch, 0, 0
+        if self.shares() and batch.trees is not None:
+            return (*self._of_trees(model, batch), 0)
         with torch.no_grad():
             kl_logps, _ = self.response_logps(model, batch.kl_ids, batch.kl_mask, batch.starts, batch.kl_needed)
         logps, output = self.response_logps(model, ids, mask, batch.starts, batch.needed)
         return (logps, kl_logps), batch, output.get("aux_loss", 0), 0
+
+    def _of_trees(self, model: Any, batch: Batch) -> tuple[Any, Any, Any]:
+        """The same of trees; the reference reads all responses in one pass."""
+
+        def logps(kind: str) -> tuple[Tensor, Any]:
+            values, output = forward.values(model, trees.Trees.of(batch.trees[kind], self.sharing.mask))
+            return values.logps.sum(-1), output
+
+        if model is self.ref_model:
+            both, output = logps("both")
+            return both.chunk(2), batch, 0
+        with torch.no_grad():
+            kl_logps, _ = logps("kl_")
+        own, output = logps("")
+        return (own, kl_logps), batch, output.get("aux_loss", 0)
 
     def response_logps(self, model: Any, ids: Tensor, mask: Tensor, starts: Tensor, count: int) -> tuple[Tensor, Any]:
         """log pi [2B] of each response, including the end token, and the model's output.

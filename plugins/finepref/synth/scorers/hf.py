@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finepref.synth.ahead import ahead
 from finepref.synth.engines.checkpoint import accelerator, identity, input_device, load_network
 from finepref.synth.scorers.protocol import Item, LocalScorer, Logps, Read
-from finepref.synth.scorers.token_tree import Packed, Tree, batches, pack, seen, tree
+from finepref.synth.scorers.token_tree import Packed, Tree, batches, mask, pack, tree, why_apart, window_of
 
 if TYPE_CHECKING:
     import torch
@@ -115,11 +115,10 @@ class Reader:
         self.head = self.network.get_output_embeddings()
         self.device = input_device(self.network)
         config = self.network.config.get_text_config()
-        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        self.window: int = min((window for window in windows if window), default=2**31)
+        self.window = window_of(config)
         self.shares_prompt = self.plain_head = True
         with self._inference():
-            self._try(config.vocab_size)
+            self._try(config)
 
     def logps(self, items: Sequence[Item]) -> list[dict[str, Tensor]]:
         """For each item: response name -> log pi of each token, float32 [R] on the CPU; one batch."""
@@ -179,25 +178,14 @@ class Reader:
         by_tree = logps.cpu().split([len(each.edges) for each in trees])
         return [[values[path] for path in each.paths] for values, each in zip(by_tree, trees, strict=True)]
 
-    def _try(self, vocabulary: int) -> None:
+    def _try(self, config: Any) -> None:
         """Set both flags: compare the head on one token, exactly, and a tree with two separate rows."""
         import torch
 
-        one = torch.tensor([[vocabulary - 1]], device=self.device)
+        one = torch.tensor([[config.vocab_size - 1]], device=self.device)
         own = self.head(self.network.base_model(input_ids=one).last_hidden_state)
         self.plain_head = torch.equal(own.float().cpu(), self.network(input_ids=one).logits.float().cpu())
-        prompt, *answers = ([(seed + 7 * i) % vocabulary for i in range(8)] for seed in (1, 2, 3))
-        try:
-            whole = [tree(prompt, answers)]
-            shared = self._read(whole, pack(whole), branching=True)[0]
-        except (RuntimeError, TypeError, ValueError):  # it supports no 4-D mask or no positions
-            self.shares_prompt = False
-            return
-        each = [tree(prompt, [answer]) for answer in answers]
-        alone = [row[0] for row in self._read(each, pack(each), branching=False)]
-        tolerance = 1e-3 if self.network.dtype == torch.float32 else 0.1
-        spread = torch.cat(alone).std().item()
-        self.shares_prompt = bool((torch.cat(shared) - torch.cat(alone)).abs().max() <= tolerance * max(spread, 1e-3))
+        self.shares_prompt = not why_apart(self._read, config, self.network.dtype)
 
 
 def model_inputs(packed: Packed, *, branching: bool, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -209,14 +197,11 @@ def model_inputs(packed: Packed, *, branching: bool, device: torch.device, dtype
         device: of the model's embeddings. Only the tensors of `packed`, a number or two per token, are copied there.
         dtype: of the mask.
     """
-    import torch
-
     ids = packed.ids.to(device)
     if not branching:
         return {"input_ids": ids}
-    hidden = seen(packed.first.to(device), packed.last.to(device)).logical_not_()  # [B, T, T]
-    mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
-    return {"input_ids": ids, "attention_mask": mask.unsqueeze(1), "position_ids": packed.depths.to(device)}
+    seen = mask(packed.first.to(device), packed.last.to(device), dtype)
+    return {"input_ids": ids, "attention_mask": seen, "position_ids": packed.depths.to(device)}
 
 
 def _float_head(head: nn.Module) -> nn.Module:

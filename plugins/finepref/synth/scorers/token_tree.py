@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finepref.synth.scorers.protocol import Item
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 MOST_PADDING = 0.03
 """The most padding in a row, as a share of the batch's longest row."""
@@ -150,3 +151,57 @@ def seen(first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
     """
     of = first.unsqueeze(2)  # the token that attends, [B, T, 1]
     return (first.unsqueeze(1) <= of) & (of <= last.unsqueeze(1))
+
+
+def mask(first: torch.Tensor, last: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`seen` as a model takes it, [B, 1, T, T]: as it is for bool, else 0 where it is True and `dtype`'s least number.
+
+    A kernel of `sdpa` takes the former, or the dtype of its queries; `eager` attention adds the latter to its scores.
+    """
+    import torch
+
+    there = seen(first, last)
+    if dtype == torch.bool:
+        return there.unsqueeze(1)
+    hidden = there.logical_not_()
+    made = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return made.masked_fill_(hidden, torch.finfo(dtype).min).unsqueeze(1)
+
+
+def window_of(config: Any) -> int:
+    """How many tokens back a model's attention reaches at least, by its configuration: a sliding window or a chunk."""
+    found = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((window for window in found if window), default=2**31)
+
+
+Reading = Callable[..., "list[list[Tensor]]"]
+"""(trees, their `Packed`, branching=whether they branch) -> for each tree and response log pi [R], on the CPU."""
+
+
+def why_apart(read: Reading, config: Any, dtype: torch.dtype) -> str:
+    """Why a model must read each response in a row of its own; "" if it gives the same numbers in a tree.
+
+    It is tried, with a prompt and two responses of 8 tokens.
+
+    Args:
+        read: the model. What it raises for a tree is a reason, such as that it supports no 4-D mask or no positions.
+        config: of the model's text part.
+        dtype: of its weights.
+    """
+    import torch
+
+    vocabulary = config.vocab_size
+    prompt, *answers = ([(seed + 7 * i) % vocabulary for i in range(8)] for seed in (1, 2, 3))
+    try:
+        whole = [tree(prompt, answers)]
+        shared = read(whole, pack(whole), branching=True)[0]
+    except Exception as error:  # whatever a model does with a mask that it does not know
+        lines = str(error).splitlines() or [""]
+        return f"it cannot read a tree of tokens ({type(error).__name__}: {lines[0]})"
+    each = [tree(prompt, [answer]) for answer in answers]
+    alone = [row[0] for row in read(each, pack(each), branching=False)]
+    tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
+    spread = torch.cat(alone).std().item()
+    off = (torch.cat(shared) - torch.cat(alone)).abs().max()
+    same = bool(off <= tolerance * max(spread, 1e-3))
+    return "" if same else f"it gives other log-probabilities in a tree of tokens, by up to {off:.2g}"
