@@ -74,7 +74,6 @@ def test_no_step_of_a_mean_over_all_its_rows_waits(run, noted, stage):
     nll = {"pref_ftx": 0.5} if stage == "seapo_kto" else {}
     run(name=RECIPES[stage], use_cpu=True, finepref_batch_tokens=600, dataloader_num_workers=1, **nll)
     assert noted.ours == noted.backward == []
-    assert noted.others != []
 
 
 def test_a_stage_in_a_compiled_model_has_the_losses_of_the_plain_one(run, tmp_path):
