@@ -155,7 +155,7 @@ class PairCollator(PairwiseDataCollatorWithPadding):
         return {**row, **masks, "images": None, "videos": None, "audios": None}
 
 
-OURS = ("labels", "weight", "side", "needed", "trees")
+OURS = ("labels", "weight", "side", "needed", "trees", "reference")
 """What the collator adds to the inputs of a model."""
 REWARDS = tuple(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins"))
 
