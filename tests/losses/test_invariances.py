@@ -5,7 +5,7 @@ import math
 import batches
 import pytest
 import torch
-from finepref.losses import apo_rm, sepo, tdpo
+from finepref.losses import ranking, sepo, tdpo
 from finepref.losses.ops import TokenLogps, position_kl, token_logps
 from torch.nn.functional import pad
 
@@ -67,14 +67,14 @@ def test_a_record_alone_has_the_loss_it_has_among_neighbours(name):
 def test_absent_responses_order_and_neighbours_change_no_ranking_loss():
     generator = torch.Generator().manual_seed(0)
     rewards, scores = torch.randn(3, 4, generator=generator), torch.rand(3, 4, generator=generator)
-    plain = apo_rm.rank_loss(rewards, scores).loss
-    wide = apo_rm.rank_loss(
+    plain = ranking.rank_loss(rewards, scores).loss
+    wide = ranking.rank_loss(
         pad(rewards, (7, 64), value=5.0), pad(scores, (7, 64), value=9.0), pad(torch.ones(3, 4).bool(), (7, 64))
     )
     torch.testing.assert_close(wide.loss, plain, rtol=0, atol=1e-6)
-    torch.testing.assert_close(apo_rm.rank_loss(rewards.flip(0), scores.flip(0)).loss, plain.flip(0))
-    torch.testing.assert_close(apo_rm.rank_loss(rewards.flip(1), scores.flip(1)).loss, plain)
-    torch.testing.assert_close(apo_rm.rank_loss(rewards[:1], scores[:1]).loss, plain[:1])
+    torch.testing.assert_close(ranking.rank_loss(rewards.flip(0), scores.flip(0)).loss, plain.flip(0))
+    torch.testing.assert_close(ranking.rank_loss(rewards.flip(1), scores.flip(1)).loss, plain)
+    torch.testing.assert_close(ranking.rank_loss(rewards[:1], scores[:1]).loss, plain[:1])
 
 
 class Probe(torch.nn.Module):

@@ -6,8 +6,8 @@ import batches
 import plain_loops
 import pytest
 import torch
-from finepref.losses import apo_rm, cdpo, confpo, ld_dpo, plackett_luce, simper, tdpo, tgdpo, tis_dpo
-from finepref.losses.ops import TokenLogps
+from finepref.losses import apo_rm, cdpo, confpo, ld_dpo, plackett_luce, ranking, simper, tdpo, tgdpo, tis_dpo
+from finepref.losses.ops import TokenLogps, reduce
 from torch.autograd import gradcheck
 
 SEEDS = range(6)
@@ -159,16 +159,15 @@ def test_plackett_luce_is_finite_and_exactly_nothing_where_there_is_nothing_to_r
         assert out.valid[2].item() == (ties == "breslow")
     with pytest.raises(ValueError, match="unknown ties 'first'"):
         plackett_luce.plackett_luce_loss(torch.zeros(1, 2), torch.zeros(1, 2), ties="first")
-    nan = plackett_luce.plackett_luce_loss(torch.zeros(1, 2), torch.tensor([[torch.nan, 1.0]]))
-    assert nan.loss.isnan().all()
-    assert nan.valid.all(), "so that it is not dropped in silence"
+    with pytest.raises(ValueError, match="NaN score"):
+        plackett_luce.plackett_luce_loss(torch.zeros(1, 2), torch.tensor([[torch.nan, 1.0]]))
 
 
 @pytest.mark.parametrize("ties", ["apart", "breslow"])
 def test_plackett_luce_of_two_responses_is_the_ranking_loss_and_dpo_pl_is_dpo(ties):
     generator = torch.Generator().manual_seed(0)
     rewards, marks = torch.randn(8, 2, generator=generator).double(), torch.rand(8, 2, generator=generator)
-    ranked = apo_rm.rank_loss(rewards, marks)
+    ranked = ranking.rank_loss(rewards, marks)
     for ours, theirs in zip(plackett_luce.plackett_luce_loss(rewards, marks, ties=ties), ranked, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     policy, reference, one = rewards, rewards.flip(0), torch.ones(8, 1).double()
@@ -243,3 +242,23 @@ def test_negative_weights_are_not_lost(seed):
     close(out.loss, [plain_loops.weighted_dpo(c, r, 0.1) for c, r in zip(*rows, strict=True)])
     only_negative = [side._replace(weight=-torch.ones_like(side.weight)) for side in sides]
     assert tdpo.masked_dpo_loss(*only_negative, beta=0.1).valid.all()
+
+
+@pytest.mark.parametrize("ties", ["apart", "breslow"])
+def test_the_reward_models_loss_of_whole_lists_is_the_mean_of_its_lists(ties):
+    """Human lists with coefficient 2, one of samples with 0.5 / 4; the list of ties counts by the choice."""
+    generator = torch.Generator().manual_seed(1)
+    rewards = torch.randn(4, 3, generator=generator).double()
+    marks = torch.tensor([[3.0, 1, 2], [1, 2, 2], [1, 0, 0], [5, 5, 5]]).double()
+    is_apo = torch.tensor([False, False, True, False])
+    settings = {"kl_coeff": 2.0, "apo_coeff": 0.5, "samples": 4, "kind": "plackett_luce", "ties": ties}
+    whole = [
+        plain_loops.plackett_luce(r, m, [True] * 3, ties)
+        for r, m in zip(rewards.tolist(), marks.tolist(), strict=True)
+    ]
+    human = [loss for i, (loss, competes) in enumerate(whole) if competes and i != 2]
+    assert len(human) == (3 if ties == "breslow" else 2)
+    expected = 2.0 * sum(human) / len(human) + 0.5 / 4 * whole[2][0]
+    close(reduce(apo_rm.apo_rm_loss(rewards, marks, is_apo, **settings)), expected)
+    with pytest.raises(ValueError, match="no whole lists"):
+        apo_rm.apo_rm_loss(rewards, marks, is_apo, **settings, normalization="released")

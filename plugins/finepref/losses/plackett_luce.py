@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from finepref.losses.ops import LossOut, upcast
+from finepref.losses.ranking import rewards_at_ends, unscored
 
 Ties = Literal["apart", "breslow"]
 
@@ -28,10 +29,10 @@ def plackett_luce_loss(
     """The loss of each list: rewards [B, R], scores [B, R] (higher is better), mask bool [B, R] -> [B].
 
     A list is valid if a response of it competes with another one. The logged rewards are those of the best and the
-    worst scored response. A NaN score of a present response makes the loss NaN; see `apo_rm.rank_loss`.
+    worst scored response. NaN scores are treated as in `ranking.rank_loss`.
 
     Raises:
-        ValueError: unknown `ties`.
+        ValueError: unknown `ties`, or a present response has a NaN score.
     """
     if ties not in ("apart", "breslow"):
         raise ValueError(f"unknown ties {ties!r}: use apart or breslow")
@@ -43,12 +44,9 @@ def plackett_luce_loss(
     log_total = torch.where(rivals | itself, rewards.unsqueeze(1), -torch.inf).logsumexp(2)  # [B, R]
     loss = torch.where(present, log_total - rewards, 0.0).sum(1)
     valid = (rivals & ~itself).any(2).any(1)
-    best = torch.where(present, scores, -torch.inf).argmax(1, keepdim=True)
-    worst = torch.where(present, scores, torch.inf).argmin(1, keepdim=True)
-    broken = (present & scores.isnan()).any(1)
+    broken = unscored(scores, present)
     loss = torch.where(valid, loss, 0.0).masked_fill(broken, torch.nan)
-    ends = (rewards.detach().gather(1, place).squeeze(1) for place in (best, worst))
-    return LossOut(loss, valid | broken, *ends)
+    return LossOut(loss, valid | broken, *rewards_at_ends(rewards, scores, present))
 
 
 def dpo_pl_loss(

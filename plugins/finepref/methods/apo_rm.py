@@ -32,8 +32,14 @@ class ApoOptions(RankedOptions):
         0.1, "Coefficient of the adversarial records: golden answers above the LLM's samples.", at_least=0
     )
     apo_sample_num: int = option(4, "Samples per golden answer; apo_coeff is divided by it.", at_least=1)
-    apo_loss: Literal["ranking", "wgan"] = option(
-        "ranking", "Loss of the adversarial records: -log sigmoid of the margin, or minus the margin itself."
+    apo_loss: Literal["ranking", "wgan", "plackett_luce"] = option(
+        "ranking",
+        "ranking: -log sigmoid of each pair's margin. wgan: minus the margin itself, for the adversarial records. "
+        "plackett_luce: the likelihood of the whole order of a list.",
+    )
+    apo_ties: Literal["apart", "breslow"] = option(
+        "apart",
+        "plackett_luce: equally scored responses do not compete with each other (apart), or each with all (breslow).",
     )
     apo_normalization: Literal["per_type", "released"] = option(
         "per_type",
@@ -72,6 +78,13 @@ class ApoOptions(RankedOptions):
         """
         if self.apo_kl_coeff == self.apo_coeff == 0:
             raise ValueError(f"{self.key('apo_kl_coeff')} and {self.key('apo_coeff')} are both 0, so there is no loss")
+        if self.apo_ties != "apart" and self.apo_loss != "plackett_luce":
+            raise ValueError(f"{self.key('apo_ties')} belongs to {self.key('apo_loss', 'plackett_luce')}")
+        if self.apo_loss == "plackett_luce" and self.apo_normalization == "released":
+            raise ValueError(
+                f"{self.key('apo_normalization', 'released')} divides by pairs, but "
+                f"{self.key('apo_loss', 'plackett_luce')} has whole lists"
+            )
         if self.apo_loss == "wgan" and self.apo_coeff == 0:
             raise ValueError(
                 f"{self.key('apo_loss', 'wgan')} is the adversarial records' loss, but their "
@@ -103,6 +116,7 @@ def losses(batch: Ranked, options: ApoOptions) -> tuple[LossOut, dict[str, Tenso
         apo_coeff=options.apo_coeff,
         samples=options.apo_sample_num,
         kind=options.apo_loss,
+        ties=options.apo_ties,
         normalization=options.apo_normalization,
         mask=batch.present,
         counts=batch.counts,
