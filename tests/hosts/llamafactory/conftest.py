@@ -18,11 +18,27 @@ os.environ.update(HF_HUB_OFFLINE="1", WANDB_DISABLED="true", TOKENIZERS_PARALLEL
 
 ROOT = Path(__file__).parents[3]
 HOST = ("llamafactory.train.tuner", "finepref.cli", "matplotlib.pyplot")  # what a training imports
-DATASETS = {"seapo_kto": "sums", "sepo": "scores", "tdpo": "spans", "apo_rm": "lists", "granular_sft": "granular"}
+DATASETS = {
+    "seapo_kto": "sums",
+    "sepo": "scores",
+    "tdpo": "spans",
+    "tgdpo": "scores",
+    "tis_dpo": "scores",
+    "cdpo": "contrasts",
+    "confpo": "spans",
+    "simper": "spans",
+    "apo_rm": "lists",
+    "granular_sft": "granular",
+}
 RECIPES = {
     "seapo_kto": "seapo_kto",
     "sepo": "sepo",
     "tdpo": "tdpo_spans",
+    "tgdpo": "tgdpo",
+    "tis_dpo": "tis_dpo",
+    "cdpo": "cdpo",
+    "confpo": "confpo",
+    "simper": "simper",
     "apo_rm": "apo_rm",
     "granular_sft": "granular_sft",
 }
