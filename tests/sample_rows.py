@@ -7,6 +7,7 @@ from pathlib import Path
 
 SIDES = ("chosen", "rejected")
 
+
 def rows(count: int = 12) -> list[dict]:
     """Negatives records of sums, each with the paper's three error types."""
     return [

@@ -63,10 +63,12 @@ def preference(objective, chosen, rejected, beta, alpha, side=0, length_normaliz
     return -log_sigmoid(beta * margin)
 
 
-def rank(rewards, scores, present, linear=False):
+def rank(rewards, scores, present, linear=False, margins=False):
     """One record of R responses: (sum over the ordered pairs, number of pairs)."""
     losses = [
-        -(rewards[i] - rewards[j]) if linear else -log_sigmoid(rewards[i] - rewards[j])
+        -(rewards[i] - rewards[j])
+        if linear
+        else -log_sigmoid(rewards[i] - rewards[j] - (scores[i] - scores[j] if margins else 0))
         for i in range(len(rewards))
         for j in range(len(rewards))
         if present[i] and present[j] and scores[i] > scores[j]

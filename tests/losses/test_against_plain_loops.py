@@ -121,3 +121,9 @@ def test_apo_equals_the_plain_loops_with_ties_and_absent_responses(seed, kind, n
     plain = [plain_loops.rank(*row) for row in zip(rewards.tolist(), scores.tolist(), present.tolist(), strict=True)]
     close(ranked.loss, [total / n if n else 0.0 for total, n in plain])
     assert ranked.valid.tolist() == [n > 0 for _, n in plain]
+    ahead = ranking.rank_loss(rewards, scores, present, margins=True)
+    plain = [
+        plain_loops.rank(*row, margins=True)
+        for row in zip(*(x.tolist() for x in (rewards, scores, present)), strict=True)
+    ]
+    close(ahead.loss, [total / n if n else 0.0 for total, n in plain])

@@ -128,6 +128,7 @@ CODES: dict[str, str] = {
     "FP261": "a contrast is not between 0 and 1",
     "FP262": "the token scores are of another kind than the stage reads",
     "FP263": "a response has no end token, which is to be trained",
+    "FP264": "a pair has no margin, which the loss reads",
 }
 """Code -> short meaning. Codes are never used again for another meaning (FP044, FP064, FP065, FP086, FP202, FP221)."""
 

@@ -34,6 +34,7 @@ def apo_rm_loss(
     samples: int,
     kind: Literal["ranking", "wgan", "plackett_luce"] = "ranking",
     ties: Ties = "apart",
+    margins: bool = False,
     normalization: Literal["per_type", "released"] = "per_type",
     mask: Tensor | None = None,
     counts: tuple[float | Tensor, float | Tensor] | None = None,
@@ -62,7 +63,7 @@ def apo_rm_loss(
         total, pairs, best, worst = plackett_luce_loss(rewards, scores, mask, ties=ties)  # as one pair per list
     else:
         linear = is_apo if kind == "wgan" else torch.zeros_like(is_apo)
-        total, pairs, best, worst = ordered_pairs(rewards, scores, mask, linear)
+        total, pairs, best, worst = ordered_pairs(rewards, scores, mask, linear, margins=margins)
     pairs = pairs.long()
     valid = pairs > 0
     sizes = torch.stack([(valid & ~is_apo).sum(), (valid & is_apo).sum(), pairs.sum()])

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from finepref.formats.problems import Problem
+from finepref.formats.record_places import record_mark
+from finepref.formats.records import Pair, Record
 from finepref.methods.batches import Ranked
 from finepref.methods.options import RankedOptions, option
 from finepref.methods.stage import Stage
@@ -40,6 +42,9 @@ class ApoOptions(RankedOptions):
     apo_ties: Literal["apart", "breslow"] = option(
         "apart",
         "plackett_luce: equally scored responses do not compete with each other (apart), or each with all (breslow).",
+    )
+    apo_margins: bool = option(
+        False, "ranking: the better response must lead by the difference of the scores, of a pair by its margin."
     )
     apo_normalization: Literal["per_type", "released"] = option(
         "per_type",
@@ -85,11 +90,20 @@ class ApoOptions(RankedOptions):
                 f"{self.key('apo_normalization', 'released')} divides by pairs, but "
                 f"{self.key('apo_loss', 'plackett_luce')} has whole lists"
             )
+        if self.apo_margins and self.apo_loss == "plackett_luce":
+            raise ValueError(f"{self.key('apo_margins')} does nothing with {self.key('apo_loss', 'plackett_luce')}")
         if self.apo_loss == "wgan" and self.apo_coeff == 0:
             raise ValueError(
                 f"{self.key('apo_loss', 'wgan')} is the adversarial records' loss, but their "
                 f"{self.key('apo_coeff')} is 0"
             )
+
+
+def check_record(record: Record, options: ApoOptions) -> list[Problem]:
+    """FP264 if a pair has no margin although the loss reads it."""
+    if not options.apo_margins or not isinstance(record, Pair) or record.margin is not None:
+        return []
+    return [Problem(record_mark(record.id), 0, "margin", "FP264", f"{options.key('apo_margins')} reads it")]
 
 
 def check_data(kinds: Collection[str], options: ApoOptions) -> list[Problem]:
@@ -117,6 +131,7 @@ def losses(batch: Ranked, options: ApoOptions) -> tuple[LossOut, dict[str, Tenso
         samples=options.apo_sample_num,
         kind=options.apo_loss,
         ties=options.apo_ties,
+        margins=options.apo_margins,
         normalization=options.apo_normalization,
         mask=batch.present,
         counts=batch.counts,
@@ -132,6 +147,7 @@ STAGE = Stage(
     formats=("ranked", "pair"),
     options=ApoOptions,
     losses=losses,
+    check_record=check_record,
     check_data=check_data,
     recipe="examples/apo_rm.yaml",
     demo_dataset="apo_demo",

@@ -41,10 +41,6 @@ class TdpoOptions(PairOptions):
     tdpo_normalize_spans: bool = option(
         False, "Divide log-ratio and KL by the number of masked tokens, so that short spans learn as fast."
     )
-    tdpo_end_token: bool = option(
-        False,
-        "Train on the end token of a response beside its spans, as Mask-DPO does; without spans it always counts.",
-    )
     tdpo_ld_alpha: float | None = option(
         None,
         "LD-DPO: weight of the tokens beyond the length of the other response (paper: 0.5); only without masks.",
@@ -54,6 +50,10 @@ class TdpoOptions(PairOptions):
     tdpo_ld_reference: Literal["weighted", "whole"] = option(
         "weighted",
         "LD-DPO: the reference's tokens are weighted as the policy's (as in TRL) or count in full (LLaMA-Factory).",
+    )
+    tdpo_end_token: bool = option(
+        False,
+        "Train on the end token of a response beside its spans, as Mask-DPO does; without spans it always counts.",
     )
     pref_beta: float = host_option(0.1, BETA, llamafactory="pref_beta", openrlhf="model.beta", above=0)
 

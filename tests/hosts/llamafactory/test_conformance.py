@@ -95,8 +95,18 @@ def test_the_plots_and_the_model_card_name_the_method(run, stage):
         assert f"- `{key}`: {value}\n" in card
 
 
-@pytest.mark.parametrize("finetuning_type", ["lora", "full", "freeze"])
-@by_stage
+def ways_of_training() -> list[object]:
+    """Every stage with LoRA; full and frozen training too, except for those of ours that differ in the loss alone."""
+    pairs = ("tgdpo", "tis_dpo", "cdpo", "confpo", "simper")  # tdpo and sepo train and resume as they do
+    return [
+        pytest.param(stage, way, id=f"{stage.name}-{way}")
+        for stage in STAGES
+        for way in ("lora", "full", "freeze")
+        if way == "lora" or stage.name not in pairs
+    ]
+
+
+@pytest.mark.parametrize(("stage", "finetuning_type"), ways_of_training())
 def test_eight_steps_equal_four_and_a_resumed_four(run, tmp_path, stage, finetuning_type):
     """12 records, batch 2 x 2: an epoch is 3 steps (6 where a record gives two rows), so 4 is in mid-epoch."""
     common = {**tiny(stage), "finetuning_type": finetuning_type, "save_steps": 4, "max_steps": 8}
@@ -169,7 +179,7 @@ def test_several_evaluation_sets_are_each_checked_and_logged(run, sums, stage):
         do_eval=True,
         per_device_eval_batch_size=8,
         cutoff_len=2048,
-        **({"sepo_map_scores": True} if stage.name == "sepo" else {}),
+        **{key: True for key in stage.options.described("llamafactory") if key.endswith("_map_scores")},
     )
     keys = json.loads((done.folder / "eval_results.json").read_text()).keys()
     assert {f"eval_{name}_loss", f"eval_{stage.demo_dataset}_loss"} <= keys
