@@ -53,6 +53,8 @@ INTENDED = {
     r"receipt\.settings\.(beta|pref_beta)": (None, "one name on both hosts"),
     r"receipt\.settings\.kto_chosen_weight": (None, "the weight that was used, also where the paper's rule set it"),
     r"receipt\.settings\.finepref_(overlong|bad_rows|max_bad|resume_changed)": (None, "options that are new"),
+    r"receipt\.settings\.(tdpo_(end_token|ld_alpha|ld_reference)|apo_(ties|margins))": (None, "options that are new"),
+    r"calls\.apo_rm_loss\.first\[\d+\]\.(ties|margins)": (None, "arguments that are new"),
     r"receipt\.(rows\.(?!read$)|datasets\[\d+\]\.(rejected|notes)|responses_cut$)": (
         None,
         "rows are counted by reason, and those that the trainer has seen; the tests of both hosts have the numbers",
