@@ -17,6 +17,7 @@ from finepref.methods import BUILT_IN, apo_rm, cdpo, confpo, sepo, simper, tdpo,
 from finepref.methods.batches import Pairs, Ranked, Response
 from finepref.methods.options import in_yaml
 from finepref.methods.pair_rows import PairRow, ResponseRow, facts, fingerprint, weigh_all, weights_and_scores
+from waits import Elsewhere
 
 ROOT = Path(__file__).parents[2]
 NAN = math.nan
@@ -265,6 +266,18 @@ def test_the_reward_model_ranks_whole_lists_by_plackett_luce():
     for ties, second in (("apart", ln3), ("breslow", ln3 + 2 * ln2)):
         out, _ = apo_rm.STAGE.losses(lists, options_of(apo_rm, apo_loss="plackett_luce", apo_ties=ties))
         assert out.loss.tolist() == pytest.approx([ln3 + ln2, second])
+
+
+@pytest.mark.parametrize("given", [{"apo_loss": "plackett_luce", "apo_ties": "breslow"}, {"apo_margins": True}])
+def test_a_loss_of_lists_asks_an_accelerator_for_no_value(given):
+    """The device "meta" has no values: asking for one fails."""
+    rewards = torch.zeros(2, 3, device="meta", requires_grad=True)
+    scores, present = torch.zeros(2, 3, device="meta"), torch.ones(2, 3, device="meta").bool()
+    lists = Ranked(rewards, scores, present, torch.zeros(2, device="meta").bool(), counts=(2.0, 0.0))
+    with Elsewhere():
+        out, _ = apo_rm.STAGE.losses(lists, options_of(apo_rm, **given))
+        out.loss.sum().backward()
+    assert rewards.grad.device.type == "meta"
 
 
 def test_a_reward_model_with_margins_asks_for_a_lead_and_for_the_margin_of_each_pair():

@@ -24,6 +24,8 @@ from torch import nn
 from waits import Elsewhere, Waits, moved
 
 STAGES = ("seapo_kto", "sepo", "tdpo", "apo_rm", "granular_sft")
+OF_A_LOSS = ("tgdpo", "tis_dpo", "cdpo", "confpo", "simper")
+"""Stages that differ from `sepo` and `tdpo` in their loss alone."""
 
 
 @pytest.fixture
@@ -248,7 +250,7 @@ def step_of(stage: str, collating) -> tuple[object, object, dict]:
     return lambda batch: made.get_batch_loss_metrics(model, batch)[0], model, pair_batch(collating)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, *OF_A_LOSS])
 def test_a_step_on_tensors_of_an_accelerator_mixes_no_devices_and_asks_for_no_value(collating, monkeypatch, stage):
     """Model and batch are on the device "meta", which has no values: asking for one fails, and so does the CPU."""
     step, model, batch = step_of(stage, collating)

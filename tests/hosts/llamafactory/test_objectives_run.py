@@ -1,4 +1,4 @@
-"""Recipes of published objectives that are settings of another stage; those with a stage are in test_conformance.py."""
+"""Recipes of published objectives that are settings of another stage; the others are in test_conformance.py."""
 
 from __future__ import annotations
 
