@@ -37,7 +37,7 @@ def row(chosen, rejected, **more):
 
 
 SCORED = row(
-    response([1, 2, 3, END, 8], [1.0, -2.0, 0.5, 4.0, NAN]), response([1, 2, END, 8], [-1.0, 3.004, 3.0, NAN])
+    response([1, 2, 3, END, 8], [1.0, -2.0, 0.5, 4.0, NAN]), response([1, 2, END, 8], [-1.0, 3.0, 3.004, NAN])
 )
 CONTRAST = row(response([1, 2, END], [0.5, 0.5, 0.5]), response([1, END, 8], [0.25, 1.0, NAN]), contrast=True)
 
@@ -58,7 +58,7 @@ def test_tgdpo_weighs_by_beta_alpha_and_score_and_keeps_negative_weights():
     """1 + 2 x 0.5 x s of chosen, 1 - 2 x 0.5 x s of rejected; 8 has no score, so 1."""
     chosen, rejected = weights(tgdpo, SCORED, pref_beta=0.5, tgdpo_alpha=2.0)
     assert chosen == pytest.approx([2.0, -1.0, 1.5, 5.0, 1.0])
-    assert rejected == pytest.approx([2.0, 1 - 3.004, -2.0, 1.0])
+    assert rejected == pytest.approx([2.0, -2.0, 1 - 3.004, 1.0])
 
 
 def test_tis_dpo_weighs_by_the_papers_exponential():
@@ -71,13 +71,15 @@ def test_tis_dpo_weighs_by_the_papers_exponential():
 
 
 def test_tis_dpo_weighs_by_rank_in_the_released_form_rounded_and_without_the_end():
-    """Chosen 1, -2, 0.5: ranks 2, 0, 1. Rejected -(-1), -3.00 (3.004 is rounded): ranks 1, 0."""
+    """Chosen 1, -2, 0.5: ranks 2, 0, 1. Rejected -(-1), -3: ranks 1, 0."""
     assert weights(tis_dpo, SCORED, tis_weights="rank_based") == (
         pytest.approx([1.3, 0.7, 1.0, 0, 0]),
         pytest.approx([1.3, 0.7, 0, 0]),
     )
     tied = weights(tis_dpo, SCORED, tis_weights="rank_based", tis_end_token=True)
-    assert tied[1] == pytest.approx([1.3, 0.7, 0.9, 1.1]), "-3.00 twice in their order, then 0 of the last, then 1"
+    assert tied[1] == pytest.approx([1.3, 0.7, 0.9, 1.1]), (
+        "3.004 is rounded to 3, so -3 twice in their order; then 0 of the last, then 1"
+    )
     scaled = weights(tis_dpo, SCORED, tis_weights="threshold_and_scale", tis_scale_low=0.0, tis_scale_high=3.0)
     assert scaled == (pytest.approx([2.5, 0, 2.0, 0, 0]), pytest.approx([2.5, 0, 0, 0]))
     assert weights(tis_dpo, SCORED, tis_weights="binary", tis_share=0.7) == ([1, 0, 1, 0, 0], [1, 0, 0, 0])

@@ -30,3 +30,10 @@ def test_mask_dpo_trains_one_more_token_of_each_response_with_spans_than_step_dp
         more = counts["mask_dpo"][f"{side}_selected"] - counts["step_dpo"][f"{side}_selected"]
         assert more == 2 * marked, side
         assert counts["mask_dpo"][f"{side}_responses"] == counts["step_dpo"][f"{side}_responses"]
+
+
+def test_mask_dpo_trains_on_responses_whose_end_is_cut_off(run):
+    """So their end token is not there, which is no mistake of the template's."""
+    done = run(name="mask_dpo", finetuning_type="lora", cutoff_len=33, finepref_overlong="keep_prompt")
+    assert done.receipt["rows"]["cut"]["response"] > 0
+    assert len(losses(done)) == 2
