@@ -30,6 +30,10 @@ DATASETS = {
     "apo_rm": "lists",
     "granular_sft": "granular",
 }
+OF_A_LOSS = ("tgdpo", "tis_dpo", "cdpo", "confpo", "simper")
+"""Stages that differ from `sepo` and `tdpo` in their weights and loss alone, so that what concerns ranks, streams and
+devices is tested once."""
+OF_A_BATCH = {stage: dataset for stage, dataset in DATASETS.items() if stage not in OF_A_LOSS}
 RECIPES = {
     "seapo_kto": "seapo_kto",
     "sepo": "sepo",

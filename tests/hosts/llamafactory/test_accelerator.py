@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import RECIPES, losses
+from conftest import OF_A_LOSS, RECIPES, losses
 from finepref import stages
 from finepref.hosts import packed
 from finepref.hosts.exact import bits, floats
@@ -24,8 +24,6 @@ from torch import nn
 from waits import Elsewhere, Waits, moved
 
 STAGES = ("seapo_kto", "sepo", "tdpo", "apo_rm", "granular_sft")
-OF_A_LOSS = ("tgdpo", "tis_dpo", "cdpo", "confpo", "simper")
-"""Stages that differ from `sepo` and `tdpo` in their loss alone."""
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import DATASETS, RECIPES, ROOT, host_keys, losses, weights
+from conftest import DATASETS, OF_A_LOSS, RECIPES, ROOT, host_keys, losses, weights
 from finepref import methods, stages
 from finepref.formats.check import check_file
 
@@ -97,12 +97,11 @@ def test_the_plots_and_the_model_card_name_the_method(run, stage):
 
 def ways_of_training() -> list[object]:
     """Every stage with LoRA; full and frozen training too, except for those of ours that differ in the loss alone."""
-    pairs = ("tgdpo", "tis_dpo", "cdpo", "confpo", "simper")  # tdpo and sepo train and resume as they do
     return [
         pytest.param(stage, way, id=f"{stage.name}-{way}")
         for stage in STAGES
         for way in ("lora", "full", "freeze")
-        if way == "lora" or stage.name not in pairs
+        if way == "lora" or stage.name not in OF_A_LOSS
     ]
 
 
