@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # cDPO, critical tokens (arXiv 2411.19943): DPO that pushes down what makes an answer wrong.
 #   examples/openrlhf/cdpo.sh [more flags]
-# The scores: see examples/cdpo.yaml; --data.dataset cdpo_demo needs none.
+# The scores: see examples/cdpo.yaml; --data.dataset cdpo_demo --cdpo.map_scores needs none.
 set -euo pipefail
 
 deepspeed --module openrlhf.cli.train_cdpo \
