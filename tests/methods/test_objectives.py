@@ -9,14 +9,19 @@ import pytest
 import torch
 import yaml
 from finepref.formats import layouts
+from finepref.formats.check import read_records
 from finepref.formats.convert import Converter
+from finepref.formats.jsonl import write_jsonl
 from finepref.formats.problems import BadData
+from finepref.formats.ragtruth import read_ragtruth
 from finepref.formats.records import parse
 from finepref.losses import ld_dpo
 from finepref.methods import BUILT_IN, apo_rm, cdpo, confpo, sepo, simper, tdpo, tgdpo, tis_dpo
 from finepref.methods.batches import Pairs, Ranked, Response
 from finepref.methods.options import in_yaml
 from finepref.methods.pair_rows import PairRow, ResponseRow, facts, fingerprint, weigh_all, weights_and_scores
+from finepref.synth.apo.select import select
+from finepref.synth.reversegen.pair import pairs
 from waits import Elsewhere
 
 ROOT = Path(__file__).parents[2]
@@ -435,11 +440,46 @@ def test_prm800k_and_math_step_dpo_feed_step_dpo_without_the_steps_before(tokeni
     assert trained("step_dpo", layout_record("prm800k", problem), tokenizer) == ("2+12=14.", "2+12=15.")
 
 
+def test_ragtruth_feeds_mask_dpo(tokenizer, tmp_path):
+    mark = {"start": 6, "end": 10, "text": "Elbe", "label_type": "Evident Conflict"}
+    responses = [
+        {"id": "0", "source_id": "a", "labels": [mark], "response": "It is Elbe."},
+        {"id": "1", "source_id": "a", "labels": [], "response": "The Rhine."},
+    ]
+    write_jsonl(tmp_path / "response.jsonl", responses)
+    write_jsonl(tmp_path / "source_info.jsonl", [{"source_id": "a", "task_type": "QA", "prompt": "Q?"}])
+    rows = read_ragtruth(tmp_path / "response.jsonl", tmp_path / "source_info.jsonl")
+    (record,) = (record for row in rows for record in row.records)
+    assert trained("mask_dpo", record, tokenizer) == ("The Rhine.$", "Elbe$")
+
+
 @pytest.mark.parametrize("name", ["confpo", "simper"])
-def test_plain_pairs_feed_the_objectives_without_a_reference(tokenizer, name):
-    """As `finepref reversegen pair` and `finepref apo select --to pair` write them, margins included."""
-    record = parse({"id": "a", "prompt": "p", "chosen": "good one", "rejected": "bad", "margin": 0.25}, "pair")
-    assert trained(name, record, tokenizer) == ("good one$", "bad$")
+def test_pairs_of_reversegen_and_of_apo_feed_the_objectives_without_a_reference(tokenizer, tmp_path, name):
+    proposals = [
+        {"few_shot": "0", "few_shot_prompt": "Ask.", "prompt": text, "label": label}
+        for text, label in (("Hard?", False), ("Easy?", True))
+    ]
+    (record,) = pairs(["0"], proposals, per_prompt=1, seed=0).pairs
+    assert trained(name, record, tokenizer) == ("Hard?$", "Easy?$")
+    assert trained(name, selected(tmp_path, "pair"), tokenizer) == ("b$", "a$")
+
+
+def selected(folder, target):
+    """The record that `finepref apo select` makes of three scored samples."""
+    scored = {"id": "x", "prompt": "p", "responses": ["a", "b", "c"], "rewards": [-3.0, -1.0, -2.0]}
+    write_jsonl(folder / "scored.jsonl", [scored])
+    select(folder / "scored.jsonl", folder / "out.jsonl", target=target)
+    (record,) = read_records(folder / "out.jsonl", target)
+    return record
+
+
+def test_rankings_of_apo_feed_plackett_luce(tmp_path):
+    record = selected(tmp_path, "ranked")
+    assert record.responses == ("b", "c", "a")
+    stage, options = recipe("plackett_luce")
+    scores = torch.tensor([record.scores])
+    lists = Ranked(torch.zeros_like(scores), scores, torch.ones(1, 3).bool(), torch.zeros(1).bool())
+    assert stage.losses(lists, options)[0].loss.item() == pytest.approx(math.log(3) + math.log(2))
 
 
 @pytest.mark.parametrize(
