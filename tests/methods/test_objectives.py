@@ -219,6 +219,21 @@ def test_a_stage_gives_the_metrics_of_its_row_and_reads_a_reference_as_it_says(m
     assert torch.isfinite(out.loss).all()
 
 
+@pytest.mark.parametrize("method", [confpo, simper], ids=lambda method: method.STAGE.name)
+def test_objectives_without_a_reference_read_spans_only_if_asked(method):
+    name = f"{method.STAGE.name}_masks"
+    spans, plain = (
+        row(response([1, 2, END], weights=[0.0, 1.0, 0.0]), response([4, END])),
+        row(response([1]), response([2])),
+    )
+    assert weights(method, spans) == ([1, 1, 1], [1, 1])
+    assert weights(method, spans, **{name: "annotated"}) == ([0, 1, 0], [1, 1])
+    with pytest.raises(
+        BadData, match=f"FP210 record a rejected_spans: `{name}: annotated` needs spans; `{name}: none`"
+    ):
+        weights(method, plain, **{name: "annotated"})
+
+
 def test_confpo_names_the_share_of_tokens_that_it_trains():
     """Probabilities 0.8, 0.2, 0.5: the mean is 0.5, so one of three is below it, and two are not above it."""
     values = torch.tensor([[0.8, 0.2, 0.5]], dtype=torch.float64).log()

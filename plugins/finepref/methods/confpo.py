@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from finepref.methods.batches import Pairs
+from finepref.methods.batches import Pairs, Weights
 from finepref.methods.options import PairOptions, option
+from finepref.methods.pair_rows import PairRow, weigh_by_masks
 from finepref.methods.stage import Stage
 
 if TYPE_CHECKING:
@@ -21,15 +22,23 @@ class ConfpoOptions(PairOptions):
 
     confpo_beta: float = option(1.5, "Scale of the mean log-probability of the selected tokens.", above=0)
     confpo_gamma: float = option(1.6, "Margin by which chosen must lead rejected.", at_least=0)
+    confpo_masks: Literal["none", "annotated"] = option(
+        "none", "Select among every token of both responses, or among the tokens of the data's spans."
+    )
     confpo_rule: Literal["released", "paper"] = option(
         "released", "Select tokens whose probability is below the response's mean (released), or at most that (paper)."
     )
 
 
+def weigh(row: PairRow, options: ConfpoOptions, seed: int) -> Weights:
+    """The tokens among which the policy selects. Raises as `pair_rows.weigh_by_masks`."""
+    return weigh_by_masks(row, options, "confpo_masks")
+
+
 def losses(pairs: Pairs, options: ConfpoOptions) -> tuple[LossOut, dict[str, Tensor]]:
     """ConfPO loss [B] of each pair, see `finepref.losses.confpo`.
 
-    The metrics are mean log-probabilities of the whole responses, and the shares of their tokens that are selected.
+    The metrics are mean log-probabilities of the tokens that could be selected, and the shares of those that are.
     """
     from finepref.losses.confpo import confpo_loss, select
     from finepref.losses.ops import TokenLogps, weighted_mean
@@ -51,6 +60,7 @@ STAGE = Stage(
     shape="pair",
     formats=("pair", "span_pair"),
     options=ConfpoOptions,
+    weigh=weigh,
     losses=losses,
     metrics=("logps/chosen", "logps/rejected", "selected/chosen", "selected/rejected"),
     recipe="examples/confpo.yaml",

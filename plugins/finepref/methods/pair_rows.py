@@ -144,6 +144,25 @@ def weigh_all(row: PairRow, options: Options, seed: int) -> Weights:
     return weights
 
 
+def weigh_by_masks(row: PairRow, options: Options, masks: str) -> Weights:
+    """Weight 1 on every response token, or the weights of the spans.
+
+    Args:
+        row: the tokenised pair.
+        options: of the stage.
+        masks: the name of its option with the values "none" and "annotated".
+
+    Raises:
+        BadData: with "annotated", the pair has no spans (FP210), or no token in the spans is left (FP214).
+    """
+    if getattr(options, masks) == "none":
+        return row.whole()
+    if not row.annotated:
+        text = f"{options.key(masks, 'annotated')} needs spans; {options.key(masks, 'none')} trains on whole responses"
+        raise BadData([row.problem("rejected_spans", "FP210", text)])
+    return weigh_all(row, options, 0)
+
+
 def weigh_chosen(row: PairRow, options: Options, seed: int) -> list[float]:
     """Default of `Stage.weigh` for shape "single": the same for the chosen response alone."""
     return row.chosen.weight if row.chosen.annotated else row.chosen.whole()

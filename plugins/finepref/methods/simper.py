@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from finepref.methods.batches import Pairs
-from finepref.methods.options import PairOptions
+from finepref.methods.batches import Pairs, Weights
+from finepref.methods.options import PairOptions, option
+from finepref.methods.pair_rows import PairRow, weigh_by_masks
 from finepref.methods.stage import Stage
 
 if TYPE_CHECKING:
@@ -17,7 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class SimperOptions(PairOptions):
-    """SimPER has no options of its own, and reads none of the hosts' own preference options."""
+    """SimPER's options. It reads none of the hosts' own preference options."""
+
+    simper_masks: Literal["none", "annotated"] = option(
+        "none", "Train on every token of both responses, or on the tokens of the data's spans."
+    )
+
+
+def weigh(row: PairRow, options: SimperOptions, seed: int) -> Weights:
+    """The tokens whose mean is taken. Raises as `pair_rows.weigh_by_masks`."""
+    return weigh_by_masks(row, options, "simper_masks")
 
 
 def losses(pairs: Pairs, options: SimperOptions) -> tuple[LossOut, dict[str, Tensor]]:
@@ -37,6 +47,7 @@ STAGE = Stage(
     shape="pair",
     formats=("pair", "span_pair"),
     options=SimperOptions,
+    weigh=weigh,
     losses=losses,
     metrics=("logps/chosen", "logps/rejected"),
     recipe="examples/simper.yaml",
