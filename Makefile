@@ -1,6 +1,7 @@
 # make demo   install, then train and measure SeaPO on a real small model; ends in demo/report.md
 # make test   install, then run every test; make test-fast, in under four minutes, what needs no host
-.PHONY: demo test test-fast test-core test-chaos test-llamafactory test-pipelines test-openrlhf test-cross test-vllm lint format docs clean
+.PHONY: demo test test-fast test-core test-chaos test-llamafactory test-pipelines test-openrlhf test-cross test-vllm bench bench-gpu \
+	lint format docs clean
 
 CORE := .venvs/core/bin
 LLAMAFACTORY := .venvs/llamafactory/bin
@@ -54,6 +55,24 @@ test-cross: env-llamafactory env-openrlhf
 test-vllm: env-vllm
 	$(VLLM)/python -m pytest tests/engines
 
+# Training against its peers, on an idle machine: results into benchmarks/results, tables into benchmarks/README.md.
+# PAIRS is a file of LLaMA-Factory's dpo_en_demo; without it, the host's source archive is downloaded.
+BENCH := $(LLAMAFACTORY)/python benchmarks/training
+RESULTS := benchmarks/results
+ROUNDS ?= 2
+
+bench: env-llamafactory env-openrlhf env-trl
+	$(BENCH) --rounds $(ROUNDS) $(if $(PAIRS),--pairs $(PAIRS)) --json $(RESULTS)/training.json
+	$(BENCH)/growth.py --json $(RESULTS)/growth.json
+	$(BENCH)/meta_memory.py --json $(RESULTS)/memory.json
+	$(BENCH)/page.py
+
+# The same with larger sizes, on a GPU in bfloat16. It was never run.
+bench-gpu: env-llamafactory env-openrlhf env-trl
+	$(BENCH) --sizes cuda --rounds $(ROUNDS) $(if $(PAIRS),--pairs $(PAIRS)) --json $(RESULTS)/training-gpu.json
+	$(BENCH)/growth.py --device cuda --json $(RESULTS)/growth-gpu.json
+	$(BENCH)/page.py
+
 lint: env-core
 	$(CORE)/ruff check .
 	$(CORE)/ruff format --check .
@@ -63,9 +82,9 @@ format: env-core
 	$(CORE)/ruff check --fix .
 	$(CORE)/ruff format .
 
-# Make an environment from its lock file: env-core, env-llamafactory, env-openrlhf, env-vllm.
+# Make an environment from its lock file: env-core, env-llamafactory, env-openrlhf, env-vllm, and env-trl for `bench`.
 env-%:
 	@scripts/make_env.sh $*
 
 clean:
-	rm -rf .venvs build dist demo plugins/*.egg-info
+	rm -rf .venvs .bench build dist demo plugins/*.egg-info

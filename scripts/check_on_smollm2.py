@@ -174,7 +174,7 @@ def main() -> None:
     }
     lines = []
     if row.name == "tdpo":
-        dpo = check.train(row, "dpo", keys | {"tdpo_variant": "dpo", "tdpo_alpha": "null"})
+        dpo = check.train(row, "dpo", keys | {"tdpo_variant": "dpo", "tdpo_alpha": "null", "tdpo_log_kl": "true"})
         curves = [evaluations(output) for output in (whole, dpo)]
         margin = min(curve[-1]["eval_rewards/margins"] for curve in curves)
         kls = [at_margin(curve, margin) for curve in curves]

@@ -32,6 +32,7 @@ ASKING = {
 }
 MADE = {"lift_fresh", "lift_fresh_copy"}  # torch.tensor([...]): on an accelerator a copy that is waited for
 LOGGING = {"log", "save_logs_and_checkpoints", "write_receipt", "rank_report", "evaluate"}
+ONCE = {"_trial"}  # of a model, at the first step
 LOADER = str(Path(TORCH, "utils", "data"))  # what a collator does is done on the CPU, beside the accelerator's work
 
 
@@ -44,7 +45,7 @@ def waits(name: str, args: tuple[Any, ...]) -> bool:
 
 
 class Waits(TorchDispatchMode):
-    """Notes what waits, outside logging and data loaders.
+    """Notes what waits, outside logging, data loaders and what runs once.
 
     Attributes:
         ours: of finepref's code, as "file:line operation".
@@ -70,7 +71,7 @@ class Waits(TorchDispatchMode):
         backward = False
         while frame is not None:
             file = frame.f_code.co_filename
-            if frame.f_code.co_name in LOGGING or file.startswith(LOADER):
+            if frame.f_code.co_name in LOGGING | ONCE or file.startswith(LOADER):
                 return
             backward = backward or (near is None and frame.f_code.co_name == "_engine_run_backward")
             if near is None and file != __file__ and not file.startswith(TORCH):

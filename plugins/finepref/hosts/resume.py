@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 
 from finepref.hosts import model_identity, receipt
 
-FREE_OPTIONS = ("finepref_resume_changed", "finepref_full_logits", "finepref_max_bad")
+FREE_OPTIONS = (
+    "finepref_resume_changed",
+    "finepref_full_logits",
+    "finepref_max_bad",
+    "finepref_reference_cache",
+    "tdpo_log_kl",
+)
 """Options that do not change what is trained."""
 
 SHOWN = ("template", "input_template", "chat_template_sha256", "cutoff_len", "tokenizer", "precision")

@@ -22,7 +22,8 @@ class Setup:
         adapters: the adapters that the run starts from, likewise.
         reference: {kind, model, adapters}. Kind "none": the loss reads none. "base": the model without the new
             adapter. "adapter": the model with the adapter that is trained further, as it was loaded. "model": a model
-            of its own. "itself": the model that is evaluated.
+            of its own. "itself": the model that is evaluated. `cache`: the names of the files in which its
+            log-probabilities are (`reference_cache`), if it is read from there.
         tokenizer: its fingerprint, see `finepref.formats.scores.fingerprint`.
         template: the name of LLaMA-Factory's template; None if the tokenizer's chat template is used, or none.
         input_template: OpenRLHF's `--data.input_template`.

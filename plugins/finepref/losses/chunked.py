@@ -22,7 +22,17 @@ from finepref.losses.hooks import first_input
 from finepref.losses.ops import LOG_ZERO, position_kl, upcast
 from finepref.losses.positions import marked_positions, needed_positions, place, place_at
 
-__all__ = ["head_at", "kl_at", "logps_at", "marked_positions", "needed_positions", "place", "place_at", "whole"]
+__all__ = [
+    "head_at",
+    "kept",
+    "kl_at",
+    "logps_at",
+    "marked_positions",
+    "needed_positions",
+    "place",
+    "place_at",
+    "whole",
+]
 
 CHUNK = 1024  # positions: at V = 128k one float32 chunk takes 0.5 GiB
 
@@ -34,15 +44,15 @@ def head_at(head: nn.Module, positions: Tensor) -> AbstractContextManager[None]:
         head: applied once per forward to hidden states [B, T+1, H] of any leading shape.
         positions: flat indices [N] into B (T+1), at least one.
     """
-    return first_input(head, _kept, positions)
+    return first_input(head, kept, positions)
 
 
-def _kept(hidden: Tensor, positions: Tensor) -> Tensor:
+def kept(hidden: Tensor, positions: Tensor) -> Tensor:
     """Hidden states [..., H] at flat positions [N]: [1, N, H]; with tensor parallelism as a DTensor again."""
     if isinstance(hidden, DTensor):
         everywhere = [Replicate()] * hidden.device_mesh.ndim
         whole = hidden.redistribute(placements=everywhere).to_local()
-        return DTensor.from_local(_kept(whole, positions), hidden.device_mesh, everywhere, run_check=False)
+        return DTensor.from_local(kept(whole, positions), hidden.device_mesh, everywhere, run_check=False)
     return hidden.flatten(0, -2)[positions].unsqueeze(0)
 
 

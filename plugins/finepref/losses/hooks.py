@@ -1,4 +1,4 @@
-"""Change what a module reads, within a `with` block, also where `torch.compile` has compiled the module.
+"""Change what a module reads or computes, within a `with` block, also where `torch.compile` has compiled the module.
 
 A compiled model does not look for new hooks: one that is registered after the first call is ignored. So a hook is
 registered once and stays; outside its `with` block it does nothing. Compiled code checks what the hook is given.
@@ -44,10 +44,44 @@ def first_input(module: nn.Module, function: Callable[..., Tensor], *given: Any)
     if hook is None:
         hook = _HOOKS[module][function] = _Hook(function)
         module.register_forward_pre_hook(hook)
-        if "torch._dynamo" in sys.modules:  # what is compiled already does not know the hook
-            sys.modules["torch._dynamo"].reset()
+        _forget_compiled()
     before, hook.given = hook.given, given
     try:
         yield
     finally:
         hook.given = before
+
+
+class _Forward:
+    """In place of a module's forward: function(forward, x, *given), or the module's own while `given` is None."""
+
+    def __init__(self, function: Callable[..., Tensor], forward: Callable[..., Tensor]) -> None:
+        self.function, self.forward = function, forward
+        self.given: tuple[Any, ...] | None = None
+
+    def __call__(self, *inputs: Any, **options: Any) -> Tensor:
+        if self.given is None:
+            return self.forward(*inputs, **options)
+        return self.function(self.forward, inputs[0], *self.given)
+
+
+@contextmanager
+def forward_as(module: nn.Module, function: Callable[..., Tensor], *given: Any) -> Iterator[None]:
+    """In the context, `module` computes function(its own forward, x, *given) of its first input x.
+
+    All hooks of the module run as before, so that sharded weights are gathered for it.
+    """
+    if not isinstance(module.forward, _Forward):
+        module.forward = _Forward(function, module.forward)
+        _forget_compiled()
+    there = module.forward
+    before, there.function, there.given = (there.function, there.given), function, given
+    try:
+        yield
+    finally:
+        there.function, there.given = before
+
+
+def _forget_compiled() -> None:
+    if "torch._dynamo" in sys.modules:  # what is compiled already does not know the change
+        sys.modules["torch._dynamo"].reset()

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finepref.formats.problems import BadData, Problem
-from finepref.methods.options import Options, option
+from finepref.methods.options import SingleOptions, option
 from finepref.methods.pair_rows import PairRow
 from finepref.methods.stage import Stage
 
 
 @dataclass
-class GranularOptions(Options):
+class GranularOptions(SingleOptions):
     """The key that turns the host's stage `sft` into this one."""
 
     granular: bool = option(False, "In stage sft, train on the spans of the chosen response only (span_pair records).")

@@ -86,7 +86,7 @@ OVERLONG_HELP = (
 
 @dataclass
 class Options:
-    """Base of every method's options: what happens to rows that do not fit, and to a resume of another run."""
+    """Base of every method's options: rows that do not fit, the size of micro-batches, a resume of another run."""
 
     host: ClassVar[str] = "llamafactory"
     spelling: ClassVar[Callable[[str, str], str]]
@@ -98,6 +98,15 @@ class Options:
         "error", "Rows with a coded problem: error stops the run; skip writes them to rejected.jsonl."
     )
     finepref_max_bad: str = option("1%", "Largest share of the rows that finepref_bad_rows may skip.")
+    finepref_batch_tokens: int | None = option(
+        None,
+        "Padded tokens of a micro-batch, of rows of similar length; replaces per_device_train_batch_size.",
+        at_least=1,
+        only="llamafactory",
+    )
+    finepref_group_by_length: bool = option(
+        False, "Put rows of similar length into the same micro-batch, which leaves less padding.", only="openrlhf"
+    )
     finepref_resume_changed: bool = option(
         False, "Resume although data, stage, options or seed differ from those in the checkpoint's receipt."
     )
@@ -152,6 +161,11 @@ class Options:
             raise ValueError(f"{made.key('finepref_max_bad')}: {error}") from None
         made.check_together()
         return made
+
+    @property
+    def caches_reference(self) -> bool:
+        """Whether the reference's log-probabilities are read once, into a file."""
+        return bool(getattr(self, "finepref_reference_cache", False))
 
     @property
     def overlong(self) -> Overlong:
@@ -221,11 +235,11 @@ Options.spelling = staticmethod(in_yaml)
 
 
 @dataclass
-class PairOptions(Options):
-    """Base of the options of shape "pair"."""
+class LogpsOptions(Options):
+    """Base of the options of all shapes whose loss reads log-probabilities."""
 
     finepref_full_logits: bool = option(
-        False, "Compute the logits of every token, without recomputation: slower, for comparison only."
+        False, "Compute the logits of every token and keep them: slower and larger, for comparison only."
     )
 
     @property
@@ -235,7 +249,39 @@ class PairOptions(Options):
 
 
 @dataclass
-class UnpairedOptions(Options):
+class ReferenceOptions(LogpsOptions):
+    """Base of the options of shapes whose losses may read a reference model."""
+
+    finepref_reference_cache: bool = option(
+        False, "Read the reference's log-probabilities once into a file, for all epochs and later runs."
+    )
+
+    def refuse_cache(self, stage: str, *, reference: bool, kl: str) -> None:
+        """Refuse `finepref_reference_cache` where log-probabilities of tokens are not all that is read.
+
+        Args:
+            stage: the stage's name.
+            reference: whether its loss reads a reference model with these options.
+            kl: as `Stage.kl`.
+
+        Raises:
+            ValueError: one line that says why.
+        """
+        if not self.finepref_reference_cache or (reference and not kl):
+            return
+        why = "reads the reference's whole distribution over the vocabulary, of which one token would be kept"
+        if not reference:
+            why = "reads no reference model, so that there is nothing to keep"
+        raise ValueError(f"{self.key('finepref_reference_cache', 'true')}: {stage} {why}; leave it out")
+
+
+@dataclass
+class PairOptions(ReferenceOptions):
+    """Base of the options of shape "pair"."""
+
+
+@dataclass
+class UnpairedOptions(ReferenceOptions):
     """Base of the options of shape "unpaired". A method overrides the properties that it has an option for.
 
     Attributes:
@@ -271,14 +317,14 @@ class UnpairedOptions(Options):
         return 0.0
 
     @property
-    def full_logits(self) -> bool:
-        """Whether to compute the logits of every token (OpenRLHF)."""
-        return False
-
-    @property
     def advice(self) -> str:
         """A warning about values that are allowed but unusual, "" if there is none."""
         return ""
+
+
+@dataclass
+class SingleOptions(LogpsOptions):
+    """Base of the options of shape "single"."""
 
 
 @dataclass
@@ -307,6 +353,6 @@ class RankedOptions(Options):
 
 
 # Shape -> base class of the options of its stages.
-BASES = {"pair": PairOptions, "unpaired": UnpairedOptions, "ranked": RankedOptions, "single": Options}
+BASES = {"pair": PairOptions, "unpaired": UnpairedOptions, "ranked": RankedOptions, "single": SingleOptions}
 
 BETA = "Scale of the log-ratio to the reference model (beta)."

@@ -15,7 +15,7 @@ from finepref.formats.problems import Problem
 from finepref.formats.record_places import record_mark
 from finepref.methods.batches import Unpaired
 from finepref.methods.draws import error_types_of
-from finepref.methods.options import BETA, PairOptions, UnpairedOptions, host_option, option
+from finepref.methods.options import BETA, UnpairedOptions, host_option, option
 from finepref.methods.stage import Stage
 
 if TYPE_CHECKING:
@@ -53,9 +53,6 @@ class SeapoOptions(UnpairedOptions):
     kto_rejected_weight: float = host_option(
         1.0, "Weight of the undesirable responses.", llamafactory="kto_rejected_weight", above=0
     )
-    finepref_full_logits: bool = option(
-        False, PairOptions.described("openrlhf")["finepref_full_logits"].help, only="openrlhf"
-    )
 
     @property
     def error_types(self) -> tuple[str, ...] | None:
@@ -66,10 +63,6 @@ class SeapoOptions(UnpairedOptions):
     @property
     def resampled(self) -> bool:
         return self.seapo_resample == "epoch"
-
-    @property
-    def full_logits(self) -> bool:
-        return self.finepref_full_logits
 
     @property
     def beta(self) -> float:

@@ -107,6 +107,21 @@ class Stage:
         """Whether a run with these options reads a reference model."""
         return self.reference(options) if callable(self.reference) else self.reference
 
+    def kl_use(self, options: Any) -> str:
+        """The use of the KL with these options, see `kl`."""
+        return self.kl(options) if self.kl else ""
+
+    def read_options(self, host: str, values: Mapping[str, Any], spelling: Callable[[str, str], str]) -> Any:
+        """`options.read`, and what depends on the stage.
+
+        Raises:
+            ValueError: one line that names the option as the host spells it.
+        """
+        made = self.options.read(host, values, spelling)
+        if made.caches_reference:
+            made.refuse_cache(self.name, reference=self.needs_reference(made), kl=self.kl_use(made))
+        return made
+
     def settings_of(self, options: Any) -> dict[str, Any]:
         """The options of a run with the values in use, for the receipt and the model card."""
         given = {name: getattr(options, name) for name in self.options.described(options.host)}

@@ -30,6 +30,9 @@ class TdpoOptions(PairOptions):
     tdpo_alpha: float | None = option(
         None, "Weight of the sequential KL in tdpo2 (default 0.5, the paper's); the others have none.", at_least=0
     )
+    tdpo_log_kl: bool = option(
+        False, "dpo: also log the KL to the reference, for which the head computes the reference's logits too."
+    )
     tdpo_masks: Literal["annotated", "none"] = option(
         "annotated", "Train on the tokens of the data's spans, or on every token of both responses."
     )
@@ -66,6 +69,18 @@ class TdpoOptions(PairOptions):
         if self.tdpo_alpha is not None and self.tdpo_variant != "tdpo2":
             raise ValueError(
                 f"{self.key('tdpo_alpha')} belongs to tdpo2; {self.tdpo_variant} has none, so leave it out"
+            )
+        if self.tdpo_log_kl and self.tdpo_variant != "dpo":
+            raise ValueError(
+                f"{self.key('tdpo_log_kl')} belongs to dpo; {self.tdpo_variant} always logs its KL, so leave it out"
+            )
+        if self.finepref_reference_cache and kl(self):
+            reads, way = self.tdpo_variant, f"only {self.key('tdpo_variant', 'dpo')} reads no more"
+            if self.tdpo_log_kl:
+                reads, way = self.key("tdpo_log_kl", "true"), "leave one of them out"
+            raise ValueError(
+                f"{self.key('finepref_reference_cache', 'true')} keeps the reference's log-probabilities of the "
+                f"responses' tokens, {reads} reads its whole distribution over the vocabulary: {way}"
             )
         if self.tdpo_masks == "none" and (self.tdpo_sides == "one" or self.tdpo_normalize_spans):
             given = ("tdpo_sides", "one") if self.tdpo_sides == "one" else ("tdpo_normalize_spans",)
@@ -147,8 +162,10 @@ def settings(options: TdpoOptions) -> dict[str, Any]:
 
 
 def kl(options: TdpoOptions) -> str:
-    """DPO's KL is only logged; TDPO's is part of the loss."""
-    return "metric" if options.tdpo_variant == "dpo" else "loss"
+    """TDPO's KL is part of the loss; DPO's is only logged, if at all."""
+    if options.tdpo_variant != "dpo":
+        return "loss"
+    return "metric" if options.tdpo_log_kl else ""
 
 
 def losses(pairs: Pairs, options: TdpoOptions) -> tuple[LossOut, dict[str, Tensor]]:
@@ -176,7 +193,8 @@ def losses(pairs: Pairs, options: TdpoOptions) -> tuple[LossOut, dict[str, Tenso
     metrics = {}
     for name, side in (("chosen", pairs.chosen), ("rejected", pairs.rejected)):
         metrics[f"logps/{name}"] = weighted_sum(side.logps, side.weight)
-        metrics[f"kl/{name}"] = weighted_sum(side.kl, side.weight)
+        if side.kl is not None:
+            metrics[f"kl/{name}"] = weighted_sum(side.kl, side.weight)
     return out, metrics
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import OF_A_LOSS, RECIPES, losses
 from finepref import stages
-from finepref.hosts import packed
+from finepref.hosts import packed, token_values
 from finepref.hosts.exact import bits, floats
 from finepref.hosts.llamafactory import pairs, ranked, ranked_data, single, unpaired, value_head
 from finepref.hosts.meter import Meter, Tally
@@ -32,7 +32,12 @@ def noted(monkeypatch) -> Waits:
     from transformers import Trainer
 
     found = Waits()
-    for owner, name in ((Trainer, "training_step"), (ranked.RankedTrainer, "get_batch_samples")):
+    for owner, name in (
+        (Trainer, "training_step"),
+        (ranked.RankedTrainer, "get_batch_samples"),
+        (unpaired.UnpairedTrainer, "get_batch_samples"),
+        (pairs.PairTrainer, "get_batch_samples"),
+    ):
         plain = getattr(owner, name)
 
         def watched(*args, plain=plain, **kwargs):
@@ -61,6 +66,15 @@ def test_no_training_step_waits_and_bfloat16_trains_and_evaluates_as_float32_doe
     assert [place for place in noted.ours if not place.startswith(checked_on_the_cpu_only)] == []
     assert noted.backward == []
     assert noted.others != []  # the host waits to look at its attention mask, so waiting is noted
+
+
+@pytest.mark.parametrize("stage", ["seapo_kto", "sepo"])
+def test_no_step_of_a_mean_over_all_its_rows_waits(run, noted, stage):
+    """`finepref_batch_tokens` counts the rows of a step, and KTO's NLL term its desirable ones."""
+    nll = {"pref_ftx": 0.5} if stage == "seapo_kto" else {}
+    run(name=RECIPES[stage], use_cpu=True, finepref_batch_tokens=600, dataloader_num_workers=1, **nll)
+    assert noted.ours == noted.backward == []
+    assert noted.others != []
 
 
 def test_a_stage_in_a_compiled_model_has_the_losses_of_the_plain_one(run, tmp_path):
@@ -239,7 +253,7 @@ def step_of(stage: str, collating) -> tuple[object, object, dict]:
         )
         return lambda batch: made.compute_loss(model, batch), model, ranked_batch()
     if stage == "granular_sft":
-        made = trainer(single.SingleTrainer, stage, model, tokens=Tally())
+        made = trainer(single.SingleTrainer, stage, model, tokens=Tally(), compute_loss_func=None, label_smoother=None)
         batch = {name: pair_batch(collating)[name] for name in ("input_ids", "attention_mask", "labels")}
         return lambda batch: made.compute_loss(model, batch), model, batch
     metrics = Meter((*pairs.REWARDS, *row.metrics))
@@ -251,6 +265,7 @@ def step_of(stage: str, collating) -> tuple[object, object, dict]:
 @pytest.mark.parametrize("stage", [*STAGES, *OF_A_LOSS])
 def test_a_step_on_tensors_of_an_accelerator_mixes_no_devices_and_asks_for_no_value(collating, monkeypatch, stage):
     """Model and batch are on the device "meta", which has no values: asking for one fails, and so does the CPU."""
+    monkeypatch.setattr(token_values, "_trial", lambda _: nothing_after_the_head())  # which would ask for numbers
     step, model, batch = step_of(stage, collating)
     if stage == "apo_rm":
         value_head.settle(model)
@@ -264,6 +279,10 @@ def test_a_step_on_tensors_of_an_accelerator_mixes_no_devices_and_asks_for_no_va
         loss = step(batch)
         assert loss.device.type == "meta"
         loss.backward()
+
+
+def nothing_after_the_head():
+    return token_values._After(token_values.fused_head.Head(None), ())
 
 
 def cast_by_deepspeed(batch: dict) -> dict:

@@ -136,6 +136,10 @@ def test_bad_options_of_sepo_give_one_clear_line(refused, overrides, message):
     [
         ({"pref_beta": -0.1}, "`pref_beta` must be above 0, not -0.1"),
         ({"tdpo_variant": "tdpo1"}, "`tdpo_alpha` belongs to tdpo2; tdpo1 has none, so leave it out"),
+        (
+            {"tdpo_log_kl": True},
+            "`tdpo_log_kl` belongs to dpo; tdpo2 always logs its KL, so leave it out",
+        ),
         ({"tdpo_variant": "dpo"}, "`tdpo_alpha` belongs to tdpo2; dpo has none, so leave it out"),
         ({"tdpo_variant": "tdpo3"}, "`tdpo_variant` must be tdpo1 or tdpo2 or dpo, not 'tdpo3'"),
         ({"tdpo_alpha": -1.0}, "`tdpo_alpha` must not be negative, but is -1.0"),
@@ -162,10 +166,10 @@ def test_bad_options_of_tdpo_give_one_clear_line(refused, overrides, message):
 
 
 def test_a_key_that_both_stages_have_is_named_with_both(refused):
-    message = refused(finepref_full_logits=True)
+    message = refused(name="apo_rm", finepref_full_logits=True)
+    stages = "cdpo, confpo, granular_sft, seapo_kto, sepo, simper, tdpo, tgdpo, tis_dpo"
     assert (
-        "`finepref_full_logits` is a key of stage cdpo, confpo, sepo, simper, tdpo, tgdpo, tis_dpo, not of seapo_kto"
-        in message
+        f"`finepref_full_logits` is a key of stage {', '.join(sorted(stages.split(', ')))}, not of apo_rm" in message
     )
 
 

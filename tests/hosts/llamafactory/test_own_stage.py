@@ -44,7 +44,9 @@ def test_its_recipe_trains_by_the_real_command_with_the_loss_computed_without_fi
         "finepref_overlong": "host",
         "finepref_bad_rows": "error",
         "finepref_max_bad": "1%",
+        "finepref_batch_tokens": None,
         "finepref_resume_changed": False,
+        "finepref_reference_cache": False,
         "finepref_full_logits": False,
     }
     own = {"wsimpo_beta": 2.0, "wsimpo_gamma": 0.3, "finetuning_type": "full"}
@@ -78,7 +80,8 @@ def test_it_is_in_the_web_uis_list_with_its_options_and_its_data_sets(installed)
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout.splitlines()[-1])
     assert shown["label"] == "SimPO on weighted tokens (wsimpo)"
-    of_every_stage = [f"finepref_{name}" for name in ("overlong", "bad_rows", "max_bad", "resume_changed")]
+    every = ("overlong", "bad_rows", "max_bad", "batch_tokens", "resume_changed", "reference_cache")
+    of_every_stage = [f"finepref_{name}" for name in every]
     own = ["wsimpo_beta", "wsimpo_gamma"]
     assert {*shown["elements"]} == {f"wsimpo.{name}" for name in (*own, *of_every_stage, "finepref_full_logits")}
     assert shown["words"]["wsimpo_beta"]["ja"] == {

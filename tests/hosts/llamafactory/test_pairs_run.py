@@ -74,14 +74,18 @@ def test_the_first_loss_of_tdpo_is_the_papers_computed_without_the_host(
         ("tdpo_spans", {"tdpo_sides": "two"}),
         ("tdpo_spans", {"tdpo_variant": "tdpo1", "tdpo_alpha": None, "finetuning_type": "full"}),
         ("tdpo_hh", {"dataset": "spans"}),
+        ("seapo_kto", {}),
+        ("seapo_kto", {"finetuning_type": "full", "pref_ftx": 0.3}),
+        ("granular_sft", {}),
     ],
 )
-def test_cut_logits_in_recomputed_chunks_train_as_the_full_logits_do(run, tmp_path, monkeypatch, name, overrides):
-    """Chunks of 5 positions. Four steps of SGD, whose updates are as small as the gradients differ."""
-    from finepref.losses import chunked
+def test_a_head_that_computes_no_logits_trains_as_with_full_logits(run, tmp_path, monkeypatch, name, overrides):
+    """Chunks of 16 positions. Four steps of SGD, whose updates are as small as the gradients differ."""
+    from finepref.hosts import token_values
+    from finepref.losses import fused_chunks
 
-    monkeypatch.setattr(chunked.logps_at, "__kwdefaults__", {"chunk": 5})
-    monkeypatch.setattr(chunked.kl_at, "__kwdefaults__", {"chunk": 5})
+    monkeypatch.setattr(fused_chunks, "CPU_BYTES", 1)
+    monkeypatch.setattr(token_values, "SMALL", 0)
     common = {"name": name, "max_steps": 4, "optim": "sgd", "learning_rate": 0.1, **overrides}
     cut = run(output_dir=str(tmp_path / "cut"), **common)
     full = run(output_dir=str(tmp_path / "full"), finepref_full_logits=True, **common)
@@ -92,17 +96,17 @@ def test_cut_logits_in_recomputed_chunks_train_as_the_full_logits_do(run, tmp_pa
 
 def test_only_the_needed_positions_reach_the_output_head(run, monkeypatch):
     """The head sees as many positions as the receipt counts selected tokens; with the plain path, every one."""
-    from finepref.hosts.llamafactory import pairs
+    from finepref.hosts.llamafactory import forward
 
     seen = []
-    original = pairs.needed_positions
+    original = forward.needed_positions
 
     def count(mask, known):
         found = original(mask, known)
         seen.append((len(found), mask.numel()))
         return found
 
-    monkeypatch.setattr(pairs, "needed_positions", count)
+    monkeypatch.setattr(forward, "needed_positions", count)
     done = run(name="sepo", **ONE_BATCH)
     tokens = done.receipt["tokens"]
     assert seen[0][0] == tokens["chosen_selected"] + tokens["rejected_selected"]
@@ -194,12 +198,15 @@ def test_the_lora_base_is_the_reference_and_the_sequential_kl_of_both_responses_
     assert {"rewards/accuracies", "rewards/margins", "logps/chosen"} <= train[-1].keys()
 
 
-def test_dpo_has_its_kl_logged_but_not_in_its_loss(run, tmp_path, other_model):
+def test_dpo_reads_no_kl_unless_it_is_to_be_logged_which_changes_no_loss(run, tmp_path, other_model):
     common = {"name": "tdpo_spans", "finetuning_type": "full", "ref_model": str(other_model), **ONE_BATCH}
     common |= {"tdpo_alpha": None, "tdpo_masks": "none", "tdpo_sides": "two"}
     dpo = run(output_dir=str(tmp_path / "dpo"), tdpo_variant="dpo", **common)
     tdpo1 = run(output_dir=str(tmp_path / "tdpo1"), tdpo_variant="tdpo1", **common)
-    assert dpo.log[0]["kl/chosen"] == tdpo1.log[0]["kl/chosen"] > 0
+    logged = run(output_dir=str(tmp_path / "logged"), tdpo_variant="dpo", tdpo_log_kl=True, **common)
+    assert not [name for name in dpo.log[0] if "kl" in name]
+    assert logged.log[0]["kl/chosen"] == tdpo1.log[0]["kl/chosen"] > 0
+    assert losses(logged) == pytest.approx(losses(dpo), abs=1e-6)
     assert abs(losses(dpo)[0] - losses(tdpo1)[0]) > 1e-5
 
 

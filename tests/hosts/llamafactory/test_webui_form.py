@@ -54,7 +54,7 @@ def another_value(stage, key):
     if kind is str:
         return "logic"
     if default is None:
-        return "0.25"
+        return "4096" if int in get_args(kind) else "0.25"
     choices = [value for value in get_args(kind) if isinstance(value, str)]
     return next((value for value in choices if value != default), 0.25 if kind is not int else 3)
 
@@ -98,7 +98,8 @@ def test_an_option_that_was_set_is_in_the_command(args, stage, key):
     value = another_value(stage, key)
     command, _ = args(stage, **{f"train.{stage}.{key}": value})
     assert command["stage"] == stage
-    assert command[key] == (0.25 if value == "0.25" else value)
+    sent = {"0.25": 0.25, "4096": 4096}.get(value, value)
+    assert (command[key], type(command[key])) == (sent, type(sent))
 
 
 def test_the_command_has_the_hosts_keys_that_a_stage_reads_and_none_of_another_stage(args):
@@ -152,6 +153,11 @@ def test_a_plain_form_is_accepted_and_nothing_is_loaded(ui, args, stage, monkeyp
         ("sepo", {"train.sepo.sepo_ratio_chosen": None}, "`sepo_ratio_chosen` must be a number, not None"),
         ("sepo", {"train.sepo.sepo_gamma": "-1"}, "`sepo_gamma` must be above 0, not -1.0"),
         ("sepo", {"train.sepo.sepo_margin": "much"}, "`sepo_margin` must be a number, not 'much'"),
+        (
+            "sepo",
+            {"train.sepo.finepref_batch_tokens": "4k"},
+            "`finepref_batch_tokens` must be a whole number, not '4k'",
+        ),
         ("sepo", {"extra_args": '{"pref_loss": "ipo"}'}, "`pref_loss` does nothing in stage sepo, so leave it out"),
         ("tdpo", {"pref_beta": -0.1}, "`pref_beta` must be above 0, not -0.1"),
         (

@@ -23,11 +23,11 @@ def gradients(folder: str, *, packed: bool, full: bool, loss: str, attention: st
     mask = (torch.arange(9) < torch.tensor([[9], [5], [7], [6]])).long()
     needed = (torch.rand(4, 8) < 0.4) & mask[:, 1:].bool()
     needed[3] = False  # a response without a needed token
-    logits, _ = forward.run(actor, ids, mask, needed, count=int(needed.sum()), ring=None, full=full)
-    with torch.no_grad():
-        theirs, _ = forward.run(reference, ids, mask, needed, count=int(needed.sum()), ring=None, full=full)
+    rows = forward.Rows(ids, mask, needed, int(needed.sum()), None, full)
+    theirs = forward.reference_of(reference, rows, actor, kl="loss")
+    found, _ = forward.values(actor, rows, theirs, kl="loss")
+    values = found.logps if loss == "logps" else found.kl
     scale = torch.linspace(-1, 1, needed.numel()).view_as(needed)
-    values = logits.logps() if loss == "logps" else logits.kl(theirs)
     (values * scale).sum().backward()
     return {name: parameter.grad for name, parameter in actor.named_parameters()}
 

@@ -67,8 +67,11 @@ class Actor(nn.Module):
         self.embeddings, self.head = nn.Embedding(50, 8), nn.Linear(8, 50)
 
     @property
-    def model(self) -> SimpleNamespace:
-        return SimpleNamespace(get_output_embeddings=lambda: self.head)
+    def model(self) -> Actor:
+        return self
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
 
     def forward(self, ids, _, attention_mask, **__):
         return {"logits": self.head(self.embeddings(ids) * attention_mask.unsqueeze(-1))}
@@ -141,11 +144,13 @@ def batch_of(command: str) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("command", DATA)
-def test_a_step_on_tensors_of_an_accelerator_mixes_no_devices_and_asks_for_no_value(host, command):
+def test_a_step_on_tensors_of_an_accelerator_mixes_no_devices_and_asks_for_no_value(host, command, monkeypatch):
     """Model and batch are on the device "meta", which has no values: asking for one fails, and so does the CPU."""
-    from finepref.hosts import reward_metrics
+    from finepref.hosts import reward_metrics, token_values
     from finepref.hosts.openrlhf import pairs, ranked, unpaired
 
+    nothing_after_the_head = token_values._After(token_values.fused_head.Head(None), ())
+    monkeypatch.setattr(token_values, "_trial", lambda _: nothing_after_the_head)  # which would ask for numbers
     *inputs, extra = batch_of(command)
     inputs = [tensor.squeeze(1).to("meta") for tensor in inputs]  # as the host's loop
     if command == "apo_rm":
@@ -160,13 +165,12 @@ def test_a_step_on_tensors_of_an_accelerator_mixes_no_devices_and_asks_for_no_va
         stage = {"selective": "sepo", "kto": "seapo_kto"}.get(command, command)
         kind = unpaired.UnpairedTrainer if command == "kto" else pairs.PairTrainer
         names = (*stages.find(stage).metrics, "logps/chosen", "logps/rejected")
-        made, model = trainer(kind, stage, names), Actor().to("meta")
+        made, model, made.ref_model = trainer(kind, stage, names), Actor().to("meta"), Actor().to("meta")
+        made.ref_model.requires_grad_(False)
         with Elsewhere():
             policy, batch, _, _ = made.concatenated_forward(model, *inputs, extra)
-            reference = None
-            if command != "selective":
-                with torch.no_grad():
-                    reference = made.concatenated_forward(model, *inputs, extra)[0]
+            with torch.no_grad():
+                reference = made.concatenated_forward(made.ref_model, *inputs, extra)[0]
             function = made.unpaired_loss if command == "kto" else made.pair_loss
             loss, *_ = function(policy, batch, reference, None)
             loss.backward()

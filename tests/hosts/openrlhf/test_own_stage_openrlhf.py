@@ -31,7 +31,9 @@ def test_it_trains_with_the_loss_computed_without_finepref(command, tiny_model, 
         "finepref_overlong": "host",
         "finepref_bad_rows": "error",
         "finepref_max_bad": "1%",
+        "finepref_group_by_length": False,
         "finepref_resume_changed": False,
+        "finepref_reference_cache": False,
         "finepref_full_logits": False,
     }
     assert done.receipt["settings"] == of_every_stage | {"wsimpo_beta": 2.0, "wsimpo_gamma": 0.3}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from openrlhf_runs import tensors
@@ -25,6 +26,8 @@ UNEVEN = {"train__batch_size": 5, "train__micro_batch_size": 5, "train__max_epoc
         ("apo_rm", 1, {"train__micro_batch_size": 1}),
         ("cdpo", 1, {}),
         ("confpo", 1, {}),
+        ("apo_rm", 1, {"apo__group_by_length": True, "train__batch_size": 6, "train__micro_batch_size": 2}),
+        ("tdpo", 2, {"tdpo__group_by_length": True, "train__batch_size": 6, "train__micro_batch_size": 1}),
         ("selective", 2, {"ds__zero_stage": 3, "train__batch_size": 8, "train__micro_batch_size": 1}),
     ],
 )
@@ -94,3 +97,38 @@ def test_the_rows_of_all_steps_of_an_epoch_are_found_in_one_order(host, monkeypa
         steps = [sampler.step_rows(step, 4) for step in (0, 1, 2) for _ in range(3)]
         assert sorted(row for rows in steps[::3] for row in rows) == [*range(12)]
     assert drawn == [(12,), (12,)]
+
+
+def test_micro_batches_of_all_processes_have_rows_of_similar_length_if_asked(host):
+    """400 of 403 rows of different lengths, on two processes in micro-batches of 4 and steps of 16."""
+    from finepref.hosts.openrlhf.strategy import WholeBatches
+
+    lengths = np.arange(403) * 7 % 403
+
+    class Rows:
+        epoch = torch.zeros(1, dtype=torch.int64)
+
+        def __len__(self) -> int:
+            return 403
+
+        def lengths(self) -> np.ndarray:
+            return lengths
+
+    common = {"batch_size": 16, "micro_batch_size": 4, "num_replicas": 2, "seed": 3}
+    samplers = [WholeBatches(Rows(), rank=rank, **common) for rank in range(2)]
+    orders = []
+    for epoch in range(2):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        mine = [[*sampler] for sampler in samplers]
+        orders.append(mine)
+        assert len({row for rows in mine for row in rows}) == 400
+        for step in range(25):
+            of_step = [row for rows in mine for row in rows[8 * step : 8 * step + 8]]
+            assert sorted(samplers[1].step_rows(step, 16)) == sorted(of_step)
+        at_once = [mine[0][i : i + 4] + mine[1][i : i + 4] for i in range(0, 200, 4)]
+        assert np.mean([np.ptp(lengths[rows]) for rows in at_once]) < 403 / 8
+        assert abs(np.corrcoef([lengths[rows].mean() for rows in at_once], range(50))[0, 1]) < 0.5  # not sorted
+        samplers[0].set_epoch(epoch, consumed_samples=48)
+        assert [*samplers[0]] == mine[0][24:]
+    assert orders[0] != orders[1]

@@ -7,7 +7,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from sample_rows import rows, scored_rows, span_rows, write_rows
+from sample_rows import ranked_rows, rows, scored_rows, span_rows, write_rows
 from tiny_llama import CHATML
 
 PROMPT, RESPONSE = 100, 390
@@ -28,14 +28,14 @@ def encoder(tiny_model):
 def stored(host, encoder, tmp_path):
     """The rows of a table, tokenised into a file."""
     from finepref.formats import records
-    from finepref.hosts.openrlhf import pairs, unpaired
+    from finepref.hosts.openrlhf import pairs, ranked, unpaired
     from finepref.hosts.openrlhf.notes import Notes
     from finepref.hosts.reading import Sourced
     from finepref.hosts.rows import Rows
-    from finepref.methods import seapo_kto, sepo, tdpo
+    from finepref.methods import apo_rm, seapo_kto, sepo, tdpo
     from finepref.methods.options import in_yaml
 
-    stages = {"tdpo": tdpo.STAGE, "sepo": sepo.STAGE, "seapo_kto": seapo_kto.STAGE}
+    stages = {"tdpo": tdpo.STAGE, "sepo": sepo.STAGE, "seapo_kto": seapo_kto.STAGE, "apo_rm": apo_rm.STAGE}
 
     def call(name: str, table: list[dict], formatting: str, file: str = "0.arrow"):
         stage = stages[name]
@@ -43,6 +43,8 @@ def stored(host, encoder, tmp_path):
         found = [Sourced("x.jsonl", i, records.parse(row, formatting)) for i, row in enumerate(table, start=1)]
         if name == "seapo_kto":
             tokenise = partial(unpaired.tokenise, types=None)
+        elif name == "apo_rm":
+            tokenise = partial(ranked.tokenise, options=options)
         else:
             tokenise = partial(pairs.tokenise, weigh=partial(stage.weigh, options=options, seed=0))
         made = tokenise(found, encoder, "x", Notes(Rows(), options.bad_rows), tmp_path / file if file else None)
@@ -188,3 +190,30 @@ def test_of_two_processes_one_tokenises(attempt, sums, tmp_path):
     told = [(tmp_path / f"output.{rank}").read_text() for rank in range(2)]
     assert all("make no batch" in text for text in told)
     assert sum("tokens of fresh" in text for text in told) == 1
+
+
+@pytest.mark.parametrize("file", ["0.arrow", ""])
+def test_the_lengths_of_rows_are_those_of_their_longest_sequences(stored, file):
+    from finepref.hosts.openrlhf import pairs, ranked, unpaired
+
+    cases = (
+        ("tdpo", span_rows(), "span_pair", pairs.PairDataset),
+        ("seapo_kto", rows(), "negatives", unpaired.UnpairedDataset),
+        ("apo_rm", ranked_rows(), "ranked", ranked.RankedDataset),
+    )
+    for name, table, formatting, kind in cases:
+        for i, row in enumerate(table):
+            row["prompt"] += " Please." * (i * 5 % 7)
+        made = stored(name, table, formatting, f"{name}.{file}" if file else "").select([3, 1, 8])
+        dataset = object.__new__(kind)
+        dataset.rows = made
+        read = []
+        for row in made:
+            if name == "seapo_kto":
+                found = [len(row.prompt) + len(ids) for ids in (row.chosen, *row.negatives.values())]
+            else:
+                found = (
+                    [*map(len, row.sequences)] if name == "apo_rm" else [len(row.chosen.ids), len(row.rejected.ids)]
+                )
+            read.append(max(found))
+        assert dataset.lengths().tolist() == read

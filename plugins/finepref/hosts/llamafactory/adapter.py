@@ -5,6 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import numpy as np
+
+from finepref.hosts.batching import RowTokens, Units
 from finepref.methods.options import Options
 from finepref.methods.stage import Stage
 
@@ -30,12 +33,14 @@ class Adapter(ABC):
         schema: to be changed whenever tokenised rows change their meaning. It is part of the dataset cache's
             fingerprint and of the marker in a `tokenized_path` folder, so that no rows made by older code are used.
         adds_value_head: whether the model gets the host's value head.
+        responses: columns with the responses of a tokenised row, see `reference_cache.texts_of`.
         predicts: whether the trainer has `write_scores(eval_dataset)` for `do_predict`.
     """
 
     schema: str
     adds_value_head: bool = False
     predicts: bool = False
+    responses: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -78,6 +83,14 @@ class Adapter(ABC):
         Raises:
             BadData: naming what is missing.
         """
+
+    @abstractmethod
+    def row_tokens(self, dataset: Any) -> RowTokens:
+        """How many tokens each row of a tokenised data set brings into a batch."""
+
+    def units(self, dataset: Any, options: Options) -> Units:
+        """The rows of a tokenised training split that belong into one micro-batch. Here each stands alone."""
+        return Units.of(np.ones(len(dataset), dtype=bool))
 
     @abstractmethod
     def build_trainer(self, parts: Any, **common: Any) -> Any:

@@ -36,7 +36,7 @@ def options_of(row: stages.Stage, finetuning_args: Any) -> Options:
     Raises:
         ValueError: one line naming the key.
     """
-    return row.options.read(HOST, vars(finetuning_args), in_yaml)
+    return row.read_options(HOST, vars(finetuning_args), in_yaml)
 
 
 def extend(original: type) -> type:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from llamafactory.data import PairwiseDataCollatorWithPadding
 from llamafactory.extras.constants import IGNORE_INDEX
@@ -24,17 +24,17 @@ from finepref import stages
 from finepref.formats import records
 from finepref.formats.check import BadData, Problem
 from finepref.hosts import packed
+from finepref.hosts.batching import RowTokens, padded
 from finepref.hosts.exact import bits, floats
+from finepref.hosts.llamafactory import cached_reference, forward
 from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
+from finepref.hosts.llamafactory.batches import Batched, list_lengths
 from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
-from finepref.hosts.llamafactory.reference import reference_model
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encoded, located
 from finepref.hosts.llamafactory.verdicts import verdict
-from finepref.hosts.logits import AllLogits, Logits, NeededLogits
 from finepref.hosts.meter import Meter, Tally
 from finepref.hosts.run import Run, pinpoint
-from finepref.losses import chunked, ops
-from finepref.losses.positions import needed_positions, place_at
+from finepref.hosts.token_values import TokenValues
 from finepref.methods import overlong
 from finepref.methods.batches import Pairs, Response, Weights
 from finepref.methods.options import Options
@@ -99,10 +99,12 @@ class PairCollator(PairwiseDataCollatorWithPadding):
 
     Attributes:
         weigh: tokenised pair -> its weights, by the stage's options.
+        reference: the kept log-probabilities of the rows, empty if there are none.
         counts: whether to add `needed`; not where the host joins and splits batches, which must be tensors for that.
     """
 
     weigh: Callable[[PairRow], Weights] | None = None
+    reference: cached_reference.Rows = field(default_factory=cached_reference.Rows)
     counts: bool = True
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -125,7 +127,16 @@ class PairCollator(PairwiseDataCollatorWithPadding):
         weight = torch.tensor(padded)[:, 1:]
         batch["weight"] = bits(weight)
         batch["side"] = torch.tensor(sides)
+        if self.reference:
+            batch["reference"] = self._reference(features, length)
         return {**batch, **({"needed": int((weight != 0).sum())} if self.counts else {})}
+
+    def _reference(self, features: list[dict[str, Any]], width: int) -> Tensor:
+        """The kept log-probabilities of a batch, see `cached_reference.placed`."""
+        kept = [self.reference[row[cached_reference.ROW]] for row in features]
+        values = [row[half] for half in range(len(SIDES)) for row in kept]
+        lengths = [len(row[f"{side}_input_ids"]) for side in SIDES for row in features]
+        return cached_reference.placed(values, lengths, width, self.tokenizer.padding_side)
 
     @staticmethod
     def _of_host(row: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +148,7 @@ class PairCollator(PairwiseDataCollatorWithPadding):
 REWARDS = tuple(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins"))
 
 
-class PairTrainer(CustomDPOTrainer):
+class PairTrainer(Batched, CustomDPOTrainer):
     """The host's DPO trainer with our loss, logits only where it reads them, and metrics over all ranks.
 
     Attributes:
@@ -145,6 +156,7 @@ class PairTrainer(CustomDPOTrainer):
     """
 
     frozen: Any = None
+    row_key = "side"
 
     def __init__(self, *, run: Run, **kwargs: Any) -> None:
         self.run = run
@@ -173,7 +185,7 @@ class PairTrainer(CustomDPOTrainer):
         chosen, rejected = out.chosen_reward, out.rejected_reward
         rewards = (chosen, rejected, (chosen > rejected).float(), chosen - rejected)
         self.meter.add_values(train_eval, dict(zip(REWARDS, rewards, strict=True)) | metrics, out.valid)
-        return ops.reduce(out), {}
+        return self.row_mean(out, training=train_eval == "train"), {}
 
     def pairs(self, model: Any, batch: dict[str, Any]) -> Pairs:
         """The input of the stage's loss: log-probabilities of policy and reference, and their KL if it is read.
@@ -182,33 +194,19 @@ class PairTrainer(CustomDPOTrainer):
             model: the policy.
             batch: a batch of the collator, with weights that are floats again.
         """
-        reference = reference_logps = kl = None
-        if self.run.stage.needs_reference(self.run.options):
-            with reference_model(self, model) as frozen:
-                reference = self.logits(frozen, batch)
-                reference_logps = reference.logps()
-        policy = self.logits(model, batch)
-        logps = policy.logps()
-        if self.kl_use:
-            with nullcontext() if self.kl_use == "loss" else torch.no_grad():
-                kl = policy.kl(reference)
-        parts = (logps, batch["weight"], reference_logps, kl)
+        values = self.values(model, batch)
+        parts = (values.logps, batch["weight"], values.reference, values.kl)
         halves = zip(*((None, None) if part is None else part.chunk(2) for part in parts), strict=True)
         return Pairs(*(Response(*half) for half in halves), batch["side"])
 
-    def logits(self, model: Any, batch: dict[str, Any]) -> Logits:
-        """Logits at the tokens that have a weight, or all of them with `finepref_full_logits`."""
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", "weight", "side", "needed")}
-        needed, labels = batch["weight"] != 0, batch["labels"]
-        if self.run.options.full_logits:
-            return AllLogits(model(**inputs, return_dict=True, use_cache=False).logits, labels, needed)
-        head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        positions = needed_positions(needed, batch.get("needed"))
-        with chunked.head_at(head, positions):
-            logits = model(**inputs, return_dict=True, use_cache=False).logits[0]
-        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1)).flatten()[positions].clamp(min=0)
-        marked = torch.nn.functional.pad(needed, (0, 1))
-        return NeededLogits(logits, targets, lambda values: place_at(values, positions, marked)[:, :-1])
+    def values(self, model: Any, batch: dict[str, Any]) -> TokenValues:
+        """Values at the tokens that have a weight."""
+        ours = ("labels", "weight", "side", "needed", "reference")
+        inputs = {name: value for name, value in batch.items() if name not in ours}
+        wanted = forward.Rows(inputs, batch["labels"], batch["weight"] != 0, batch.get("needed"))
+        with_reference = self.run.stage.needs_reference(self.run.options)
+        known = cached_reference.of_batch(batch)
+        return forward.values(self, model, wanted, with_reference=with_reference, kl=self.kl_use, known=known)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add means over the valid pairs of all ranks to a training or evaluation log entry."""
@@ -247,6 +245,7 @@ class PairAdapter(Adapter):
     """Data and training of the stages on pairs."""
 
     schema = PairProcessor.schema
+    responses = (("chosen_ids", ""), ("rejected_ids", ""))
 
     def processor(self, options: Options) -> Any:
         return partial(PairProcessor, overlong=options.overlong)
@@ -258,6 +257,12 @@ class PairAdapter(Adapter):
     def check(self, options: Options) -> PairCheck:
         return PairCheck(self.stage.name, options)
 
+    def row_tokens(self, dataset: Any) -> RowTokens:
+        """Both responses are sequences of one batch, as long as its longest."""
+        prompt = list_lengths(dataset, "prompt")
+        chosen, rejected = (prompt + list_lengths(dataset, f"{side}_ids") for side in SIDES)
+        return RowTokens(2 * padded(np.maximum(chosen, rejected))[:, None], chosen + rejected)
+
     def build_trainer(self, parts: Any, **common: Any) -> PairTrainer:
         collator = PairCollator(
             template=parts.template,
@@ -265,6 +270,7 @@ class PairAdapter(Adapter):
             pad_to_multiple_of=8,
             label_pad_token_id=IGNORE_INDEX,
             weigh=partial(self.weigh, options=parts.run.options, seed=parts.args.training.seed),
+            reference=parts.kept,
             counts=keeps_batches(parts.args),
             **parts.tokenizer_module,
         )

@@ -20,9 +20,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from finepref.formats.check import BadData, Problem
 from finepref.hosts import reward_metrics
+from finepref.hosts.batching import RowTokens, padded
 from finepref.hosts.exact import floats
 from finepref.hosts.llamafactory import value_head
 from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
+from finepref.hosts.llamafactory.batches import Batched, list_lengths, list_maxima, list_sums
 from finepref.hosts.llamafactory.ranked_data import RankedCollator, RankedProcessor
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck
 from finepref.hosts.llamafactory.verdicts import distinct
@@ -39,7 +41,7 @@ from finepref.methods.ranked_rows import without_end
 SCORES_FILE = "finepref_scores.jsonl"
 
 
-class RankedTrainer(PairwiseTrainer):
+class RankedTrainer(Batched, PairwiseTrainer):
     """The host's reward-model trainer with score lists, the stage's loss, and checkpoints that can be resumed."""
 
     def __init__(self, *, run: Run, **kwargs: Any) -> None:
@@ -68,10 +70,10 @@ class RankedTrainer(PairwiseTrainer):
         present, is_apo = inputs["present"].bool(), inputs["is_apo"].bool()
         scores = floats(inputs["scores"])
         out, metrics = self.run.stage.losses(Ranked(rewards, scores, present, is_apo, counts), self.run.options)
-        if counts is None:
+        if counts is None and self.batch_tokens is None:
             loss = reduce(out)
         else:  # a part of a sum; the host divides by the number of parts
-            loss = reduce(out, count=sum(counts)) * self.current_gradient_accumulation_steps
+            loss = reduce(out, count=sum(self.step_counts)) * self.current_gradient_accumulation_steps
         self.run.count(len(is_apo))
         self.meter.add("train", reward_metrics.totals(rewards.detach(), scores, present, is_apo))
         if metrics:
@@ -207,6 +209,12 @@ class RankedAdapter(Adapter):
 
     def check(self, options: RankedOptions) -> RankedCheck | None:
         return RankedCheck(self.stage.name, options) if options.pooling[1] == "eos" else None
+
+    def row_tokens(self, dataset: Any) -> RowTokens:
+        """All responses of a record are sequences of one batch, as long as its longest."""
+        prompt, count = list_lengths(dataset, "prompt"), list_lengths(dataset, "lengths")
+        longest = padded(prompt + list_maxima(dataset, "lengths"))
+        return RowTokens((count * longest)[:, None], count * prompt + list_sums(dataset, "lengths"))
 
     def check_training(self, dataset: Any, options: RankedOptions) -> None:
         """The stage's own check of the kinds of records in its training data."""

@@ -79,9 +79,7 @@ def choose(args: Any, *, needed: bool, shared: bool = True) -> Choice:
     if _all_same(asked[1], merged) and (finetuning.ref_model is not None or not resumed):
         return Choice("base", path, merged)
     elif (
-        resumed
-        and _all_same(asked[1], adapters)
-        and not (finetuning.ref_model is not None and _sharded(args.training))
+        resumed and _all_same(asked[1], adapters) and not (finetuning.ref_model is not None and sharded(args.training))
     ):
         return Choice("adapter", path, adapters)
     return Choice("model", *asked)
@@ -131,7 +129,7 @@ def continues_adapter(args: Any) -> bool:
     return finetuning.finetuning_type in PEFT and finetuning.ref_model is None and bool(_split(args)[1])
 
 
-def _sharded(training_args: Any) -> str:
+def sharded(training_args: Any) -> str:
     """What keeps the weights in shards, "" if nothing does."""
     from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -160,7 +158,7 @@ def refuse_sharded(args: Any) -> None:
     Raises:
         ValueError: one line that names the keys.
     """
-    if what := _sharded(args.training):
+    if what := sharded(args.training):
         adapter = ",".join(_names(args.model.adapter_name_or_path))
         raise ValueError(NO_COPY.format(adapter=adapter, what=what, model=args.model.model_name_or_path))
 

@@ -12,13 +12,16 @@ from llamafactory.data import SFTDataCollatorWith4DAttentionMask
 from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.train.sft.metric import ComputeAccuracy, eval_logit_processor
 from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
+from torch import Tensor
 
 from finepref.formats import records
 from finepref.formats.check import BadData, Problem
 from finepref.formats.record_places import record_mark
 from finepref.hosts import packed
-from finepref.hosts.llamafactory import pairs
-from finepref.hosts.llamafactory.adapter import Adapter
+from finepref.hosts.batching import RowTokens, padded
+from finepref.hosts.llamafactory import forward, pairs
+from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
+from finepref.hosts.llamafactory.batches import Batched, list_lengths
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck
 from finepref.hosts.llamafactory.verdicts import COLUMNS, total, verdict
 from finepref.hosts.meter import Tally
@@ -79,15 +82,32 @@ def of_host(row: dict[str, Any]) -> dict[str, list[int]]:
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
 
+@dataclass
 class SingleCollator(SFTDataCollatorWith4DAttentionMask):
-    """The host's collator, which gets only the model's inputs: it would make tensors of our other columns too."""
+    """The host's collator, which gets only the model's inputs: it would make tensors of our other columns too.
+
+    Attributes:
+        counts: as in `pairs.PairCollator`: whether to add `needed`, the number of tokens to train on.
+    """
+
+    counts: bool = True
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        return super().__call__([of_host(row) for row in features])
+        batch = super().__call__([of_host(row) for row in features])
+        return {**batch, **({"needed": marked(batch["labels"])} if self.counts else {})}
 
 
-class SingleTrainer(CustomSeq2SeqTrainer):
-    """The host's SFT trainer; also counts loss calls and trained tokens for the receipt."""
+def marked(labels: Tensor) -> int:
+    """The number of tokens to train on."""
+    return int((labels[:, 1:] != IGNORE_INDEX).sum())
+
+
+class SingleTrainer(Batched, CustomSeq2SeqTrainer):
+    """The host's SFT trainer, whose loss needs no logits; also counts loss calls and trained tokens for the receipt.
+
+    Its loss is the host's: a mean over the tokens of the optimizer step, whatever rows its micro-batches have. The
+    host's other losses (DFT, EAFT, ASFT, label smoothing) and its accuracy read logits.
+    """
 
     def __init__(self, *, run: Run, **kwargs: Any) -> None:
         self.run = run
@@ -96,10 +116,21 @@ class SingleTrainer(CustomSeq2SeqTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The host's loss of one micro-batch, counted."""
-        if model.training:
-            self.run.count(len(inputs["labels"]))
-            self.tokens.add(selected=(inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        count = inputs.pop("needed", None)
+        if not model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        needed = inputs["labels"][:, 1:] != IGNORE_INDEX
+        self.run.count(len(needed))
+        self.tokens.add(selected=needed.sum())
+        if self.run.options.full_logits or self.compute_loss_func or self.label_smoother:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with forward.mean_nll(self, model, forward.Rows(inputs, inputs["labels"], needed, count)):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The host's, which hands all inputs to the model."""
+        inputs.pop("needed", None)
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def rank_report(self) -> dict[str, Any]:
         """This rank's part of the receipt: number of tokens trained on, over all epochs."""
@@ -134,6 +165,11 @@ class SingleAdapter(Adapter):
     def check(self, options: Options) -> SingleCheck:
         return SingleCheck(self.stage.name, options)
 
+    def row_tokens(self, dataset: Any) -> RowTokens:
+        """Each row is a sequence."""
+        lengths = list_lengths(dataset, "input_ids")
+        return RowTokens(padded(lengths)[:, None], lengths)
+
     def check_split(self, dataset: Any, options: Options) -> None:
         if self.stage.check_data and (problems := self.stage.check_data(total(dataset, "annotated"), options)):
             raise BadData(problems)
@@ -144,6 +180,7 @@ class SingleAdapter(Adapter):
             model=parts.model,
             pad_to_multiple_of=8,
             label_pad_token_id=IGNORE_INDEX,
+            counts=keeps_batches(parts.args),
             attn_implementation=getattr(parts.model.config, "_attn_implementation", None),
             **parts.tokenizer_module,
         )

@@ -71,7 +71,7 @@ class MicroBatches(IterableDataset):
         return shares(self.rows, self.size, self.processes)
 
 
-def _of_one(collator: Callable[[list[Any]], Any], items: list[list[Any]]) -> Any:
+def of_one(collator: Callable[[list[Any]], Any], items: list[list[Any]]) -> Any:
     """The batch of the only item, a micro-batch."""
     (rows,) = items
     return collator(rows)
@@ -84,7 +84,7 @@ def train_dataloader(trainer: Any) -> Any:
     loader = DataLoader(
         batches,
         batch_size=1,
-        collate_fn=partial(_of_one, trainer.data_collator),
+        collate_fn=partial(of_one, trainer.data_collator),
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory,
         persistent_workers=args.dataloader_persistent_workers,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import blake2b
 from itertools import chain
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
@@ -25,23 +26,25 @@ from llamafactory.extras import logging
 from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.train.kto.trainer import CustomKTOTrainer
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from finepref import stages
 from finepref.formats import negatives, records
 from finepref.formats.check import BadData, Problem
 from finepref.formats.layouts import native_format
 from finepref.hosts import packed, row_cache
-from finepref.hosts.llamafactory.adapter import Adapter
+from finepref.hosts.batching import RowTokens, Units, padded
+from finepref.hosts.llamafactory import cached_reference, forward
+from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
+from finepref.hosts.llamafactory.batches import Batched, list_lengths, list_maxima
 from finepref.hosts.llamafactory.record_processor import RecordProcessor
-from finepref.hosts.llamafactory.reference import reference_model
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck, encoded
 from finepref.hosts.llamafactory.verdicts import column, distinct, rejected_record, rows_of, total, verdict
 from finepref.hosts.meter import Meter, Tally
 from finepref.hosts.reading import JoinedFeedback, Sourced, join_feedback
 from finepref.hosts.rows import INCOMPLETE
 from finepref.hosts.run import Run, current
-from finepref.losses import ops
+from finepref.losses.ranks import sum_over_ranks
 from finepref.methods import overlong
 from finepref.methods.batches import Unpaired
 from finepref.methods.draws import (
@@ -198,12 +201,16 @@ class UnpairedCollator(KTODataCollatorWithPadding):
         epoch: int64 [1] in shared memory, so that persistent data-loader workers see changes; None: always epoch 0.
         types: error types to draw from, None for all.
         type_names: all error types that are drawn from; `negative_type` is an index into them.
+        reference: the kept log-probabilities of the rows, empty if there are none.
+        counts: as in `pairs.PairCollator`: whether to add `needed` and `kl_needed`, the number of response tokens.
     """
 
     seed: int = 42
     epoch: torch.Tensor | None = None
     types: tuple[str, ...] | None = None
     type_names: tuple[str, ...] = ()
+    reference: cached_reference.Rows = field(default_factory=cached_reference.Rows)
+    counts: bool = True
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """One batch: the host's keys, `negative_type` [B] (index into type_names, -1 = none), `single` and `draw` [B].
@@ -212,6 +219,7 @@ class UnpairedCollator(KTODataCollatorWithPadding):
         """
         epoch = int(self.epoch) if self.epoch is not None else EVALUATION_EPOCH
         drawn, kinds, draws = [], [], []
+        kept: dict[str, list[np.ndarray]] = {"": [], "kl_": []}
         for feature in features:
             single = feature["single"]
             index = 0 if single else self._draw(feature["types"], feature["example_id"], epoch)
@@ -232,6 +240,10 @@ class UnpairedCollator(KTODataCollatorWithPadding):
                     "audios": None,
                 }
             )
+            if self.reference:
+                values = self.reference[feature[cached_reference.ROW]]
+                kept[""].append(values[index])
+                kept["kl_"].append(values[len(feature["lengths"]) + kl_index])
             name = feature["types"][index]
             kinds.append(-1 if feature["kto_tags"] or single else self.type_names.index(name))
             draws.append(draw_digest(epoch, feature["example_id"], name))
@@ -239,6 +251,13 @@ class UnpairedCollator(KTODataCollatorWithPadding):
         batch["negative_type"] = torch.tensor(kinds)
         batch["single"] = torch.tensor([feature["single"] for feature in features])
         batch["draw"] = torch.tensor(draws)
+        for kind, values in kept.items() if self.reference else ():
+            lengths = [len(row[f"{kind}input_ids"]) for row in drawn]
+            width = batch[f"{kind}labels"].shape[1]
+            batch[f"{kind}reference"] = cached_reference.placed(values, lengths, width, self.tokenizer.padding_side)
+        if self.counts:
+            for kind in ("", "kl_"):
+                batch[f"{kind}needed"] = int((batch[f"{kind}labels"][:, 1:] != IGNORE_INDEX).sum())
         return batch
 
     def _draw(self, names: list[str], record_id: str, epoch: int) -> int:
@@ -249,18 +268,12 @@ class UnpairedCollator(KTODataCollatorWithPadding):
         return 0 if len(names) == 1 else self._draw(names, record_id, epoch)
 
 
-class EpochCallback(TrainerCallback):
-    """Sets the epoch for which the collator draws: 0, 1, ..., also in a stream, where the host's is a part of 1."""
-
-    def __init__(self, epoch: torch.Tensor) -> None:
-        self.epoch, self.passes = epoch, -1
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.passes = int(state.epoch or 0) - 1
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.passes += 1
-        self.epoch.fill_(self.passes)
+def rows_of_batch(batch: dict[str, Any], kind: str = "") -> forward.Rows:
+    """The rows of a batch; "kl_" for their mismatched responses. All response tokens are needed."""
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    inputs = {name: batch[f"{kind}{name}"] for name in names if f"{kind}{name}" in batch}
+    labels = batch[f"{kind}labels"]
+    return forward.Rows(inputs, labels, labels[:, 1:] != IGNORE_INDEX, batch.get(f"{kind}needed"))
 
 
 SIDES = ("chosen", "rejected")
@@ -268,7 +281,7 @@ SINGLE_SIDES = ("single/chosen", "single/rejected")  # of rows of which nothing 
 LABELS = ("undesirable", "desirable")  # by label, in the receipt
 
 
-class UnpairedTrainer(CustomKTOTrainer):
+class UnpairedTrainer(Batched, CustomKTOTrainer):
     """The host's KTO trainer with the stage's loss, and metrics per error type over all ranks.
 
     Metrics over all rows are as on the host, those of an error type over its draws, `SINGLE_SIDES` over single rows.
@@ -278,6 +291,8 @@ class UnpairedTrainer(CustomKTOTrainer):
     """
 
     frozen: Any = None
+    row_key = "kto_tags"
+    step_desirable: Tensor | None = None  # as `step_rows`
 
     def __init__(
         self,
@@ -306,19 +321,15 @@ class UnpairedTrainer(CustomKTOTrainer):
 
     def get_batch_loss_metrics(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
         """The loss of a micro-batch. Its metrics are added to the meter."""
-        order = (~batch["kto_tags"]).to(torch.uint8).argsort(stable=True)  # [B], desirable rows first, as on the host
-        desirable, kinds, single = (batch[name][order] for name in ("kto_tags", "negative_type", "single"))
-        logps, kl_logps, average = self.response_logps(model, batch, order)
-        reference_logps, reference_kl = self.reference_response_logps(model, batch, order)
-
-        log_ratio = logps - reference_logps
-        unpaired = Unpaired(log_ratio, kl_logps - reference_kl, desirable)
+        desirable, kinds, single = (batch[name] for name in ("kto_tags", "negative_type", "single"))
+        logps, log_ratio, kl_log_ratio = self.log_ratios(model, batch)
+        unpaired = Unpaired(log_ratio, kl_log_ratio, desirable)
         out, metrics = self.run.stage.losses(unpaired, self.run.options)
-        loss = ops.reduce(out)
+        loss = self.row_mean(out, training=model.training)
         ftx = self.run.options.ftx
         if ftx > 1e-6:  # NLL of the desirable rows, over all rows, as on the host
-            chosen = desirable.sum().clamp(min=1)
-            loss = loss - ftx * torch.where(desirable, average, 0.0).sum() / chosen**2 * len(desirable)
+            average = logps / (batch["labels"][:, 1:] != IGNORE_INDEX).sum(-1)
+            loss = loss - ftx * self.mean_of_desirable(desirable, average, training=model.training)
 
         if model.training:
             self.run.count(len(desirable))
@@ -336,22 +347,35 @@ class UnpairedTrainer(CustomKTOTrainer):
         self.meter.add(split, totals)
         return loss, {}
 
-    def response_logps(self, model: Any, batch: dict[str, Tensor], order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """By the host's own forward passes: log pi of the responses [B], in the given order, and of their mismatched
-        responses [B], without a gradient, and the mean of the former over their tokens [B].
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
+        """The micro-batches of an optimizer step. With a budget, desirable rows are counted on all processes."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.step_rows is not None:
+            counts = [batch["kto_tags"].sum() for batch in batches]
+            self.step_desirable = sum_over_ranks(torch.stack(counts).sum().to(device))
+        return batches, items
 
-        The host's `concatenated_forward` picks rows by a mask, for which the CPU waits, and copies their logits.
+    def mean_of_desirable(self, desirable: Tensor, values: Tensor, *, training: bool) -> Tensor:
+        """The mean of values [B] over the desirable rows, times all rows per desirable one, as on the host.
+
+        It is over the micro-batch of this process; with a budget of tokens its part of that of the optimizer step.
         """
-        logps, average = self.forward(model, batch)[1:]
-        with torch.no_grad():
-            kl_logps = self.forward(model, batch, prefix="kl_")[1]
-        return logps[order], kl_logps, average[order]
+        total = torch.where(desirable, values, 0.0).sum()
+        if self.step_rows is None or not training:
+            return total / desirable.sum().clamp(min=1) ** 2 * len(desirable)
+        parts = self.args.world_size * self.current_gradient_accumulation_steps  # whose mean the host takes
+        return total / self.step_desirable.clamp(min=1) ** 2 * self.step_rows * parts
 
-    def reference_response_logps(self, model: Any, batch: dict[str, Tensor], order: Tensor) -> tuple[Tensor, Tensor]:
-        """As `response_logps`, of the reference."""
-        with reference_model(self, model) as chosen:
-            logps, kl_logps, _ = self.response_logps(chosen, batch, order)
-        return logps, kl_logps
+    def log_ratios(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """log pi [B] of the responses, their log-ratios to the reference [B], and those of their mismatched responses
+        [B], without a gradient.
+        """
+        known, kl_known = (cached_reference.of_batch(batch, kind) for kind in ("", "kl_"))
+        own = forward.values(self, model, rows_of_batch(batch), with_reference=True, known=known)
+        with torch.no_grad():
+            other = forward.values(self, model, rows_of_batch(batch, "kl_"), with_reference=True, known=kl_known)
+        logps = own.logps.sum(-1)
+        return logps, logps - own.reference.sum(-1), (other.logps - other.reference).sum(-1)
 
     def _parts(self, is_desirable: Tensor, kinds: Tensor, single: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(name, bool members [B]) of each group with metrics of its own: see `parts` in `__init__`."""
@@ -435,6 +459,7 @@ class UnpairedAdapter(Adapter):
     """Data and training of the stages on unpaired responses."""
 
     schema = UnpairedProcessor.schema
+    responses = (("alternatives", "lengths"), ("kl_alternatives", "kl_lengths"))
 
     def arrange(self, dataset: Any, *, truncated: bool, streaming: bool) -> Any:
         """Group rows of format feedback by prompt; rows of format negatives already are one record each.
@@ -478,6 +503,26 @@ class UnpairedAdapter(Adapter):
     def check(self, options: UnpairedOptions) -> UnpairedCheck | None:
         return UnpairedCheck(self.stage.name, options) if self.stage.check_record else None
 
+    def row_tokens(self, dataset: Any) -> RowTokens:
+        """A response and its mismatched response have a forward pass each; of alternatives the longest counts."""
+        prompt = list_lengths(dataset, "prompt")
+        sequences = [prompt + list_maxima(dataset, name) for name in ("lengths", "kl_lengths")]
+        return RowTokens(np.stack([*map(padded, sequences)], axis=1), sum(sequences))
+
+    def units(self, dataset: Any, options: UnpairedOptions) -> Units:
+        """Both rows of a record, for `finepref_prefix_sharing`: they have the same prompt.
+
+        A prompt's rows side by side would spoil the KL term of the host's `kto`, which takes the next row's response
+        as mismatched. Here it is of another prompt, wherever the rows stand (`draws.partners`).
+        """
+        if getattr(options, "finepref_prefix_sharing", "off") == "off":
+            return super().units(dataset, options)
+        good, single = (np.concatenate([*map(np.asarray, column(dataset, name))]) for name in ("kto_tags", "single"))
+        ids = pa.chunked_array([*column(dataset, "example_id")])
+        same = pc.equal(ids[1:], ids[:-1]).to_numpy()
+        second = np.concatenate([[False], same & good[:-1] & ~good[1:] & ~single[1:]])
+        return Units.of(~second)
+
     def check_split(self, dataset: Any, options: UnpairedOptions) -> None:
         found = distinct(dataset, "negative_types")
         if self.stage.check_data and (problems := self.stage.check_data(found, options)):
@@ -516,10 +561,13 @@ class UnpairedAdapter(Adapter):
             seed=training_args.seed,
             types=options.error_types,
             type_names=type_names,
+            reference=parts.kept,
+            counts=keeps_batches(parts.args),
             **parts.tokenizer_module,
         )
         epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         trainer = UnpairedTrainer(
+            epoch=epoch,
             type_names=type_names,
             singles=singles,
             evaluation_collator=UnpairedCollator(**shared),
@@ -528,7 +576,6 @@ class UnpairedAdapter(Adapter):
             **common,
             **parts.trainer_arguments(),
         )
-        trainer.add_callback(EpochCallback(epoch))
         if options.advice:
             logger.warning_rank0(options.advice)
         return trainer

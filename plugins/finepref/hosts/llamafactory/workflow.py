@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from finepref import stages
 from finepref.hosts import card, patching, receipt
-from finepref.hosts.llamafactory import arguments, data, reference, streams, tokenized
+from finepref.hosts.llamafactory import arguments, batches, cached_reference, data, reference, streams, tokenized
 from finepref.hosts.llamafactory.adapter import Adapter
 from finepref.hosts.llamafactory.run_setup import setup_of
 from finepref.hosts.llamafactory.verdicts import total
@@ -51,6 +51,7 @@ class Parts:
     tokenizer_module: dict[str, Any]
     args: HostArguments
     run: Run
+    kept: cached_reference.Rows = field(default_factory=cached_reference.Rows)
 
     def trainer_arguments(self) -> dict[str, Any]:
         """Keyword arguments of all our trainers; the adapter adds the reference model and the collator."""
@@ -84,7 +85,8 @@ def run(row: stages.Stage, args: HostArguments, callbacks: Any = None) -> None:
         HostDrift: a card of the stage is not in place.
         BadData: the data cannot be trained on; only the tokenizer has been loaded by then.
         FileNotFoundError: a local model folder is missing; the message names the command that makes it.
-        ValueError: `packing` or `do_predict` is set, which the stage does not support.
+        ValueError: `packing` or `do_predict` is set, which the stage does not support, or a setting that contradicts
+            an option.
         UnprovenRun: the receipt does not add up.
     """
     patching.require(row.llamafactory_cards, needed_by=f"stage {row.name}")
@@ -97,6 +99,7 @@ def run(row: stages.Stage, args: HostArguments, callbacks: Any = None) -> None:
     if args.training.do_predict and not adapter.predicts:
         raise ValueError(f"`do_predict` is not for stage {row.name}: it has no scores to write")
     options = arguments.options_of(row, args.finetuning)
+    batches.refuse(args.training, args.data, options)
     reference.refuse_missing(args, needed=row.shape == "single" and adapter.needs_reference(options, args.finetuning))
     more = {"finetuning_type": args.finetuning.finetuning_type}
     with Run(row, options, row.llamafactory_cards, settings=more).active() as started:
@@ -112,6 +115,8 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
     tokenizer_module = load_tokenizer(args.model)
     tokenizer = tokenizer_module["tokenizer"]
     needs_reference = adapter.needs_reference(options, args.finetuning)
+    if options.caches_reference:
+        cached_reference.refuse(args, options.key("finepref_reference_cache", "true"))
     if needs_reference:
         reference.refuse_foreign(args, tokenizer)
         if training and reference.continues_adapter(args):
@@ -142,25 +147,32 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
             warn=logger.warning_rank0,
         )
 
+    cached = None
+    if options.caches_reference:
+        cached = cached_reference.CachedReference(adapter, run, args, dataset_module, tokenizer_module, template)
     if args.model.use_reentrant_gc and reference.under_fsdp(args.training):
         args.model.use_reentrant_gc = False  # FSDP1 has no weights for it in the backward pass
         logger.info_rank0("Under FSDP, gradient checkpointing is not reentrant: `use_reentrant_gc` is set to false.")
     model = load_model(tokenizer, args.model, args.finetuning, training, add_valuehead=adapter.adds_value_head)
     frozen = None
-    if not needs_reference:
+    in_file = cached is not None and cached.obtain(model)
+    if in_file or not needs_reference:
         ref_model = None
     elif args.finetuning.ref_model is None and not training:
         ref_model = model
     else:
         ref_model, frozen = reference.make(model, args, shared=row.shape != "single")
 
-    parts = Parts(model, ref_model, template, tokenizer_module, args, run)
+    parts = Parts(model, ref_model, template, tokenizer_module, args, run, *([cached.rows] if cached else []))
     shared = args.data.streaming and args.training.world_size > 1 and streams.read_everywhere(args.training)
     trainer = adapter.build_trainer(parts, callbacks=callbacks, **dataset_module)
+    trainer.adapter = adapter
     if shared:
         trainer.get_train_dataloader = partial(streams.train_dataloader, trainer)
     if frozen is not None:
         trainer.frozen = frozen
+    if cached is not None and not in_file:
+        trainer.add_callback(cached_reference.Filling(cached, trainer))
     receipts = ReceiptCallback(run, trainer, args.data)
     trainer.add_callback(receipts)
 
@@ -175,7 +187,8 @@ def _train(adapter: Adapter, run: Run, args: HostArguments, callbacks: Any) -> N
 
     if args.training.do_eval:
         metrics = trainer.evaluate(metric_key_prefix="eval")
-        if model is ref_model:  # a model's reward against itself is 0 by definition
+        itself = model is ref_model or (in_file and cached.chosen.kind == "itself")
+        if itself:  # a model's reward against itself is 0 by definition
             metrics = {key: value for key, value in metrics.items() if "rewards" not in key}
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)

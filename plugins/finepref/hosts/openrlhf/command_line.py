@@ -91,7 +91,7 @@ def run(row: stages.Stage) -> None:
             _refuse_unused(parser, unused_by(row))
             given = vars(parser.flat)
             values = {name: given[flags[name][2:]] for name in row.options.described(HOST)}
-            options = row.options.read(HOST, values, partial(spelled, flags))
+            options = row.read_options(HOST, values, partial(spelled, flags))
             differing = {name: value for name, value in given.items() if value != parser.get_default(name)}
             request = Request(row, host, options, given["ds.attn_implementation"], differing)
             environment.check(request)

@@ -1,66 +1,130 @@
-"""A forward pass of OpenRLHF's unmodified Actor that computes logits only where the loss reads them.
+"""A forward pass of OpenRLHF's unmodified Actor that computes log-probabilities where the loss reads them.
 
 The same code serves padded, packed and ring-attention batches. The positions that predict a needed token are marked in
-the layout that the Actor gives its model. Only these positions reach the output head (see `finepref.losses.chunked`),
-and the host's own functions bring the results back to label space. 2B responses, L tokens, T = L - 1.
+the layout that the Actor gives its model. Only these positions reach the output head (see
+`finepref.hosts.token_values`), and the host's own functions bring the results back to label space. 2B responses,
+L tokens, T = L - 1.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from openrlhf.models.ring_attn_utils import gather_and_pad_tensor, unpad_and_slice_tensor
 from torch import Tensor
 
-from finepref.hosts.logits import AllLogits, Logits, NeededLogits
-from finepref.losses import chunked
+from finepref.hosts.token_values import (
+    AllLogits,
+    Pass,
+    Reference,
+    TokenValues,
+    Wanted,
+    read,
+    read_reference,
+)
 from finepref.losses.positions import marked_positions, place_at
 
 
-def run(
-    actor: Any, ids: Tensor, attention_mask: Tensor, needed: Tensor, *, count: int, ring: Any, full: bool
-) -> tuple[Logits, Any]:
-    """One forward pass.
+class Rows(NamedTuple):
+    """The rows of a forward pass.
 
-    Args:
-        actor: the host's Actor, its model in a DeepSpeed engine or not.
+    Attributes:
         ids, attention_mask: [2B, L], padded on the right.
         needed: bool [2B, T], the tokens that the loss reads, in label space.
         count: how many there are, so that nobody waits for an accelerator to know it. With ring attention this rank
             has a part of them, and the host itself waits.
         ring: the ring-attention process group, or None.
         full: compute the logits of every position.
-
-    Returns:
-        The logits, and the model's output (for the balancing loss of mixtures of experts).
     """
-    batch, length = ids.shape
-    if full:
-        output = actor(ids, None, attention_mask, return_output=True, allgather_logits=True, ring_attn_group=ring)
-        return AllLogits(output["logits"].reshape(batch, length, -1), ids, needed), output
 
-    marked = torch.nn.functional.pad(needed, (0, 1))  # [2B, L], at the predicting positions
-    if actor.packing_samples:
-        _, _, targets, gap, indices = unpad_and_slice_tensor(ids, attention_mask, ring)  # [1, all tokens / ring]
-        marked = unpad_and_slice_tensor(marked.long(), attention_mask, ring)[0].bool()
-    else:
-        targets = ids.roll(-1, 1)
+    ids: Tensor
+    attention_mask: Tensor
+    needed: Tensor
+    count: int
+    ring: Any
+    full: bool
 
-    positions = marked_positions(marked, count if ring is None else None)
-
-    def place(values: Tensor) -> Tensor:
-        there = place_at(values, positions, marked)
+    def wanted(self, actor: Any) -> Wanted:
+        """The needed tokens as positions of the layout in which the Actor runs its model."""
+        batch, length = self.ids.shape
+        marked = torch.nn.functional.pad(self.needed, (0, 1))  # [2B, L], at the predicting positions
         if actor.packing_samples:
-            there = gather_and_pad_tensor(there, ring, gap, indices, batch, length)
-        return there[:, :-1]
+            _, _, targets, gap, indices = unpad_and_slice_tensor(self.ids, self.attention_mask, self.ring)
+            marked = unpad_and_slice_tensor(marked.long(), self.attention_mask, self.ring)[0].bool()  # [1, tokens]
+        else:
+            targets = self.ids.roll(-1, 1)
+        positions = marked_positions(marked, self.count if self.ring is None else None)
 
-    with chunked.head_at(head_of(actor), positions):
-        output = actor(ids, None, attention_mask, return_output=True, ring_attn_group=ring)
-    return NeededLogits(output["logits"].squeeze(0), targets.flatten()[positions], place), output
+        def place(values: Tensor) -> Tensor:
+            there = place_at(values, positions, marked)
+            if actor.packing_samples:
+                there = gather_and_pad_tensor(there, self.ring, gap, indices, batch, length)
+            return there[:, :-1]
+
+        return Wanted(positions, targets.flatten()[positions], place)
 
 
-def head_of(actor: Any) -> Any:
-    """The output head inside an Actor, its DeepSpeed engine and its LoRA wrapper."""
+def values(actor: Any, rows: Rows, reference: Any = None, *, kl: str = "") -> tuple[TokenValues, Any]:
+    """Values of the policy, and the model's output (for the balancing loss of mixtures of experts).
+
+    Args:
+        actor: the host's Actor, its model in a DeepSpeed engine or not.
+        rows: what is read.
+        reference: what `reference_of` has returned, or None.
+        kl: as `Stage.kl`.
+    """
+    outputs: list[Any] = []
+    with _as_it_runs(actor):
+        if rows.full and isinstance(reference, Reference):  # of a file
+            found = _all_logits(actor, rows, outputs).values()
+            return found._replace(reference=reference.logps), outputs[0]
+        if rows.full:
+            return _all_logits(actor, rows, outputs).values(reference, kl=kl), outputs[0]
+        return read(_pass(actor, rows, outputs), rows.wanted(actor), reference, kl=kl), outputs[0]
+
+
+def reference_of(actor: Any, rows: Rows, policy: Any, *, kl: str = "") -> Reference | AllLogits:
+    """The reference's pass, without gradients, for `values`.
+
+    Args:
+        actor: the reference.
+        rows, kl: as there.
+        policy: the Actor that is trained.
+    """
+    with torch.no_grad(), _as_it_runs(actor):
+        if rows.full:
+            return _all_logits(actor, rows, [])
+        return read_reference(_pass(actor, rows, []), rows.wanted(actor), _network(policy), kl=kl)
+
+
+def _as_it_runs(actor: Any) -> AbstractContextManager[Any]:
+    """The state in which the Actor runs: with its adapter switched off, if it is `training.WithoutAdapter`."""
+    return actor.switched_off() if hasattr(actor, "switched_off") else nullcontext()
+
+
+def _all_logits(actor: Any, rows: Rows, outputs: list[Any]) -> AllLogits:
+    ids = rows.ids
+    outputs.append(
+        actor(ids, None, rows.attention_mask, return_output=True, allgather_logits=True, ring_attn_group=rows.ring)
+    )
+    return AllLogits(outputs[0]["logits"].reshape(*ids.shape, -1), ids, rows.needed)
+
+
+def _pass(actor: Any, rows: Rows, outputs: list[Any]) -> Pass:
+    def run() -> Tensor:
+        outputs.append(actor(rows.ids, None, rows.attention_mask, return_output=True, ring_attn_group=rows.ring))
+        return outputs[0]["logits"]
+
+    def one(ids: Tensor) -> Tensor:
+        mask = None if actor.packing_samples else torch.ones_like(ids)
+        return actor.model(ids, attention_mask=mask, position_ids=torch.zeros_like(ids))["logits"]
+
+    return Pass(_network(actor), run, one if rows.ring is None else None)
+
+
+def _network(actor: Any) -> Any:
+    """The model inside an Actor and its DeepSpeed engine."""
     engine = actor.model
-    return getattr(engine, "module", engine).get_output_embeddings()
+    return getattr(engine, "module", engine)

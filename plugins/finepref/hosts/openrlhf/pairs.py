@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,14 +16,14 @@ from openrlhf.trainer.dpo_trainer import DPOTrainer
 from torch import Tensor
 
 from finepref.formats.problems import BadData
-from finepref.hosts import packed
-from finepref.hosts.logits import Logits
-from finepref.hosts.openrlhf import data, forward, training
+from finepref.hosts import packed, reference_cache
+from finepref.hosts.openrlhf import cached_reference, data, forward, training
 from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
 from finepref.hosts.openrlhf.stored_rows import IDS, WEIGHTS, TokenisedRows, Values
 from finepref.hosts.openrlhf.training import Accounted
 from finepref.hosts.reading import Sourced
+from finepref.hosts.token_values import Reference, TokenValues
 from finepref.losses import ops
 from finepref.methods.batches import Pairs, Response, Weights
 from finepref.methods.overlong import NOTHING_SELECTED
@@ -40,11 +39,12 @@ class WeightedResponse(NamedTuple):
 
 
 class PairSequences(NamedTuple):
-    """One tokenised pair; `side` as in `finepref.methods.batches.Weights`."""
+    """One tokenised pair; `side` as in `finepref.methods.batches.Weights`; log pi_ref of the responses, if kept."""
 
     chosen: WeightedResponse
     rejected: WeightedResponse
     side: int
+    reference: Sequence[np.ndarray] | None = None
 
 
 SCHEMA = pa.schema(
@@ -112,7 +112,20 @@ def _stored(row: dict[str, Any], weights: Weights) -> dict[str, Any]:
 
 def pair_of(values: Values, rows: TokenisedRows) -> PairSequences:
     """The pair of these columns."""
-    return PairSequences(*(_response(values, side) for side in SIDES), values["side"])
+    return PairSequences(
+        *(_response(values, side) for side in SIDES), values["side"], values.get(cached_reference.NAME)
+    )
+
+
+def texts_of(rows: TokenisedRows) -> reference_cache.Texts:
+    """The texts of stored pairs."""
+
+    def row(index: int) -> tuple[Any, list[Any]]:
+        values = rows.values(index)
+        return values["prompt"], [values[f"{side}_ids"] for side in SIDES]
+
+    tables = (pa.Table.from_batches([batch]) for batch in rows.batches)
+    return reference_cache.texts_of(tables, [(f"{side}_ids", "") for side in SIDES], row)
 
 
 def _response(values: Values, side: str) -> WeightedResponse:
@@ -130,16 +143,35 @@ def _can_be_weighed(row: dict[str, Any], weigh: Callable[[PairRow], Weights]) ->
 
 
 class PairDataset(RewardDataset):
-    """Data set for the host's loader. The fifth item of a batch is a `Batch`, which the host passes on unread."""
+    """Data set for the host's loader. The fifth item of a batch is a `Batch`, which the host passes on unread.
+
+    Args:
+        rows: the tokenised rows.
+        tokenizer: the host's.
+        arguments, options: further ones of the host.
+        is_dpo: as the host passes it.
+        grouped: whether a micro-batch has rows of similar length.
+    """
 
     def __init__(
-        self, rows: TokenisedRows, tokenizer: Any, *arguments: Any, is_dpo: bool = False, **options: Any
+        self,
+        rows: TokenisedRows,
+        tokenizer: Any,
+        *arguments: Any,
+        is_dpo: bool = False,
+        grouped: bool = False,
+        **options: Any,
     ) -> None:
-        self.rows, self.tokenizer, self.is_dpo = rows, tokenizer, is_dpo
+        self.rows, self.tokenizer, self.is_dpo, self.grouped = rows, tokenizer, is_dpo, grouped
         self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # seen by the loader's processes
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of the longest sequence of each row, [N]."""
+        chosen, rejected = (self.rows.list_lengths(f"{side}_ids") for side in SIDES)
+        return self.rows.list_lengths("prompt") + np.maximum(chosen, rejected)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         row = self.rows[index]
@@ -168,11 +200,13 @@ class Batch(NamedTuple):
         weight: [2B, T] in label space, the chosen half first.
         side: [B], see `finepref.methods.batches.Weights`.
         tokens: for each side, the number of response tokens and of those with a weight.
+        reference: [2B, T], log pi_ref of all response tokens, if it is kept.
     """
 
     weight: Tensor
     side: Tensor
     tokens: dict[str, int]
+    reference: Tensor | None = None
 
     @property
     def needed(self) -> int:
@@ -191,19 +225,12 @@ def batch_of(rows: list[PairSequences]) -> Batch:
             weight[place, : len(response.weight)] = response.weight
         tokens[f"{side}_selected"] = sum(int((response.weight[1:] != 0).sum()) for response in responses)
         tokens[f"{side}_responses"] = sum(response.length for response in responses)
-    return Batch(weight[:, 1:].contiguous(), torch.tensor([row.side for row in rows]), tokens)
-
-
-class NoReference:
-    """Takes the place of the host's reference model if the loss needs none."""
-
-    model = None
-
-    def __bool__(self) -> bool:
-        return False
-
-    def eval(self) -> None:
-        """Do nothing; the host calls this."""
+    reference = None
+    if rows[0].reference is not None:
+        kept = [row.reference[half] for half in range(len(SIDES)) for row in rows]
+        lengths = [len(getattr(row, side).ids) for side in SIDES for row in rows]
+        reference = cached_reference.placed(kept, lengths)
+    return Batch(weight[:, 1:].contiguous(), torch.tensor([row.side for row in rows]), tokens, reference)
 
 
 class PairTrainer(Accounted, DPOTrainer):
@@ -223,37 +250,34 @@ class PairTrainer(Accounted, DPOTrainer):
         r_mask: Tensor,
         batch: Batch,
     ) -> tuple[Any, Any, Any, int]:
-        """(logits, batch, balancing loss, 0) for `pair_loss`."""
-        if isinstance(model, NoReference):
+        """(values, batch, balancing loss, 0) for `pair_loss`.
+
+        The host calls this for the policy, then for the reference, whose values the policy's call has read already.
+        """
+        if model is self.ref_model:
             return None, None, 0, 0
         ids, mask, _ = self.concatenated_inputs(chosen_ids, c_mask, reject_ids, r_mask, [])
         batch = training.moved(batch, ids.device)
         options = {"ring": self.strategy.ring_attn_group, "full": self.run.options.full_logits}
-        logits, output = forward.run(model, ids, mask, batch.weight != 0, count=batch.needed, **options)
-        return logits, batch, output.get("aux_loss", 0), 0
+        rows = forward.Rows(ids, mask, batch.weight != 0, batch.needed, **options)
+        reference = None
+        if batch.reference is not None:
+            reference = Reference(torch.where(rows.needed, batch.reference, 0.0))
+        elif self.run.stage.needs_reference(self.run.options):
+            reference = forward.reference_of(self.ref_model, rows, model, kl=self.kl_use)
+        values, output = forward.values(model, rows, reference, kl=self.kl_use)
+        return values, batch, output.get("aux_loss", 0), 0
 
-    def pair_loss(self, policy: Logits, batch: Batch, reference: Any, _: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def pair_loss(self, values: TokenValues, batch: Batch, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The mean loss over all processes, and the rewards [B]."""
-        out, metrics = self.run.stage.losses(self.pairs(policy, batch, reference), self.run.options)
-        for logits in filter(None, (policy, reference)):
-            logits.drop()  # the host keeps a reference to them until after its next forward pass
+        parts = (values.logps, batch.weight, values.reference, values.kl)
+        halves = zip(*((None, None) if part is None else part.chunk(2) for part in parts), strict=True)
+        pairs = Pairs(*(Response(*half) for half in halves), batch.side)
+        out, metrics = self.run.stage.losses(pairs, self.run.options)
         if torch.is_grad_enabled():  # evaluation has none
             self.count(**batch.tokens)
             self.meter.add_values("train", metrics, out.valid)
         return ops.reduce(out), out.chosen_reward, out.rejected_reward
-
-    def pairs(self, policy: Logits, batch: Batch, reference: Logits | None) -> Pairs:
-        """The input of the stage's loss: log-probabilities of policy and reference, and their KL if it is read."""
-        reference_logps = kl = None
-        if reference is not None:
-            with torch.no_grad():
-                reference_logps = reference.logps()
-        if self.kl_use:
-            with nullcontext() if self.kl_use == "loss" else torch.no_grad():
-                kl = policy.kl(reference)
-        parts = (policy.logps(), batch.weight, reference_logps, kl)
-        halves = zip(*((None, None) if part is None else part.chunk(2) for part in parts), strict=True)
-        return Pairs(*(Response(*half) for half in halves), batch.side)
 
 
 def prepare(request: Request) -> Callable[[], None]:
@@ -262,11 +286,17 @@ def prepare(request: Request) -> Callable[[], None]:
     weigh = partial(stage.weigh or weigh_all, options=options, seed=request.host.train.seed)
     tokenising = partial(tokenise, weigh=weigh)
     run, splits = training.prepare(request, padding_side="right", tokenise=tokenising, make=pair_of)
-    names = training.sharing(request) if stage.needs_reference(options) else {}
-    if not stage.needs_reference(options):
-        models = iter((Actor, lambda *arguments, **rest: NoReference()))  # the host makes the policy first
+    shared = stage.needs_reference(options) and not options.caches_reference
+    names = training.sharing(request) if shared else {}
+    cached = None
+    if options.caches_reference:
+        cached = cached_reference.CachedReference(run, request, splits, texts_of)
+        names = cached.actors()
+    elif not stage.needs_reference(options):
+        models = iter((Actor, lambda *arguments, **rest: training.NoReference()))  # the host makes the policy first
         names["Actor"] = lambda *arguments, **rest: next(models)(*arguments, **rest)
-    trainer = partial(PairTrainer, **training.trainer_options(run, request, stage.metrics))
+    trainer = partial(PairTrainer, cached=cached, **training.trainer_options(run, request, stage.metrics))
     module = stage.of_shape.openrlhf_module
-    train = training.host_train(module, splits, PairDataset, DPOTrainer=trainer, **names)
+    dataset = partial(PairDataset, grouped=options.finepref_group_by_length)
+    train = training.host_train(module, splits, dataset, DPOTrainer=trainer, **names)
     return partial(train, request.host)

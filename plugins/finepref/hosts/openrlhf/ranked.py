@@ -131,6 +131,10 @@ def _columns(
 class RankedDataset(pairs.PairDataset):
     """Data set of `RankedRow` for the host's loader."""
 
+    def lengths(self) -> np.ndarray:
+        """Tokens of the longest sequence of each record, [N]."""
+        return self.rows.list_lengths("prompt") + self.rows.list_maxima("lengths")
+
     def __getitem__(self, index: int) -> RankedRow:
         return self.rows[index]
 
@@ -229,7 +233,8 @@ def prepare(request: Request) -> Callable[[], None]:
     if options.keeps_value_head:
         head_of(Path(request.host.model.model_name_or_path))
         names["get_llm_for_sequence_regression"] = partial(_model, keep_head=True)
-    train = training.host_train(stage.of_shape.openrlhf_module, splits, RankedDataset, **names)
+    dataset = partial(RankedDataset, grouped=options.finepref_group_by_length)
+    train = training.host_train(stage.of_shape.openrlhf_module, splits, dataset, **names)
     return partial(train, request.host)
 
 

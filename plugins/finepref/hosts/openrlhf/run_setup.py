@@ -33,9 +33,18 @@ def shares_reference(args: Any) -> bool:
     Args:
         args: the host's arguments.
     """
+    return bool(args.ds.lora.rank) and same_model(args)
+
+
+def same_model(args: Any) -> bool:
+    """Whether the reference is the model that is trained, by its name or folder.
+
+    Args:
+        args: the host's arguments.
+    """
     reference, model = args.ref.model_name_or_path, args.model.model_name_or_path
     same_folder = os.path.isdir(reference) and os.path.realpath(reference) == os.path.realpath(model)
-    return bool(args.ds.lora.rank) and (reference == model or same_folder)
+    return bool(reference == model or same_folder)
 
 
 def setup_of(request: Request) -> Setup:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from finepref.hosts.row_cache import BATCH, batches_of
 
@@ -93,6 +94,19 @@ class TokenisedRows(Sequence[Any]):
         """A column of numbers, of all rows."""
         parts = [batch.column(name).to_numpy(zero_copy_only=False) for batch in self.batches]
         return np.concatenate([*parts, np.zeros(0, dtype=parts[0].dtype if parts else bool)])[np.asarray(self.places)]
+
+    def list_lengths(self, name: str) -> np.ndarray:
+        """The length of each list of a column, of all rows."""
+        parts = [pc.list_value_length(batch.column(name)).to_numpy(zero_copy_only=False) for batch in self.batches]
+        return np.concatenate([*parts, np.zeros(0, dtype=np.int32)])[np.asarray(self.places)]
+
+    def list_maxima(self, name: str) -> np.ndarray:
+        """The largest number in each list of a column, of all rows. No list may be empty."""
+        parts = [
+            np.maximum.reduceat(column.flatten().to_numpy(zero_copy_only=False), column.offsets.to_numpy()[:-1])
+            for column in (batch.column(name) for batch in self.batches)
+        ]
+        return np.concatenate([*parts, np.zeros(0, dtype=np.int32)])[np.asarray(self.places)]
 
 
 def _value(scalar: Any) -> Any:

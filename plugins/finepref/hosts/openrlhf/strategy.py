@@ -10,22 +10,41 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from openrlhf.utils.deepspeed import DeepspeedStrategy
 from openrlhf.utils.distributed_sampler import DistributedSampler
 from torch import distributed as dist
 
+from finepref.hosts.batching import grouped
 from finepref.hosts.openrlhf import compat
 
 
 class WholeBatches(DistributedSampler):
-    """The host's sampler, limited to whole batches. It also sets the epoch of the data set."""
+    """The host's sampler, limited to whole batches. It also sets the epoch of the data set.
 
-    def __init__(self, dataset: Any, *, batch_size: int, **kwargs: Any) -> None:
+    Args:
+        dataset: one of our data sets.
+        batch_size: rows of an optimizer step on all processes.
+        micro_batch_size: rows of a micro-batch on one process; with it, those of all processes have similar lengths.
+            As each process takes every n-th row, its own have too. A step stays a slice of the order of the epoch, so
+            that the host's count of consumed rows holds.
+        kwargs: as for the host's.
+    """
+
+    def __init__(self, dataset: Any, *, batch_size: int, micro_batch_size: int | None = None, **kwargs: Any) -> None:
         super().__init__(dataset, drop_last=True, **kwargs)
         self.total_size = len(dataset) // batch_size * batch_size
         self.num_samples = self.total_size // self.num_replicas
-        self._order: tuple[int, torch.Tensor] | None = None  # an epoch and its order of the rows
+        self.slice = micro_batch_size and micro_batch_size * self.num_replicas
+        self.lengths = dataset.lengths() if self.slice else None
+        self._order: tuple[int, np.ndarray] | None = None  # an epoch and its order of the rows
+
+    def __iter__(self) -> Any:
+        if self.slice is None:
+            return super().__iter__()
+        mine = self.order()[self.rank : self.total_size : self.num_replicas]
+        return iter(mine[self.consumed_indicies :].tolist())
 
     def set_epoch(self, epoch: int, consumed_samples: int = 0) -> None:
         super().set_epoch(epoch, consumed_samples)
@@ -33,10 +52,17 @@ class WholeBatches(DistributedSampler):
 
     def step_rows(self, step: int, batch_size: int) -> list[int]:
         """Indices of the rows that all processes train on in optimizer step `step` (from 0) of this epoch."""
+        return self.order()[step * batch_size : (step + 1) * batch_size].tolist()
+
+    def order(self) -> np.ndarray:
+        """The rows of this epoch in their order; those behind `total_size` are left out."""
         if self._order is None or self._order[0] != self.epoch:
             generator = torch.Generator().manual_seed(self.seed + self.epoch)
-            self._order = self.epoch, torch.randperm(len(self.dataset), generator=generator)
-        return self._order[1][step * batch_size : (step + 1) * batch_size].tolist()
+            rows = torch.randperm(len(self.dataset), generator=generator).numpy()
+            if self.slice is not None:
+                rows = grouped(rows[: self.total_size], self.lengths, self.slice, self.seed, self.epoch)
+            self._order = self.epoch, rows
+        return self._order[1]
 
 
 class WholeBatchStrategy(DeepspeedStrategy):
@@ -73,6 +99,7 @@ class WholeBatchStrategy(DeepspeedStrategy):
             sampler = WholeBatches(
                 replay_buffer,
                 batch_size=self.train_batch_size,
+                micro_batch_size=batch_size if replay_buffer.grouped else None,
                 num_replicas=dist.get_world_size(group),
                 rank=dist.get_rank(group),
                 seed=self.seed,

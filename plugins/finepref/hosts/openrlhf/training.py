@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from inspect import unwrap
@@ -269,12 +270,18 @@ class WithoutAdapter:
         return False  # there is nothing that DeepSpeed has to prepare
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
+        with self.switched_off():
+            return self.policy(*arguments, **options)
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """In the context, the policy is the reference."""
         peft = getattr(self.model, "module", self.model)
         training = peft.training
         peft.eval()
         try:
             with torch.no_grad(), peft.disable_adapter():
-                return self.policy(*arguments, **options)
+                yield
         finally:
             peft.train(training)
 
@@ -290,6 +297,18 @@ class WithoutAdapter:
 
     def eval(self) -> None:
         """Do nothing; the host calls this before the policy's forward passes."""
+
+
+class NoReference:
+    """Takes the place of the host's reference model if the loss needs none."""
+
+    model = None
+
+    def __bool__(self) -> bool:
+        return False
+
+    def eval(self) -> None:
+        """Do nothing; the host calls this."""
 
 
 def sharing(request: Request) -> dict[str, Any]:
@@ -331,10 +350,20 @@ class Accounted:
         run: the run.
         folder: folder of the receipt of the whole run.
         metrics: names of the metrics that are logged in addition to the host's.
+        cached: `cached_reference.CachedReference`, if the reference is read from files.
     """
 
-    def __init__(self, *arguments: Any, run: Run, folder: Path, metrics: Sequence[str], **options: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        run: Run,
+        folder: Path,
+        metrics: Sequence[str],
+        cached: Any = None,
+        **options: Any,
+    ) -> None:
         super().__init__(*arguments, **options)
+        self.cached = cached
         self.run, self.folder = run, folder
         self.last_step = 0
         self.counts = Tally()  # of this process, for the receipt
@@ -361,6 +390,8 @@ class Accounted:
             self.training_log = TrainingLog(
                 self.folder, first_step=first, total_steps=total, steps_per_epoch=per_epoch
             )
+        if self.cached is not None:
+            self.cached.before_first_step(self)
         if self.run.stage.shape in REWARDED:
             self.loss_fn = self._watched(self.loss_fn)
         super().fit(args, consumed_samples, num_update_steps_per_epoch)

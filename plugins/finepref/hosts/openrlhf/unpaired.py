@@ -24,11 +24,13 @@ from torch import Tensor
 from finepref.formats import negatives, records
 from finepref.formats.problems import BadData, Problem
 from finepref.hosts import packed
-from finepref.hosts.openrlhf import data, forward, pairs, training
+from finepref.hosts.openrlhf import cached_reference, data, forward, pairs, training
+from finepref.hosts.openrlhf.cached_reference import CachedReference
 from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
 from finepref.hosts.openrlhf.stored_rows import IDS, NAMES, TokenisedRows, Values
 from finepref.hosts.reading import Sourced, join_feedback
+from finepref.hosts.reference_cache import Digest, Texts, list_lengths, lists, ranges
 from finepref.hosts.row_cache import CachedRecords
 from finepref.losses import ops
 from finepref.methods.batches import Unpaired
@@ -41,7 +43,10 @@ MISMATCHED_CUT = "mismatched_response"  # what is cut, see `finepref.hosts.rows.
 
 
 class UnpairedRow(NamedTuple):
-    """A record's prompt and responses, int32 [L] each, and the responses of another prompt, by error type."""
+    """A record's prompt and responses, int32 [L] each, and the responses of another prompt, by error type.
+
+    `reference` has log pi_ref of each response's tokens, if it is kept.
+    """
 
     record_id: str
     prompt: Tensor
@@ -49,6 +54,13 @@ class UnpairedRow(NamedTuple):
     negatives: dict[str, Tensor]
     other_chosen: Tensor
     other_negatives: dict[str, Tensor]
+    reference: Sequence[np.ndarray] | None = None
+
+    @property
+    def responses(self) -> list[Tensor]:
+        """All responses, in the order of `reference`."""
+        own = (self.chosen, *self.negatives.values())
+        return [*own, self.other_chosen, *self.other_negatives.values()]
 
 
 class Drawn(NamedTuple):
@@ -60,6 +72,7 @@ class Drawn(NamedTuple):
         start: index of the first response token.
         kind: the drawn error type.
         digest: sum of the hashes of the record's two draws, see `finepref.methods.draws.draw_digest`.
+        reference: log pi_ref of the tokens of the four responses, if it is kept.
     """
 
     chosen: Tensor
@@ -69,6 +82,7 @@ class Drawn(NamedTuple):
     start: int
     kind: str
     digest: int
+    reference: Sequence[np.ndarray] | None = None
 
 
 SCHEMA = pa.schema(
@@ -100,7 +114,38 @@ def record_of(values: Values, rows: TokenisedRows) -> UnpairedRow:
     own = {kind: ids for kind, ids in _responses(values, values["most"], end).items() if drawn[kind]}
     theirs = _responses(other, values["room"], end)
     prompt = torch.from_numpy(np.array(values["prompt"]))
-    return UnpairedRow(values["record_id"], prompt, *_sides(own), *_sides(theirs))
+    kept = values.get(cached_reference.NAME)
+    return UnpairedRow(values["record_id"], prompt, *_sides(own), *_sides(theirs), kept)
+
+
+def texts_of(rows: TokenisedRows) -> Texts:
+    """The texts of stored records: what may be drawn of each, and the responses of its partner."""
+    hashed, tables = Digest(), [pa.Table.from_batches([batch]) for batch in rows.batches]
+    for table in tables:
+        for name in ("prompt", "ids", "lengths", "drawn"):
+            hashed.add(name, *lists(table, name))
+        for name in ("most", "room", "end"):
+            hashed.add(name, table.column(name).to_numpy())
+    partner = np.asarray(rows.more[PARTNER], dtype=np.int64)
+    hashed.add(PARTNER, partner)
+    prompts = np.concatenate([list_lengths(table, "prompt") for table in tables])
+    counts, lengths = map(np.concatenate, zip(*(lists(table, "lengths") for table in tables), strict=True))
+    drawn = np.concatenate([lists(table, "drawn")[1] for table in tables]).astype(bool)
+    most, room = (np.concatenate([table.column(name).to_numpy() for table in tables]) for name in ("most", "room"))
+    every = np.arange(len(counts))
+    rows_of_own, theirs = np.repeat(every, counts)[drawn], counts[partner]
+    own = np.minimum(lengths, np.repeat(most, counts))[drawn]
+    others = lengths[ranges((np.cumsum(counts) - counts)[partner], theirs)]
+    others = np.minimum(others, np.repeat(room, theirs))
+    owners = np.concatenate([rows_of_own, np.repeat(every, theirs)])
+    responses = np.concatenate([own, others])[np.argsort(owners, kind="stable")].astype(np.int64)
+    first = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=len(counts)))]).astype(np.int64)
+
+    def row(index: int) -> tuple[Any, list[Any]]:
+        record = record_of(rows.values(index), rows)
+        return record.prompt.numpy(), [response.numpy() for response in record.responses]
+
+    return Texts(hashed.text, prompts, first, responses, row)
 
 
 def _responses(values: Values, most: int, end: int) -> dict[str, Tensor]:
@@ -260,6 +305,7 @@ class Batch(NamedTuple):
         needed, kl_needed: number of response tokens, and of the mismatched responses' tokens.
         kinds: the drawn error type of each record.
         digest: sum of the digests of the draws.
+        reference, kl_reference: [2B, T], log pi_ref of both kinds of responses, if kept.
     """
 
     kl_ids: Tensor
@@ -269,6 +315,8 @@ class Batch(NamedTuple):
     kl_needed: int
     kinds: tuple[str, ...]
     digest: int
+    reference: Tensor | None = None
+    kl_reference: Tensor | None = None
 
 
 def batch_of(drawn: list[Drawn], pad: int) -> Batch:
@@ -278,6 +326,12 @@ def batch_of(drawn: list[Drawn], pad: int) -> Batch:
     lengths = torch.tensor([len(sequence) for sequence in mismatched])
     kl_mask = (torch.arange(kl_ids.shape[1]) < lengths[:, None]).long()
     prompts = 2 * sum(row.start for row in drawn)
+    kept: list[Tensor | None] = [None, None]
+    if drawn[0].reference is not None:
+        own = [row.chosen for row in drawn] + [row.rejected for row in drawn]
+        for place, sequences in enumerate((own, mismatched)):
+            values = [row.reference[2 * place + half] for half in range(2) for row in drawn]
+            kept[place] = cached_reference.placed(values, [*map(len, sequences)])
     return Batch(
         kl_ids,
         kl_mask,
@@ -286,6 +340,7 @@ def batch_of(drawn: list[Drawn], pad: int) -> Batch:
         sum(map(len, mismatched)) - prompts,
         tuple(row.kind for row in drawn),
         sum_digests(row.digest for row in drawn),
+        *kept,
     )
 
 
@@ -296,6 +351,7 @@ class UnpairedDataset(pairs.PairDataset):
         rows: the tokenised records.
         tokenizer, max_length, strategy: as the host passes them.
         resampled: whether to draw again in each epoch.
+        options: as of `pairs.PairDataset`.
     """
 
     def __init__(
@@ -311,6 +367,10 @@ class UnpairedDataset(pairs.PairDataset):
         super().__init__(rows, tokenizer, **options)
         self.seed, self.resampled = strategy.args.train.seed, resampled
 
+    def lengths(self) -> np.ndarray:
+        """Tokens of the longest sequence that may be drawn of each record, [N]; mismatched responses do not count."""
+        return self.rows.list_lengths("prompt") + self.rows.list_maxima("lengths")
+
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         drawn = self.draw(self.rows[index], int(self.epoch) if self.resampled else 0)
         return *pairs.masked(drawn.chosen), *pairs.masked(drawn.rejected), drawn
@@ -325,11 +385,16 @@ class UnpairedDataset(pairs.PairDataset):
             names = sorted(alternatives)
             return names[draw_index(names, row.record_id, seed=self.seed, epoch=epoch)]
 
-        kind = pick(row.negatives)
-        texts = (row.chosen, row.negatives[kind], row.other_chosen, row.other_negatives[pick(row.other_negatives)])
+        kind, other = pick(row.negatives), pick(row.other_negatives)
+        texts = (row.chosen, row.negatives[kind], row.other_chosen, row.other_negatives[other])
         sequences = (torch.cat((row.prompt, text)) for text in texts)
         digest = draw_digest(epoch, row.record_id, "chosen") + draw_digest(epoch, row.record_id, kind)
-        return Drawn(*sequences, len(row.prompt), kind, digest)
+        kept = None
+        if row.reference is not None:
+            theirs = 1 + len(row.negatives)  # the place of the first mismatched response
+            places = (0, 1 + [*row.negatives].index(kind), theirs, theirs + 1 + [*row.other_negatives].index(other))
+            kept = [row.reference[place] for place in places]
+        return Drawn(*sequences, len(row.prompt), kind, digest, kept)
 
 
 class UnpairedTrainer(training.Accounted, DPOTrainer):
@@ -346,6 +411,8 @@ class UnpairedTrainer(training.Accounted, DPOTrainer):
         """((log pi of the 2B responses, log pi of their 2B mismatched responses), the batch, balancing loss, 0)."""
         ids, mask, _ = self.concatenated_inputs(chosen_ids, c_mask, reject_ids, r_mask, [])
         batch = training.moved(batch, ids.device)
+        if model is self.ref_model and batch.reference is not None:
+            return (batch.reference.sum(-1), batch.kl_reference.sum(-1)), batch, 0, 0
         with torch.no_grad():
             kl_logps, _ = self.response_logps(model, batch.kl_ids, batch.kl_mask, batch.starts, batch.kl_needed)
         logps, output = self.response_logps(model, ids, mask, batch.starts, batch.needed)
@@ -363,8 +430,8 @@ class UnpairedTrainer(training.Accounted, DPOTrainer):
         places = torch.arange(1, ids.shape[1], device=ids.device)
         needed = mask[:, 1:].bool() & (places >= starts[:, None])
         options = {"ring": self.strategy.ring_attn_group, "full": self.run.options.full_logits}
-        logits, output = forward.run(model, ids, mask, needed, count=count, **options)
-        return logits.logps().sum(-1), output
+        values, output = forward.values(model, forward.Rows(ids, mask, needed, count, **options))
+        return values.logps.sum(-1), output
 
     def unpaired_loss(self, policy: Any, drawn: Batch, reference: Any, _: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The mean loss over all processes, and the rewards [B] of the desirable and of the undesirable responses."""
@@ -405,9 +472,10 @@ def prepare(request: Request) -> Callable[[], None]:
         print(f"finepref: warning: {options.advice}", file=sys.stderr)
     tokenising = partial(tokenise, types=options.error_types)
     run, splits = training.prepare(request, padding_side="right", arrange=arrange, tokenise=tokenising, make=record_of)
-    dataset = partial(UnpairedDataset, resampled=options.resampled)
+    dataset = partial(UnpairedDataset, resampled=options.resampled, grouped=options.finepref_group_by_length)
     metrics = (*stage.metrics, "logps/chosen", "logps/rejected")
-    trainer = partial(UnpairedTrainer, **training.trainer_options(run, request, metrics))
-    names = training.sharing(request)
+    cached = CachedReference(run, request, splits, texts_of) if options.caches_reference else None
+    trainer = partial(UnpairedTrainer, cached=cached, **training.trainer_options(run, request, metrics))
+    names = cached.actors() if cached else training.sharing(request)
     train = training.host_train(stage.of_shape.openrlhf_module, splits, dataset, DPOTrainer=trainer, **names)
     return partial(train, request.host)

@@ -87,13 +87,14 @@ def values(row: stages.Stage, get: Callable[[str], Any]) -> dict[str, Any]:
     options = options_of(row)
     form = {key: get(name) for key, name in names_of(row).items()}
     return {
-        key: _number(text) if key in options and options[key].default is None else text for key, text in form.items()
+        key: _number(text, options[key].kind) if key in options and options[key].default is None else text
+        for key, text in form.items()
     }
 
 
-def _number(text: str) -> float | str | None:
+def _number(text: str, kind: Any) -> float | str | None:
     """An optional number as typed: None if empty. Other text stays text, which the options' check refuses."""
     try:
-        return float(text) if text else None
+        return (int if int in get_args(kind) else float)(text) if text else None
     except ValueError:
         return text

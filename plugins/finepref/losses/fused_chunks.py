@@ -1,0 +1,91 @@
+"""The steps of `finepref.losses.fused_head` on one chunk of positions, and its autograd function over all chunks.
+
+n positions of a chunk, N of all, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from finepref.losses.ops import LOG_ZERO, upcast
+
+CPU_BYTES, ACCELERATOR_BYTES = 2**26, 2**28
+"""Of one chunk of float32 logits; on a CPU, some of them should fit into the cache."""
+
+Reference = Callable[[int, int], Tensor]
+"""(start, stop) -> the reference's logits [stop - start, V] at these positions."""
+
+
+class Head(NamedTuple):
+    """A linear output head: weight [V, H], bias [V] or None; then logits are multiplied by `scale` and capped."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [n, H] -> logits [n, V]."""
+        return self.processed(torch.nn.functional.linear(hidden, self.weight, self.bias))
+
+    def processed(self, logits: Tensor) -> Tensor:
+        """What the model makes of the head's output, of the same shape."""
+        if self.scale != 1:
+            logits = logits * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def cast(self, dtype: torch.dtype) -> Head:
+        """The same in another dtype, without a gradient."""
+        bias = None if self.bias is None else self.bias.detach().to(dtype)
+        return self._replace(weight=self.weight.detach().to(dtype), bias=bias)
+
+    def chunks(self, count: int) -> Iterator[tuple[int, int]]:
+        """(start, stop) of each chunk of `count` positions, of at least 16."""
+        most = CPU_BYTES if self.weight.device.type == "cpu" else ACCELERATOR_BYTES
+        size = max(16, most // (4 * len(self.weight)))
+        return ((start, min(start + size, count)) for start in range(0, count, size))
+
+
+class Chunk:
+    """Log-probabilities [n, V] of policy and reference; what is read from them, then gradients at the logits."""
+
+    def __init__(self, hidden: Tensor, head: Head, targets: Tensor, reference: Tensor | None) -> None:
+        logits = head.logits(hidden)
+        self.targets, self.scale = targets.unsqueeze(-1), head.scale
+        self.damping = None if head.softcap is None else 1 - (logits / head.softcap) ** 2
+        self.log_pi = upcast(logits).log_softmax(-1)
+        # only with a bias can a logit be -inf; no gradient passes the clamp then
+        self.impossible = None if head.bias is None else self.log_pi.isneginf()
+        self.log_ref = None if reference is None else upcast(reference).log_softmax(-1).clamp_(min=LOG_ZERO)
+
+    def values(self) -> Iterator[Tensor]:
+        """log pi(y), KL, log pi_ref(y): [n] each. All must be taken before `slope` is called."""
+        yield self.log_pi.gather(-1, self.targets).squeeze(-1).clamp_(min=LOG_ZERO)
+        if self.log_ref is not None:
+            known = self.log_ref.gather(-1, self.targets).squeeze(-1)
+            self.ref = self.log_ref.exp()
+            log_pi = self.log_pi if self.impossible is None else self.log_pi.clamp_(min=LOG_ZERO)
+            yield torch.einsum("nv,nv->n", self.ref, self.log_ref.sub_(log_pi))
+            yield known
+        self.pi = self.log_pi.exp_()
+
+    def slope(self, of_logps: Tensor, of_kl: Tensor | None) -> Tensor:
+        """of_logps * d log pi(y) + of_kl * d KL, both [n], with respect to the head's own output: [n, V]."""
+        of_logps = of_logps.unsqueeze(-1)
+        if self.impossible is not None:
+            of_logps = of_logps.masked_fill(self.impossible.gather(-1, self.targets), 0.0)
+        if of_kl is None:
+            slope = self.pi * -of_logps
+        else:
+            of_kl = of_kl.unsqueeze(-1)
+            ref = self.ref if self.impossible is None else self.ref.masked_fill(self.impossible, 0.0)
+            mass = 1.0 if self.impossible is None else ref.sum(-1, keepdim=True)
+            slope = (self.pi * (of_kl * mass - of_logps)).addcmul_(ref, of_kl, value=-1)
+        slope.scatter_add_(-1, self.targets, of_logps)
+        if self.damping is not None:
+            slope *= self.damping
+        return slope if self.scale == 1 else slope.mul_(self.scale)

@@ -1,0 +1,94 @@
+"""The autograd function of `finepref.losses.fused_head`, over all chunks of N positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finepref.losses.autocast import autocast_to, dtype_of_autocast
+from finepref.losses.fused_chunks import Chunk, Head, Reference
+from finepref.losses.ops import upcast
+
+
+class Fused(torch.autograd.Function):  # type: ignore[misc]
+    """(log pi(y), KL, log pi_ref(y)), [N] each; only the first without a reference. See `fused_head.values`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        processing: tuple[float, float | None],
+        reference: Reference | None,
+        kl_gradient: bool,
+    ) -> tuple[Tensor, ...]:
+        """With a frozen head, the gradients of the values at `hidden` are computed here, and nothing else is kept."""
+        ctx.autocast = dtype_of_autocast(hidden.device.type)
+        dtype = ctx.autocast or weight.dtype
+        rows, head = hidden.detach().to(dtype), Head(weight, bias, *processing).cast(dtype)
+        ctx.reference, ctx.processing, ctx.dtype, ctx.of_hidden = reference, processing, dtype, hidden.dtype
+        ctx.slopes = 2 if reference is not None and kl_gradient else 1
+        ctx.early = ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:3])
+        result = rows.new_empty((3 if reference else 1, len(rows)), dtype=upcast(rows[:0]).dtype)
+        gradient = rows.new_empty((ctx.slopes, *rows.shape)) if ctx.early else None
+        with autocast_to(hidden.device.type, None):
+            for start, stop in head.chunks(len(rows)):
+                part = _chunk(ctx, rows, head, targets, start, stop)
+                for row, value in zip(result, part.values(), strict=True):
+                    row[start:stop] = value
+                if gradient is not None:
+                    one, none = torch.ones_like(targets[start:stop], dtype=result.dtype), None
+                    for row in gradient:
+                        torch.mm(part.slope(one, none).to(dtype), head.weight, out=row[start:stop])
+                        one, none = torch.zeros_like(one), one
+                del part
+        ctx.save_for_backward(*((gradient,) if ctx.early else (hidden, weight, bias, targets)))
+        found: tuple[Tensor, ...] = result.unbind(0)
+        ctx.mark_non_differentiable(*found[ctx.slopes :])
+        return found
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale what was kept, or compute the logits of each chunk again."""
+        given = given[: ctx.slopes]
+        if ctx.early:
+            (kept,) = ctx.saved_tensors
+            found = sum(row * slope.to(row.dtype).unsqueeze(-1) for row, slope in zip(kept, given, strict=True))
+            return found.to(ctx.of_hidden), *[None] * 6
+        hidden, weight, bias, targets = ctx.saved_tensors
+        rows, head = hidden.detach().to(ctx.dtype), Head(weight, bias, *ctx.processing).cast(ctx.dtype)
+        of_hidden, of_weight, of_bias = (
+            # sums over chunks are kept in float32: rounding each to bfloat16 would bias them
+            torch.zeros_like(each, dtype=upcast(each[:0]).dtype) if wanted else None
+            for each, wanted in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+        )
+        for start, stop in head.chunks(len(rows)):
+            part = _chunk(ctx, rows, head, targets, start, stop)
+            for _ in part.values():
+                pass
+            slope = part.slope(given[0][start:stop], given[1][start:stop] if ctx.slopes == 2 else None)
+            if of_bias is not None:
+                of_bias += slope.sum(0)
+            slope = slope.to(ctx.dtype)
+            if of_hidden is not None:
+                of_hidden[start:stop] = slope @ head.weight
+            if of_weight is not None and of_weight.dtype == ctx.dtype:
+                of_weight.addmm_(slope.t(), rows[start:stop])
+            elif of_weight is not None:
+                of_weight += slope.t() @ rows[start:stop]
+        found = zip((of_hidden, of_weight, of_bias), (hidden, weight, bias), strict=True)
+        return *(None if each is None else each.to(like.dtype) for each, like in found), *[None] * 4
+
+
+def _chunk(ctx: Any, rows: Tensor, head: Head, targets: Tensor, start: int, stop: int) -> Chunk:
+    """A chunk, with the reference's logits as they are under the autocast of the forward pass."""
+    theirs = None
+    if ctx.reference is not None:
+        with autocast_to(rows.device.type, ctx.autocast):
+            theirs = ctx.reference(start, stop)
+    return Chunk(rows[start:stop], head, targets[start:stop], theirs)
