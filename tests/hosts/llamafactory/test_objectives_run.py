@@ -37,3 +37,17 @@ def test_mask_dpo_trains_on_responses_whose_end_is_cut_off(run):
     done = run(name="mask_dpo", finetuning_type="lora", cutoff_len=33, finepref_overlong="keep_prompt")
     assert done.receipt["rows"]["cut"]["response"] > 0
     assert len(losses(done)) == 2
+
+
+WHOLE = {"tdpo_masks": "none", "tdpo_end_token": False, "tdpo_ld_alpha": 0.5, "tdpo_ld_reference": "whole"}
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("tgdpo", {"tgdpo_alpha": 5.0, "pref_beta": 1.0}), ("cdpo", {}), ("mask_dpo", WHOLE)]
+)
+def test_a_reference_that_is_read_once_gives_the_same_weighted_losses(run, tmp_path, other_model, name, given):
+    """Negative weights, fractions and a reference that counts in full."""
+    common = {"name": name, "finetuning_type": "lora", "max_steps": 2, "ref_model": str(other_model), **given}
+    plain = run(output_dir=str(tmp_path / "plain"), **common)
+    cached = run(output_dir=str(tmp_path / "cached"), finepref_reference_cache=True, **common)
+    assert losses(cached) == pytest.approx(losses(plain), abs=1e-5)
