@@ -17,6 +17,10 @@ STAGES = list(stages.all_stages().values())
 BY_FORMAT = {"negatives": "sums", "scored_pair": "scores", "span_pair": "spans", "ranked": "lists"}
 
 by_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda row: row.name)
+by_batch = pytest.mark.parametrize(
+    "stage", [row for row in STAGES if row.name not in OF_A_LOSS[1:]], ids=lambda row: row.name
+)
+"""Every stage but those whose batches and models are handled as another one's; one of these is there for all."""
 of_ours = pytest.mark.parametrize("stage", methods.BUILT_IN, ids=lambda row: row.name)
 with_demo = pytest.mark.parametrize("stage", [row for row in STAGES if row.demo_dataset], ids=lambda row: row.name)
 
@@ -121,7 +125,7 @@ def test_eight_steps_equal_four_and_a_resumed_four(run, tmp_path, stage, finetun
     assert again.receipt["ranks"][0]["loss_calls"] == again.receipt["expected_loss_calls"] == 8
 
 
-@by_stage
+@by_batch
 def test_two_ranks_leave_one_receipt_that_lists_both(forked, stage):
     """Under torchrun itself: test_launchers.py."""
     both = forked(processes=2, **tiny(stage))
@@ -133,7 +137,7 @@ def test_two_ranks_leave_one_receipt_that_lists_both(forked, stage):
     assert {card["outcome"] for rank in ranks for card in rank["cards"]} == {"applied", "verified"}
 
 
-@by_stage
+@by_batch
 def test_the_exported_model_loads_in_transformers_and_generates(run, recipe, tmp_path, stage):
     from llamafactory.train.tuner import export_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -148,7 +152,7 @@ def test_the_exported_model_loads_in_transformers_and_generates(run, recipe, tmp
     assert model.generate(**prompt, max_new_tokens=4).shape[1] > prompt["input_ids"].shape[1]
 
 
-@by_stage
+@by_batch
 def test_a_tokenised_folder_trains_as_the_files_do(run, tmp_path, stage):
     common = {**tiny(stage), "tokenized_path": str(tmp_path / "tokens")}
     first = run(output_dir=str(tmp_path / "first"), **common)
@@ -159,7 +163,7 @@ def test_a_tokenised_folder_trains_as_the_files_do(run, tmp_path, stage):
     assert ("draws" in first.receipt) == (stage.name == "seapo_kto")
 
 
-@by_stage
+@by_batch
 def test_a_stream_trains(run, stage):
     done = run(**tiny(stage), streaming=True, dataloader_num_workers=1, max_steps=3, preprocessing_batch_size=4)
     assert done.receipt["ranks"][0]["loss_calls"] == 6
