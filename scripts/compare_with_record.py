@@ -52,6 +52,8 @@ INTENDED = {
     r"receipt\.settings\.tdpo_alpha": (None, "None where the variant has none, which was left out"),
     r"receipt\.settings\.(beta|pref_beta)": (None, "one name on both hosts"),
     r"receipt\.settings\.kto_chosen_weight": (None, "the weight that was used, also where the paper's rule set it"),
+    r"receipt\.settings\.(tdpo_(end_token|ld_alpha|ld_reference)|apo_(ties|margins))": (None, "options that are new"),
+    r"calls\.apo_rm_loss\.first\[\d+\]\.(ties|margins)": (None, "arguments that are new"),
     r"receipt\.settings\.finepref_(overlong|bad_rows|max_bad|resume_changed|batch_tokens|group_by_length)": (
         None,
         "options that are new",

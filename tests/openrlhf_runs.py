@@ -25,7 +25,15 @@ os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELI
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
-DATA = {"selective": "scores", "tdpo": "spans", "kto": "sums", "apo_rm": "lists"}
+DATA = {
+    "selective": "scores",
+    "tdpo": "spans",
+    "kto": "sums",
+    "apo_rm": "lists",
+    "tgdpo": "scores",
+    "tis_dpo": "scores",
+}
+DATA |= {"cdpo": "contrasts", "confpo": "spans", "simper": "spans"}
 MODULE = "openrlhf.cli.train_{}"
 HEAVY = ("openrlhf.cli.train_dpo", "openrlhf.cli.train_rm", "torch.utils.tensorboard")
 

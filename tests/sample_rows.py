@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+SIDES = ("chosen", "rejected")
+
 
 def rows(count: int = 12) -> list[dict]:
     """Negatives records of sums, each with the paper's three error types."""
@@ -69,6 +71,14 @@ def scored_rows(model: Path, count: int = 12) -> list[dict]:
             scored[f"{side}_offsets"] = [list(place) for place in places]
         pairs.append(scored)
     return pairs
+
+
+def contrast_rows(model: Path, count: int = 12) -> list[dict]:
+    """The scored pairs with cDPO's contrast in place of log-ratios."""
+    return [
+        row | {"score_kind": "contrast"} | {f"{s}_scores": [(x + 2) / 4 for x in row[f"{s}_scores"]] for s in SIDES}
+        for row in scored_rows(model, count)
+    ]
 
 
 def ranked_rows(count: int = 12, start: int = 0) -> list[dict]:

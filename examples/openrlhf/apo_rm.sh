@@ -10,7 +10,7 @@ deepspeed --module openrlhf.cli.train_apo_rm \
     --apo.kl_coeff 1.0 \
     --apo.coeff 0.1 \
     --apo.sample_num 4 \
-    --apo.loss ranking `# choices: ranking, wgan` \
+    --apo.loss ranking `# choices: ranking, wgan, plackett_luce` \
     --apo.normalization per_type `# choices: per_type, released` \
     --apo.pooling eos `# released: last; OpenRLHF's PPO and serve_rm read a reward at the end token` \
     --data.dataset apo_hh_human,apo_hh_samples \

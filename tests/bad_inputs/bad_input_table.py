@@ -413,6 +413,13 @@ TOKEN_SCORES = [
         SCORED_PAIR | {"rejected_offsets": [[0, 2.5]]},
         ("FP011", "rejected_offsets[0]"),
     ),
+    one("an unknown kind of scores", "scored_pair", SCORED_PAIR | {"score_kind": "logits"}, ("FP260", "score_kind")),
+    one(
+        "a contrast that is no probability",
+        "scored_pair",
+        SCORED_PAIR | {"score_kind": "contrast", "rejected_scores": [1.5]},
+        ("FP261", "rejected_scores"),
+    ),
 ]
 
 SPANS = [

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from finepref.losses import kto, sepo, tdpo
+from finepref.losses import confpo, kto, ld_dpo, sepo, simper, tdpo, tgdpo, tis_dpo
 from finepref.losses.ops import LossOut, TokenLogps, position_kl, token_logps
 from torch import Tensor
 
@@ -61,10 +61,27 @@ def ratio(s: Side) -> tdpo.TokenLogRatio:
     )
 
 
-def _sepo(chosen: Side, rejected: Side) -> LossOut:
-    def scored(s: Side) -> TokenLogps:
-        return TokenLogps(token_logps(s.policy_logits, s.labels), s.weight)
+def scored(s: Side) -> TokenLogps:
+    return TokenLogps(token_logps(s.policy_logits, s.labels), s.weight)
 
+
+def reverse_kl(policy_logits: Tensor, reference_logits: Tensor) -> Tensor:
+    """KL(policy || reference) with a gradient: [..., V], [..., V] -> [...]."""
+    log_pi, log_ref = (
+        each.to(torch.promote_types(each.dtype, torch.float32)).log_softmax(-1).clamp(min=-1e30)
+        for each in (policy_logits, reference_logits)
+    )
+    return (log_pi.exp() * (log_pi - log_ref)).sum(-1)
+
+
+def guided(s: Side, *, chosen: bool) -> tdpo.TokenLogRatio:
+    """TGDPO's weights, some of them negative, by a guide whose log-ratio is made of the reference's numbers."""
+    response = ratio(s)
+    log_ratio = 10 * (response.reference.detach() + 1.7).clamp(-5, 5)
+    return response._replace(weight=s.weight * tgdpo.token_weights(log_ratio, beta=0.1, alpha=0.5, chosen=chosen))
+
+
+def _sepo(chosen: Side, rejected: Side) -> LossOut:
     return sepo.sepo_loss(scored(chosen), scored(rejected), **sepo.PRESETS["paper"])
 
 
@@ -87,6 +104,10 @@ def _kto(chosen: Side, rejected: Side) -> LossOut:
     return LossOut(good.loss + bad.loss, good.valid & bad.valid, good.chosen_reward, bad.rejected_reward)
 
 
+def _with_reverse_kl(s: Side) -> tdpo.TokenLogRatio:
+    return ratio(s)._replace(kl=reverse_kl(s.policy_logits[:, :-1], s.reference_logits[:, :-1]))
+
+
 PAIR_LOSSES = {
     "sepo": _sepo,
     "tdpo1": lambda c, r: tdpo.tdpo1_loss(ratio(c), ratio(r), beta=0.1),
@@ -96,4 +117,12 @@ PAIR_LOSSES = {
     ),
     "masked dpo": lambda c, r: tdpo.masked_dpo_loss(ratio(c)._replace(kl=None), ratio(r)._replace(kl=None), beta=0.1),
     "kto": _kto,
+    "tgdpo": lambda c, r: tdpo.masked_dpo_loss(guided(c, chosen=True), guided(r, chosen=False), beta=0.1),
+    "tis-dpo with KL": lambda c, r: tis_dpo.tis_dpo_loss(*map(_with_reverse_kl, (c, r)), beta=0.1, alpha=0.5),
+    "ld-dpo, whole reference": lambda c, r: tdpo.masked_dpo_loss(
+        *(ld_dpo.whole_reference(ratio(s)) for s in (c, r)), beta=0.1
+    ),
+    "confpo": lambda c, r: confpo.confpo_loss(scored(c), scored(r), beta=1.5, gamma=1.6),
+    "confpo, paper": lambda c, r: confpo.confpo_loss(scored(c), scored(r), beta=1.5, gamma=1.6, rule="paper"),
+    "simper": lambda c, r: simper.simper_loss(scored(c), scored(r)),
 }

@@ -4,7 +4,7 @@ import batches
 import plain_loops
 import pytest
 import torch
-from finepref.losses import apo_rm, kto, sepo, tdpo
+from finepref.losses import apo_rm, kto, ranking, sepo, tdpo
 from finepref.losses.ops import TokenLogps, position_kl, reduce, token_logps
 
 SEEDS = range(8)
@@ -117,7 +117,13 @@ def test_apo_equals_the_plain_loops_with_ties_and_absent_responses(seed, kind, n
     )
     lists = (x.tolist() for x in (rewards, scores, present, is_apo))
     close(reduce(out), plain_loops.apo_rm(*lists, **coefficients, kind=kind, normalization=normalization))
-    ranked = apo_rm.rank_loss(rewards, scores, present)
+    ranked = ranking.rank_loss(rewards, scores, present)
     plain = [plain_loops.rank(*row) for row in zip(rewards.tolist(), scores.tolist(), present.tolist(), strict=True)]
     close(ranked.loss, [total / n if n else 0.0 for total, n in plain])
     assert ranked.valid.tolist() == [n > 0 for _, n in plain]
+    ahead = ranking.rank_loss(rewards, scores, present, margins=True)
+    plain = [
+        plain_loops.rank(*row, margins=True)
+        for row in zip(*(x.tolist() for x in (rewards, scores, present)), strict=True)
+    ]
+    close(ahead.loss, [total / n if n else 0.0 for total, n in plain])

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from finepref.losses.apo_rm import apo_rm_loss, rank_loss
+from finepref.losses.apo_rm import apo_rm_loss
 from finepref.losses.ops import reduce
+from finepref.losses.ranking import rank_loss
 
 LN2 = math.log(2)
 

@@ -38,7 +38,7 @@ def test_pair_losses_and_gradients_are_finite(dtype, kind, name):
             assert (side.policy_logits.grad[empty] == 0).all()
 
 
-@pytest.mark.parametrize("kind", ["ranking", "wgan"])
+@pytest.mark.parametrize("kind", ["ranking", "wgan", "plackett_luce"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_ranking_losses_and_gradients_are_finite(dtype, kind):
     """The same grid with R for T; an absent response (weight 0) may have any reward, -inf and NaN included."""

@@ -51,8 +51,8 @@ def test_ranking_calibrating_and_kto_losses_pass_gradcheck():
     rewards = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     scores = torch.tensor([[3.0, 1, 2, 2], [0, -1, 5, 1], [1, 1, 1, 2]])
     is_apo = torch.tensor([False, True, True])
-    for kind in ("ranking", "wgan"):
-        for normalization in ("per_type", "released"):
+    for kind in ("ranking", "wgan", "plackett_luce"):
+        for normalization in ("per_type", "released") if kind != "plackett_luce" else ("per_type",):
             settings = {"kl_coeff": 1.0, "apo_coeff": 0.1, "samples": 4, "kind": kind, "normalization": normalization}
             assert gradcheck(lambda r, s=settings: reduce(apo_rm.apo_rm_loss(r, scores, is_apo, **s)), (rewards,))
     desirable = torch.tensor([True, False, True])

@@ -1,11 +1,12 @@
 """Padding, order and neighbours do not matter; each token counts exactly once, the first and EOS included."""
 
 import math
+from functools import partial
 
 import batches
 import pytest
 import torch
-from finepref.losses import apo_rm, sepo, tdpo
+from finepref.losses import plackett_luce, ranking, sepo, tdpo
 from finepref.losses.ops import TokenLogps, position_kl, token_logps
 from torch.nn.functional import pad
 
@@ -64,17 +65,23 @@ def test_a_record_alone_has_the_loss_it_has_among_neighbours(name):
         torch.testing.assert_close(losses(name, alone), together[row : row + 1], rtol=0, atol=1e-6)
 
 
-def test_absent_responses_order_and_neighbours_change_no_ranking_loss():
+@pytest.mark.parametrize(
+    "loss",
+    [ranking.rank_loss, plackett_luce.plackett_luce_loss, partial(plackett_luce.plackett_luce_loss, ties="breslow")],
+    ids=["ranking", "plackett_luce apart", "plackett_luce breslow"],
+)
+def test_absent_responses_order_and_neighbours_change_no_loss_of_a_list(loss):
     generator = torch.Generator().manual_seed(0)
     rewards, scores = torch.randn(3, 4, generator=generator), torch.rand(3, 4, generator=generator)
-    plain = apo_rm.rank_loss(rewards, scores).loss
-    wide = apo_rm.rank_loss(
+    scores[0, 1] = scores[0, 2]
+    plain = loss(rewards, scores).loss
+    wide = loss(
         pad(rewards, (7, 64), value=5.0), pad(scores, (7, 64), value=9.0), pad(torch.ones(3, 4).bool(), (7, 64))
     )
     torch.testing.assert_close(wide.loss, plain, rtol=0, atol=1e-6)
-    torch.testing.assert_close(apo_rm.rank_loss(rewards.flip(0), scores.flip(0)).loss, plain.flip(0))
-    torch.testing.assert_close(apo_rm.rank_loss(rewards.flip(1), scores.flip(1)).loss, plain)
-    torch.testing.assert_close(apo_rm.rank_loss(rewards[:1], scores[:1]).loss, plain[:1])
+    torch.testing.assert_close(loss(rewards.flip(0), scores.flip(0)).loss, plain.flip(0))
+    torch.testing.assert_close(loss(rewards.flip(1), scores.flip(1)).loss, plain)
+    torch.testing.assert_close(loss(rewards[:1], scores[:1]).loss, plain[:1])
 
 
 class Probe(torch.nn.Module):

@@ -94,6 +94,15 @@ def score(
         OverlongPolicy | None,
         typer.Option(help="Longer records than --cutoff-len; default: host.", show_default=False),
     ] = None,
+    contrast: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="cDPO: also write a .contrast.jsonl, with this weight of the reference (paper: 1). The oracle is a "
+            "model of right answers, the reference one of wrong answers; both are in memory together.",
+            show_default=False,
+        ),
+    ] = None,
     csv_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Also the released CSV, this share.")] = 0.0,
     layout: Format = "",
     dataset_dir: DatasetDir = IN_DATASET_INFO,
@@ -102,14 +111,18 @@ def score(
     max_bad: MaxBad = MAX_BAD,
     work_dir: Annotated[Path | None, typer.Option(help="Folder of the journals; default: beside the output.")] = None,
 ) -> None:
-    """The reward of every response token, log oracle - log reference, for any share selected later (SePO).
+    """The score of every response token, log oracle - log reference, for the stages that select or weigh tokens.
+
+    SePO and TGDPO: the oracle is trained by DPO, the reference is what it was trained from. TIS-DPO: both are trained
+    by DPO, the reference with chosen and rejected exchanged. cDPO: see --contrast.
 
     An interrupted run resumes. Under torchrun (RANK and WORLD_SIZE) the ranks divide the work. Exit code 1: bad
     input, or no pair could be scored.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    beside = [output.with_suffix(suffix) for suffix in (".parquet", ".report.json", *([".csv"] * (csv_share > 0)))]
+    more = [".csv"] * (csv_share > 0) + [".contrast.jsonl"] * (contrast is not None)
+    beside = [output.with_suffix(suffix) for suffix in (".parquet", ".report.json", *more)]
     pairs = input_of(source, layout, dataset_dir, column, output, *beside, rejected_path(output))
     needs = 'scoring needs "finepref[model]"; vllm and ray are extras of their own; an adapter needs peft'
     with user_errors(f"{needs}; {TEMPLATE_NEEDS}"):
@@ -129,14 +142,19 @@ def score(
 
             settings["batch_tokens"] = default_batch_tokens(on_accelerator=shared.gpus > 0)
 
-        def scorer(model: str, adapter: str | None = None) -> Scorer:
+        def local(model: str, adapter: str | None = None) -> LocalScorer:
             if shared is None:
                 return kind(model, adapter=adapter, **settings)
+            return kind(for_workers(model), adapter=adapter and for_workers(adapter), **settings)
+
+        def scorer(one: LocalScorer) -> Scorer:
+            if shared is None:
+                return one
             from finepref.synth.scorers.ray import RayScorer
 
-            adapter = adapter and for_workers(adapter)
-            return RayScorer(kind(for_workers(model), adapter=adapter, **settings), shared)
+            return RayScorer(one, shared)
 
+        first, second = local(oracle or reference, oracle_adapter), local(reference)
         limits = Limits(
             max_prompt=max_prompt,
             min_response=min_response,
@@ -148,8 +166,9 @@ def score(
             outcome = run(
                 pairs,
                 output,
-                oracle=scorer(oracle or reference, oracle_adapter),
-                reference=scorer(reference),
+                oracle=scorer(first),
+                reference=scorer(second),
+                contrast=None if contrast is None else scorer(_contrast_of(first, second, contrast)),
                 limits=limits,
                 template=PLAIN if template in ("", OWN) else template_of(template),
                 bad_rows=collected,
@@ -166,6 +185,20 @@ def score(
         return
     typer.echo(f"{output}: {outcome.scored} scored pairs (left out: {left_out})")
     exit_if_empty(outcome.scored, output, f"left out: {left_out}")
+
+
+def _contrast_of(right: LocalScorer, wrong: LocalScorer, contrast: float) -> LocalScorer:
+    """The scorer of both models.
+
+    Raises:
+        ValueError: an engine that gives no logits.
+    """
+    from finepref.synth.scorers.contrast import ContrastScorer
+    from finepref.synth.scorers.hf import HfScorer
+
+    if not (isinstance(right, HfScorer) and isinstance(wrong, HfScorer)):
+        raise ValueError("--contrast needs the logits of both models, which only --engine hf gives")
+    return ContrastScorer(right, wrong, contrast=contrast)
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -215,7 +248,9 @@ def _kind(engine: ScoringEngine, vllm_options: str, device_map: str) -> Callable
 
 def register(app: typer.Typer) -> None:
     """Add this file's command to `app`."""
-    group = typer.Typer(no_args_is_help=True, help="SePO: token scores, of which training selects any share.")
+    group = typer.Typer(
+        no_args_is_help=True, help="Token scores, by which SePO, TGDPO, TIS-DPO and cDPO select or weigh tokens."
+    )
     group.callback()(lambda: None)
     group.command("score")(score)
     app.add_typer(group, name="sepo")

@@ -56,6 +56,7 @@ FIELD_TEXTS = {
     "rejected_offsets": "the same for rejected",
     "template": "text, optional: the name of the template that the scored prompt was written with",
     "prompt_digest": "text, optional: a digest of the scored prompt's tokens, compared in training",
+    "score_kind": '"log_ratio" or "contrast", optional: what the scores are, cDPO needs the latter',
     "responses": "two or more texts",
     "scores": "a number per response, not all equal; may be negative",
     "kind": '"human" or "apo", optional: apo is a golden answer above an LLM\'s sample',
@@ -136,7 +137,7 @@ FORMATS_SHOWN: dict[str, Format] = {
         (*_PROMPT_CODES, "FP008", "FP034", *_SPAN_CODES, "FP046", "FP060"),
     ),
     "scored_pair": Format(
-        "A pair with a score per token, from which SePO selects any share.",
+        "A pair with a score per token, by which stages select tokens (SePO) or weigh them (TGDPO, TIS-DPO, cDPO).",
         {
             "prompt": _PARIS,
             "chosen": "It is Paris.",
@@ -150,7 +151,7 @@ FORMATS_SHOWN: dict[str, Format] = {
             "prompt_digest": "c1f0a9d2b7e84563",
         },
         {"file_name": "scores.jsonl", "formatting": "scored_pair"},
-        (*_PROMPT_CODES, "FP007", "FP008", "FP034", "FP055", "FP056", "FP057", "FP060"),
+        (*_PROMPT_CODES, "FP007", "FP008", "FP034", "FP055", "FP056", "FP057", "FP060", "FP260", "FP261"),
     ),
     "ranked": Format(
         "Two or more scored responses (reward models, APO).",

@@ -124,6 +124,11 @@ CODES: dict[str, str] = {
     "FP242": "the template cannot write the tools, or the turns of tools, of a row",
     "FP250": "the token scores belong to another prompt",
     "FP251": "the template writes a token that the model does not have",
+    "FP260": "the kind of the token scores is unknown",
+    "FP261": "a contrast is not between 0 and 1",
+    "FP262": "the token scores are of another kind than the stage reads",
+    "FP263": "a response has no end token, which is to be trained",
+    "FP264": "a pair has no margin, which the loss reads",
 }
 """Code -> short meaning. Codes are never used again for another meaning (FP044, FP064, FP065, FP086, FP202, FP221)."""
 

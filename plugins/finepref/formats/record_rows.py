@@ -59,6 +59,8 @@ def to_row(record: Record) -> dict[str, object]:
                 row["template"] = record.template
             if record.prompt_digest:
                 row["prompt_digest"] = record.prompt_digest
+            if record.score_kind != "log_ratio":
+                row["score_kind"] = record.score_kind
         case Ranked():
             row |= {"responses": [*map(_reply, record.responses)], "scores": list(record.scores)}
             if record.kind != "human":

@@ -44,8 +44,10 @@ class SpanPair:
 
 @dataclass(frozen=True, slots=True)
 class ScoredPair:
-    """A pair with a score per token, from which SePO selects any share.
+    """A pair with a score per token, by which SePO selects tokens, and TGDPO, TIS-DPO and cDPO weigh them.
 
+    `score_kind` is "log_ratio" for log-probabilities of one model minus those of another, in nats, or "contrast" for
+    cDPO's s_t, which lies in [0, 1].
     `tokenizer` is the fingerprint of the tokenizer (see `finepref.formats.scores`). There is one score per response
     token, and optionally one for the end token. The optional offsets are the characters of each scored token, by which
     scores are mapped to other tokenizers. `template` names the template that the prompt was written with, and
@@ -63,6 +65,7 @@ class ScoredPair:
     rejected_offsets: tuple[tuple[int, int], ...] = ()
     template: str = ""
     prompt_digest: str = ""
+    score_kind: Literal["log_ratio", "contrast"] = "log_ratio"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "rejected_offsets",
         "template",
         "prompt_digest",
+        "score_kind",
     ),
     "ranked": (*COMMON_FIELDS, "responses", "scores", "kind"),
     "feedback": (*COMMON_FIELDS, "response", "label", "error_type"),

@@ -145,6 +145,14 @@ def _scored_pair(reader: RowReader) -> ScoredPair | None:
     chosen_scores, chosen_offsets = _scores_of(reader, "chosen", chosen)
     rejected_scores, rejected_offsets = _scores_of(reader, "rejected", rejected)
     template, digest = reader.optional_text("template"), reader.optional_text("prompt_digest")
+    kind = reader.values.get("score_kind", "log_ratio")
+    if kind != "log_ratio" and kind != "contrast":
+        reader.note(reader.column("score_kind"), "FP260", f"expected log_ratio or contrast, got {shown(kind)}")
+    if kind == "contrast":
+        for name, scores in (("chosen_scores", chosen_scores), ("rejected_scores", rejected_scores)):
+            outside = next((score for score in scores if not 0 <= score <= 1), None)
+            if outside is not None:
+                reader.note(reader.column(name), "FP261", f"{outside:g} is not a probability")
     if reader.problems:
         return None
     given = given or content_id(prompt, chosen, rejected, tokenizer, chosen_scores, rejected_scores)
@@ -160,6 +168,7 @@ def _scored_pair(reader: RowReader) -> ScoredPair | None:
         rejected_offsets,
         template or "",
         digest or "",
+        "contrast" if kind == "contrast" else "log_ratio",
     )
 
 

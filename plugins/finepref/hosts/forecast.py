@@ -189,6 +189,7 @@ class Decision:
             skipped = overlong.equal([each.response for each in tokens.values()], kept.response)
         prompt = tokens[sides[0]].prompt
         row = facts(record, self.tokeniser.tokenizer, prompt, self.tokeniser.template)
+        row["cut"] = kept.cut
         before = kept.stop - kept.start
         for side, each in tokens.items():
             start, offsets = (each.start, each.offsets) if selects(record, side) else (0, [])

@@ -2,7 +2,8 @@
 
 Formula: L = kl_coeff * L_rank(human pairs) + apo_coeff / samples * L_rank(golden > the LLM's own sample)
 Where:   L_rank = mean over the ordered pairs (i, j) of a record with score_i > score_j of -log sigmoid(r_i - r_j);
-         `kind="wgan"` takes -(r_i - r_j) for the APO records, the human records keep the sigmoid.
+         `kind="wgan"` takes -(r_i - r_j) for the APO records, the human records keep the sigmoid;
+         `kind="plackett_luce"` takes the loss of the whole list (`losses.plackett_luce`) in place of L_rank.
 Deltas from the paper: `per_type` takes one mean over the human and one over the APO records, so that neither's weight
          depends on the mix of the batch. The authors' code (`released`) divides both sums by all pairs of the batch,
          and takes a score of -1 for an absent response; here `mask` says what is absent and every score is a score.
@@ -16,21 +17,11 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from finepref.losses.ops import LossOut, upcast
+from finepref.losses.ops import LossOut
+from finepref.losses.plackett_luce import Ties, plackett_luce_loss
+from finepref.losses.ranking import ordered_pairs
 from finepref.losses.ranks import sum_over_ranks
-
-
-def rank_loss(rewards: Tensor, scores: Tensor, mask: Tensor | None = None) -> LossOut:
-    """L_rank of each record: rewards [B, R], scores [B, R], mask bool [B, R] (absent responses False) -> [B].
-
-    A record without two differently scored responses is not valid. The logged rewards are those of the best and the
-    worst scored response. Raises ValueError where a present response has a NaN score; on an accelerator, where asking
-    would make the CPU wait, the loss of that record is NaN.
-    """
-    total, pairs, best, worst = _pairs(rewards, scores, mask, torch.zeros_like(scores[:, 0], dtype=torch.bool))
-    return LossOut(total / pairs.clamp(min=1), pairs > 0, best, worst)
 
 
 def apo_rm_loss(
@@ -41,13 +32,17 @@ def apo_rm_loss(
     kl_coeff: float,
     apo_coeff: float,
     samples: int,
-    kind: Literal["ranking", "wgan"] = "ranking",
+    kind: Literal["ranking", "wgan", "plackett_luce"] = "ranking",
+    ties: Ties = "apart",
+    margins: bool = False,
     normalization: Literal["per_type", "released"] = "per_type",
     mask: Tensor | None = None,
     counts: tuple[float | Tensor, float | Tensor] | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> LossOut:
-    """The share of each record in L, scaled so that `ops.reduce` of the result is L; other arguments as `rank_loss`.
+    """The share of each record in L, scaled so that `ops.reduce` of the result is L.
+
+    Other arguments as in `ranking.rank_loss` and `plackett_luce.plackett_luce_loss`.
 
     Args:
         is_apo: bool [B], True for golden > sample records.
@@ -56,14 +51,20 @@ def apo_rm_loss(
             ranks of `group`.
 
     Raises:
-        ValueError: an unknown `kind` or `normalization`, or `counts` with `released`, which divides by micro-batch.
+        ValueError: an unknown `kind` or `normalization`, or `counts` or whole lists with `released`, which divides by
+            the pairs of the micro-batch.
     """
-    if kind not in ("ranking", "wgan") or normalization not in ("per_type", "released"):
+    if kind not in ("ranking", "wgan", "plackett_luce") or normalization not in ("per_type", "released"):
         raise ValueError(f"unknown kind {kind!r} or normalization {normalization!r}")
-    if counts is not None and normalization == "released":
-        raise ValueError("counts: `released` divides by the pairs of the micro-batch, whatever the step holds")
+    if (counts is not None or kind == "plackett_luce") and normalization == "released":
+        raise ValueError("`released` divides by the pairs of the micro-batch: no counts of a step, no whole lists")
     is_apo = is_apo.bool()
-    total, pairs, best, worst = _pairs(rewards, scores, mask, is_apo if kind == "wgan" else torch.zeros_like(is_apo))
+    if kind == "plackett_luce":
+        total, pairs, best, worst = plackett_luce_loss(rewards, scores, mask, ties=ties)  # as one pair per list
+    else:
+        linear = is_apo if kind == "wgan" else torch.zeros_like(is_apo)
+        total, pairs, best, worst = ordered_pairs(rewards, scores, mask, linear, margins=margins)
+    pairs = pairs.long()
     valid = pairs > 0
     sizes = torch.stack([(valid & ~is_apo).sum(), (valid & is_apo).sum(), pairs.sum()])
     human, apo, all_pairs = sum_over_ranks(sizes, group)
@@ -74,26 +75,3 @@ def apo_rm_loss(
         mean = total / pairs.clamp(min=1) / torch.where(is_apo, apo, human).clamp(min=1)  # [B], sums to two means
     share = torch.where(is_apo, mean * (apo_coeff / samples), mean * kl_coeff)
     return LossOut(share * (human + apo), valid, best, worst)  # reduce divides by human + apo
-
-
-def _pairs(
-    rewards: Tensor, scores: Tensor, mask: Tensor | None, linear: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Summed loss and number of the ordered pairs, reward of the best and of the worst response, all [B]."""
-    present = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
-    broken = present & scores.isnan()  # [B, R]
-    if scores.device.type == "cpu" and broken.any():
-        raise ValueError("a present response has a NaN score; mark absent responses in `mask`")
-    rewards = torch.where(present, upcast(rewards), 0.0)
-    gap = rewards.unsqueeze(2) - rewards.unsqueeze(1)  # [B, R, R]: r_i - r_j
-    better = (scores.unsqueeze(2) > scores.unsqueeze(1)) & present.unsqueeze(2) & present.unsqueeze(1)
-    penalty = torch.where(linear[:, None, None], -gap, -logsigmoid(gap))
-    best = torch.where(present, upcast(scores), -torch.inf).argmax(1, keepdim=True)
-    worst = torch.where(present, upcast(scores), torch.inf).argmin(1, keepdim=True)
-    logged = rewards.detach()
-    return (
-        torch.where(better, penalty, 0.0).sum((1, 2)).masked_fill(broken.any(1), torch.nan),
-        better.sum((1, 2)) + broken.any(1),
-        logged.gather(1, best).squeeze(1),
-        logged.gather(1, worst).squeeze(1),
-    )

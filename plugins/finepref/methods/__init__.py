@@ -4,6 +4,28 @@ A method's file has its options, its token weights, its loss and, at the end, it
 `finepref.losses` inside functions only, so that listing stages and printing help does not need torch.
 """
 
-from finepref.methods import apo_rm, granular_sft, seapo_kto, sepo, tdpo
+from finepref.methods import (
+    apo_rm,
+    cdpo,
+    confpo,
+    granular_sft,
+    seapo_kto,
+    sepo,
+    simper,
+    tdpo,
+    tgdpo,
+    tis_dpo,
+)
 
-BUILT_IN = (seapo_kto.STAGE, sepo.STAGE, tdpo.STAGE, granular_sft.STAGE, apo_rm.STAGE)
+BUILT_IN = (
+    seapo_kto.STAGE,
+    sepo.STAGE,
+    tdpo.STAGE,
+    tgdpo.STAGE,
+    tis_dpo.STAGE,
+    cdpo.STAGE,
+    confpo.STAGE,
+    simper.STAGE,
+    granular_sft.STAGE,
+    apo_rm.STAGE,
+)

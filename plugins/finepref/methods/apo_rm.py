@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from finepref.formats.problems import Problem
+from finepref.formats.record_places import record_mark
+from finepref.formats.records import Pair, Record
 from finepref.methods.batches import Ranked
 from finepref.methods.options import RankedOptions, option
 from finepref.methods.stage import Stage
@@ -32,8 +34,17 @@ class ApoOptions(RankedOptions):
         0.1, "Coefficient of the adversarial records: golden answers above the LLM's samples.", at_least=0
     )
     apo_sample_num: int = option(4, "Samples per golden answer; apo_coeff is divided by it.", at_least=1)
-    apo_loss: Literal["ranking", "wgan"] = option(
-        "ranking", "Loss of the adversarial records: -log sigmoid of the margin, or minus the margin itself."
+    apo_loss: Literal["ranking", "wgan", "plackett_luce"] = option(
+        "ranking",
+        "ranking: -log sigmoid of each pair's margin. wgan: minus the margin itself, for the adversarial records. "
+        "plackett_luce: the likelihood of the whole order of a list.",
+    )
+    apo_ties: Literal["apart", "breslow"] = option(
+        "apart",
+        "plackett_luce: equally scored responses do not compete with each other (apart), or each with all (breslow).",
+    )
+    apo_margins: bool = option(
+        False, "ranking: the better response must lead by the difference of the scores, of a pair by its margin."
     )
     apo_normalization: Literal["per_type", "released"] = option(
         "per_type",
@@ -72,11 +83,27 @@ class ApoOptions(RankedOptions):
         """
         if self.apo_kl_coeff == self.apo_coeff == 0:
             raise ValueError(f"{self.key('apo_kl_coeff')} and {self.key('apo_coeff')} are both 0, so there is no loss")
+        if self.apo_ties != "apart" and self.apo_loss != "plackett_luce":
+            raise ValueError(f"{self.key('apo_ties')} belongs to {self.key('apo_loss', 'plackett_luce')}")
+        if self.apo_loss == "plackett_luce" and self.apo_normalization == "released":
+            raise ValueError(
+                f"{self.key('apo_normalization', 'released')} divides by pairs, but "
+                f"{self.key('apo_loss', 'plackett_luce')} has whole lists"
+            )
+        if self.apo_margins and self.apo_loss == "plackett_luce":
+            raise ValueError(f"{self.key('apo_margins')} does nothing with {self.key('apo_loss', 'plackett_luce')}")
         if self.apo_loss == "wgan" and self.apo_coeff == 0:
             raise ValueError(
                 f"{self.key('apo_loss', 'wgan')} is the adversarial records' loss, but their "
                 f"{self.key('apo_coeff')} is 0"
             )
+
+
+def check_record(record: Record, options: ApoOptions) -> list[Problem]:
+    """FP264 if a pair has no margin although the loss reads it."""
+    if not options.apo_margins or not isinstance(record, Pair) or record.margin is not None:
+        return []
+    return [Problem(record_mark(record.id), 0, "margin", "FP264", f"{options.key('apo_margins')} reads it")]
 
 
 def check_data(kinds: Collection[str], options: ApoOptions) -> list[Problem]:
@@ -103,6 +130,8 @@ def losses(batch: Ranked, options: ApoOptions) -> tuple[LossOut, dict[str, Tenso
         apo_coeff=options.apo_coeff,
         samples=options.apo_sample_num,
         kind=options.apo_loss,
+        ties=options.apo_ties,
+        margins=options.apo_margins,
         normalization=options.apo_normalization,
         mask=batch.present,
         counts=batch.counts,
@@ -118,6 +147,7 @@ STAGE = Stage(
     formats=("ranked", "pair"),
     options=ApoOptions,
     losses=losses,
+    check_record=check_record,
     check_data=check_data,
     recipe="examples/apo_rm.yaml",
     demo_dataset="apo_demo",

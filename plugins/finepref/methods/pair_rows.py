@@ -2,7 +2,8 @@
 
 A tokenised row is a dict, as stored in a host's data set. For each side (chosen, rejected) it has lists of one length:
 {side}_labels (-100 on the prompt), {side}_weight (of the spans) and {side}_score, and the flags {side}_annotated (has
-spans) and {side}_scored. It also has example_id, side, mapped and other_prompt. Methods read it as a `PairRow`.
+spans) and {side}_scored. It also has example_id, side, mapped, other_prompt, contrast and end_token. Methods read
+it as a `PairRow`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from finepref.formats.problems import BadData, Problem
 from finepref.formats.record_places import record_mark
 from finepref.methods.batches import Weights
 from finepref.methods.options import Options
+from finepref.methods.overlong import RESPONSE_CUT
 
 SIDES = ("chosen", "rejected")
 IGNORED = -100  # the label of a token that no loss reads
@@ -59,6 +61,9 @@ class PairRow(NamedTuple):
         rejected: in a batch of shape "single" it is `NO_RESPONSE`.
         mapped: whether its scores were made with another tokenizer.
         other_prompt: what is wrong if its scores were made after another prompt, else "".
+        contrast: whether its scores are of the kind "contrast", see `formats.records.ScoredPair`.
+        end_token: id of the tokenizer's end token, -1 if it has none.
+        cut: whether the end of a response was cut off. (Not known where the host keeps the end token in any case.)
     """
 
     record_id: str
@@ -66,13 +71,25 @@ class PairRow(NamedTuple):
     rejected: ResponseRow
     mapped: bool
     other_prompt: str = ""
+    contrast: bool = False
+    end_token: int = -1
+    cut: bool = False
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> PairRow:
         """Make a PairRow from a tokenised row (see the module's docstring)."""
         names = ("labels", "weight", "score", "annotated", "scored")
         chosen, rejected = (ResponseRow(*(row[f"{side}_{name}"] for name in names)) for side in SIDES)
-        return cls(row["example_id"], chosen, rejected, row["mapped"], row.get("other_prompt", ""))
+        return cls(
+            row["example_id"],
+            chosen,
+            rejected,
+            row["mapped"],
+            row.get("other_prompt", ""),
+            row.get("contrast", False),
+            row.get("end_token", -1),
+            RESPONSE_CUT in row.get("cut", "").split(","),
+        )
 
     def sides(self) -> tuple[tuple[str, ResponseRow], ...]:
         """("chosen", its response), ("rejected", its response)."""
@@ -82,6 +99,14 @@ class PairRow(NamedTuple):
     def annotated(self) -> tuple[str, ...]:
         """The sides that have spans."""
         return tuple(side for side, response in self.sides() if response.annotated)
+
+    def after_text(self, response: ResponseRow) -> list[bool]:
+        """Which tokens of a response are its last end token, or what a template writes after that."""
+        labels = response.labels
+        if self.end_token < 0 or self.end_token not in labels:
+            return [False] * len(labels)
+        end = len(labels) - 1 - labels[::-1].index(self.end_token)
+        return [i >= end and label != IGNORED for i, label in enumerate(labels)]
 
     def whole(self) -> Weights:
         """Weight 1 on every response token."""
@@ -117,6 +142,25 @@ def weigh_all(row: PairRow, options: Options, seed: int) -> Weights:
     if problems:
         raise BadData(problems)
     return weights
+
+
+def weigh_by_masks(row: PairRow, options: Options, masks: str) -> Weights:
+    """Weight 1 on every response token, or the weights of the spans.
+
+    Args:
+        row: the tokenised pair.
+        options: of the stage.
+        masks: the name of its option with the values "none" and "annotated".
+
+    Raises:
+        BadData: with "annotated", the pair has no spans (FP210), or no token in the spans is left (FP214).
+    """
+    if getattr(options, masks) == "none":
+        return row.whole()
+    if not row.annotated:
+        text = f"{options.key(masks, 'annotated')} needs spans; {options.key(masks, 'none')} trains on whole responses"
+        raise BadData([row.problem("rejected_spans", "FP210", text)])
+    return weigh_all(row, options, 0)
 
 
 def weigh_chosen(row: PairRow, options: Options, seed: int) -> list[float]:
@@ -219,7 +263,8 @@ def _of_beginning(places: Sequence[tuple[int, int]], offsets: Sequence[tuple[int
 def facts(record: records.Record, tokenizer: Any, prompt: Sequence[int], template: str) -> dict[str, Any]:
     """The columns of a tokenised row about its whole record.
 
-    They are id, side, mapped, other_prompt, and for each response whether it has spans and scores.
+    They are id, side, mapped, other_prompt, contrast, end_token, and for each response whether it has spans and
+    scores.
 
     Args:
         record: the record.
@@ -234,6 +279,8 @@ def facts(record: records.Record, tokenizer: Any, prompt: Sequence[int], templat
         "side": record.side if isinstance(record, records.SpanPair) else 0,
         "mapped": mapped,
         "other_prompt": "" if mapped else other_prompt(record, prompt, template),
+        "contrast": isinstance(record, records.ScoredPair) and record.score_kind == "contrast",
+        "end_token": -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
     }
     for side in SIDES:
         row |= {f"{side}_annotated": bool(spans_of(record, side)), f"{side}_scored": scored}

@@ -14,6 +14,7 @@ from finepref.formats.problems import BadData
 from finepref.methods.batches import Pairs, Weights
 from finepref.methods.options import PairOptions, option
 from finepref.methods.pair_rows import PairRow, ResponseRow
+from finepref.methods.scored import MAKE, MAP_SCORES, check_scores
 from finepref.methods.stage import Stage
 
 if TYPE_CHECKING:
@@ -51,10 +52,7 @@ class SepoOptions(PairOptions):
         above=0,
         at_most=1,
     )
-    sepo_map_scores: bool = option(
-        False,
-        "Use scores of another tokenizer, mapped by their character offsets, or of another template; else refused.",
-    )
+    sepo_map_scores: bool = option(False, MAP_SCORES)
 
 
 def weigh(row: PairRow, options: SepoOptions, seed: int) -> Weights:
@@ -66,19 +64,13 @@ def weigh(row: PairRow, options: SepoOptions, seed: int) -> Weights:
 
     Raises:
         BadData: the data has neither scores nor spans (FP210), the scores belong to another tokenizer (FP212) or
-            another prompt (FP250), or no selected token is left (FP214).
+            another prompt (FP250) or are of another kind (FP262), or no selected token is left (FP214).
     """
     oracle = options.sepo_selection == "oracle"
-    if oracle and not row.annotated and not row.chosen.scored:
-        whole = options.key("sepo_selection", "all")
-        text = f"{options.key('sepo_selection', 'oracle')} needs them: run `finepref sepo score`, or set {whole}"
-        raise BadData([row.problem("chosen_scores", "FP210", text)])
-    if oracle and row.mapped and not options.sepo_map_scores:
-        text = f"set {options.key('sepo_map_scores')} to map them by their character offsets"
-        raise BadData([row.problem("tokenizer", "FP212", text)])
-    if oracle and row.other_prompt and not options.sepo_map_scores:
-        text = f"{row.other_prompt}, or set {options.key('sepo_map_scores')} to use these"
-        raise BadData([row.problem("prompt_digest", "FP250", text)])
+    if oracle and not row.annotated:
+        chosen, whole = (options.key("sepo_selection", value) for value in ("oracle", "all"))
+        missing = f"{chosen} needs them: run {MAKE[False]}, or set {whole}"
+        check_scores(row, options, contrast=False, map_scores="sepo_map_scores", missing=missing)
     weights, problems = [], []
     for side, response in row.sides():
         if options.sepo_selection == "random":

@@ -44,6 +44,20 @@ class TdpoOptions(PairOptions):
     tdpo_normalize_spans: bool = option(
         False, "Divide log-ratio and KL by the number of masked tokens, so that short spans learn as fast."
     )
+    tdpo_ld_alpha: float | None = option(
+        None,
+        "LD-DPO: weight of the tokens beyond the length of the other response (paper: 0.5); only without masks.",
+        above=0,
+        at_most=1,
+    )
+    tdpo_ld_reference: Literal["weighted", "whole"] = option(
+        "weighted",
+        "LD-DPO: the reference's tokens are weighted as the policy's (as in TRL) or count in full (LLaMA-Factory).",
+    )
+    tdpo_end_token: bool = option(
+        False,
+        "Train on the end token of a response beside its spans, as Mask-DPO does; without spans it always counts.",
+    )
     pref_beta: float = host_option(0.1, BETA, llamafactory="pref_beta", openrlhf="model.beta", above=0)
 
     def check_together(self) -> None:
@@ -71,20 +85,31 @@ class TdpoOptions(PairOptions):
         if self.tdpo_masks == "none" and (self.tdpo_sides == "one" or self.tdpo_normalize_spans):
             given = ("tdpo_sides", "one") if self.tdpo_sides == "one" else ("tdpo_normalize_spans",)
             raise ValueError(f"{self.key(*given)} needs spans, but {self.key('tdpo_masks', 'none')} reads none")
+        if self.tdpo_ld_alpha is not None and self.tdpo_masks != "none":
+            raise ValueError(
+                f"{self.key('tdpo_ld_alpha')} weighs whole responses: set {self.key('tdpo_masks', 'none')}"
+            )
+        if self.tdpo_ld_reference == "whole" and self.tdpo_ld_alpha is None:
+            raise ValueError(
+                f"{self.key('tdpo_ld_reference', 'whole')} does nothing without {self.key('tdpo_ld_alpha')}"
+            )
+        if self.tdpo_end_token and self.tdpo_masks == "none":
+            raise ValueError(f"{self.key('tdpo_end_token')} does nothing with {self.key('tdpo_masks', 'none')}")
 
 
 def weigh(row: PairRow, options: TdpoOptions, seed: int) -> Weights:
     """Token weights of a tokenised pair, and the side that the loss reads.
 
     With masks, the tokens in a response's spans count. A response without spans counts as a whole (`tdpo_sides: two`)
-    or not at all (`one`). Without masks, every response token counts, including the end token.
+    or not at all (`one`). Without masks, every response token counts, including the end token, with less weight beyond
+    the length of the other response if `tdpo_ld_alpha` is given.
 
     Raises:
         BadData: with masks, the pair has no spans (FP210), both responses have spans although `tdpo_sides` is `one`
-            (FP215), or no token in the spans is left (FP214).
+            (FP215), no token in the spans is left (FP214), or the end token asked for is not there (FP263).
     """
     if options.tdpo_masks == "none":
-        return row.whole()
+        return row.whole() if options.tdpo_ld_alpha is None else _by_length(row, options.tdpo_ld_alpha)
     annotated, one = row.annotated, options.tdpo_sides == "one"
     if not annotated:
         whole = options.key("tdpo_masks", "none")
@@ -96,12 +121,37 @@ def weigh(row: PairRow, options: TdpoOptions, seed: int) -> Weights:
     problems = [row.nothing_left(side, options) for side, r in row.sides() if side in annotated and not any(r.weight)]
     if problems:
         raise BadData(problems)
-    chosen, rejected = row.chosen.weight, row.rejected.weight
+    chosen, rejected = (_with_end(row, side, options) for side in ("chosen", "rejected"))
     if not one:
         return Weights(chosen, rejected)
     if annotated == ("chosen",):
         return Weights(chosen, [0.0] * len(rejected), 1)
     return Weights([0.0] * len(chosen), rejected, -1)
+
+
+def _with_end(row: PairRow, side: str, options: TdpoOptions) -> list[float]:
+    """The weights of a response, with 1 on its end token, and what the template writes after it, if that is asked."""
+    response = row.chosen if side == "chosen" else row.rejected
+    if not (options.tdpo_end_token and response.annotated):
+        return response.weight
+    end = row.after_text(response)
+    if not any(end) and not row.cut:
+        text = f"the template does not end responses with the tokenizer's end token; {options.key('tdpo_end_token')}"
+        raise BadData([row.problem(side, "FP263", text)])
+    return [1.0 if after else weight for after, weight in zip(end, response.weight, strict=True)]
+
+
+def _by_length(row: PairRow, alpha: float) -> Weights:
+    """LD-DPO's weights; the lengths count the response tokens that are left."""
+    from finepref.losses.ld_dpo import length_weights
+
+    whole = row.whole()
+    lengths = [int(sum(weight)) for weight in (whole.chosen, whole.rejected)]
+    weights = []
+    for weight, length, other in zip((whole.chosen, whole.rejected), lengths, lengths[::-1], strict=True):
+        places = iter(length_weights(length, other, alpha=alpha))
+        weights.append([next(places) if each else 0.0 for each in weight])
+    return Weights(*weights)
 
 
 def settings(options: TdpoOptions) -> dict[str, Any]:
@@ -124,6 +174,7 @@ def losses(pairs: Pairs, options: TdpoOptions) -> tuple[LossOut, dict[str, Tenso
     The metrics are weighted sums over the tokens, also with `tdpo_normalize_spans`.
     """
     from finepref.losses import tdpo
+    from finepref.losses.ld_dpo import whole_reference
     from finepref.losses.ops import weighted_sum
 
     function = {
@@ -134,6 +185,8 @@ def losses(pairs: Pairs, options: TdpoOptions) -> tuple[LossOut, dict[str, Tenso
     chosen, rejected = (
         tdpo.TokenLogRatio(side.logps, side.reference, side.kl, side.weight) for side in (pairs.chosen, pairs.rejected)
     )
+    if options.tdpo_ld_reference == "whole":
+        chosen, rejected = whole_reference(chosen), whole_reference(rejected)
     out = function(
         chosen, rejected, beta=options.pref_beta, sides=pairs.side, length_normalized=options.tdpo_normalize_spans
     )

@@ -41,17 +41,48 @@ CASES = {
         {"apo__coeff": 0.5, "apo__sample_num": 2, "apo__pooling": "last", "adam__lr": 0.0},
         {"stage": "apo_rm", "dataset": "lists", "apo_coeff": 0.5, "apo_sample_num": 2, "apo_pooling": "last"},
     ),
+    "tgdpo": (
+        {"tgdpo__alpha": 2.0, "model__beta": 0.2},
+        {"stage": "tgdpo", "dataset": "scores", "tgdpo_alpha": 2.0, "pref_beta": 0.2},
+    ),
+    "tis_dpo": (
+        {"tis_dpo__weights": "rank_based", "model__beta": 0.2},
+        {"stage": "tis_dpo", "dataset": "scores", "tis_weights": "rank_based", "pref_beta": 0.2},
+    ),
+    "cdpo": ({"model__beta": 1.0}, {"stage": "cdpo", "dataset": "contrasts", "pref_beta": 1.0}),
+    "confpo": ({"confpo__gamma": 0.5}, {"stage": "confpo", "dataset": "spans", "confpo_gamma": 0.5}),
+    "simper": ({}, {"stage": "simper", "dataset": "spans"}),
+    "mask_dpo": (
+        {"tdpo__variant": "dpo", "tdpo__end_token": True},
+        {"stage": "tdpo", "dataset": "spans", "tdpo_variant": "dpo", "tdpo_end_token": True, "pref_beta": 0.1},
+    ),
+    "plackett_luce": (
+        {"apo__loss": "plackett_luce", "apo__coeff": 1.0, "apo__pooling": "last", "adam__lr": 0.0},
+        {
+            "stage": "apo_rm",
+            "dataset": "lists",
+            "apo_loss": "plackett_luce",
+            "apo_coeff": 1.0,
+            "apo_pooling": "last",
+        },
+    ),
 }
+COMMANDS = {"mask_dpo": "tdpo", "plackett_luce": "apo_rm"}
+"""The command of a case, where it is not its name."""
+WITHOUT_REFERENCE = ("selective", "apo_rm", "confpo", "simper", "plackett_luce")
 
 
 @pytest.fixture
 def on_openrlhf(train, other_model, tmp_path):
-    """The first loss of each case, and the folder with the reward model's random head, which no step has changed."""
+    """The first loss of each case, and the folder with the reward model's random head, which no step has changed.
+
+    The head depends on the seed only, so the two reward models have the same.
+    """
     losses = {}
     for name, (flags, _) in CASES.items():
-        reference = {} if name in ("selective", "apo_rm") else {"ref__model_name_or_path": other_model}
+        reference = {} if name in WITHOUT_REFERENCE else {"ref__model_name_or_path": other_model}
         one_batch = {"train__batch_size": 12, "train__micro_batch_size": 12}
-        done = train(name, ckpt__output_dir=tmp_path / name, **one_batch, **reference, **flags)
+        done = train(COMMANDS.get(name, name), ckpt__output_dir=tmp_path / name, **one_batch, **reference, **flags)
         losses[name] = done.log["train/loss_mean"][0]
     return losses, tmp_path / "apo_rm"
 
@@ -66,7 +97,7 @@ def on_llamafactory(on_openrlhf, tiny_model, other_model, sums, tmp_path):
     runs = []
     for name, (_, keys) in CASES.items():
         settings = {
-            "model_name_or_path": str(rewarding if name == "apo_rm" else tiny_model),
+            "model_name_or_path": str(rewarding if keys["stage"] == "apo_rm" else tiny_model),
             "template": "chatml",
             "dataset_dir": str(sums),
             "do_train": True,
@@ -79,7 +110,7 @@ def on_llamafactory(on_openrlhf, tiny_model, other_model, sums, tmp_path):
             "report_to": "none",
             "cache_dir": str(tmp_path / "cache"),
         }
-        reference = {} if name in ("selective", "apo_rm") else {"ref_model": str(other_model)}
+        reference = {} if name in WITHOUT_REFERENCE else {"ref_model": str(other_model)}
         runs.append(settings | reference | keys)
     environment = Path(os.environ.get("LLAMAFACTORY_ENV", ROOT / ".venvs/llamafactory"))
     program = [

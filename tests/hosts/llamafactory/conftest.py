@@ -18,11 +18,31 @@ os.environ.update(HF_HUB_OFFLINE="1", WANDB_DISABLED="true", TOKENIZERS_PARALLEL
 
 ROOT = Path(__file__).parents[3]
 HOST = ("llamafactory.train.tuner", "finepref.cli", "matplotlib.pyplot")  # what a training imports
-DATASETS = {"seapo_kto": "sums", "sepo": "scores", "tdpo": "spans", "apo_rm": "lists", "granular_sft": "granular"}
+DATASETS = {
+    "seapo_kto": "sums",
+    "sepo": "scores",
+    "tdpo": "spans",
+    "tgdpo": "scores",
+    "tis_dpo": "scores",
+    "cdpo": "contrasts",
+    "confpo": "spans",
+    "simper": "spans",
+    "apo_rm": "lists",
+    "granular_sft": "granular",
+}
+OF_A_LOSS = ("tgdpo", "tis_dpo", "cdpo", "confpo", "simper")
+"""Stages that differ from `sepo` and `tdpo` in their weights and loss alone, so that what concerns ranks, streams and
+devices is tested once."""
+OF_A_BATCH = {stage: dataset for stage, dataset in DATASETS.items() if stage not in OF_A_LOSS}
 RECIPES = {
     "seapo_kto": "seapo_kto",
     "sepo": "sepo",
     "tdpo": "tdpo_spans",
+    "tgdpo": "tgdpo",
+    "tis_dpo": "tis_dpo",
+    "cdpo": "cdpo",
+    "confpo": "confpo",
+    "simper": "simper",
     "apo_rm": "apo_rm",
     "granular_sft": "granular_sft",
 }

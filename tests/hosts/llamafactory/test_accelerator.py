@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import RECIPES, losses
+from conftest import OF_A_LOSS, RECIPES, losses
 from finepref import stages
 from finepref.hosts import packed, token_values
 from finepref.hosts.exact import bits, floats
@@ -261,7 +261,7 @@ def step_of(stage: str, collating) -> tuple[object, object, dict]:
     return lambda batch: made.get_batch_loss_metrics(model, batch)[0], model, pair_batch(collating)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, *OF_A_LOSS])
 def test_a_step_on_tensors_of_an_accelerator_mixes_no_devices_and_asks_for_no_value(collating, monkeypatch, stage):
     """Model and batch are on the device "meta", which has no values: asking for one fails, and so does the CPU."""
     monkeypatch.setattr(token_values, "_trial", lambda _: nothing_after_the_head())  # which would ask for numbers

@@ -1,11 +1,11 @@
-"""Whatever is wrong with data or options of `sepo` and `tdpo` is one coded, located error before any model loads."""
+"""Whatever is wrong with data or options of a stage on pairs is one coded, located error before any model loads."""
 
 from __future__ import annotations
 
 from copy import copy
 
 import pytest
-from sample_rows import results, scored_rows, span_rows
+from sample_rows import contrast_rows, results, scored_rows, span_rows
 
 SPANS = {"name": "spans", "formatting": "span_pair"}
 SCORES = {"name": "scores", "formatting": "scored_pair"}
@@ -50,6 +50,14 @@ def test_scores_of_another_tokenizer_are_refused_by_its_fingerprint(refused, tin
     message = refused(records, SCORES, name="sepo", sepo_map_scores=True)
     assert "scores.jsonl:5 tokenizer: '0000000000000000', the model's is " in message
     assert "mapping needs rejected_offsets, which are missing" in message
+
+
+def test_scores_of_another_kind_are_refused_before_a_model_loads(refused, tiny_model):
+    message = refused(contrast_rows(tiny_model), SCORES, name="tgdpo")
+    assert "FP262 " in message
+    assert "scores.jsonl:1 score_kind: the stage reads those that `finepref sepo score` writes" in message
+    message = refused(scored_rows(tiny_model), SCORES, name="cdpo", dataset="scores")
+    assert "scores.jsonl:1 score_kind: the stage reads those that `finepref sepo score --contrast` writes" in message
 
 
 @pytest.mark.parametrize("extra", [-1, 2])
@@ -148,7 +156,8 @@ def test_bad_options_of_sepo_give_one_clear_line(refused, overrides, message):
         ({"stage": "sft"}, "is a key of stage tdpo, not of sft"),
         (
             {"stage": "dpo", "tdpo_alpha": None, "tdpo_sides": "two", "dataset": "spans"},
-            "the host's stage rm or dpo cannot read span_pair; stage sepo or tdpo or granular_sft can",
+            "the host's stage rm or dpo cannot read span_pair; stage sepo or tdpo or confpo or simper or "
+            "granular_sft can",
         ),
     ],
 )
@@ -158,7 +167,10 @@ def test_bad_options_of_tdpo_give_one_clear_line(refused, overrides, message):
 
 def test_a_key_that_both_stages_have_is_named_with_both(refused):
     message = refused(name="apo_rm", finepref_full_logits=True)
-    assert "`finepref_full_logits` is a key of stage granular_sft, sepo, seapo_kto, tdpo, not of apo_rm" in message
+    stages = "cdpo, confpo, granular_sft, seapo_kto, sepo, simper, tdpo, tgdpo, tis_dpo"
+    assert (
+        f"`finepref_full_logits` is a key of stage {', '.join(sorted(stages.split(', ')))}, not of apo_rm" in message
+    )
 
 
 def test_a_tokenised_folder_of_the_other_pair_stage_is_refused(run, refused, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import DATASETS, RECIPES, ROOT, host_keys, losses, weights
+from conftest import DATASETS, OF_A_LOSS, RECIPES, ROOT, host_keys, losses, weights
 from finepref import methods, stages
 from finepref.formats.check import check_file
 
@@ -17,6 +17,10 @@ STAGES = list(stages.all_stages().values())
 BY_FORMAT = {"negatives": "sums", "scored_pair": "scores", "span_pair": "spans", "ranked": "lists"}
 
 by_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda row: row.name)
+by_batch = pytest.mark.parametrize(
+    "stage", [row for row in STAGES if row.name not in OF_A_LOSS[1:]], ids=lambda row: row.name
+)
+"""Every stage but those whose batches and models are handled as another one's; one of these is there for all."""
 of_ours = pytest.mark.parametrize("stage", methods.BUILT_IN, ids=lambda row: row.name)
 with_demo = pytest.mark.parametrize("stage", [row for row in STAGES if row.demo_dataset], ids=lambda row: row.name)
 
@@ -95,8 +99,17 @@ def test_the_plots_and_the_model_card_name_the_method(run, stage):
         assert f"- `{key}`: {value}\n" in card
 
 
-@pytest.mark.parametrize("finetuning_type", ["lora", "full", "freeze"])
-@by_stage
+def ways_of_training() -> list[object]:
+    """Every stage with LoRA; full and frozen training too, except for those of ours that differ in the loss alone."""
+    return [
+        pytest.param(stage, way, id=f"{stage.name}-{way}")
+        for stage in STAGES
+        for way in ("lora", "full", "freeze")
+        if way == "lora" or stage.name not in OF_A_LOSS
+    ]
+
+
+@pytest.mark.parametrize(("stage", "finetuning_type"), ways_of_training())
 def test_eight_steps_equal_four_and_a_resumed_four(run, tmp_path, stage, finetuning_type):
     """12 records, batch 2 x 2: an epoch is 3 steps (6 where a record gives two rows), so 4 is in mid-epoch."""
     common = {**tiny(stage), "finetuning_type": finetuning_type, "save_steps": 4, "max_steps": 8}
@@ -112,7 +125,7 @@ def test_eight_steps_equal_four_and_a_resumed_four(run, tmp_path, stage, finetun
     assert again.receipt["ranks"][0]["loss_calls"] == again.receipt["expected_loss_calls"] == 8
 
 
-@by_stage
+@by_batch
 def test_two_ranks_leave_one_receipt_that_lists_both(forked, stage):
     """Under torchrun itself: test_launchers.py."""
     both = forked(processes=2, **tiny(stage))
@@ -124,7 +137,7 @@ def test_two_ranks_leave_one_receipt_that_lists_both(forked, stage):
     assert {card["outcome"] for rank in ranks for card in rank["cards"]} == {"applied", "verified"}
 
 
-@by_stage
+@by_batch
 def test_the_exported_model_loads_in_transformers_and_generates(run, recipe, tmp_path, stage):
     from llamafactory.train.tuner import export_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -139,7 +152,7 @@ def test_the_exported_model_loads_in_transformers_and_generates(run, recipe, tmp
     assert model.generate(**prompt, max_new_tokens=4).shape[1] > prompt["input_ids"].shape[1]
 
 
-@by_stage
+@by_batch
 def test_a_tokenised_folder_trains_as_the_files_do(run, tmp_path, stage):
     common = {**tiny(stage), "tokenized_path": str(tmp_path / "tokens")}
     first = run(output_dir=str(tmp_path / "first"), **common)
@@ -150,7 +163,7 @@ def test_a_tokenised_folder_trains_as_the_files_do(run, tmp_path, stage):
     assert ("draws" in first.receipt) == (stage.name == "seapo_kto")
 
 
-@by_stage
+@by_batch
 def test_a_stream_trains(run, stage):
     done = run(**tiny(stage), streaming=True, dataloader_num_workers=1, max_steps=3, preprocessing_batch_size=4)
     assert done.receipt["ranks"][0]["loss_calls"] == 6
@@ -169,7 +182,7 @@ def test_several_evaluation_sets_are_each_checked_and_logged(run, sums, stage):
         do_eval=True,
         per_device_eval_batch_size=8,
         cutoff_len=2048,
-        **({"sepo_map_scores": True} if stage.name == "sepo" else {}),
+        **{key: True for key in stage.options.described("llamafactory") if key.endswith("_map_scores")},
     )
     keys = json.loads((done.folder / "eval_results.json").read_text()).keys()
     assert {f"eval_{name}_loss", f"eval_{stage.demo_dataset}_loss"} <= keys

@@ -19,7 +19,11 @@ FORMATS = {
     "seapo_kto": "negatives",
 }
 RECIPES = {"tdpo": "tdpo_spans"}
-OPTIONS = {"sepo": {"sepo_selection": "all"}, "tdpo": {"tdpo_sides": "two"}, "apo_rm": {"apo_pooling": "eos"}}
+OPTIONS = {
+    "sepo": {"sepo_selection": "all"},
+    "tdpo": {"tdpo_sides": "two", "tdpo_end_token": True},
+    "apo_rm": {"apo_pooling": "eos"},
+}
 COUNTS = ("read", "in_training_set", "skipped", "rejected", "cut")
 
 

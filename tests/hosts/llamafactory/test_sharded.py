@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import world_sizes
-from conftest import DATASETS, HOST, RECIPES, ROOT, losses, weights
+from conftest import HOST, OF_A_BATCH, RECIPES, ROOT, losses, weights
 from finepref.methods.draws import digest_text, sum_digests
 from warm import Warm
 
@@ -45,7 +45,7 @@ def recipes(tiny_model, other_model, sums, tmp_path_factory) -> dict[str, dict]:
     common = {"cache_dir": str(tmp_path_factory.mktemp("cache"))}
     return {
         stage: world_sizes.settings_of(stage, RECIPES[stage], tiny_model, other_model, sums, dataset) | common
-        for stage, dataset in DATASETS.items()
+        for stage, dataset in OF_A_BATCH.items()
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import world_sizes
-from conftest import DATASETS, HOST, RECIPES
+from conftest import HOST, OF_A_BATCH, RECIPES
 from finepref.hosts.llamafactory.streams import shares
 from sample_rows import granular_rows, ranked_rows, rows, scored_rows, span_rows, write_rows
 from warm import Warm
@@ -62,7 +62,7 @@ def streamed(tiny_model, tmp_path_factory):
         "learning_rate": 1e-3,
     }
     recipes = {}
-    for stage, dataset in DATASETS.items():
+    for stage, dataset in OF_A_BATCH.items():
         settings = world_sizes.settings_of(stage, RECIPES[stage], tiny_model, tiny_model, data, dataset)
         recipes[stage] = settings | stream | {"max_steps": 2 * STEPS.get(stage, 3)}
     notes = folder / "trained"
@@ -78,7 +78,7 @@ def trained(notes: Path, stage: str) -> list[list[list[str]]]:
     return [[line.split() for line in (notes / f"{stage}.{rank}").read_text().splitlines()] for rank in range(2)]
 
 
-@pytest.mark.parametrize("stage", DATASETS)
+@pytest.mark.parametrize("stage", OF_A_BATCH)
 def test_two_processes_train_on_every_row_once_in_each_pass(streamed, stage):
     """The sequences have many lengths, with which accelerate's own way of sharing a stream fails."""
     outputs, notes = streamed

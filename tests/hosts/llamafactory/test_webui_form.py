@@ -215,13 +215,13 @@ def test_only_data_sets_whose_format_fits_are_offered(ui, tmp_path):
         write_rows(folder, [], name, formatting=formatting)
     write_rows(folder, [], "hosts", formatting="alpaca")
     write_rows(folder, [], "ranking", formatting="sharegpt", ranking=True)
-    shipped = {"seapo_demo", "sepo_demo", "tdpo_demo", "granular_demo"}
+    shipped = {"seapo_demo", "sepo_demo", "cdpo_demo", "tdpo_demo", "granular_demo"}
     assert offered(ui, folder, "SeaPO (seapo_kto)") - shipped == {"sums", "labels"}
     assert offered(ui, folder, "SePO (sepo)") - shipped == {"spans", "scores", "ranking"}
     assert offered(ui, folder, "TDPO (tdpo)") - shipped == {"spans", "ranking"}
     assert offered(ui, folder) == {"hosts"}
     assert offered(ui, folder, "DPO") == {"ranking"}
-    assert offered(ui, folder, "SePO (sepo)") & shipped == {"sepo_demo", "tdpo_demo", "granular_demo"}
+    assert offered(ui, folder, "SePO (sepo)") & shipped == {"sepo_demo", "cdpo_demo", "tdpo_demo", "granular_demo"}
     assert offered(ui, tmp_path / "no folder", "TDPO (tdpo)") == {"tdpo_demo", "granular_demo"}
 
 
@@ -243,4 +243,4 @@ def test_only_the_chosen_stages_accordion_is_visible(ui, label):
     *accordions, tokens, _ = train_tab.show_stage(label)
     visible = [name for name, update in zip(stages.all_stages(), accordions, strict=True) if update.visible]
     assert visible == [name for name in STAGES if f"({name})" in label]
-    assert tokens.visible == (visible in (["sepo"], ["tdpo"]))
+    assert tokens.visible == (visible in [[name] for name in STAGES if stages.find(name).shape == "pair"])

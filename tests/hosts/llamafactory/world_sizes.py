@@ -173,7 +173,7 @@ def main(ways: Sequence[str]) -> None:
     """Print the table of all stages."""
     sys.path.insert(0, str(Path(__file__).parents[2]))
     sys.path.insert(0, str(Path(__file__).parent))
-    from conftest import DATASETS, HOST, RECIPES
+    from conftest import HOST, OF_A_BATCH, RECIPES
     from sample_rows import granular_rows, ranked_rows, rows, scored_rows, span_rows, write_rows
     from tiny_llama import save_chatml_llama, save_perturbed
     from warm import Warm
@@ -191,7 +191,7 @@ def main(ways: Sequence[str]) -> None:
         common = {"cache_dir": str(folder / "cache")}
         recipes = {
             stage: settings_of(stage, RECIPES[stage], model, other, data, dataset) | common
-            for stage, dataset in DATASETS.items()
+            for stage, dataset in OF_A_BATCH.items()
         }
 
         def gradients_of(way: str, processes: int) -> dict[str, dict[str, torch.Tensor]]:

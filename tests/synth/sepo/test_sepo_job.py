@@ -607,3 +607,86 @@ def test_the_command_divides_a_model_by_its_device_map_and_scores_the_same(pairs
         result = CliRunner().invoke(app, [*command.split(), *options])
         assert result.exit_code == 0, result.output
     assert contents(tmp_path / "plain.jsonl") == contents(tmp_path / "mapped.jsonl")
+
+
+def contrast_alone(right, wrong, dialogue, text, b):
+    """softmax((1 + b) z+ - b z-) at each byte of the text and the end token, by two plain forwards in float64."""
+    tokenizer = AutoTokenizer.from_pretrained(wrong)
+    before, ids = tokenizer(dialogue)["input_ids"], tokenizer(f"{text}</s>")["input_ids"]
+    logits = []
+    for folder in (right, wrong):
+        model = AutoModelForCausalLM.from_pretrained(folder).double()
+        with torch.no_grad():
+            logits.append(model(torch.tensor([before + ids])).logits[0])
+    share = ((1 + b) * logits[0] - b * logits[1]).softmax(-1)
+    return [share[len(before) + i - 1][token].item() for i, token in enumerate(ids)]
+
+
+@pytest.fixture
+def contrasted(pairs, oracle, tiny_model, tmp_path):
+    """The command with --contrast, from a file of pairs."""
+
+    def call(output, *options):
+        models = ["--reference", str(tiny_model), "--oracle", str(oracle), "--batch-tokens", "64"]
+        return CliRunner().invoke(app, ["sepo", "score", str(pairs), *models, "--output", str(output), *options])
+
+    return call
+
+
+def test_a_contrast_reads_both_models_once_and_its_second_file_has_a_probability_per_token(
+    contrasted, pairs, oracle, tiny_model, tmp_path
+):
+    output = tmp_path / "scores.jsonl"
+    done = contrasted(output, "--contrast", "0.5")
+    assert done.exit_code == 0, done.output
+    assert check_file(output.with_suffix(".contrast.jsonl"), "scored_pair").total_problems == 0
+    table = parquet.read_table(output.with_suffix(".parquet")).to_pylist()
+    records = read_records(output.with_suffix(".contrast.jsonl"), "scored_pair")
+    for record, row, given in zip(records, table, PAIRS, strict=True):
+        assert record.score_kind == "contrast"
+        system = f"<system>{given['system']}</s>" if "system" in given else ""
+        dialogue = f"{system}<user>{given['prompt']}</s><assistant>"
+        for side in ("chosen", "rejected"):
+            expected = contrast_alone(oracle, tiny_model, dialogue, given[side], 0.5)
+            assert getattr(record, f"{side}_scores") == pytest.approx(expected, abs=1e-5)
+            assert row[f"{side}_contrast"] == pytest.approx(expected, abs=1e-5)
+    assert json.loads(output.with_suffix(".report.json").read_text())["contrast"].startswith("contrast 0.5: hf:")
+    alone = tmp_path / "alone.jsonl"
+    scored(pairs, alone, oracle, tiny_model)
+    differences = read_records(output, "scored_pair")
+    for ours, theirs in zip(differences, read_records(alone, "scored_pair"), strict=True):
+        assert ours.score_kind == "log_ratio"
+        assert ours.chosen_offsets == theirs.chosen_offsets
+        for name in ("chosen_scores", "rejected_scores"):
+            assert getattr(ours, name) == pytest.approx(getattr(theirs, name), abs=2e-6)
+
+
+def test_a_contrast_resumes_and_does_not_read_what_its_journal_has(contrasted, tmp_path, monkeypatch):
+    from finepref.synth.scorers import contrast
+
+    output = tmp_path / "scores.jsonl"
+    read, broken = contrast._read, []
+
+    def once(*arguments):
+        if broken:
+            raise KeyboardInterrupt
+        broken.append(1)
+        return read(*arguments)
+
+    monkeypatch.setattr(contrast, "_read", once)
+    assert contrasted(output, "--contrast", "1").exit_code != 0
+    assert not output.exists()
+    batches = []
+    monkeypatch.setattr(contrast, "_read", lambda batch, *rest: batches.append(len(batch.items)) or read(batch, *rest))
+    assert contrasted(output, "--contrast", "1").exit_code == 0
+    assert 0 < sum(batches) < len(PAIRS)
+    whole = tmp_path / "whole.jsonl"
+    assert contrasted(whole, "--contrast", "1").exit_code == 0
+    for suffix in (".jsonl", ".contrast.jsonl", ".parquet"):
+        assert output.with_suffix(suffix).read_bytes() == whole.with_suffix(suffix).read_bytes()
+
+
+def test_a_contrast_needs_an_engine_that_gives_logits(contrasted, tmp_path):
+    done = contrasted(tmp_path / "scores.jsonl", "--contrast", "1", "--engine", "vllm")
+    assert done.exit_code == 1
+    assert "--contrast needs the logits of both models, which only --engine hf gives" in done.output

@@ -160,23 +160,36 @@ class Reader:
         """For each tree and response [R]. Without branches the model's causal mask is enough: padding comes last."""
         import torch
 
-        from finepref.losses.chunked import head_at, logps_at
+        from finepref.losses.chunked import logps_at
+
+        logps = torch.cat([logps_at(*each) for each in self._logits(packed, branching=branching)])  # [N]
+        return by_response(trees, logps)
+
+    def logits(self, packed: Packed, *, branching: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits [C, V] of the positions that predict a response token, and that token [C], C at a time."""
+        made = self._logits(packed, branching=branching)
+        while True:
+            with self._inference():
+                chunk = next(made, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    def _logits(self, packed: Packed, *, branching: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        from finepref.losses.chunked import head_at
 
         chunk = CHUNK if self.device.type == "cpu" else ACCELERATOR_CHUNK
         inputs = model_inputs(packed, branching=branching, device=self.device, dtype=self.network.dtype)
         if self.plain_head:
             hidden = self.network.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)  # [B T, H]
             sources, targets = packed.sources.to(hidden.device), packed.targets.to(hidden.device)  # [N], [N]
-            chunks = zip(sources.split(chunk), targets.split(chunk), strict=True)
-            # With a device map the head may be on another device than the last layer.
-            logits = ((self.head(hidden[part]), wanted) for part, wanted in chunks)
-            logps = torch.cat([logps_at(each, wanted.to(each.device)) for each, wanted in logits])  # [N]
-        else:
-            with head_at(self.head, packed.sources):
-                logits = self.network(**inputs, use_cache=False).logits[0]
-            logps = logps_at(logits, packed.targets.to(logits.device), chunk=chunk)
-        by_tree = logps.cpu().split([len(each.edges) for each in trees])
-        return [[values[path] for path in each.paths] for values, each in zip(by_tree, trees, strict=True)]
+            for part, wanted in zip(sources.split(chunk), targets.split(chunk), strict=True):
+                logits = self.head(hidden[part])  # with a device map it may be on another device than the last layer
+                yield logits, wanted.to(logits.device)
+            return
+        with head_at(self.head, packed.sources):
+            whole = self.network(**inputs, use_cache=False).logits[0]
+        yield from zip(whole.split(chunk), packed.targets.to(whole.device).split(chunk), strict=True)
 
     def _try(self, config: Any) -> None:
         """Set both flags: compare the head on one token, exactly, and a tree with two separate rows."""
@@ -186,6 +199,12 @@ class Reader:
         own = self.head(self.network.base_model(input_ids=one).last_hidden_state)
         self.plain_head = torch.equal(own.float().cpu(), self.network(input_ids=one).logits.float().cpu())
         self.shares_prompt = not why_apart(self._read, config, self.network.dtype)
+
+
+def by_response(trees: Sequence[Tree], values: Tensor) -> list[list[Tensor]]:
+    """The values [N] of all response tokens, on the CPU, for each tree and response [R]."""
+    by_tree = values.cpu().split([len(each.edges) for each in trees])
+    return [[each[path] for path in one.paths] for each, one in zip(by_tree, trees, strict=True)]
 
 
 def model_inputs(packed: Packed, *, branching: bool, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:

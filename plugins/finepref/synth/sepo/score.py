@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import read_records
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROLES = ("oracle", "reference")
+CONTRAST = "contrast"
 DIGITS = 6
 """Decimals of the scores in JSON; the parquet file has the exact log-probabilities."""
 
@@ -141,6 +142,7 @@ def score(
     *,
     oracle: Scorer,
     reference: Scorer,
+    contrast: Scorer | None = None,
     limits: Limits,
     template: Template = PLAIN,
     bad_rows: BadRows | None = None,
@@ -153,12 +155,14 @@ def score(
 
     Writes `output` (format `scored_pair`, scores rounded to 6 digits), `<stem>.parquet` (both models'
     exact log-probabilities of every token), `<stem>.report.json` (counts, and every record left out with its reason)
-    and, with a `csv_share`, `<stem>.csv` (the released form with that share of tokens).
+    and, with a `csv_share`, `<stem>.csv` (the released form with that share of tokens). With a `contrast`, the parquet
+    file has its numbers too, and `<stem>.contrast.jsonl` is a second file of scored pairs, with these as scores.
 
     Args:
         source: pairs of any layout; other fields are ignored.
         output: the JSON Lines file to write.
         oracle, reference: the models; both use the reference's tokenizer and chat template.
+        contrast: reads both models at once (`scorers.contrast`), in place of the two.
         limits: which records to leave out or to cut.
         template: what writes prompts and responses.
         bad_rows: collects rows with a problem; None = each is an error.
@@ -185,8 +189,10 @@ def score(
     items = [Item(pairs[i].id, row.prompt, row.tokens) for i, row in rows.items() if not row.reason]
     sampling = {**asdict(limits), "context": reader.context}
     folder = work_folder(output, work_dir)
-    logps, speed = {}, {}
-    for role, scorer in zip(ROLES, (oracle, reference), strict=True):
+    logps: dict[str, Mapping[str, Mapping[str, object]]] = {}
+    speed = {}
+    readings = {"oracle": oracle, "reference": reference} if contrast is None else {CONTRAST: contrast}
+    for role, scorer in readings.items():
         reading = Job(
             name=f"sepo score, {role}",
             source=given,
@@ -195,6 +201,8 @@ def score(
             settings=sampling,
         )
         logps[role], speed[role] = _read(scorer, items, reading)
+    if contrast is not None:
+        logps = _by_role(logps[CONTRAST])
     settings = {"input_digest": given.digest(), "prompt_version": reader.version, "sampling": sampling}
     job = {
         "tokenizer": reader.mark,
@@ -202,7 +210,7 @@ def score(
         "oracle": oracle.model,
         "reference": reference.model,
         "settings": settings,
-    }
+    } | ({} if contrast is None else {CONTRAST: contrast.model})
     key = hashlib.blake2b(json.dumps(job).encode(), digest_size=8).hexdigest()
     parts = [folder / f"part-{key}-{number}-of-{world}.jsonl" for number in range(world)]
     write_jsonl(parts[rank], (_part(i, pairs[i].id, row, logps) for i, row in rows.items()))
@@ -381,10 +389,19 @@ def _part(number: int, name: str, row: Row, logps: Mapping[str, Mapping[str, Any
         return {"row": number, "id": name, "reason": row.reason, "tokens": row.lengths}
     sides = {
         side: {"tokens": row.tokens[side][row.before[side] :], "offsets": row.offsets[side]}
-        | {role: _after(logps[role][name][side], row.before[side]) for role in ROLES}
+        | {role: _after(found[name][side], row.before[side]) for role, found in logps.items()}
         for side in SIDES
     }
     return {"row": number, "id": name, "digest": row.digest, "cut": row.cut, **sides}
+
+
+def _by_role(found: Mapping[str, Mapping[str, object]]) -> dict[str, Mapping[str, Mapping[str, object]]]:
+    """The results of `scorers.contrast` as those of three scorers."""
+    suffixes = {"oracle": "", "reference": "_reference", CONTRAST: "_contrast"}
+    return {
+        role: {name: {side: sides[f"{side}{suffix}"] for side in SIDES} for name, sides in found.items()}
+        for role, suffix in suffixes.items()
+    }
 
 
 def _after(packed: str, before: int) -> str:
@@ -448,6 +465,9 @@ def _join(
     write_json(output.with_suffix(".report.json"), report)
     records = (_record(pairs[row["row"]], row, job["tokenizer"], job["template"]) for row in scored())
     written = write_jsonl(output, map(to_row, records))
+    if CONTRAST in job:
+        contrasts = (_record(pairs[row["row"]], row, job["tokenizer"], job["template"], CONTRAST) for row in scored())
+        write_jsonl(contrast_path(output), map(to_row, contrasts))
     return ScoredPairs(written, left_out.counts, cut, {}, scores, len(not_in_csv))
 
 
@@ -457,10 +477,26 @@ def _rewards(side: Mapping[str, str]) -> list[float]:
     return [round(a - b, DIGITS) for a, b in zip(oracle, reference, strict=True)]
 
 
-def _record(pair: Pair, row: Mapping[str, Any], tokenizer: str, template: str) -> ScoredPair:
-    scores = {f"{side}_scores": tuple(_rewards(row[side])) for side in SIDES}
+def contrast_path(output: Path) -> Path:
+    """The file of scored pairs of the kind "contrast" beside the one of log-ratios."""
+    return output.with_suffix(".contrast.jsonl")
+
+
+def _contrasts(side: Mapping[str, str]) -> list[float]:
+    return [round(min(value, 1.0), DIGITS) for value in unpack(side[CONTRAST])]
+
+
+def _record(
+    pair: Pair,
+    row: Mapping[str, Any],
+    tokenizer: str,
+    template: str,
+    kind: Literal["log_ratio", "contrast"] = "log_ratio",
+) -> ScoredPair:
+    numbers = _contrasts if kind == CONTRAST else _rewards
+    scores = {f"{side}_scores": tuple(numbers(row[side])) for side in SIDES}
     offsets = {f"{side}_offsets": tuple((start, end) for start, end in row[side]["offsets"]) for side in SIDES}
-    known = {"template": template, "prompt_digest": row["digest"]}
+    known = {"template": template, "prompt_digest": row["digest"], "score_kind": kind}
     return ScoredPair(pair.id, pair.prompt, pair.chosen, pair.rejected, tokenizer, **scores, **offsets, **known)
 
 
@@ -477,21 +513,22 @@ def _released(
 
 
 def _write_parquet(path: Path, rows: Iterator[dict[str, Any]], job: Mapping[str, object]) -> None:
-    """Columns id, tokenizer, and per side tokens, oracle and reference: float32 log-probabilities."""
+    """Columns id, tokenizer, and per side tokens, oracle, reference (float32 log-probabilities), any contrast."""
     import pyarrow
     from pyarrow import parquet
 
+    roles = (*ROLES, *([CONTRAST] if CONTRAST in job else []))
     columns = {"id": pyarrow.string(), "tokenizer": pyarrow.string()}
     for side in SIDES:
         columns[f"{side}_tokens"] = pyarrow.list_(pyarrow.int32())
-        columns |= {f"{side}_{role}": pyarrow.list_(pyarrow.float32()) for role in ROLES}
+        columns |= {f"{side}_{role}": pyarrow.list_(pyarrow.float32()) for role in roles}
     schema = pyarrow.schema(list(columns.items()), metadata={"finepref": json.dumps(job)})
     with replacing(path) as file, parquet.ParquetWriter(file, schema) as writer:
         while group := list(islice(rows, 1000)):
             flat = [
                 {"id": row["id"], "tokenizer": job["tokenizer"]}
                 | {f"{side}_tokens": row[side]["tokens"] for side in SIDES}
-                | {f"{side}_{role}": unpack(row[side][role]).tolist() for side in SIDES for role in ROLES}
+                | {f"{side}_{role}": unpack(row[side][role]).tolist() for side in SIDES for role in roles}
                 for row in group
             ]
             writer.write_table(pyarrow.Table.from_pylist(flat, schema=schema))

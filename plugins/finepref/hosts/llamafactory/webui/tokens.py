@@ -26,6 +26,7 @@ from finepref.hosts.patching import HostDrift
 from finepref.hosts.reading import Sourced, SourceReader
 from finepref.methods.checks import record_problems
 from finepref.methods.options import Options
+from finepref.methods.overlong import RESPONSE_CUT
 from finepref.methods.pair_rows import SIDES, PairRow, scores_of, spans_of
 
 ELEMENTS = ("tokens_tab", "tokens_record", "tokens_btn", "tokens_chosen", "tokens_rejected")
@@ -191,7 +192,9 @@ def by_characters(record: records.Record) -> tuple[dict[str, Any], dict[str, lis
     Raises:
         ValueError: the record has scores without character offsets.
     """
-    row: dict[str, Any] = {"example_id": record.id, "mapped": False}
+    contrast = isinstance(record, records.ScoredPair) and record.score_kind == "contrast"
+    # As of a cut response: which token is the end token, if there is one, is not known.
+    row: dict[str, Any] = {"example_id": record.id, "mapped": False, "contrast": contrast, "cut": RESPONSE_CUT}
     texts = {}
     for side, text in zip(SIDES, (record.chosen, record.rejected), strict=True):
         annotated = spans_of(record, side)
