@@ -56,7 +56,7 @@ class PairProcessor(RowPerRecordProcessor):
     All lists of a response are cut to the same length, and both responses keep the same tokens of the prompt.
     """
 
-    schema: str = "pairs-3"
+    schema: str = "pairs-4"
     sides: ClassVar[tuple[str, ...]] = SIDES
 
     def row(
