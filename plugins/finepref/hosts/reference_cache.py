@@ -34,7 +34,7 @@ from torch import distributed as dist
 from tqdm import tqdm
 
 from finepref.formats.files import replacing, write_json
-from finepref.hosts import row_cache
+from finepref.hosts import list_columns, row_cache
 
 SCHEMA = "reference-1"
 """To be changed whenever the files, or the batches in which they are made, change."""
@@ -89,8 +89,8 @@ def texts_of(
     hashed = Digest()
     prompts, counts, lengths = [], [], []
     for table in tables:
-        prompts.append(list_lengths(table, prompt))
-        parts = [(list_lengths(table, ids), None) if not of else lists(table, of)[::-1] for ids, of in responses]
+        prompts.append(list_columns.lengths(table.column(prompt).chunks))
+        parts = [(lists(table, ids)[0], None) if not of else lists(table, of)[::-1] for ids, of in responses]
         count = [np.ones(len(table), np.int64) if each is None else each for _, each in parts]
         counts.append(sum(count))
         order = np.argsort(np.concatenate([np.repeat(np.arange(len(table)), each) for each in count]), kind="stable")
@@ -106,15 +106,7 @@ def texts_of(
 def lists(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
     """A column of lists: the number of values in each row, and all values, int64."""
     parts = table.column(name).chunks
-    values = [part.flatten().to_numpy(zero_copy_only=False).astype(np.int64) for part in parts]
-    return list_lengths(table, name), np.concatenate([*values, np.zeros(0, np.int64)])
-
-
-def list_lengths(table: pa.Table, name: str) -> np.ndarray:
-    """The number of values in each row of a column of lists, int64."""
-    parts = table.column(name).chunks
-    lengths = [part.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64) for part in parts]
-    return np.concatenate([*lengths, np.zeros(0, np.int64)])
+    return list_columns.lengths(parts), list_columns.values(parts)
 
 
 class Digest:

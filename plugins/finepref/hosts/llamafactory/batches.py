@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from llamafactory.extras import logging
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from finepref.hosts import list_columns
 from finepref.hosts.batching import TokenBatches, Units, random_padding, shuffled, side_by_side
 from finepref.hosts.llamafactory.streams import of_one
 from finepref.hosts.llamafactory.verdicts import column
@@ -42,30 +42,17 @@ def refuse(training_args: Any, data_args: Any, options: Options) -> None:
 
 def list_lengths(dataset: Any, name: str) -> np.ndarray:
     """The length of each list of a column, int64 [N]."""
-    found = [pc.list_value_length(part).to_numpy(zero_copy_only=False) for part in column(dataset, name)]
-    return np.concatenate(found).astype(np.int64)
+    return list_columns.lengths(column(dataset, name))
 
 
 def list_maxima(dataset: Any, name: str) -> np.ndarray:
     """The largest number in each list of a column, int64 [N]; 0 for an empty list."""
-    found = []
-    for part in column(dataset, name):
-        lengths = pc.list_value_length(part).to_numpy(zero_copy_only=False)
-        largest = np.zeros(len(lengths), dtype=np.int64)
-        values, filled = part.flatten().to_numpy(zero_copy_only=False), lengths > 0
-        largest[filled] = np.maximum.reduceat(values, (lengths.cumsum() - lengths)[filled]) if filled.any() else 0
-        found.append(largest)
-    return np.concatenate(found)
+    return list_columns.maxima(column(dataset, name))
 
 
 def list_sums(dataset: Any, name: str) -> np.ndarray:
     """The sum of each list of a column, int64 [N]."""
-    found = []
-    for part in column(dataset, name):
-        ends = pc.list_value_length(part).to_numpy(zero_copy_only=False).cumsum()
-        totals = np.concatenate([[0], part.flatten().to_numpy(zero_copy_only=False).cumsum(dtype=np.int64)])
-        found.append(np.diff(totals[ends], prepend=0))
-    return np.concatenate(found)
+    return list_columns.sums(column(dataset, name))
 
 
 class EpochCallback(TrainerCallback):

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from finepref.hosts import list_columns
 from finepref.hosts.row_cache import BATCH, batches_of
 
 IDS = pa.list_(pa.int32())
@@ -97,16 +97,11 @@ class TokenisedRows(Sequence[Any]):
 
     def list_lengths(self, name: str) -> np.ndarray:
         """The length of each list of a column, of all rows."""
-        parts = [pc.list_value_length(batch.column(name)).to_numpy(zero_copy_only=False) for batch in self.batches]
-        return np.concatenate([*parts, np.zeros(0, dtype=np.int32)])[np.asarray(self.places)]
+        return list_columns.lengths(batch.column(name) for batch in self.batches)[np.asarray(self.places)]
 
     def list_maxima(self, name: str) -> np.ndarray:
-        """The largest number in each list of a column, of all rows. No list may be empty."""
-        parts = [
-            np.maximum.reduceat(column.flatten().to_numpy(zero_copy_only=False), column.offsets.to_numpy()[:-1])
-            for column in (batch.column(name) for batch in self.batches)
-        ]
-        return np.concatenate([*parts, np.zeros(0, dtype=np.int32)])[np.asarray(self.places)]
+        """The largest number in each list of a column, of all rows; 0 for an empty list."""
+        return list_columns.maxima(batch.column(name) for batch in self.batches)[np.asarray(self.places)]
 
 
 def _value(scalar: Any) -> Any:

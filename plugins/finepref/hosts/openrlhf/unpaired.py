@@ -30,7 +30,7 @@ from finepref.hosts.openrlhf.command_line import Request
 from finepref.hosts.openrlhf.notes import Notes
 from finepref.hosts.openrlhf.stored_rows import IDS, NAMES, TokenisedRows, Values
 from finepref.hosts.reading import Sourced, join_feedback
-from finepref.hosts.reference_cache import Digest, Texts, list_lengths, lists, ranges
+from finepref.hosts.reference_cache import Digest, Texts, lists, ranges
 from finepref.hosts.row_cache import CachedRecords
 from finepref.losses import ops
 from finepref.methods.batches import Unpaired
@@ -128,7 +128,7 @@ def texts_of(rows: TokenisedRows) -> Texts:
             hashed.add(name, table.column(name).to_numpy())
     partner = np.asarray(rows.more[PARTNER], dtype=np.int64)
     hashed.add(PARTNER, partner)
-    prompts = np.concatenate([list_lengths(table, "prompt") for table in tables])
+    prompts = np.concatenate([lists(table, "prompt")[0] for table in tables])
     counts, lengths = map(np.concatenate, zip(*(lists(table, "lengths") for table in tables), strict=True))
     drawn = np.concatenate([lists(table, "drawn")[1] for table in tables]).astype(bool)
     most, room = (np.concatenate([table.column(name).to_numpy() for table in tables]) for name in ("most", "room"))
