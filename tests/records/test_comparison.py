@@ -140,7 +140,9 @@ def test_a_record_has_every_stage_of_its_host_and_the_loss_was_called_in_each_ru
         assert min(calls) >= run["receipt"]["ranks"][0]["loss_calls"] > 0
 
 
-def test_a_change_made_on_purpose_is_let_through_and_nothing_beside_it():
+def test_a_change_made_on_purpose_is_let_through_and_nothing_beside_it(monkeypatch):
+    purpose = {r"receipt\.settings\.pref_beta": (None, "renamed"), r"log\[\d+\]\.train/logps\b": (1e-7, "rounding")}
+    monkeypatch.setattr(script, "INTENDED", purpose)
     intended = script.intended
     assert intended("receipt.settings.pref_beta: not in the record, now '0x1.0p+0'")
     assert not intended("receipt.settings.sepo_gamma: recorded 1.0, now 2.0")
@@ -149,8 +151,11 @@ def test_a_change_made_on_purpose_is_let_through_and_nothing_beside_it():
     assert not intended("log[3].train/loss: recorded 0.5, now 0.50000001")
 
 
-def test_a_change_of_the_runs_of_one_host_is_intended_there_only():
+def test_a_change_of_the_runs_of_one_host_is_intended_there_only(monkeypatch):
     """Rewards of apo_rm on LLaMA-Factory lie elsewhere; its losses do not."""
+    runs = r"llamafactory\.apo_rm_\w+\.log\[\d+\]\."
+    purpose = {runs + "rewards/mean": (None, "shifted"), runs + "loss": (1e-4, "rounding")}
+    monkeypatch.setattr(script, "INTENDED_IN", purpose)
     intended = script.intended
     mean = "log[0].rewards/mean: recorded -0.03, now 0.5"
     assert intended(mean, "llamafactory.apo_rm_mean.")
