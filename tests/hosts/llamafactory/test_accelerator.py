@@ -62,7 +62,7 @@ def test_no_training_step_waits_and_bfloat16_trains_and_evaluates_as_float32_doe
         found[bf16] = losses(done)[0], next(entry["eval_loss"] for entry in done.log if "eval_loss" in entry)
     assert found[True] == pytest.approx(found[False], rel=0.01, abs=2e-3)
     assert all(math.isfinite(loss) for loss in found[True])
-    checked_on_the_cpu_only = "apo_rm.py"  # whether a score is NaN
+    checked_on_the_cpu_only = "ranking.py"  # whether a score is NaN
     assert [place for place in noted.ours if not place.startswith(checked_on_the_cpu_only)] == []
     assert noted.backward == []
     assert noted.others != []  # the host waits to look at its attention mask, so waiting is noted

@@ -14,7 +14,7 @@ from openrlhf_runs import DATA
 from torch import nn
 from waits import Elsewhere, Waits
 
-ON_THE_CPU = ("apo_rm.py", "strategy.py")  # whether a score is NaN, asked on a CPU only; the sampler's order
+ON_THE_CPU = ("ranking.py", "strategy.py")  # whether a score is NaN, asked on a CPU only; the sampler's order
 
 
 @pytest.fixture

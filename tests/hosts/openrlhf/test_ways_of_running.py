@@ -78,5 +78,5 @@ def test_bf16_has_nearly_the_losses_of_float32(train, tmp_path, of_one_process, 
         expected = train(name, ckpt__output_dir=tmp_path / "one", **LONGER).log["train/loss_mean"]
     settings = {"ds__zero_stage": zero_stage, "ds__param_dtype": "bf16", "train__max_epochs": 1}
     found = train(name, processes=2, ckpt__output_dir=tmp_path / "bf16", **settings).log["train/loss_mean"]
-    assert found == pytest.approx(expected[:3], rel=0.02)
+    assert found == pytest.approx(expected[:3], rel=0.02, abs=2e-5)  # SimPER's losses are differences near 0
     assert found != pytest.approx(expected[:3], abs=1e-7)  # or they are not in bfloat16
