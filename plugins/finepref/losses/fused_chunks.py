@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finepref.losses.ops import LOG_ZERO, upcast
 
-CPU_BYTES, ACCELERATOR_BYTES = 2**26, 2**28
+CPU_BYTES, ACCELERATOR_BYTES = 2**25, 2**28
 """Of one chunk of float32 logits; on a CPU, some of them should fit into the cache."""
 
 Reference = Callable[[int, int], Tensor]
