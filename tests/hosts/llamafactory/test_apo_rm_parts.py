@@ -166,7 +166,7 @@ OPTIONS = {"name": "apo_rm", "dataset": "lists"}
         ({"apo_coeff": 0, "apo_kl_coeff": 0}, "`apo_kl_coeff` and `apo_coeff` are both 0, so there is no loss"),
         ({"apo_sample_num": 0}, "`apo_sample_num` must be at least 1, not 0"),
         ({"apo_sample_num": 2.5}, "`apo_sample_num` must be a whole number, not 2.5"),
-        ({"apo_loss": "diff"}, "`apo_loss` must be ranking or wgan, not 'diff'"),
+        ({"apo_loss": "diff"}, "`apo_loss` must be ranking or wgan or plackett_luce, not 'diff'"),
         ({"apo_normalization": "batch"}, "`apo_normalization` must be per_type or released, not 'batch'"),
         ({"apo_pooling": "first"}, "`apo_pooling` must be last or eos or mean or max, not 'first'"),
         ({"stage": "rm", "apo_coeff": 0.5}, "`apo_coeff` is a key of stage apo_rm, not of rm"),

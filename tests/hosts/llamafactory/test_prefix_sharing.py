@@ -10,7 +10,7 @@ from conftest import losses, weights
 @pytest.fixture
 def both(run, tmp_path, monkeypatch):
     """Runs with and without sharing, and how many trees and rows the former's forward passes had."""
-    from finepref.hosts.llamafactory import forward
+    from finepref.hosts.llamafactory import forward, pairs, unpaired
 
     def call(**settings):
         passes = []
@@ -23,7 +23,9 @@ def both(run, tmp_path, monkeypatch):
         monkeypatch.setattr(forward, "_pass", noted)
         shared = run(output_dir=str(tmp_path / "shared"), **settings)
         of_shared, passes[:] = [*passes], []
-        alone = run(output_dir=str(tmp_path / "alone"), finepref_prefix_sharing="off", **settings)
+        for module in (pairs, unpaired):  # the option would also change the order of seapo_kto's rows
+            monkeypatch.setattr(module, "sharing_of", lambda *_: None)
+        alone = run(output_dir=str(tmp_path / "alone"), **settings)
         assert set(passes) == {"Rows"}
         return shared, alone, of_shared
 

@@ -226,7 +226,7 @@ def test_a_model_that_cannot_be_hashed_is_known_by_its_name(run, tmp_path, monke
         ({"name": "sepo"}, "sepo reads no reference model, so that there is nothing to keep"),
         ({"name": "tdpo_spans"}, "tdpo2 reads its whole distribution over the vocabulary: only `tdpo_variant: dpo`"),
         (STAGES["dpo"] | {"tdpo_log_kl": True}, "`tdpo_log_kl: true` reads its whole distribution"),
-        ({"name": "apo_rm"}, "`finepref_reference_cache` is a key of stage seapo_kto, sepo, tdpo, not of apo_rm"),
+        ({"name": "apo_rm"}, "tgdpo, tis_dpo, not of apo_rm"),
         (STAGES["seapo_kto"] | {"streaming": True, "dataloader_num_workers": 1}, "which a stream does not have"),
         (STAGES["dpo"] | {"add_tokens": "<a>", "resize_vocab": True}, "save the model with its new tokens first"),
         (STAGES["seapo_kto"] | {"ignore_pad_token_for_loss": False}, "also reads padding, which is in no file"),

@@ -557,7 +557,7 @@ class UnpairedAdapter(Adapter):
         A prompt's rows side by side would spoil the KL term of the host's `kto`, which takes the next row's response
         as mismatched. Here it is of another prompt, wherever the rows stand (`draws.partners`).
         """
-        if getattr(options, "finepref_prefix_sharing", "off") == "off":
+        if not options.prefix_sharing:
             return super().units(dataset, options)
         good, single = (np.concatenate([*map(np.asarray, column(dataset, name))]) for name in ("kto_tags", "single"))
         ids = pa.chunked_array([*column(dataset, "example_id")])
