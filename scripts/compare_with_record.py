@@ -474,9 +474,14 @@ def without_times(logged: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def comparable(receipt: dict[str, Any]) -> dict[str, Any]:
-    """A receipt without what may differ between equal runs: versions, and where the patch cards' code stands."""
+    """A receipt without what may differ between equal runs: versions, times, the command, where patch cards stand."""
     kept = {key: value for key, value in receipt.items() if key != "versions"}
     kept["ranks"] = [{key: value for key, value in rank.items() if key != "cards"} for rank in receipt["ranks"]]
+    of_this_run = ("started", "ended", "command")
+    kept["run"], *kept["parts"] = (
+        {key: value for key, value in part.items() if key not in of_this_run}
+        for part in (receipt["run"], *receipt["parts"])
+    )
     return kept
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from finepref.losses.ops import LOG_ZERO, upcast
 
-CPU_BYTES, ACCELERATOR_BYTES = 2**25, 2**28
-"""Of one chunk of float32 logits; on a CPU, some of them should fit into the cache."""
+CPU_BYTES, ACCELERATOR_BYTES = 40 * 2**20, 2**28
+"""Of one chunk of float32 logits. On a CPU it is small beside the cache, and above the 32 MiB from which on the C
+library gives memory back at once."""
 
 Reference = Callable[[int, int], Tensor]
 """(start, stop) -> the reference's logits [stop - start, V] at these positions."""
