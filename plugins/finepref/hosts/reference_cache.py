@@ -19,7 +19,6 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -405,15 +404,15 @@ def about(model: Mapping[str, Any], adapters: Sequence[Mapping[str, Any]], **mor
     return {"model": each[0], "adapters": each[1:], **more}
 
 
-@contextmanager
-def evaluating(network: Any) -> Iterator[None]:
-    """Within the block, the model has no dropout and computes no gradients."""
-    import torch
+def placed(values: Sequence[np.ndarray], ends: Sequence[int], width: int) -> np.ndarray:
+    """Log-probabilities of the responses of a padded batch, float32 [M, L], 0 elsewhere.
 
-    training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        network.train(training)
+    Args:
+        values: of each response.
+        ends: the column after each response.
+        width: L.
+    """
+    made = np.zeros((len(values), width), dtype=np.float32)
+    for row, (response, end) in enumerate(zip(values, ends, strict=True)):
+        made[row, end - len(response) : end] = response
+    return made

@@ -6,16 +6,16 @@ alone, and all ranks agree on its result, since each must run as many forward pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from finepref.hosts.evaluating import evaluating
 from finepref.losses.chunked import logps_at, whole
-from finepref.synth.scorers.token_tree import Packed, Tree, mask, why_apart, window_of
+from finepref.synth.scorers.token_tree import Packed, Tree, by_response, mask, why_apart, window_of
 
 MASKED = {"sdpa": torch.bool, "eager": None}
 """Attention that takes a mask [B, 1, T, T], and the mask's dtype; None: that of the model."""
@@ -113,21 +113,8 @@ def trial(model: Model) -> str:
         seen = mask(first, last, dtype) if branching else torch.ones_like(ids)
         logits = whole(model.run({"input_ids": ids, "attention_mask": seen, "position_ids": depths})).flatten(0, 1)
         logps = logps_at(logits[sources], targets.to(logits.device))
-        by_tree = logps.cpu().split([len(each.edges) for each in trees])
-        return [[values[path] for path in each.paths] for values, each in zip(by_tree, trees, strict=True)]
+        return by_response(trees, logps)
 
     devices = [] if device.type == "cpu" else [device]
-    with torch.no_grad(), torch.random.fork_rng(devices), _evaluating(network):
+    with torch.random.fork_rng(devices), evaluating(network):
         return why_apart(read, config, network.dtype)
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """In the context, every module of the network is in evaluation mode."""
-    before = [(module, module.training) for module in network.modules()]
-    try:
-        network.eval()
-        yield
-    finally:
-        for module, training in before:
-            module.training = training

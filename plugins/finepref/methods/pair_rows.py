@@ -120,6 +120,13 @@ class PairRow(NamedTuple):
         """A problem at a field of the row's record. File and line are added when it is reported."""
         return Problem(record_mark(self.record_id), 0, field, code, text)
 
+    def require_spans(self, options: Options, masks: str) -> None:
+        """Refuse a pair without spans (FP210); `masks` is the name of the option that asks for them."""
+        if not self.annotated:
+            asked, whole = options.key(masks, "annotated"), options.key(masks, "none")
+            text = f"{asked} needs spans; {whole} trains on whole responses"
+            raise BadData([self.problem("rejected_spans", "FP210", text)])
+
     def nothing_left(self, side: str, options: Options) -> Problem:
         """FP214: a response has no token to train on."""
         field = f"{side}_spans" if side in self.annotated else side
@@ -157,9 +164,7 @@ def weigh_by_masks(row: PairRow, options: Options, masks: str) -> Weights:
     """
     if getattr(options, masks) == "none":
         return row.whole()
-    if not row.annotated:
-        text = f"{options.key(masks, 'annotated')} needs spans; {options.key(masks, 'none')} trains on whole responses"
-        raise BadData([row.problem("rejected_spans", "FP210", text)])
+    row.require_spans(options, masks)
     return weigh_all(row, options, 0)
 
 

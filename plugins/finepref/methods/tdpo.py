@@ -110,11 +110,8 @@ def weigh(row: PairRow, options: TdpoOptions, seed: int) -> Weights:
     """
     if options.tdpo_masks == "none":
         return row.whole() if options.tdpo_ld_alpha is None else _by_length(row, options.tdpo_ld_alpha)
+    row.require_spans(options, "tdpo_masks")
     annotated, one = row.annotated, options.tdpo_sides == "one"
-    if not annotated:
-        whole = options.key("tdpo_masks", "none")
-        text = f"{options.key('tdpo_masks', 'annotated')} needs spans; {whole} trains on whole responses"
-        raise BadData([row.problem("rejected_spans", "FP210", text)])
     if one and len(annotated) == 2:
         text = f"{options.key('tdpo_sides', 'one')} needs one response without spans"
         raise BadData([row.problem("side", "FP215", text)])

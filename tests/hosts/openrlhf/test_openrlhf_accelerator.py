@@ -98,7 +98,7 @@ def trainer(kind: type, stage: str, metrics: tuple[str, ...]) -> Any:
     found.strategy = SimpleNamespace(ring_attn_group=None, accumulated_gradient=1)
     found.args = SimpleNamespace(train=SimpleNamespace(micro_batch_size=2))
     found.tokenizer = SimpleNamespace(pad_token_id=0)
-    found.kl_use = row.kl(options) if row.kl else ""
+    found.kl_use = row.kl_use(options)
     return found
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from finepref.hosts import packed, reference_cache
+from finepref.hosts.evaluating import evaluating
 from finepref.hosts.exact import bits, floats
 from finepref.hosts.llamafactory import forward, reference
 from finepref.hosts.model_identity import identity
@@ -186,7 +187,7 @@ class CachedReference:
         precision = self._precision
         mixed = torch.autocast(device.type, precision) if precision else nullcontext()
         alone = forward.Alone(self.run)
-        with base, mixed, reference_cache.evaluating(model):
+        with base, mixed, evaluating(model):
             self.fill(model, device, lambda rows: forward.values(alone, model, rows).logps)
 
     def fill(self, model: Any, device: torch.device, logps_of: Any, *, in_step: bool = False) -> None:
@@ -227,7 +228,7 @@ class Filling(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         trainer, policy = self.trainer, self.trainer.model_wrapped
         device = trainer.accelerator.device
-        with reference_cache.evaluating(policy):
+        with evaluating(policy):
             self.cached.fill(
                 trainer.model, device, lambda rows: forward.reference_logps(trainer, policy, rows), in_step=True
             )
@@ -283,11 +284,8 @@ def placed(values: Sequence[np.ndarray], lengths: Sequence[int], width: int, sid
         width: L, that of the padded batch.
         side: where it is padded, "right" or "left".
     """
-    made = np.zeros((len(values), width), dtype=np.float32)
-    for row, (response, length) in enumerate(zip(values, lengths, strict=True)):
-        end = width if side == "left" else length
-        made[row, end - len(response) : end] = response
-    return bits(torch.from_numpy(made)[:, 1:])
+    ends = [width] * len(values) if side == "left" else lengths
+    return bits(torch.from_numpy(reference_cache.placed(values, ends, width))[:, 1:])
 
 
 def of_batch(batch: dict[str, Any], kind: str = "") -> Tensor | None:

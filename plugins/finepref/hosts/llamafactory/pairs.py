@@ -174,7 +174,7 @@ class PairTrainer(Batched, CustomDPOTrainer):
 
     def __init__(self, *, run: Run, sharing: Sharing | None = None, **kwargs: Any) -> None:
         self.run, self.sharing = run, sharing
-        self.kl_use = run.stage.kl(run.options) if run.stage.kl else ""
+        self.kl_use = run.stage.kl_use(run.options)
         self.tokens = Tally()
         self.meter = Meter((*REWARDS, *run.stage.metrics))
         super().__init__(**kwargs)

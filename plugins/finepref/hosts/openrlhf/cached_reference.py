@@ -19,6 +19,7 @@ from openrlhf.models import Actor
 from torch import Tensor
 
 from finepref.hosts import reference_cache
+from finepref.hosts.evaluating import evaluating
 from finepref.hosts.model_identity import identity
 from finepref.hosts.openrlhf import compat, data, forward, training
 from finepref.hosts.openrlhf.command_line import Request
@@ -116,7 +117,7 @@ class CachedReference:
         device = torch.device("cpu") if compat.is_cpu() else torch.device("cuda", torch.cuda.current_device())
         if not self.args.ds.load_in_4bit:
             actor.model.to(device)
-        with reference_cache.evaluating(actor.model):
+        with evaluating(actor.model):
             self.fill(actor, device)
 
     def fill(self, actor: Any, device: torch.device, *, in_step: bool = False) -> None:
@@ -186,7 +187,4 @@ def placed(values: Sequence[np.ndarray], lengths: Sequence[int]) -> Tensor:
         values: of each response.
         lengths: number of tokens of each prompt with its response.
     """
-    made = np.zeros((len(values), max(lengths)), dtype=np.float32)
-    for row, (response, length) in enumerate(zip(values, lengths, strict=True)):
-        made[row, length - len(response) : length] = response
-    return torch.from_numpy(made)[:, 1:].contiguous()
+    return torch.from_numpy(reference_cache.placed(values, lengths, max(lengths)))[:, 1:].contiguous()

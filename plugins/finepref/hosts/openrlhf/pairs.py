@@ -249,7 +249,7 @@ class PairTrainer(Sharer, Accounted, DPOTrainer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.kl_use = self.run.stage.kl(self.run.options) if self.run.stage.kl else ""
+        self.kl_use = self.run.stage.kl_use(self.run.options)
         self.loss_fn = self.pair_loss
         self.share()
 

@@ -24,6 +24,7 @@ from torch import distributed as dist
 
 from finepref.formats.check import digest
 from finepref.hosts import card, patching, receipt, row_cache
+from finepref.hosts.evaluating import evaluating
 from finepref.hosts.meter import Meter, Tally
 from finepref.hosts.openrlhf import data, forward
 from finepref.hosts.openrlhf.command_line import Request
@@ -285,13 +286,8 @@ class WithoutAdapter:
     def switched_off(self) -> Iterator[None]:
         """In the context, the policy is the reference."""
         peft = getattr(self.model, "module", self.model)
-        training = peft.training
-        peft.eval()
-        try:
-            with torch.no_grad(), peft.disable_adapter():
-                yield
-        finally:
-            peft.train(training)
+        with evaluating(peft), peft.disable_adapter():
+            yield
 
     @property
     def model(self) -> Any:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from finepref.synth.ahead import ahead
 from finepref.synth.engines.checkpoint import load_network
-from finepref.synth.scorers.hf import Batch, HfScorer, Reader, by_response
+from finepref.synth.scorers.hf import Batch, HfScorer, Reader
 from finepref.synth.scorers.protocol import Item, LocalScorer, Logps, Read
+from finepref.synth.scorers.token_tree import by_response
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from finepref.synth.ahead import ahead
 from finepref.synth.engines.checkpoint import accelerator, identity, input_device, load_network
 from finepref.synth.scorers.protocol import Item, LocalScorer, Logps, Read
-from finepref.synth.scorers.token_tree import Packed, Tree, batches, mask, pack, tree, why_apart, window_of
+from finepref.synth.scorers.token_tree import (
+    Packed,
+    Tree,
+    batches,
+    by_response,
+    mask,
+    pack,
+    tree,
+    why_apart,
+    window_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -199,12 +209,6 @@ class Reader:
         own = self.head(self.network.base_model(input_ids=one).last_hidden_state)
         self.plain_head = torch.equal(own.float().cpu(), self.network(input_ids=one).logits.float().cpu())
         self.shares_prompt = not why_apart(self._read, config, self.network.dtype)
-
-
-def by_response(trees: Sequence[Tree], values: Tensor) -> list[list[Tensor]]:
-    """The values [N] of all response tokens, on the CPU, for each tree and response [R]."""
-    by_tree = values.cpu().split([len(each.edges) for each in trees])
-    return [[each[path] for path in one.paths] for each, one in zip(by_tree, trees, strict=True)]
 
 
 def model_inputs(packed: Packed, *, branching: bool, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:

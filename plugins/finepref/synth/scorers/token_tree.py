@@ -168,6 +168,12 @@ def mask(first: torch.Tensor, last: torch.Tensor, dtype: torch.dtype) -> torch.T
     return made.masked_fill_(hidden, torch.finfo(dtype).min).unsqueeze(1)
 
 
+def by_response(trees: Sequence[Tree], values: Tensor) -> list[list[Tensor]]:
+    """The values [N] of all response tokens, on the CPU, for each tree and response [R]."""
+    by_tree = values.cpu().split([len(each.edges) for each in trees])
+    return [[each[path] for path in one.paths] for each, one in zip(by_tree, trees, strict=True)]
+
+
 def window_of(config: Any) -> int:
     """How many tokens back a model's attention reaches at least, by its configuration: a sliding window or a chunk."""
     found = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
