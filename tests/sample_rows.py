@@ -39,6 +39,12 @@ def span_rows(count: int = 12) -> list[dict]:
     return pairs
 
 
+def margin_rows(count: int = 12) -> list[dict]:
+    """The same pairs without spans, each with a margin of its own."""
+    keys = ("id", "prompt", *SIDES)
+    return [{key: row[key] for key in keys} | {"margin": 0.25 * (i + 1)} for i, row in enumerate(span_rows(count))]
+
+
 def granular_rows(count: int = 12) -> list[dict]:
     """The same pairs with both results marked in the right answer."""
     return [

@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sample_rows import contrast_rows, granular_rows, ranked_rows, rows, scored_rows, span_rows, write_rows
+from sample_rows import (
+    contrast_rows,
+    granular_rows,
+    margin_rows,
+    ranked_rows,
+    rows,
+    scored_rows,
+    span_rows,
+    write_rows,
+)
 from tiny_llama import save_chatml_llama, save_perturbed
 
 
@@ -28,5 +37,6 @@ def sums(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(folder, span_rows(), "spans", formatting="span_pair")
     write_rows(folder, granular_rows(), "granular", formatting="span_pair")
     write_rows(folder, scored_rows(tiny_model), "scores", formatting="scored_pair")
+    write_rows(folder, margin_rows(), "margins", formatting="pair")
     write_rows(folder, contrast_rows(tiny_model), "contrasts", formatting="scored_pair")
     return write_rows(folder, ranked_rows(), "lists", formatting="ranked")

@@ -319,6 +319,39 @@ def test_a_reward_model_with_margins_asks_for_a_lead_and_for_the_margin_of_each_
     assert apo_rm.STAGE.check_record(without, options_of(apo_rm)) == []
 
 
+MARGINS = [
+    (tdpo, {"tdpo_pair_margins": True, "tdpo_masks": "none", "tdpo_variant": "dpo"}, 2.5),
+    (tdpo, {"tdpo_pair_margins": True, "tdpo_masks": "none", "tdpo_variant": "tdpo1"}, 2.5),
+    (tdpo, {"tdpo_pair_margins": True, "tdpo_masks": "none"}, 2.5),
+    (sepo, {"sepo_pair_margins": True, "sepo_selection": "all", "sepo_margin": 0.5}, 3.0),
+]
+
+
+@pytest.mark.parametrize(("method", "given", "lead"), MARGINS, ids=["dpo", "tdpo1", "tdpo2", "sepo"])
+def test_with_margins_the_chosen_response_must_lead_by_that_of_its_pair(method, given, lead):
+    """-log sigmoid(z - m) of each pair; z is where the loss without any margin is -log sigmoid(z)."""
+    pair, options = SCORED._replace(margin=2.5), options_of(method, **given)
+    bare = options_of(method, **{name: value for name, value in given.items() if "margin" not in name})
+    found = method.STAGE.weigh(pair, options, 0)
+    assert (found.margin, method.STAGE.weigh(pair, bare, 0).margin) == (2.5, 0.0)
+    without = method.STAGE.losses(batch(found), bare)[0].loss
+    z = -torch.log(torch.expm1(without))
+    out = method.STAGE.losses(batch(found)._replace(margin=torch.full((4,), 2.5)), options)[0]
+    torch.testing.assert_close(out.loss, torch.log1p(torch.exp(lead - z)), rtol=0, atol=1e-9)
+    with pytest.raises(BadData) as raised:
+        method.STAGE.weigh(SCORED, options, 0)
+    (problem,) = raised.value.problems
+    assert (problem.code, problem.field) == ("FP264", "margin")
+
+
+def test_a_row_has_the_margin_of_its_pair_and_none_where_the_data_has_none(tokenizer):
+    for given, expected in (({}, None), ({"margin": 2}, 2.0)):
+        record = parse({"id": "a", "prompt": "p", "chosen": "x", "rejected": "y"} | given, "pair")
+        about = facts(record, tokenizer, [1], "a template")
+        lists = {f"{side}_{name}": [1] for side in ("chosen", "rejected") for name in ("labels", "weight", "score")}
+        assert PairRow.of(about | lists).margin == expected
+
+
 # ---- joins: one data set feeds several objectives ----
 
 

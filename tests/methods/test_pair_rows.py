@@ -27,7 +27,7 @@ PLAIN = ResponseRow([-100, -100, 8], [1.0, 1.0, 1.0], [0.0] * 3, annotated=False
 
 def test_a_response_without_spans_counts_as_a_whole_and_the_prompt_never_counts():
     weights = weigh_all(PairRow("a", SPANS, PLAIN, mapped=False), OPTIONS, 0)
-    assert weights == ([0.0, 1.0, 0.0, -0.5], [0.0, 0.0, 1.0], 0)
+    assert weights == ([0.0, 1.0, 0.0, -0.5], [0.0, 0.0, 1.0], 0, 0.0)
     assert weigh_chosen(PairRow("a", SPANS, NO_RESPONSE, mapped=False), OPTIONS, 0) == [0.0, 1.0, 0.0, -0.5]
     assert weigh_chosen(PairRow("a", PLAIN, NO_RESPONSE, mapped=False), OPTIONS, 0) == [0.0, 0.0, 1.0]
 

@@ -58,10 +58,11 @@ def select_tokens(reward: Tensor, ratio: float, *, highest: bool, mask: Tensor |
     return order.argsort(-1) < quota  # rank of each token < quota
 
 
-def sepo_loss(chosen: TokenLogps, rejected: TokenLogps, *, gamma: float, margin: float) -> LossOut:
+def sepo_loss(chosen: TokenLogps, rejected: TokenLogps, *, gamma: float, margin: Tensor | float) -> LossOut:
     """The loss of each pair; `weight` is 1 at the selected tokens, 0 elsewhere (fractions weigh them). T may differ.
 
-    A pair is valid if both responses have a token whose weight is not 0. The logged rewards are u_w and u_l.
+    A pair is valid if both responses have a token whose weight is not 0. The logged rewards are u_w and u_l. `margin`
+    is one number or one of each pair, [B].
     """
     u_w = gamma * weighted_mean(*chosen)  # [B]
     u_l = gamma * weighted_mean(*rejected)

@@ -7,8 +7,8 @@ Where:   m = sum_t weight_t log(pi_theta / pi_ref)(y_t), D = sum_t weight_t KL(p
          EOS included; sg = stop-gradient; w is the chosen, l the rejected response. The paper's weights are 1.
 Sides:   0 reads both responses, +1 only the chosen, -1 only the rejected: the other's m and D are 0. It is the flag of
          the granular fork (Token-level-Direct-Preference-Optimization@e17d5cc), whose loss is one-sided.
-Deltas from the paper: `weight`, `sides`, and `length_normalized`, which divides m and D by the sum of the weights, so
-         that short spans need no larger learning rate (the fork does not divide).
+Deltas from the paper: `weight`, `sides`, `margin` (chosen must lead by it), and `length_normalized`, which divides m
+         and D by the sum of the weights: short spans need no larger learning rate (the fork does not divide).
 Not covered: which tokens a span selects (see finepref.formats.spans).
 """
 
@@ -37,17 +37,14 @@ def tdpo1_loss(
     rejected: TokenLogRatio,
     *,
     beta: float,
+    margin: Tensor | float = 0.0,
     sides: Tensor | None = None,
     length_normalized: bool = False,
 ) -> LossOut:
-    """TDPO1. A pair is valid if each response that it reads has a token of any weight.
-
-    Args:
-        beta, length_normalized: see above. sides: [B] in {-1, 0, +1}, default 0.
-    """
+    """TDPO1. A pair is valid if each response that it reads has a token of any weight. `margin`, `sides`: [B]."""
     m_w, d_w, valid_w = _totals(chosen, sides, 1, length_normalized)  # [B] each
     m_l, d_l, valid_l = _totals(rejected, sides, -1, length_normalized)
-    logit = beta * ((m_w - m_l) - (d_l - d_w))
+    logit = beta * (m_w - m_l - d_l + d_w) - margin
     return _out(logit, valid_w & valid_l, beta * (m_w + d_w), beta * (m_l + d_l))
 
 
@@ -57,13 +54,14 @@ def tdpo2_loss(
     *,
     beta: float,
     alpha: float,
+    margin: Tensor | float = 0.0,
     sides: Tensor | None = None,
     length_normalized: bool = False,
 ) -> LossOut:
     """TDPO2, arguments as `tdpo1_loss`; the logged rewards are beta (m + D) as well."""
     m_w, d_w, valid_w = _totals(chosen, sides, 1, length_normalized)
     m_l, d_l, valid_l = _totals(rejected, sides, -1, length_normalized)
-    logit = beta * ((m_w - m_l) - alpha * (d_l - d_w.detach()))
+    logit = beta * ((m_w - m_l) - alpha * (d_l - d_w.detach())) - margin
     return _out(logit, valid_w & valid_l, beta * (m_w + d_w), beta * (m_l + d_l))
 
 
@@ -72,13 +70,14 @@ def masked_dpo_loss(
     rejected: TokenLogRatio,
     *,
     beta: float,
+    margin: Tensor | float = 0.0,
     sides: Tensor | None = None,
     length_normalized: bool = False,
 ) -> LossOut:
     """DPO (arXiv 2305.18290) over the weighted tokens, arguments as `tdpo1_loss`; the logged rewards are beta m."""
     m_w, _, valid_w = _totals(chosen._replace(kl=torch.zeros_like(chosen.policy)), sides, 1, length_normalized)
     m_l, _, valid_l = _totals(rejected._replace(kl=torch.zeros_like(rejected.policy)), sides, -1, length_normalized)
-    return _out(beta * (m_w - m_l), valid_w & valid_l, beta * m_w, beta * m_l)
+    return _out(beta * (m_w - m_l) - margin, valid_w & valid_l, beta * m_w, beta * m_l)
 
 
 def _totals(
@@ -95,6 +94,5 @@ def _totals(
 
 
 def _out(logit: Tensor, valid: Tensor, chosen_reward: Tensor, rejected_reward: Tensor) -> LossOut:
-    return LossOut(
-        torch.where(valid, -logsigmoid(logit), 0.0), valid, chosen_reward.detach(), rejected_reward.detach()
-    )
+    loss = torch.where(valid, -logsigmoid(logit), 0.0)
+    return LossOut(loss, valid, chosen_reward.detach(), rejected_reward.detach())

@@ -17,11 +17,13 @@ class Weights(NamedTuple):
     """Result of `weigh`: a weight per token of prompt (0 there) and response, for both responses.
 
     `side` is 0 if the loss reads both responses, 1 if it reads only the chosen one, -1 if only the rejected one.
+    `margin` is how far the loss wants the chosen response ahead, in the unit of its logit.
     """
 
     chosen: list[float]
     rejected: list[float]
     side: int = 0
+    margin: float = 0.0
 
 
 class Response(NamedTuple):
@@ -39,11 +41,12 @@ class Response(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """A batch of shape "pair"; side [B] as in `Weights`."""
+    """A batch of shape "pair"; side [B] and margin [B] as in `Weights`."""
 
     chosen: Response
     rejected: Response
     side: Tensor
+    margin: Tensor | float = 0.0
 
     @property
     def valid(self) -> Tensor:

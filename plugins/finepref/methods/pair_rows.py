@@ -64,6 +64,7 @@ class PairRow(NamedTuple):
         contrast: whether its scores are of the kind "contrast", see `formats.records.ScoredPair`.
         end_token: id of the tokenizer's end token, -1 if it has none.
         cut: whether the end of a response was cut off. (Not known where the host keeps the end token in any case.)
+        margin: how much better the chosen response is, in the unit of the data; None if the data does not say.
     """
 
     record_id: str
@@ -74,6 +75,7 @@ class PairRow(NamedTuple):
     contrast: bool = False
     end_token: int = -1
     cut: bool = False
+    margin: float | None = None
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> PairRow:
@@ -89,6 +91,7 @@ class PairRow(NamedTuple):
             row.get("contrast", False),
             row.get("end_token", -1),
             RESPONSE_CUT in row.get("cut", "").split(","),
+            None if math.isnan(row.get("margin", math.nan)) else row["margin"],
         )
 
     def sides(self) -> tuple[tuple[str, ResponseRow], ...]:
@@ -126,6 +129,18 @@ class PairRow(NamedTuple):
             asked, whole = options.key(masks, "annotated"), options.key(masks, "none")
             text = f"{asked} needs spans; {whole} trains on whole responses"
             raise BadData([self.problem("rejected_spans", "FP210", text)])
+
+    def with_margin(self, weights: Weights, options: Options, name: str) -> Weights:
+        """The weights with the pair's margin, if the option `name` asks for it.
+
+        Raises:
+            BadData: the pair has none (FP264).
+        """
+        if not getattr(options, name):
+            return weights
+        if self.margin is None:
+            raise BadData([self.problem("margin", "FP264", f"{options.key(name)} reads it")])
+        return weights._replace(margin=self.margin)
 
     def nothing_left(self, side: str, options: Options) -> Problem:
         """FP214: a response has no token to train on."""
@@ -268,8 +283,8 @@ def _of_beginning(places: Sequence[tuple[int, int]], offsets: Sequence[tuple[int
 def facts(record: records.Record, tokenizer: Any, prompt: Sequence[int], template: str) -> dict[str, Any]:
     """The columns of a tokenised row about its whole record.
 
-    They are id, side, mapped, other_prompt, contrast, end_token, and for each response whether it has spans and
-    scores.
+    They are id, side, mapped, other_prompt, contrast, end_token, margin (NaN if there is none), and for each response
+    whether it has spans and scores.
 
     Args:
         record: the record.
@@ -286,6 +301,7 @@ def facts(record: records.Record, tokenizer: Any, prompt: Sequence[int], templat
         "other_prompt": "" if mapped else other_prompt(record, prompt, template),
         "contrast": isinstance(record, records.ScoredPair) and record.score_kind == "contrast",
         "end_token": -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
+        "margin": math.nan if getattr(record, "margin", None) is None else float(record.margin),
     }
     for side in SIDES:
         row |= {f"{side}_annotated": bool(spans_of(record, side)), f"{side}_scored": scored}

@@ -53,6 +53,9 @@ class SepoOptions(PairOptions):
         at_most=1,
     )
     sepo_map_scores: bool = option(False, MAP_SCORES)
+    sepo_pair_margins: bool = option(
+        False, "The chosen response must lead by the pair's `margin` beside sepo_margin; both are taken off the logit."
+    )
 
 
 def weigh(row: PairRow, options: SepoOptions, seed: int) -> Weights:
@@ -64,7 +67,8 @@ def weigh(row: PairRow, options: SepoOptions, seed: int) -> Weights:
 
     Raises:
         BadData: the data has neither scores nor spans (FP210), the scores belong to another tokenizer (FP212) or
-            another prompt (FP250) or are of another kind (FP262), or no selected token is left (FP214).
+            another prompt (FP250) or are of another kind (FP262), or no selected token is left (FP214). Or the pair
+            has no margin (FP264).
     """
     oracle = options.sepo_selection == "oracle"
     if oracle and not row.annotated:
@@ -87,7 +91,7 @@ def weigh(row: PairRow, options: SepoOptions, seed: int) -> Weights:
         weights.append(weight)
     if problems:
         raise BadData(problems)
-    return Weights(*weights)
+    return row.with_margin(Weights(*weights), options, "sepo_pair_margins")
 
 
 def _share(reward: list[float], among: list[float], options: SepoOptions, side: str) -> list[float]:
@@ -131,7 +135,8 @@ def losses(pairs: Pairs, options: SepoOptions) -> tuple[LossOut, dict[str, Tenso
     from finepref.losses.sepo import sepo_loss
 
     chosen, rejected = (TokenLogps(side.logps, side.weight) for side in (pairs.chosen, pairs.rejected))
-    out = sepo_loss(chosen, rejected, **constants(options))
+    given = constants(options)
+    out = sepo_loss(chosen, rejected, gamma=given["gamma"], margin=given["margin"] + pairs.margin)
     return out, {"logps/chosen": weighted_mean(*chosen), "logps/rejected": weighted_mean(*rejected)}
 
 

@@ -58,6 +58,10 @@ class TdpoOptions(PairOptions):
         False,
         "Train on the end token of a response beside its spans, as Mask-DPO does; without spans it always counts.",
     )
+    tdpo_pair_margins: bool = option(
+        False,
+        "The chosen response must lead by the pair's `margin`, which is taken off the loss's logit.",
+    )
     pref_beta: float = host_option(0.1, BETA, llamafactory="pref_beta", openrlhf="model.beta", above=0)
 
     def check_together(self) -> None:
@@ -106,8 +110,13 @@ def weigh(row: PairRow, options: TdpoOptions, seed: int) -> Weights:
 
     Raises:
         BadData: with masks, the pair has no spans (FP210), both responses have spans although `tdpo_sides` is `one`
-            (FP215), no token in the spans is left (FP214), or the end token asked for is not there (FP263).
+            (FP215), no token in the spans is left (FP214), or the end token asked for is not there (FP263). Or the
+            pair has no margin (FP264).
     """
+    return row.with_margin(_tokens(row, options), options, "tdpo_pair_margins")
+
+
+def _tokens(row: PairRow, options: TdpoOptions) -> Weights:
     if options.tdpo_masks == "none":
         return row.whole() if options.tdpo_ld_alpha is None else _by_length(row, options.tdpo_ld_alpha)
     row.require_spans(options, "tdpo_masks")
@@ -184,9 +193,8 @@ def losses(pairs: Pairs, options: TdpoOptions) -> tuple[LossOut, dict[str, Tenso
     )
     if options.tdpo_ld_reference == "whole":
         chosen, rejected = whole_reference(chosen), whole_reference(rejected)
-    out = function(
-        chosen, rejected, beta=options.pref_beta, sides=pairs.side, length_normalized=options.tdpo_normalize_spans
-    )
+    reading = {"sides": pairs.side, "length_normalized": options.tdpo_normalize_spans}
+    out = function(chosen, rejected, beta=options.pref_beta, margin=pairs.margin, **reading)
     metrics = {}
     for name, side in (("chosen", pairs.chosen), ("rejected", pairs.rejected)):
         metrics[f"logps/{name}"] = weighted_sum(side.logps, side.weight)

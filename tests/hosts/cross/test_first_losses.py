@@ -56,6 +56,10 @@ CASES = {
         {"tdpo__variant": "dpo", "tdpo__end_token": True},
         {"stage": "tdpo", "dataset": "spans", "tdpo_variant": "dpo", "tdpo_end_token": True, "pref_beta": 0.1},
     ),
+    "margins": (
+        {"data__dataset": "margins", "tdpo__masks": "none", "tdpo__pair_margins": True},
+        {"stage": "tdpo", "dataset": "margins", "tdpo_masks": "none", "tdpo_pair_margins": True, "pref_beta": 0.1},
+    ),
     "plackett_luce": (
         {"apo__loss": "plackett_luce", "apo__coeff": 1.0, "apo__pooling": "last", "adam__lr": 0.0},
         {
@@ -67,7 +71,7 @@ CASES = {
         },
     ),
 }
-COMMANDS = {"mask_dpo": "tdpo", "plackett_luce": "apo_rm"}
+COMMANDS = {"mask_dpo": "tdpo", "margins": "tdpo", "plackett_luce": "apo_rm"}
 """The command of a case, where it is not its name."""
 WITHOUT_REFERENCE = ("selective", "apo_rm", "confpo", "simper", "plackett_luce")
 

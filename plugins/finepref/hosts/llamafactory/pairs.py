@@ -56,7 +56,7 @@ class PairProcessor(RowPerRecordProcessor):
     All lists of a response are cut to the same length, and both responses keep the same tokens of the prompt.
     """
 
-    schema: str = "pairs-4"
+    schema: str = "pairs-5"
     sides: ClassVar[tuple[str, ...]] = SIDES
 
     def row(
@@ -111,15 +111,15 @@ class PairCollator(PairwiseDataCollatorWithPadding):
     shares: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """One batch: the host's keys, `weight` [2B, T] in label space, the chosen half first, and `side` [B].
+        """One batch: the host's keys, `weight` [2B, T] in label space, the chosen half first, `side` and `margin` [B].
 
-        `weight` is int32, see `finepref.hosts.exact`. `needed` is the number of tokens with a weight, an int: a tensor
-        would be moved to the accelerator, and reading it there would make the CPU wait.
+        `weight` and `margin` are int32, see `finepref.hosts.exact`. `needed` is the number of tokens with a weight, an
+        int: a tensor would be moved to the accelerator, and reading it there would make the CPU wait.
         """
         features = [packed.whole_pair(row) for row in features]
         batch = super().__call__([self._of_host(row) for row in features])
         try:
-            chosen, rejected, sides = zip(*(self.weigh(PairRow.of(row)) for row in features), strict=True)
+            chosen, rejected, sides, margins = zip(*(self.weigh(PairRow.of(row)) for row in features), strict=True)
         except BadData as error:  # only in a stream; a data-loader worker can pass on only a text
             raise ValueError(str(BadData(pinpoint(error.problems)))) from None
         length = batch["labels"].shape[1]
@@ -130,6 +130,7 @@ class PairCollator(PairwiseDataCollatorWithPadding):
         weight = torch.tensor(padded)[:, 1:]
         batch["weight"] = bits(weight)
         batch["side"] = torch.tensor(sides)
+        batch["margin"] = bits(torch.tensor(margins))
         if self.reference:
             batch["reference"] = self._reference(features, length)
         if self.counts:
@@ -155,7 +156,7 @@ class PairCollator(PairwiseDataCollatorWithPadding):
         return {**row, **masks, "images": None, "videos": None, "audios": None}
 
 
-OURS = ("labels", "weight", "side", "needed", "trees", "reference")
+OURS = ("labels", "weight", "side", "margin", "needed", "trees", "reference")
 """What the collator adds to the inputs of a model."""
 REWARDS = tuple(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins"))
 
@@ -189,7 +190,7 @@ class PairTrainer(Batched, CustomDPOTrainer):
         """
         if "weight" not in batch:
             raise ValueError("the batch has no token weights: it was not made by finepref's PairCollator")
-        batch = {**batch, "weight": floats(batch["weight"])}
+        batch = {**batch, **{name: floats(batch[name]) for name in ("weight", "margin")}}
         out, metrics = self.run.stage.losses(self.pairs(model, batch), self.run.options)
         if train_eval == "train":
             self.run.count(len(batch["side"]))
@@ -211,7 +212,7 @@ class PairTrainer(Batched, CustomDPOTrainer):
         values = self.values(model, batch)
         parts = (values.logps, batch["weight"], values.reference, values.kl)
         halves = zip(*((None, None) if part is None else part.chunk(2) for part in parts), strict=True)
-        return Pairs(*(Response(*half) for half in halves), batch["side"])
+        return Pairs(*(Response(*half) for half in halves), batch["side"], batch["margin"])
 
     def values(self, model: Any, batch: dict[str, Any]) -> TokenValues:
         """Values at the tokens that have a weight."""

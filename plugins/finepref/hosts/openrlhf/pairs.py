@@ -39,16 +39,17 @@ class WeightedResponse(NamedTuple):
 
 
 class PairSequences(NamedTuple):
-    """One tokenised pair; `side` as in `finepref.methods.batches.Weights`; log pi_ref of the responses, if kept."""
+    """One tokenised pair; `side`, `margin` as in `finepref.methods.batches.Weights`; log pi_ref, if it is kept."""
 
     chosen: WeightedResponse
     rejected: WeightedResponse
     side: int
+    margin: float = 0.0
     reference: Sequence[np.ndarray] | None = None
 
 
 SCHEMA = pa.schema(
-    {"prompt": IDS, "side": pa.int8()}
+    {"prompt": IDS, "side": pa.int8(), "margin": pa.float32()}
     | {
         f"{side}_{name}": kind
         for side in SIDES
@@ -103,6 +104,7 @@ def _stored(row: dict[str, Any], weights: Weights) -> dict[str, Any]:
     """The columns of a tokenised pair with its weights."""
     prompt = next((i for i, label in enumerate(row["chosen_labels"]) if label >= 0), len(row["chosen_labels"]))
     stored: dict[str, Any] = {"prompt": packed.ids(row["chosen_input_ids"][:prompt]), "side": weights.side}
+    stored["margin"] = weights.margin
     for side, weight in zip(SIDES, (weights.chosen, weights.rejected), strict=True):
         stored[f"{side}_ids"] = packed.ids(row[f"{side}_input_ids"][prompt:])
         stored[f"{side}_length"] = sum(label >= 0 for label in row[f"{side}_labels"])
@@ -113,7 +115,10 @@ def _stored(row: dict[str, Any], weights: Weights) -> dict[str, Any]:
 def pair_of(values: Values, rows: TokenisedRows) -> PairSequences:
     """The pair of these columns."""
     return PairSequences(
-        *(_response(values, side) for side in SIDES), values["side"], values.get(cached_reference.NAME)
+        *(_response(values, side) for side in SIDES),
+        values["side"],
+        values["margin"],
+        values.get(cached_reference.NAME),
     )
 
 
@@ -203,7 +208,7 @@ class Batch(NamedTuple):
 
     Attributes:
         weight: [2B, T] in label space, the chosen half first.
-        side: [B], see `finepref.methods.batches.Weights`.
+        side, margin: [B], see `finepref.methods.batches.Weights`.
         tokens: for each side, the number of response tokens and of those with a weight.
         reference: [2B, T], log pi_ref of all response tokens, if it is kept.
         trees: see `trees.make`; None if there are none.
@@ -211,6 +216,7 @@ class Batch(NamedTuple):
 
     weight: Tensor
     side: Tensor
+    margin: Tensor
     tokens: dict[str, int]
     reference: Tensor | None = None
     trees: dict[str, Any] | None = None
@@ -241,7 +247,8 @@ def batch_of(rows: list[PairSequences], *, shares: bool = False) -> Batch:
         responses = [getattr(row, side) for side in SIDES for row in rows]
         read = [trees.Row(each.ids.numpy(), (each.weight != 0).numpy()) for each in responses]
         made = trees.make(read, [[i, len(rows) + i] for i in range(len(rows))], length)
-    return Batch(weight[:, 1:].contiguous(), torch.tensor([row.side for row in rows]), tokens, reference, made)
+    side, margin = (torch.tensor([getattr(row, name) for row in rows]) for name in ("side", "margin"))
+    return Batch(weight[:, 1:].contiguous(), side, margin, tokens, reference, made)
 
 
 class PairTrainer(Sharer, Accounted, DPOTrainer):
@@ -288,7 +295,7 @@ class PairTrainer(Sharer, Accounted, DPOTrainer):
         """The mean loss over all processes, and the rewards [B]."""
         parts = (values.logps, batch.weight, values.reference, values.kl)
         halves = zip(*((None, None) if part is None else part.chunk(2) for part in parts), strict=True)
-        pairs = Pairs(*(Response(*half) for half in halves), batch.side)
+        pairs = Pairs(*(Response(*half) for half in halves), batch.side, batch.margin)
         out, metrics = self.run.stage.losses(pairs, self.run.options)
         if torch.is_grad_enabled():  # evaluation has none
             self.count(**batch.tokens)

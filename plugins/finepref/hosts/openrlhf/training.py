@@ -44,7 +44,7 @@ from finepref.methods.pair_rows import fingerprint
 
 Arrange = Callable[[Sequence[Sourced], Notes], Sequence[Sourced]]
 Tokenise = Callable[[Iterable[Sourced], data.Encoder, str, Notes, Path], TokenisedRows]
-SCHEMA = "tokens-1"
+SCHEMA = "tokens-2"
 """To be changed whenever stored rows change their meaning."""
 
 
