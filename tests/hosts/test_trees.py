@@ -167,6 +167,20 @@ def test_a_tree_by_hand():
     assert values.tolist() == [[0, 0, 0, 2, 3], [0, 0, 0, 1, 4]]
 
 
+def test_tokens_of_the_chosen_response_alone_are_read_first_so_that_the_kl_of_others_alone_has_a_gradient():
+    """As above: 2 and 3 are the chosen response's; 1 is needed in the rejected one only, and 4."""
+    rows = [Row(array(7, 8, 1, 2, 3), np.arange(5) >= 3), Row(array(7, 8, 1, 4), np.arange(4) >= 2)]
+    made = make(rows, [[0, 1]], 6, chosen=1)
+    assert (made["targets"].tolist(), made["sources"].tolist(), made["rejected_from"]) == (
+        [2, 3, 1, 4],
+        [2, 3, 1, 2],
+        2,
+    )
+    wanted = Trees.of(made, torch.bool).wanted
+    assert wanted.place(torch.tensor([2.0, 3.0, 1.0, 4.0])).tolist() == [[0, 0, 2, 3, 0], [0, 1, 4, 0, 0]]
+    assert [wanted.kl_from(kl) for kl in ("loss", "rejected", "metric")] == [0, 2, 4]
+
+
 def test_random_trees_have_a_node_for_each_beginning_and_see_it_alone():
     draw = random.Random(0)
     for _ in range(100):

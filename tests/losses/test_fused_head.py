@@ -43,7 +43,7 @@ def values_of(kind: str, hidden: Tensor, head: fused_head.Head, targets: Tensor,
 
 
 @pytest.mark.parametrize("kind", ["linear", "through"])
-@pytest.mark.parametrize("kl", ["", "metric", "loss"])
+@pytest.mark.parametrize("kl", ["", "metric", "loss", "rejected"])
 @pytest.mark.parametrize(
     ("frozen", "bias", "processing"),
     [
@@ -57,20 +57,22 @@ def test_values_and_gradients_equal_those_of_stored_logits(kind, kl, frozen, bia
     hidden = torch.randn(N, H, dtype=torch.float64, requires_grad=True)
     head, targets = head_of(frozen=frozen, bias=bias, **processing), torch.randint(0, V, (N,))
     theirs, slopes = torch.randn(N, V, dtype=torch.float64), torch.randn(2, N, dtype=torch.float64)
+    kl_from = {"loss": 0, "rejected": 20}.get(kl, N)
+    slopes[1, :kl_from] = 0
     reference = (lambda start, stop: theirs[start:stop]) if kl else None
     logits = head.logits(hidden)
     logps, divergence = plain(logits, targets), position_kl(logits, theirs)
-    expected = (logps * slopes[0]).sum() + (kl == "loss") * (divergence * slopes[1]).sum()
+    expected = (logps * slopes[0]).sum() + (divergence * slopes[1]).sum()
 
-    found = values_of(kind, hidden, head, targets, reference, kl_gradient=kl == "loss")
+    found = values_of(kind, hidden, head, targets, reference, kl_from=kl_from)
     torch.testing.assert_close(found.logps, logps, rtol=0, atol=1e-12)
     loss = (found.logps * slopes[0]).sum()
     if kl:
         torch.testing.assert_close(found.kl, divergence, rtol=0, atol=1e-12)
         torch.testing.assert_close(found.reference, plain(theirs, targets), rtol=0, atol=1e-12)
-        assert found.kl.requires_grad == (kl == "loss")
+        assert found.kl.requires_grad == (kl_from < N)
         assert not found.reference.requires_grad
-    if kl == "loss":
+    if kl_from < N:
         loss = loss + (found.kl * slopes[1]).sum()
     leaves = [each for each in (hidden, head.weight, head.bias) if each is not None and each.requires_grad]
     for mine, wanted in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves), strict=True):
@@ -128,6 +130,18 @@ def test_a_frozen_head_is_multiplied_as_often_as_with_stored_logits_and_a_traine
         with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place}) as counted:
             fused_head.values(hidden, head, targets).logps.sum().backward()
         assert counted.get_total_flops() == products * one
+
+
+@pytest.mark.parametrize(("kl_from", "products"), [(0, 3), (16, 2.5), (32, 2)])
+def test_the_gradient_of_the_kl_costs_one_more_product_at_the_positions_that_have_one(kl_from, products):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    hidden, targets, theirs = torch.randn(32, H, requires_grad=True), torch.arange(32) % V, torch.randn(32, V)
+    head = fused_head.Head(torch.randn(V, H))
+    with FlopCounterMode(display=False) as counted:
+        found = fused_head.values(hidden, head, targets, lambda start, stop: theirs[start:stop], kl_from=kl_from)
+        found.logps.sum().backward()
+    assert counted.get_total_flops() == products * 2 * 32 * H * V + 2 * 32 * V  # the KL's sum over V
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -40,11 +40,17 @@ class Wanted(NamedTuple):
         positions: [N], flat indices of the positions that predict them, in the layout of the hidden states.
         targets: [N], the token ids.
         place: puts values [N] into [M, T], in label space, 0 elsewhere.
+        rejected_from: before this position, none belongs to a rejected response; 0 where that is not known.
     """
 
     positions: Tensor
     targets: Tensor
     place: Callable[[Tensor], Tensor]
+    rejected_from: int = 0
+
+    def kl_from(self, kl: str) -> int:
+        """The first position whose KL has a gradient, N if none has; `kl` as `Stage.kl`."""
+        return {"loss": 0, "rejected": self.rejected_from}.get(kl, len(self.positions))
 
 
 class TokenValues(NamedTuple):
@@ -101,7 +107,7 @@ def read(policy: Pass, wanted: Wanted, reference: Reference | None = None, *, kl
         policy: the model.
         wanted: the tokens.
         reference: of `read_reference`, with the same `kl`.
-        kl: as `Stage.kl`: "" if it is not read, "metric" without a gradient, "loss".
+        kl: as `Stage.kl`.
 
     Raises:
         ValueError: the model did not use its output head once.
@@ -111,10 +117,12 @@ def read(policy: Pass, wanted: Wanted, reference: Reference | None = None, *, kl
     if after is None:
         with chunked.head_at(head, wanted.positions):
             logits = chunked.whole(policy.run()[0])
-        found = _of_logits(logits, wanted.targets, theirs and theirs.kept, kl_gradient=kl == "loss")
+        found = _of_logits(
+            logits, wanted.targets, theirs and theirs.kept, gradient=wanted.kl_from(kl) < len(wanted.positions)
+        )
     else:
         head = _computing(head)
-        with after.left_out(), forward_as(head, _values, head, after, wanted, theirs, kl == "loss"):
+        with after.left_out(), forward_as(head, _values, head, after, wanted, theirs, wanted.kl_from(kl)):
             output = policy.run()
         if output.shape[:2] != (1, len(wanted.positions)):
             raise ValueError(
@@ -136,7 +144,7 @@ def in_place_of_logits(policy: Pass, wanted: Wanted) -> Iterator[bool]:
     if after is None:
         yield False
     else:
-        with after.left_out(), forward_as(head, _values, head, after, wanted, None, False):
+        with after.left_out(), forward_as(head, _values, head, after, wanted, None, 0):
             yield True
 
 
@@ -168,35 +176,35 @@ def _values(
     after: _After,
     wanted: Wanted,
     reference: Reference | None,
-    kl_gradient: bool,
+    kl_from: int,
 ) -> Tensor:
     """In place of a head's logits [1, N, V]: the values [1, N, 1 or 3]."""
     rows = chunked.kept(hidden, wanted.positions)
     theirs = reference and (lambda start, stop: reference.logits(forward, start, stop))
     if isinstance(rows, DTensor):  # tensor parallelism
         logits = after.head.processed(chunked.whole(forward(rows))[0])
-        found = _of_logits(logits, wanted.targets, theirs and theirs(0, len(logits)), kl_gradient=kl_gradient)
+        found = _of_logits(logits, wanted.targets, theirs and theirs(0, len(logits)), gradient=kl_from < len(logits))
     elif type(module).forward is nn.Linear.forward and not hasattr(module, "_hf_hook"):
         head = after.head._replace(weight=module.weight, bias=module.bias)
         trained = torch.is_grad_enabled() and module.weight.requires_grad
         if trained and reference is None and 4 * rows.shape[1] * len(module.weight) <= SMALL:
             found = _of_logits(head.logits(rows[0]), wanted.targets)
         else:
-            found = fused_head.values(rows[0], head, wanted.targets, theirs, kl_gradient=kl_gradient)
+            found = fused_head.values(rows[0], head, wanted.targets, theirs, kl_from=kl_from)
     else:
         call = lambda part: after.head.processed(forward(part))  # noqa: E731
-        found = fused_head.through(call, rows[0], wanted.targets, theirs, kl_gradient=kl_gradient)
+        found = fused_head.through(call, rows[0], wanted.targets, theirs, kl_from=kl_from)
     return torch.stack([each for each in found if each is not None], -1).unsqueeze(0)
 
 
 def _of_logits(
-    logits: Tensor, targets: Tensor, theirs: Tensor | None = None, *, kl_gradient: bool = True
+    logits: Tensor, targets: Tensor, theirs: Tensor | None = None, *, gradient: bool = True
 ) -> fused_head.Values:
-    """The values of stored logits [N, V]."""
+    """The values of stored logits [N, V]; `gradient` is whether the KL has one."""
     logps = chunked.logps_at(logits, targets)
     if theirs is None:
         return fused_head.Values(logps)
-    with torch.set_grad_enabled(kl_gradient and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
         kl = chunked.kl_at(logits, theirs)
     with torch.no_grad():
         return fused_head.Values(logps, kl, chunked.logps_at(theirs, targets))
@@ -348,6 +356,6 @@ class AllLogits:
             known = reference.logps()
         if not kl:
             return TokenValues(logps, None, known)
-        with torch.set_grad_enabled(kl == "loss" and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(kl in ("loss", "rejected") and torch.is_grad_enabled()):
             found = ops.position_kl(self.logits[:, :-1], reference.logits[:, :-1])
         return TokenValues(logps, torch.where(self.needed, found, 0.0), known)

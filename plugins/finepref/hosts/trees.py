@@ -123,7 +123,7 @@ def _grown(rows: Sequence[np.ndarray]) -> _Tree:
 
 
 def make(
-    rows: Sequence[Row], groups: Sequence[Sequence[int]], columns: int, *, always: bool = False
+    rows: Sequence[Row], groups: Sequence[Sequence[int]], columns: int, *, chosen: int = 0, always: bool = False
 ) -> dict[str, Any] | None:
     """A micro-batch as trees: tensors on the CPU and Python's numbers, which hosts move as they move a batch.
 
@@ -131,6 +131,7 @@ def make(
         rows: the responses, in the host's order.
         groups: the indices of the responses of each record, each index once.
         columns: L.
+        chosen: the first so many rows are the chosen responses of pairs.
         always: whether to make rows in this form also where trees save less than `LEAST`: then each response is a
             tree by itself, which does not branch.
 
@@ -139,6 +140,7 @@ def make(
             ids, depths, last: [R, W], see above.
             lengths: [R], the number of nodes.
             sources, targets: [N], flat indices of nodes, and the tokens after them.
+            rejected_from: before this one of them, none is read for a rejected response.
             of, at: [K], which of the N values goes to which place in [M T]; the place M T stands for none.
             rows, columns: M, T.
             branching: whether a tree has several responses.
@@ -154,31 +156,38 @@ def make(
     width = _width(trees)
     ids, depths = np.zeros((2, len(trees), width), dtype=np.int64)
     last = np.tile(np.arange(width), (len(trees), 1))
-    sources, targets, of, at = ([] for _ in range(4))
+    sources, targets, of, at, rejected = ([] for _ in range(5))
     count = 0
     for place, (tree, group) in enumerate(zip(trees, groups, strict=True)):
         nodes = len(tree.tokens)
         ids[place, :nodes], depths[place, :nodes], last[place, :nodes] = tree.tokens, tree.depths, tree.last
         read = [(i, np.flatnonzero(rows[i].needed), edges) for i, edges in zip(group, tree.edges, strict=True)]
-        wanted = np.zeros(len(tree.sources), dtype=bool)
-        for _, marked, edges in read:
+        wanted, theirs = np.zeros((2, len(tree.sources)), dtype=bool)
+        for i, marked, edges in read:
             wanted[edges[marked]] = True
+            theirs[edges[marked]] |= i >= chosen
         numbers = count - 1 + wanted.cumsum()
         for i, marked, edges in read:
             of.append(numbers[edges[marked]])
             at.append(i * (columns - 1) + rows[i].start - 1 + marked)
         sources.append(place * width + tree.sources[wanted])
         targets.append(tree.targets[wanted])
+        rejected.append(theirs[wanted])
         count += len(targets[-1])
     if not count:  # the output head stays in the graph on every rank
-        sources, targets, of, at = [[0]], [[0]], [[0]], [[len(rows) * (columns - 1)]]
-    flat = {"sources": sources, "targets": targets, "of": of, "at": at}
+        sources, targets, of, at, rejected = [[0]], [[0]], [[0]], [[len(rows) * (columns - 1)]], [[True]]
+    flat = {"sources": sources, "targets": targets, "of": of, "at": at, "rejected": rejected}
+    flat = {name: np.concatenate(values).astype(np.int64) for name, values in flat.items()}
+    theirs = flat.pop("rejected")
+    order, ahead = theirs.argsort(kind="stable"), int((theirs == 0).sum())
+    flat |= {name: flat[name][order] for name in ("sources", "targets")} | {"of": order.argsort()[flat["of"]]}
     return {
         "ids": torch.from_numpy(ids),
         "depths": torch.from_numpy(depths),
         "last": torch.from_numpy(last),
         "lengths": torch.tensor([len(tree.tokens) for tree in trees]),
-        **{name: torch.from_numpy(np.concatenate(values).astype(np.int64)) for name, values in flat.items()},
+        **{name: torch.from_numpy(values) for name, values in flat.items()},
+        "rejected_from": ahead,
         "rows": len(rows),
         "columns": columns - 1,
         "branching": branching,
@@ -214,4 +223,4 @@ class Trees(NamedTuple):
             flat = torch.zeros(shape[0] * shape[1] + 1, dtype=values.dtype, device=values.device)
             return flat.scatter(0, at, values.index_select(0, of))[:-1].view(shape)
 
-        return cls(inputs, Wanted(made["sources"], made["targets"], place))
+        return cls(inputs, Wanted(made["sources"], made["targets"], place, made["rejected_from"]))

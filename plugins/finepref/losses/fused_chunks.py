@@ -44,11 +44,12 @@ class Head(NamedTuple):
         bias = None if self.bias is None else self.bias.detach().to(dtype)
         return self._replace(weight=self.weight.detach().to(dtype), bias=bias)
 
-    def chunks(self, count: int) -> Iterator[tuple[int, int]]:
-        """(start, stop) of each chunk of `count` positions, of at least 16."""
+    def chunks(self, count: int, border: int) -> Iterator[tuple[int, int]]:
+        """(start, stop) of each chunk of `count` positions, none of which lies on both sides of a border."""
         most = CPU_BYTES if self.weight.device.type == "cpu" else ACCELERATOR_BYTES
         size = max(16, most // (4 * len(self.weight)))
-        return ((start, min(start + size, count)) for start in range(0, count, size))
+        for first, last in ((0, border), (border, count)):
+            yield from ((start, min(start + size, last)) for start in range(first, last, size))
 
 
 class Chunk:

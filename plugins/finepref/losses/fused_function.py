@@ -24,29 +24,31 @@ class Fused(torch.autograd.Function):  # type: ignore[misc]
         targets: Tensor,
         processing: tuple[float, float | None],
         reference: Reference | None,
-        kl_gradient: bool,
+        kl_from: int,
     ) -> tuple[Tensor, ...]:
         """With a frozen head, the gradients of the values at `hidden` are computed here, and nothing else is kept."""
         ctx.autocast = dtype_of_autocast(hidden.device.type)
         dtype = ctx.autocast or weight.dtype
         rows, head = hidden.detach().to(dtype), Head(weight, bias, *processing).cast(dtype)
         ctx.reference, ctx.processing, ctx.dtype, ctx.of_hidden = reference, processing, dtype, hidden.dtype
-        ctx.slopes = 2 if reference is not None and kl_gradient else 1
+        ctx.kl_from = len(rows) if reference is None else kl_from
+        ctx.slopes = 2 if ctx.kl_from < len(rows) else 1
         ctx.early = ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:3])
         result = rows.new_empty((3 if reference else 1, len(rows)), dtype=upcast(rows[:0]).dtype)
-        gradient = rows.new_empty((ctx.slopes, *rows.shape)) if ctx.early else None
+        gradients = [torch.empty_like(rows[start:]) for start in (0, ctx.kl_from)] if ctx.early else []
         with autocast_to(hidden.device.type, None):
-            for start, stop in head.chunks(len(rows)):
+            for start, stop in head.chunks(len(rows), ctx.kl_from):
                 part = _chunk(ctx, rows, head, targets, start, stop)
                 for row, value in zip(result, part.values(), strict=True):
                     row[start:stop] = value
-                if gradient is not None:
-                    one, none = torch.ones_like(targets[start:stop], dtype=result.dtype), None
-                    for row in gradient:
-                        torch.mm(part.slope(one, none).to(dtype), head.weight, out=row[start:stop])
-                        one, none = torch.zeros_like(one), one
+                one = torch.ones_like(targets[start:stop], dtype=result.dtype)
+                asked = ((0, one, None), (ctx.kl_from, torch.zeros_like(one), one))
+                for kept, (first, of_logps, of_kl) in zip(gradients, asked, strict=ctx.early):
+                    if start >= first:
+                        slope = part.slope(of_logps, of_kl).to(dtype)
+                        torch.mm(slope, head.weight, out=kept[start - first : stop - first])
                 del part
-        ctx.save_for_backward(*((gradient,) if ctx.early else (hidden, weight, bias, targets)))
+        ctx.save_for_backward(*(gradients if ctx.early else (hidden, weight, bias, targets)))
         found: tuple[Tensor, ...] = result.unbind(0)
         ctx.mark_non_differentiable(*found[ctx.slopes :])
         return found
@@ -57,8 +59,10 @@ class Fused(torch.autograd.Function):  # type: ignore[misc]
         """Scale what was kept, or compute the logits of each chunk again."""
         given = given[: ctx.slopes]
         if ctx.early:
-            (kept,) = ctx.saved_tensors
-            found = sum(row * slope.to(row.dtype).unsqueeze(-1) for row, slope in zip(kept, given, strict=True))
+            of_logps, of_kl = ctx.saved_tensors
+            found = of_logps * given[0].to(of_logps.dtype).unsqueeze(-1)
+            if ctx.slopes == 2:
+                found[ctx.kl_from :] += of_kl * given[1][ctx.kl_from :].to(of_kl.dtype).unsqueeze(-1)
             return found.to(ctx.of_hidden), *[None] * 6
         hidden, weight, bias, targets = ctx.saved_tensors
         rows, head = hidden.detach().to(ctx.dtype), Head(weight, bias, *ctx.processing).cast(ctx.dtype)
@@ -67,11 +71,11 @@ class Fused(torch.autograd.Function):  # type: ignore[misc]
             torch.zeros_like(each, dtype=upcast(each[:0]).dtype) if wanted else None
             for each, wanted in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
         )
-        for start, stop in head.chunks(len(rows)):
+        for start, stop in head.chunks(len(rows), ctx.kl_from):
             part = _chunk(ctx, rows, head, targets, start, stop)
             for _ in part.values():
                 pass
-            slope = part.slope(given[0][start:stop], given[1][start:stop] if ctx.slopes == 2 else None)
+            slope = part.slope(given[0][start:stop], given[1][start:stop] if start >= ctx.kl_from else None)
             if of_bias is not None:
                 of_bias += slope.sum(0)
             slope = slope.to(ctx.dtype)

@@ -38,7 +38,7 @@ class Values(NamedTuple):
 
 
 def values(
-    hidden: Tensor, head: Head, targets: Tensor, reference: Reference | None = None, *, kl_gradient: bool = True
+    hidden: Tensor, head: Head, targets: Tensor, reference: Reference | None = None, *, kl_from: int = 0
 ) -> Values:
     """The values at N positions.
 
@@ -47,9 +47,9 @@ def values(
         head: the policy's.
         targets: [N], the tokens y.
         reference: the reference's logits. It is called without gradients, and again if the head has a gradient.
-        kl_gradient: whether the loss reads the KL; else it has no gradient.
+        kl_from: the KL has a gradient at this position and those after it; N for none.
     """
-    found = Fused.apply(hidden, head.weight, head.bias, targets, head[2:], reference, kl_gradient)
+    found = Fused.apply(hidden, head.weight, head.bias, targets, head[2:], reference, kl_from)
     return Values(*found) if reference else Values(found[0])
 
 
@@ -59,14 +59,15 @@ def through(
     targets: Tensor,
     reference: Reference | None = None,
     *,
-    kl_gradient: bool = True,
+    kl_from: int = 0,
     chunks: int = 16,
 ) -> Values:
     """`values` by a head that is no plain linear layer (LoRA, DoRA, quantised), by its own code and autograd.
 
     Args:
         call: hidden states [n, H] -> logits [n, V]. It runs again in the backward pass.
-        hidden, targets, reference, kl_gradient: as in `values`.
+        hidden, targets, reference: as in `values`.
+        kl_from: as there; positions of the same chunk may have a gradient too.
         chunks: how many; the same on every rank, even where some are empty, as each gathers sharded weights.
     """
     starts = [len(hidden) * each // chunks for each in range(chunks + 1)]
@@ -79,7 +80,7 @@ def through(
         with torch.no_grad():
             theirs = reference(start, stop)
             known = upcast(theirs).log_softmax(-1).gather(-1, wanted).squeeze(-1).clamp(min=LOG_ZERO)
-        with torch.set_grad_enabled(kl_gradient and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(stop > kl_from and torch.is_grad_enabled()):
             return logps, position_kl(logits, theirs), known
 
     parts = [checkpoint(part, *ends, use_reentrant=False) for ends in pairwise(starts)]

@@ -30,7 +30,8 @@ class Stage:
         weigh: pair: `PairRow`, options, seed -> `Weights`. single: the same -> a weight, 0 or 1, per token of the one
             response. Default: spans where the data has them, else every response token.
         reference: whether the loss reads a reference model; a bool, or a function options -> bool.
-        kl: pair: options -> "" (the loss reads no KL), "metric" (it is only logged) or "loss" (it gets a gradient).
+        kl: pair: options -> "" (the loss reads no KL), "metric" (it is only logged), "loss" (it gets a
+            gradient) or "rejected" (only that of the rejected response does).
         metrics: names of the metrics that `losses` returns, in any order.
         settings: options -> values that differ from the given options, e.g. those of a preset; for the receipt.
         check_record: record, options -> problems for which the stage cannot train on the record. A record of shape

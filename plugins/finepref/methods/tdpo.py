@@ -168,9 +168,9 @@ def settings(options: TdpoOptions) -> dict[str, Any]:
 
 
 def kl(options: TdpoOptions) -> str:
-    """TDPO's KL is part of the loss; DPO's is only logged, if at all."""
+    """TDPO's KL is part of the loss, in TDPO2 detached for the chosen response; DPO's is only logged, if at all."""
     if options.tdpo_variant != "dpo":
-        return "loss"
+        return "loss" if options.tdpo_variant == "tdpo1" else "rejected"
     return "metric" if options.tdpo_log_kl else ""
 
 

@@ -27,12 +27,14 @@ class Rows(NamedTuple):
         labels: [M, L], token ids where a token may be needed.
         needed: bool [M, T], in label space: the tokens that the loss reads.
         count: how many there are, so that nobody waits for an accelerator to know it; None if unknown.
+        rejected_from: see `Wanted`; 0 if unknown.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
     needed: Tensor
     count: int | None = None
+    rejected_from: int = 0
 
     @property
     def wanted(self) -> Wanted:
@@ -40,7 +42,9 @@ class Rows(NamedTuple):
         positions = needed_positions(self.needed, self.count)
         targets = torch.nn.functional.pad(self.labels[:, 1:], (0, 1)).flatten()[positions].clamp(min=0)
         marked = torch.nn.functional.pad(self.needed, (0, 1))
-        return Wanted(positions, targets, lambda values: place_at(values, positions, marked)[:, :-1])
+        return Wanted(
+            positions, targets, lambda values: place_at(values, positions, marked)[:, :-1], self.rejected_from
+        )
 
 
 def shares(trainer: Any, model: Any) -> bool:

@@ -101,7 +101,8 @@ class PairCollator(PairwiseDataCollatorWithPadding):
     Attributes:
         weigh: tokenised pair -> its weights, by the stage's options.
         reference: the kept log-probabilities of the rows, empty if there are none.
-        counts: whether to add `needed`; not where the host joins and splits batches, which must be tensors for that.
+        counts: whether to add `needed` and `rejected_from`; not where the host joins and splits batches, which must
+            be tensors for that.
         shares: whether to add `trees` where responses have enough in common, see `trees.make`.
     """
 
@@ -113,8 +114,9 @@ class PairCollator(PairwiseDataCollatorWithPadding):
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """One batch: the host's keys, `weight` [2B, T] in label space, the chosen half first, `side` and `margin` [B].
 
-        `weight` and `margin` are int32, see `finepref.hosts.exact`. `needed` is the number of tokens with a weight, an
-        int: a tensor would be moved to the accelerator, and reading it there would make the CPU wait.
+        `weight` and `margin` are int32, see `finepref.hosts.exact`. `needed` is the number of tokens with a weight,
+        `rejected_from` that of the chosen responses. They are ints: a tensor would be moved to the accelerator, and
+        reading it there would make the CPU wait.
         """
         features = [packed.whole_pair(row) for row in features]
         batch = super().__call__([self._of_host(row) for row in features])
@@ -135,10 +137,11 @@ class PairCollator(PairwiseDataCollatorWithPadding):
             batch["reference"] = self._reference(features, length)
         if self.counts:
             batch["needed"] = int((weight != 0).sum())
+            batch["rejected_from"] = int((weight[: len(features)] != 0).sum())
         if self.shares:
             count = len(features)
             rows = trees.rows_of(batch["input_ids"], batch["attention_mask"], weight != 0)
-            found = trees.make(rows, [[i, count + i] for i in range(count)], length)
+            found = trees.make(rows, [[i, count + i] for i in range(count)], length, chosen=count)
             batch |= {"trees": found} if found else {}
         return batch
 
@@ -156,7 +159,7 @@ class PairCollator(PairwiseDataCollatorWithPadding):
         return {**row, **masks, "images": None, "videos": None, "audios": None}
 
 
-OURS = ("labels", "weight", "side", "margin", "needed", "trees", "reference")
+OURS = ("labels", "weight", "side", "margin", "needed", "rejected_from", "trees", "reference")
 """What the collator adds to the inputs of a model."""
 REWARDS = tuple(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins"))
 
@@ -221,7 +224,8 @@ class PairTrainer(Batched, CustomDPOTrainer):
             wanted = forward.trees_of(self, batch["trees"])
         else:
             inputs = {name: value for name, value in batch.items() if name not in OURS}
-            wanted = forward.Rows(inputs, batch["labels"], batch["weight"] != 0, batch.get("needed"))
+            known = {"count": batch.get("needed"), "rejected_from": batch.get("rejected_from", 0)}
+            wanted = forward.Rows(inputs, batch["labels"], batch["weight"] != 0, **known)
         with_reference = self.run.stage.needs_reference(self.run.options)
         known = cached_reference.of_batch(batch)
         if known is not None:

@@ -39,6 +39,7 @@ class Rows(NamedTuple):
             has a part of them, and the host itself waits.
         ring: the ring-attention process group, or None.
         full: compute the logits of every position.
+        rejected_from: see `Wanted`; of no use with ring attention.
     """
 
     ids: Tensor
@@ -47,6 +48,7 @@ class Rows(NamedTuple):
     count: int
     ring: Any
     full: bool
+    rejected_from: int = 0
 
     def wanted(self, actor: Any) -> Wanted:
         """The needed tokens as positions of the layout in which the Actor runs its model."""
@@ -65,7 +67,7 @@ class Rows(NamedTuple):
                 there = gather_and_pad_tensor(there, self.ring, gap, indices, batch, length)
             return there[:, :-1]
 
-        return Wanted(positions, targets.flatten()[positions], place)
+        return Wanted(positions, targets.flatten()[positions], place, 0 if self.ring else self.rejected_from)
 
 
 def model_of(actor: Any) -> Model:

@@ -246,7 +246,7 @@ def batch_of(rows: list[PairSequences], *, shares: bool = False) -> Batch:
     if shares:
         responses = [getattr(row, side) for side in SIDES for row in rows]
         read = [trees.Row(each.ids.numpy(), (each.weight != 0).numpy()) for each in responses]
-        made = trees.make(read, [[i, len(rows) + i] for i in range(len(rows))], length)
+        made = trees.make(read, [[i, len(rows) + i] for i in range(len(rows))], length, chosen=len(rows))
     side, margin = (torch.tensor([getattr(row, name) for row in rows]) for name in ("side", "margin"))
     return Batch(weight[:, 1:].contiguous(), side, margin, tokens, reference, made)
 
@@ -281,8 +281,9 @@ class PairTrainer(Sharer, Accounted, DPOTrainer):
         if self.shares() and batch.trees is not None:
             rows = trees.Trees.of(batch.trees, self.sharing.mask)
         else:
-            options = {"ring": self.strategy.ring_attn_group, "full": self.run.options.full_logits}
-            rows = forward.Rows(ids, mask, batch.weight != 0, batch.needed, **options)
+            ring, full = self.strategy.ring_attn_group, self.run.options.full_logits
+            rejected_from = batch.tokens["chosen_selected"]
+            rows = forward.Rows(ids, mask, batch.weight != 0, batch.needed, ring, full, rejected_from)
         reference = None
         if batch.reference is not None:
             reference = Reference(torch.where(batch.weight != 0, batch.reference, 0.0))
