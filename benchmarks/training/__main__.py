@@ -6,9 +6,10 @@
 
 Every round runs each arm once, in a process of its own in the environment of its host (.venvs/llamafactory, openrlhf,
 trl), so that ours and the peer alternate. Both train on the same rows with the same model and micro-batches, in
-float32 (bfloat16 on a GPU), LoRA of rank 8 on all linear layers but the head, and gradient checkpointing. After a
-warm-up step an epoch is timed, whole steps: reading the batch, forward passes, backward, optimizer. Memory is the peak
-above the loaded model. A ratio is the median over the rounds; its bound is the ratio of the operations (`flops.py`).
+float32 (bfloat16 on a GPU), LoRA of rank 8 on all linear layers but the head, and gradient checkpointing. An epoch is
+the warm-up, and shows the peak of memory above the loaded model (`meter.py`); the next one is timed, whole steps:
+reading the batch, forward passes, backward, optimizer. A ratio is the median over the rounds; its bound is that
+of the operations (`flops.py`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """One epoch of OpenRLHF's own DPO, or of one of our stages there: `host` or the stage's name, then the flags.
 
-The first step is the warm-up. Both arms of a claim read the rows in the same order, which depends on the seed only.
+The first step is the warm-up, in which memory is measured. Both arms of a claim read the rows in the same order, which
+depends on the seed only.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def host_main() -> None:
 
 
 def watch() -> None:
-    """Measure from the end of the first step to the end of the last."""
+    """Measure memory in the first step, and time from its end to the end of the last."""
     from openrlhf.trainer.dpo_trainer import DPOTrainer
     from openrlhf.utils.deepspeed.deepspeed import DeepspeedStrategy
 
