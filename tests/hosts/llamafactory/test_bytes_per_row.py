@@ -102,7 +102,7 @@ def test_a_pair_with_spans_of_weight_1_has_a_bit_for_each_weight(stored):
 
 def test_a_seapo_record_with_four_negatives_has_less_than_20_kilobytes(stored):
     """Two rows, each with its responses and those of the partner; labels and 64-bit ids made it 71."""
-    from finepref.hosts.llamafactory.unpaired import UnpairedProcessor
+    from finepref.hosts.llamafactory.unpaired_data import UnpairedProcessor
 
     draw = random.Random(0)
     table = [

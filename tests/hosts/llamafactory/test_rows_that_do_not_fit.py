@@ -79,7 +79,7 @@ def test_by_default_pairs_are_cut_token_for_token_as_the_hosts_dpo_cuts_them(tok
 
 def test_by_default_a_response_alone_is_cut_token_for_token_as_the_hosts_kto_cuts_it(tokenized):
     """Compared where the host keeps as much of the prompt of the good row as of the bad one, as ours always does."""
-    from finepref.hosts.llamafactory.unpaired import UnpairedProcessor, sequences
+    from finepref.hosts.llamafactory.unpaired_data import UnpairedProcessor, sequences
     from llamafactory.data.processor import FeedbackDatasetProcessor
 
     draw = random.Random(2)
@@ -248,7 +248,7 @@ def test_a_response_whose_selected_tokens_are_all_cut_is_skipped(run, tmp_path):
 
 
 def test_all_responses_of_a_record_and_its_kl_responses_follow_the_same_prompt_tokens(tokenized):
-    from finepref.hosts.llamafactory.unpaired import UnpairedProcessor, sequences
+    from finepref.hosts.llamafactory.unpaired_data import UnpairedProcessor, sequences
 
     records = rows()
     for i, row in enumerate(records):
