@@ -53,7 +53,11 @@ class Head(NamedTuple):
 
 
 class Chunk:
-    """Log-probabilities [n, V] of policy and reference; what is read from them, then gradients at the logits."""
+    """Log-probabilities [n, V] of policy and reference; what is read from them, then gradients at the head's output.
+
+    A pass over [n, V] takes as long as the matrix product of a narrow model, so each one overwrites what is no longer
+    needed. The order is: all `values`, then `of_kl` if it is wanted, then `of_nll`.
+    """
 
     def __init__(self, hidden: Tensor, head: Head, targets: Tensor, reference: Tensor | None) -> None:
         logits = head.logits(hidden)
@@ -65,7 +69,7 @@ class Chunk:
         self.log_ref = None if reference is None else upcast(reference).log_softmax(-1).clamp_(min=LOG_ZERO)
 
     def values(self) -> Iterator[Tensor]:
-        """log pi(y), KL, log pi_ref(y): [n] each. All must be taken before `slope` is called."""
+        """log pi(y), KL, log pi_ref(y): [n] each."""
         yield self.log_pi.gather(-1, self.targets).squeeze(-1).clamp_(min=LOG_ZERO)
         if self.log_ref is not None:
             known = self.log_ref.gather(-1, self.targets).squeeze(-1)
@@ -75,19 +79,22 @@ class Chunk:
             yield known
         self.pi = self.log_pi.exp_()
 
-    def slope(self, of_logps: Tensor, of_kl: Tensor | None) -> Tensor:
-        """of_logps * d log pi(y) + of_kl * d KL, both [n], with respect to the head's own output: [n, V]."""
-        of_logps = of_logps.unsqueeze(-1)
+    def of_kl(self) -> Tensor:
+        """d KL / d output: p - p_ref, [n, V]."""
+        if self.impossible is None:
+            return self._at_output(torch.sub(self.pi, self.ref, out=self.ref))
+        ref = self.ref.masked_fill_(self.impossible, 0.0)
+        return self._at_output((self.pi * ref.sum(-1, keepdim=True)).sub_(ref))
+
+    def of_nll(self) -> Tensor:
+        """d (-log pi(y)) / d output: p - onehot(y), [n, V]."""
+        slope = self.pi.scatter_add_(-1, self.targets, -torch.ones_like(self.pi[:, :1]))
         if self.impossible is not None:
-            of_logps = of_logps.masked_fill(self.impossible.gather(-1, self.targets), 0.0)
-        if of_kl is None:
-            slope = self.pi * -of_logps
-        else:
-            of_kl = of_kl.unsqueeze(-1)
-            ref = self.ref if self.impossible is None else self.ref.masked_fill(self.impossible, 0.0)
-            mass = 1.0 if self.impossible is None else ref.sum(-1, keepdim=True)
-            slope = (self.pi * (of_kl * mass - of_logps)).addcmul_(ref, of_kl, value=-1)
-        slope.scatter_add_(-1, self.targets, of_logps)
+            slope.masked_fill_(self.impossible.gather(-1, self.targets), 0.0)
+        return self._at_output(slope)
+
+    def _at_output(self, slope: Tensor) -> Tensor:
+        """What was the slope at the logits, before they were scaled and capped."""
         if self.damping is not None:
             slope *= self.damping
         return slope if self.scale == 1 else slope.mul_(self.scale)

@@ -35,20 +35,19 @@ class Fused(torch.autograd.Function):  # type: ignore[misc]
         ctx.slopes = 2 if ctx.kl_from < len(rows) else 1
         ctx.early = ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:3])
         result = rows.new_empty((3 if reference else 1, len(rows)), dtype=upcast(rows[:0]).dtype)
-        gradients = [torch.empty_like(rows[start:]) for start in (0, ctx.kl_from)] if ctx.early else []
+        kept = [torch.empty_like(rows[start:]) for start in (0, ctx.kl_from)] if ctx.early else []
         with autocast_to(hidden.device.type, None):
             for start, stop in head.chunks(len(rows), ctx.kl_from):
                 part = _chunk(ctx, rows, head, targets, start, stop)
                 for row, value in zip(result, part.values(), strict=True):
                     row[start:stop] = value
-                one = torch.ones_like(targets[start:stop], dtype=result.dtype)
-                asked = ((0, one, None), (ctx.kl_from, torch.zeros_like(one), one))
-                for kept, (first, of_logps, of_kl) in zip(gradients, asked, strict=ctx.early):
-                    if start >= first:
-                        slope = part.slope(of_logps, of_kl).to(dtype)
-                        torch.mm(slope, head.weight, out=kept[start - first : stop - first])
+                if kept and start >= ctx.kl_from:
+                    places = slice(start - ctx.kl_from, stop - ctx.kl_from)
+                    torch.mm(part.of_kl().to(dtype), head.weight, out=kept[1][places])
+                if kept:
+                    torch.mm(part.of_nll().to(dtype), head.weight, out=kept[0][start:stop])
                 del part
-        ctx.save_for_backward(*(gradients if ctx.early else (hidden, weight, bias, targets)))
+        ctx.save_for_backward(*(kept or (hidden, weight, bias, targets)))
         found: tuple[Tensor, ...] = result.unbind(0)
         ctx.mark_non_differentiable(*found[ctx.slopes :])
         return found
@@ -59,8 +58,8 @@ class Fused(torch.autograd.Function):  # type: ignore[misc]
         """Scale what was kept, or compute the logits of each chunk again."""
         given = given[: ctx.slopes]
         if ctx.early:
-            of_logps, of_kl = ctx.saved_tensors
-            found = of_logps * given[0].to(of_logps.dtype).unsqueeze(-1)
+            of_nll, of_kl = ctx.saved_tensors
+            found = of_nll * -given[0].to(of_nll.dtype).unsqueeze(-1)
             if ctx.slopes == 2:
                 found[ctx.kl_from :] += of_kl * given[1][ctx.kl_from :].to(of_kl.dtype).unsqueeze(-1)
             return found.to(ctx.of_hidden), *[None] * 6
@@ -75,7 +74,10 @@ class Fused(torch.autograd.Function):  # type: ignore[misc]
             part = _chunk(ctx, rows, head, targets, start, stop)
             for _ in part.values():
                 pass
-            slope = part.slope(given[0][start:stop], given[1][start:stop] if start >= ctx.kl_from else None)
+            of_kl = part.of_kl() if start >= ctx.kl_from else None
+            slope = part.of_nll().mul_(-given[0][start:stop].unsqueeze(-1))
+            if of_kl is not None:
+                slope.addcmul_(of_kl, given[1][start:stop].unsqueeze(-1))
             if of_bias is not None:
                 of_bias += slope.sum(0)
             slope = slope.to(ctx.dtype)
