@@ -101,10 +101,10 @@ def with_kl(hidden: Tensor, weight: Tensor, targets: Tensor, reference: Tensor) 
 def fused_head() -> Any:
     """The module, with a GPU's size of chunks; None in a finepref without it."""
     try:
-        chunks = importlib.import_module("finepref.losses.fused_chunks")
+        sizes = importlib.import_module("finepref.losses.output_head")
     except ModuleNotFoundError:
         return None
-    chunks.CPU_BYTES = chunks.ACCELERATOR_BYTES
+    sizes.CPU_BYTES = sizes.ACCELERATOR_BYTES
     return importlib.import_module("finepref.losses.fused_head")
 
 

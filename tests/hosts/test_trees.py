@@ -13,7 +13,7 @@ from finepref.hosts import token_values, trees
 from finepref.hosts.sharing import Model, Sharing, why_not_in
 from finepref.hosts.token_values import Pass, read, read_reference
 from finepref.hosts.trees import Row, Trees, make, rows_of, size, together
-from finepref.losses.fused_chunks import Head
+from finepref.losses.output_head import Head
 from finepref.synth.scorers.token_tree import seen
 from torch import nn
 from waits import Elsewhere, Waits, moved

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from finepref.losses import fused_chunks, fused_head
+from finepref.losses import fused_head, output_head
 from finepref.losses.ops import LOG_ZERO, position_kl
 from torch import Tensor
 
@@ -33,7 +33,7 @@ def head_of(*, frozen: bool, bias: bool, impossible: bool = False, **processing:
 def small_chunks(monkeypatch):
     """16 positions each: two whole chunks and a short one."""
     torch.manual_seed(0)
-    monkeypatch.setattr(fused_chunks, "CPU_BYTES", 4 * V * 16)
+    monkeypatch.setattr(output_head, "CPU_BYTES", 4 * V * 16)
 
 
 def values_of(kind: str, hidden: Tensor, head: fused_head.Head, targets: Tensor, reference=None, **options):

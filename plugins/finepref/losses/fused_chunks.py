@@ -1,79 +1,50 @@
-"""The steps of `finepref.losses.fused_head` on one chunk of positions, and its autograd function over all chunks.
+"""The steps of `finepref.losses.fused_head` on one chunk of positions.
 
-n positions of a chunk, N of all, H hidden size, V vocabulary.
+n positions of a chunk, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from finepref.losses.ops import LOG_ZERO, upcast
-
-CPU_BYTES, ACCELERATOR_BYTES = 40 * 2**20, 2**28
-"""Of one chunk of float32 logits. On a CPU it is small beside the cache, and above the 32 MiB from which on the C
-library gives memory back at once."""
+from finepref.losses.output_head import Head
 
 Reference = Callable[[int, int], Tensor]
 """(start, stop) -> the reference's logits [stop - start, V] at these positions."""
 
 
-class Head(NamedTuple):
-    """A linear output head: weight [V, H], bias [V] or None; then logits are multiplied by `scale` and capped."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [n, H] -> logits [n, V]."""
-        return self.processed(torch.nn.functional.linear(hidden, self.weight, self.bias))
-
-    def processed(self, logits: Tensor) -> Tensor:
-        """What the model makes of the head's output, of the same shape."""
-        if self.scale != 1:
-            logits = logits * self.scale
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
-
-    def cast(self, dtype: torch.dtype) -> Head:
-        """The same in another dtype, without a gradient."""
-        bias = None if self.bias is None else self.bias.detach().to(dtype)
-        return self._replace(weight=self.weight.detach().to(dtype), bias=bias)
-
-    def chunks(self, count: int, border: int) -> Iterator[tuple[int, int]]:
-        """(start, stop) of each chunk of `count` positions, none of which lies on both sides of a border."""
-        most = CPU_BYTES if self.weight.device.type == "cpu" else ACCELERATOR_BYTES
-        size = max(16, most // (4 * len(self.weight)))
-        for first, last in ((0, border), (border, count)):
-            yield from ((start, min(start + size, last)) for start in range(first, last, size))
-
-
 class Chunk:
     """Log-probabilities [n, V] of policy and reference; what is read from them, then gradients at the head's output.
 
-    A pass over [n, V] takes as long as the matrix product of a narrow model, so each one overwrites what is no longer
-    needed. The order is: all `values`, then `of_kl` if it is wanted, then `of_nll`.
+    All chunks use the same room, and each step overwrites what is no longer needed: on a CPU, memory that is asked for
+    anew costs as much as a pass over it, and the passes as much as the matrix products of a narrow model.
+    The order is: all `values`, then `of_kl` if it is wanted, then `of_nll`.
     """
 
-    def __init__(self, hidden: Tensor, head: Head, targets: Tensor, reference: Tensor | None) -> None:
-        logits = head.logits(hidden)
+    def __init__(
+        self, hidden: Tensor, head: Head, targets: Tensor, reference: Tensor | None, room: Sequence[Tensor | None]
+    ) -> None:
+        self.spare, ours, theirs = (None if each is None else each[: len(hidden)] for each in room)
+        logits = head.logits(hidden, self.spare)
         self.targets, self.scale = targets.unsqueeze(-1), head.scale
         self.damping = None if head.softcap is None else 1 - (logits / head.softcap) ** 2
-        self.log_pi = upcast(logits).log_softmax(-1)
+        self.log_pi = torch.log_softmax(upcast(logits), -1, out=ours)
         # only with a bias can a logit be -inf; no gradient passes the clamp then
         self.impossible = None if head.bias is None else self.log_pi.isneginf()
-        self.log_ref = None if reference is None else upcast(reference).log_softmax(-1).clamp_(min=LOG_ZERO)
+        self.log_ref = None
+        if reference is not None:
+            self.log_ref = torch.log_softmax(upcast(reference), -1, out=theirs).clamp_(min=LOG_ZERO)
 
     def values(self) -> Iterator[Tensor]:
         """log pi(y), KL, log pi_ref(y): [n] each."""
         yield self.log_pi.gather(-1, self.targets).squeeze(-1).clamp_(min=LOG_ZERO)
         if self.log_ref is not None:
             known = self.log_ref.gather(-1, self.targets).squeeze(-1)
-            self.ref = self.log_ref.exp()
+            self.ref = torch.exp(self.log_ref, out=self.spare)
             log_pi = self.log_pi if self.impossible is None else self.log_pi.clamp_(min=LOG_ZERO)
             yield torch.einsum("nv,nv->n", self.ref, self.log_ref.sub_(log_pi))
             yield known

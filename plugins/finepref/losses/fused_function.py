@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from finepref.losses.autocast import autocast_to, dtype_of_autocast
-from finepref.losses.fused_chunks import Chunk, Head, Reference
+from finepref.losses.fused_chunks import Chunk, Reference
 from finepref.losses.ops import upcast
+from finepref.losses.output_head import Head
 
 
 class Fused(torch.autograd.Function):  # type: ignore[misc]
@@ -37,8 +38,9 @@ class Fused(torch.autograd.Function):  # type: ignore[misc]
         result = rows.new_empty((3 if reference else 1, len(rows)), dtype=upcast(rows[:0]).dtype)
         kept = [torch.empty_like(rows[start:]) for start in (0, ctx.kl_from)] if ctx.early else []
         with autocast_to(hidden.device.type, None):
+            room = head.room(len(rows), result.dtype, reference=reference is not None)
             for start, stop in head.chunks(len(rows), ctx.kl_from):
-                part = _chunk(ctx, rows, head, targets, start, stop)
+                part = _chunk(ctx, rows, head, targets, start, stop, room)
                 for row, value in zip(result, part.values(), strict=True):
                     row[start:stop] = value
                 if kept and start >= ctx.kl_from:
@@ -46,7 +48,6 @@ class Fused(torch.autograd.Function):  # type: ignore[misc]
                     torch.mm(part.of_kl().to(dtype), head.weight, out=kept[1][places])
                 if kept:
                     torch.mm(part.of_nll().to(dtype), head.weight, out=kept[0][start:stop])
-                del part
         ctx.save_for_backward(*(kept or (hidden, weight, bias, targets)))
         found: tuple[Tensor, ...] = result.unbind(0)
         ctx.mark_non_differentiable(*found[ctx.slopes :])
@@ -70,8 +71,9 @@ class Fused(torch.autograd.Function):  # type: ignore[misc]
             torch.zeros_like(each, dtype=upcast(each[:0]).dtype) if wanted else None
             for each, wanted in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
         )
+        room = head.room(len(rows), upcast(rows[:0]).dtype, reference=ctx.reference is not None)
         for start, stop in head.chunks(len(rows), ctx.kl_from):
-            part = _chunk(ctx, rows, head, targets, start, stop)
+            part = _chunk(ctx, rows, head, targets, start, stop, room)
             for _ in part.values():
                 pass
             of_kl = part.of_kl() if start >= ctx.kl_from else None
@@ -91,10 +93,10 @@ class Fused(torch.autograd.Function):  # type: ignore[misc]
         return *(None if each is None else each.to(like.dtype) for each, like in found), *[None] * 4
 
 
-def _chunk(ctx: Any, rows: Tensor, head: Head, targets: Tensor, start: int, stop: int) -> Chunk:
+def _chunk(ctx: Any, rows: Tensor, head: Head, targets: Tensor, start: int, stop: int, room: Any) -> Chunk:
     """A chunk, with the reference's logits as they are under the autocast of the forward pass."""
     theirs = None
     if ctx.reference is not None:
         with autocast_to(rows.device.type, ctx.autocast):
             theirs = ctx.reference(start, stop)
-    return Chunk(rows[start:stop], head, targets[start:stop], theirs)
+    return Chunk(rows[start:stop], head, targets[start:stop], theirs, room)

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from finepref.losses.fused_chunks import Head, Reference
+from finepref.losses.fused_chunks import Reference
 from finepref.losses.fused_function import Fused
 from finepref.losses.ops import LOG_ZERO, position_kl, upcast
+from finepref.losses.output_head import Head
 
 __all__ = ["Head", "Reference", "Values", "through", "values"]
 

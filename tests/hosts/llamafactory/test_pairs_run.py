@@ -82,9 +82,9 @@ def test_the_first_loss_of_tdpo_is_the_papers_computed_without_the_host(
 def test_a_head_that_computes_no_logits_trains_as_with_full_logits(run, tmp_path, monkeypatch, name, overrides):
     """Chunks of 16 positions. Four steps of SGD, whose updates are as small as the gradients differ."""
     from finepref.hosts import token_values
-    from finepref.losses import fused_chunks
+    from finepref.losses import output_head
 
-    monkeypatch.setattr(fused_chunks, "CPU_BYTES", 1)
+    monkeypatch.setattr(output_head, "CPU_BYTES", 1)
     monkeypatch.setattr(token_values, "SMALL", 0)
     common = {"name": name, "max_steps": 4, "optim": "sgd", "learning_rate": 0.1, **overrides}
     cut = run(output_dir=str(tmp_path / "cut"), **common)
