@@ -265,22 +265,43 @@ def pair(
     source: Annotated[Path, typer.Argument(metavar="JUDGED", help="Proposals with label.")],
     output: Output,
     proposed: Annotated[Path, typer.Option(help="The file from `propose`, for few-shot prompts without a verdict.")],
-    per_prompt: Annotated[int, typer.Option(min=1, help="Most pairs of one few-shot prompt.")] = 4,
+    checked: Annotated[
+        Path | None, typer.Option(help="The file from `validate`, beside which the invalid proposals are.")
+    ] = None,
+    above_invalid: Annotated[
+        bool, typer.Option("--above-invalid", help="Also pair proposals that the target failed above invalid ones.")
+    ] = False,
+    per_prompt: Annotated[int, typer.Option(min=1, help="Most pairs of one few-shot prompt, of each kind.")] = 4,
     seed: Seed = 0,
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
     allow_empty: AllowEmpty = False,
 ) -> None:
-    """Pairs for the proposer: two instructions of a few-shot prompt, one the target failed above one it solved."""
+    """Pairs for the proposer: two instructions of a few-shot prompt, one the target failed above one it solved.
+
+    A proposal that --proposed or --checked left out as invalid is never the better one.
+    """
     from finepref.synth.reversegen.pair import pair as run
 
-    check_outputs(output, output.with_suffix(".report.json"), rejected_path(output), inputs=[source, proposed])
+    inputs = [source, proposed, *([] if checked is None else [checked])]
+    check_outputs(output, output.with_suffix(".report.json"), rejected_path(output), inputs=inputs)
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
-        made = run(source, output, proposed=proposed, per_prompt=per_prompt, seed=seed, bad_rows=bad)
+        made = run(
+            source,
+            output,
+            proposed=proposed,
+            checked=checked,
+            above_invalid=above_invalid,
+            per_prompt=per_prompt,
+            seed=seed,
+            bad_rows=bad,
+        )
     counts = ", ".join(f"{count} {kind}" for kind, count in made.prompts.items())
     typer.echo(f"{output}: {len(made.pairs)} pairs (few-shot prompts with: {counts})")
+    if above_invalid:
+        typer.echo(f"{made.above_invalid} of the pairs are above an invalid proposal")
     if made.contradictory:
-        typer.echo(f"{made.contradictory} proposals are in no pair: the same text was judged both ways")
+        typer.echo(f"{made.contradictory} proposals are in no pair: the same text ended in two ways")
     exit_if_empty(len(made.pairs), output, f"few-shot prompts with: {counts}", allowed=allow_empty)
 
 
@@ -294,6 +315,10 @@ def improve(
     ask: Ask = "{prompt}",
     template: Annotated[str, typer.Option(help="The response, with {answer} or {majority}.")] = "{answer}",
     solved_template: Annotated[str, typer.Option(help="Also use solved instructions, with this response.")] = "",
+    count: Annotated[
+        int, typer.Option(min=0, help="Draw so many records, if need be several times each; 0 = all.")
+    ] = 0,
+    seed: Seed = 0,
     layout: Format = "",
     dataset_dir: DatasetDir = IN_DATASET_INFO,
     column: Column = [],  # noqa: B006 (typer copies defaults)
@@ -320,6 +345,8 @@ def improve(
             ask=text_of(ask),
             template=text_of(template),
             solved_template=text_of(solved_template),
+            count=count,
+            seed=seed,
             bad_rows=bad,
         )
     typer.echo(f"{output}: {made.rows} records (left out: {made.left_out})")

@@ -359,6 +359,66 @@ def test_the_released_numbering_can_be_written_by_a_template(run, seeds, tmp_pat
     assert (code, told) == (1, "the template has no {example_3}")
 
 
+def test_invalid_proposals_are_the_worse_ones_of_further_pairs(run, seeds, tmp_path):
+    """Of each few-shot prompt proposals 0 to 3: failing, solved, no exercise, and cut off."""
+    files = [tmp_path / f"{name}.jsonl" for name in ("proposals", "valid", "answered", "judged")]
+    texts = ("What is 1{} + 1?", "What is 2{} + 1?", "What is love {}?", "What is 3{} +")
+
+    class Cut(Scripted):
+        def generate(self, requests):
+            for batch in super().generate(requests):
+                yield [
+                    each if not each.text.endswith("+") else Completion(each.id, each.text, "length") for each in batch
+                ]
+
+    def reply(request):
+        few_shot, number = request.id.removeprefix("0-").split("/")
+        return texts[int(number)].format(few_shot)
+
+    sizes = ["--prompts", 3, "--n", 4, "--shots", 2, "--model", "m"]
+    run("reversegen", "propose", seeds, *sizes, "--output", files[0], engine=Cut(reply))
+    run("reversegen", "validate", files[0], "--by", "arithmetic", "--output", files[1])
+
+    def right(request):
+        number = request.messages[-1].content.split()[2]
+        return str(int(number) + 1) if number.startswith("2") else "0"
+
+    run("reversegen", "answer", files[1], "--model", "m", "--output", files[2], engine=Scripted(right))
+    run("judge", files[2], "--judge", "number", "--output", files[3])
+    made = {}
+    for name, more in (("paper", []), ("more", ["--above-invalid"])):
+        output = tmp_path / f"{name}.jsonl"
+        words = ["reversegen", "pair", files[3], "--proposed", files[0], "--checked", files[1], "--output", output]
+        assert run(*words, *more)[0] == 0
+        made[name] = {(row["chosen"], row["rejected"]) for row in rows_of(output)}
+    better = [texts[0].format(i) for i in range(3)]
+    assert made["paper"] == {(text, texts[1].format(i)) for i, text in enumerate(better)}
+    worse = {(text, texts[k].format(i)) for i, text in enumerate(better) for k in (2, 3)}
+    assert made["more"] == made["paper"] | worse
+    assert json.loads((tmp_path / "more.report.json").read_text())["above_invalid"] == 6
+
+
+def test_records_can_be_drawn_several_times_each_as_often_as_the_others(run, tmp_path):
+    judged, output = tmp_path / "judged.jsonl", tmp_path / "out.jsonl"
+    write_jsonl(judged, [{"id": str(i), "prompt": f"Q{i}", "chosen": "A", "label": False} for i in range(4)])
+    words = ["reversegen", "improve", judged, "--output", output, "--count"]
+    assert run(*words, 10)[0] == 0
+    counts = Counter(row["prompt"] for row in rows_of(output))
+    assert sorted(counts.values()) == [2, 2, 3, 3]
+    assert len({row["id"] for row in rows_of(output)}) == 10
+    report = json.loads(output.with_suffix(".report.json").read_text())
+    assert (report["records"], report["different"]) == (10, 4)
+    drawn = set()
+    for seed in range(9):
+        run(*words, 2, "--seed", seed)
+        drawn.add(tuple(row["id"] for row in rows_of(output)))
+        assert len(rows_of(output)) == 2
+    assert len(drawn) > 1
+    write_jsonl(judged, [])
+    assert run(*words, 3, "--allow-empty")[0] == 0
+    assert rows_of(output) == []
+
+
 def test_a_held_out_row_that_a_step_rejected_is_invalid_in_the_figures(run, tmp_path):
     source, answered, labelled, output = (tmp_path / f"{name}.jsonl" for name in ("in", "answered", "judged", "eval"))
     rows = [{"id": str(i), "prompt": f"{i}?", "answer": str(i)} for i in range(9)]
