@@ -252,21 +252,79 @@ def test_a_judge_of_validity_lets_pass_only_what_it_says_passes(run, tmp_path, s
     assert told == ([left] if left else [])
 
 
-def test_where_a_teacher_agrees_with_itself_its_answer_is_the_reference(run, tmp_path):
-    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    write_jsonl(source, [{"id": name, "prompt": name} for name in ("most", "few")])
+def relabelled(run, folder, rows, reply, *more):
+    """Rows after `validate --by agreement` with five answers of a teacher, why others are left out, and the report."""
+    source, output = folder / "in.jsonl", folder / "out.jsonl"
+    write_jsonl(source, rows)
+    words = ["reversegen", "validate", source, "--by", "agreement", "--n", 5, "--model", "m", "--allow-empty", *more]
+    assert run(*words, "--output", output, engine=Scripted(reply))[0] == 0
+    left = {row["id"]: row["left_out"]["reason"] for row in rows_of(output.with_suffix(".left_out.jsonl"))}
+    return (
+        {row["id"]: row for row in rows_of(output)},
+        left,
+        json.loads(output.with_suffix(".report.json").read_text()),
+    )
 
+
+def test_where_a_teacher_agrees_with_itself_its_final_answer_is_the_label(run, tmp_path):
     def reply(request):
         name, number = request.id.split("/")
         return "So 6/2 = 3" if name == "most" and number in "024" else f"It is {number}7"
 
-    words = ["reversegen", "validate", source, "--by", "agreement", "--n", 5, "--model", "m", "--output", output]
-    code, told = run(*words, engine=Scripted(reply))
-    assert (code, told.splitlines()[-1]) == (
-        0,
-        f"{output}: 1 rows (left out: 1 invalid: 1 of 5 answers of the teacher agree)",
-    )
-    assert rows_of(output) == [{"id": "most", "prompt": "most", "answer": "So 6/2 = 3", "chosen": "So 6/2 = 3"}]
+    found, left, report = relabelled(run, tmp_path, [{"id": i, "prompt": i} for i in ("most", "few")], reply)
+    label = {"answer": "3", "chosen": "So 6/2 = 3", "agreement": 0.6}
+    assert found == {"most": {"id": "most", "prompt": "most", **label}}
+    assert left == {"few": "1 of 5 answers of the teacher agree"}
+    assert (report["by"], report["rows"], report["relabelled"]) == ("agreement", 1, 0)
+
+
+def test_a_label_that_the_teacher_does_not_give_is_replaced_kept_and_counted(run, tmp_path):
+    """By math-verify 1/2 and 0.5 are one label, and the target's answer is held against it in the same way."""
+    rows = [{"id": "same", "prompt": "Q", "answer": "0.5"}, {"id": "other", "prompt": "R", "answer": "7"}]
+    found, left, report = relabelled(run, tmp_path, rows, lambda _: r"It is \boxed{\frac{1}{2}}.")
+    assert (left, report["relabelled"]) == ({}, 1)
+    assert "answer_before" not in found["same"]
+    assert found["other"]["answer_before"] == "7"
+    answered, labelled = tmp_path / "answered.jsonl", tmp_path / "judged.jsonl"
+    texts = {"same": "So the answer is 0.5", "other": r"$\frac{2}{3}$"}
+    write_jsonl(answered, [row | {"response": texts[name]} for name, row in found.items()])
+    assert run("judge", answered, "--judge", "math", "--output", labelled)[0] == 0
+    assert {row["id"]: row["label"] for row in rows_of(labelled)} == {"same": True, "other": False}
+
+
+@pytest.mark.parametrize(
+    ("texts", "why"),
+    [
+        (["no idea"] * 5, "the teacher's answers have no final answer"),
+        (
+            ["It is 3", "It is 3", "It is 4", "It is 4", "It is 5"],
+            "2 answers of the teacher agree, and as many others",
+        ),
+        ([("It is 3", "length")] * 3 + ["It is 4", "It is 3"], "1 of 5 answers of the teacher agree"),
+    ],
+)
+def test_what_a_teacher_cannot_answer_alike_and_to_the_end_is_invalid(run, tmp_path, texts, why):
+    class Cut(Scripted):
+        def generate(self, requests):
+            for batch in super().generate(requests):
+                yield [
+                    Completion(each.id, *texts[int(each.id[-1])])
+                    if isinstance(texts[int(each.id[-1])], tuple)
+                    else Completion(each.id, texts[int(each.id[-1])], "stop")
+                    for each in batch
+                ]
+
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_jsonl(source, [{"id": "1", "prompt": "Q"}])
+    words = ["reversegen", "validate", source, "--by", "agreement", "--n", 5, "--share", 0.4, "--model", "m"]
+    assert run(*words, "--allow-empty", "--output", output, engine=Cut(str))[0] == 0
+    told = [row["left_out"] for row in rows_of(output.with_suffix(".left_out.jsonl"))]
+    assert told == [{"kind": "invalid", "reason": why}]
+
+
+def test_answers_that_are_compared_as_text_are_labels_as_they_are(run, tmp_path):
+    found, _, _ = relabelled(run, tmp_path, [{"id": "1", "prompt": "Q"}], lambda _: "No idea", "--same", "text")
+    assert found["1"]["answer"] == "No idea"
 
 
 def test_the_target_learns_what_a_better_model_answered_and_a_judge_let_pass(run, tmp_path):
