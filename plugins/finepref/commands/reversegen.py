@@ -45,7 +45,7 @@ Rows = Annotated[
 ]
 Output = Annotated[Path, typer.Option(help="The JSON Lines file to write.")]
 Shots = Annotated[int, typer.Option(min=1, help="Seeds in each few-shot prompt.")]
-Template = Annotated[str, typer.Option(help="Few-shot prompt with {examples}, {count}, {group}; @FILE reads a file.")]
+Template = Annotated[str, typer.Option(help="Few-shot prompt with {examples} or {questions}; @FILE reads a file.")]
 GroupField = Annotated[str, typer.Option("--group", help="Show only seeds together that are equal in this field.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 EngineChoice = Annotated[EngineName, typer.Option(help="A local model (hf, vllm) or an endpoint (openai).")]
@@ -71,7 +71,11 @@ class By(StrEnum):
 def warmup(
     source: Seeds,
     output: Output,
-    n: Annotated[int, typer.Option("--n", min=1, help="Number of records.")],
+    n: Annotated[int, typer.Option("--n", min=0, help="Number of records; with --ready 0 = all.")] = 0,
+    ready: Annotated[
+        bool,
+        typer.Option("--ready", help="SEEDS are warm-up rows (prompt, target or response), taken as they are."),
+    ] = False,
     shots: Shots = 5,
     template: Template = "",
     group: GroupField = "",
@@ -84,7 +88,7 @@ def warmup(
 ) -> None:
     """Records {prompt, response} for the proposer's warm-up: a few-shot prompt, with one more seed as the response.
 
-    Seeds may also be the release's warm-up rows {prompt, target}, of which the target is the instruction.
+    With --ready the rows of a warm-up file such as the release's {prompt, target} are taken as they are.
     """
     from finepref.synth.reversegen.few_shots import TEMPLATE
     from finepref.synth.reversegen.warmup import warmup as run
@@ -92,7 +96,8 @@ def warmup(
     seeds = input_of(source, layout, dataset_dir, column, output, rejected_path(output))
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         given = text_of(template) or TEMPLATE
-        count = run(seeds, output, n=n, shots=shots, seed=seed, template=given, group_field=group, bad_rows=bad)
+        shown = {"shots": shots, "seed": seed, "template": given, "group_field": group}
+        count = run(seeds, output, n=n, ready=ready, bad_rows=bad, **shown)
         typer.echo(f"{output}: {count} records")
 
 

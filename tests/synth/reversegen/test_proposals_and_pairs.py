@@ -167,6 +167,22 @@ def test_a_proposal_is_used_as_it_is_or_left_out_with_the_reason(answer, fate):
     assert (made.row["few_shot"], made.row["few_shot_prompt"], made.row["subject"]) == ("3-0", SHOWN.prompt, "")
 
 
+@pytest.mark.parametrize(
+    ("said", "text", "reason"),
+    [
+        ("Q4. What is 3 + 3?", "What is 3 + 3?", ""),
+        ("What is 3 + 3?\n\nQ5. What is 4 + 4?", "What is 3 + 3?\n\nQ5. What is 4 + 4?", "more than one instruction"),
+        ("Q4. a?", "a?", "copy of an example"),
+        ("Q4.", "", "empty"),
+        ("What is Q5. of this list?", "What is Q5. of this list?", ""),
+    ],
+)
+def test_a_proposal_has_neither_the_open_number_of_its_prompt_nor_the_next(said, text, reason):
+    shown = FewShot("3-0", "Ask:\n\nQ1. a?\n\nQ2. b?\n\nQ3. c?\n\nQ4.", ("a?", "b?", "c?"), "")
+    made = proposal(shown, 0, Completion("", said, "stop"))
+    assert (made.row["prompt"], made.reason) == (text, reason)
+
+
 def test_the_target_learns_good_answers_to_what_it_failed_at():
     judged = [
         {"id": "1", "prompt": "A", "label": False, "chosen": "own"},

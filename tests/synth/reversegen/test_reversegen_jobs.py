@@ -353,19 +353,70 @@ def few_shot_text(*questions):
     return f"Ask math questions:\n\n{shown}\n\nQ{len(questions) + 1}."
 
 
-def test_the_instructions_of_released_warm_up_rows_are_the_seeds_and_no_prompt_is_in_a_prompt(run, tmp_path):
+def warm_up_rows(*, ours=False):
+    """Rows of a warm-up file, the release's or one that `warmup` wrote with its own template."""
+    if ours:
+        shown = (f"Below are 2 instructions.\n\n1. Count to {i}.\n2. Add {i} and 1." for i in range(5))
+        return [{"id": str(i), "prompt": text, "response": f"What is {i}?"} for i, text in enumerate(shown)]
+    return [{"prompt": few_shot_text("a?", "b?", "c?"), "target": f"What is {i}?"} for i in range(5)]
+
+
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize("command", ["warmup", "propose"])
+def test_a_warm_up_file_is_refused_as_seeds_and_no_prompt_is_in_a_prompt(run, tmp_path, command, ours):
     source, output = tmp_path / "warmup_train.jsonl", tmp_path / "out.jsonl"
-    write_jsonl(source, [{"prompt": few_shot_text("a?", "b?", "c?"), "target": f"What is {i}?"} for i in range(5)])
-    assert run("reversegen", "warmup", source, "--n", 3, "--shots", 2, "--output", output)[0] == 0
+    write_jsonl(source, warm_up_rows(ours=ours))
+    more = ["--model", "m", "--prompts", 2] if command == "propose" else ["--n", 3]
+    code, told = run("reversegen", command, source, *more, "--shots", 2, "--output", output, engine=Scripted(str))
+    assert code == 1
+    assert f"{source}{'' if ours else ':1'} prompt" in told
+    assert "FP290" in told
+    assert "`warmup --ready`" in told
+    assert not output.exists()
+
+
+def test_the_instructions_of_a_warm_up_file_are_seeds_if_their_column_is_named(run, tmp_path):
+    source, output = tmp_path / "warmup_train.jsonl", tmp_path / "out.jsonl"
+    write_jsonl(source, warm_up_rows())
+    words = ["reversegen", "warmup", source, "--column", "prompt=target", "--n", 3, "--shots", 2, "--output", output]
+    assert run(*words)[0] == 0
     for row in rows_of(output):
         assert "Ask math questions" not in row["prompt"]
         assert row["prompt"].count("What is ") == 2
         assert row["response"].startswith("What is ")
-    write_jsonl(source, [{"prompt": few_shot_text("a?"), "target": ""}])
-    code, told = run("reversegen", "warmup", source, "--n", 1, "--shots", 2, "--output", output)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_ready_warm_up_file_is_trained_on_as_it_is(run, tmp_path, ours):
+    source, output = tmp_path / "warmup_train.jsonl", tmp_path / "out.jsonl"
+    rows = warm_up_rows(ours=ours)
+    write_jsonl(source, rows)
+    assert run("reversegen", "warmup", source, "--ready", "--output", output) == (0, f"{output}: 5 records")
+    assert [(row["prompt"], row["response"]) for row in rows_of(output)] == [
+        (row["prompt"], row["response" if ours else "target"]) for row in rows
+    ]
+    assert len({row["id"] for row in rows_of(output)}) == 5
+    run("reversegen", "warmup", source, "--ready", "--n", 2, "--output", output)
+    assert [row["response"] for row in rows_of(output)] == ["What is 0?", "What is 1?"]
+    assert run("reversegen", "warmup", source, "--output", output) == (1, "the number of records is missing: --n")
+
+
+@pytest.mark.parametrize(
+    ("row", "command", "field"),
+    [
+        ({"prompt": "What is 2 + 2?"}, "warmup", "target"),
+        ({"prompt": "What is 2 + 2?", "response": "4"}, "warmup", "prompt"),
+        ({"prompt": "What is 2 + 2?", "answer": "4"}, "propose", "prompt"),
+    ],
+)
+def test_seeds_are_refused_as_ready_prompts(run, tmp_path, row, command, field):
+    source, output = tmp_path / "seeds.jsonl", tmp_path / "out.jsonl"
+    write_jsonl(source, [row])
+    more = ["--model", "m"] if command == "propose" else []
+    code, told = run("reversegen", command, source, "--ready", *more, "--output", output, engine=Scripted(str))
     assert code == 1
-    assert "FP015" in told
-    assert "`propose --ready`" in told
+    assert f"{source}:1 {field}" in told
+    assert "FP291" in told
 
 
 def test_a_seed_that_only_has_a_target_beside_it_stays_the_seed(run, tmp_path):
@@ -403,6 +454,19 @@ def test_without_ready_prompts_their_number_must_be_given(run, seeds, tmp_path):
         "reversegen", "propose", seeds, "--model", "m", "--output", tmp_path / "o.jsonl", engine=Scripted(str)
     )
     assert (code, told) == (1, "the number of few-shot prompts is missing: --prompts")
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n\n"])
+def test_the_releases_numbering_is_a_field_and_line_ends_of_a_template_are_in_no_prompt(run, seeds, tmp_path, end):
+    """A YAML block ends in a line end."""
+    output = tmp_path / "out.jsonl"
+    words = ["reversegen", "warmup", seeds, "--n", 4, "--shots", 3, "--output", output]
+    assert run(*words, "--template", f"Ask math questions:\n\n{{questions}}{end}")[0] == 0
+    for row in rows_of(output):
+        shown = [line.partition(" ")[2] for line in row["prompt"].splitlines() if line.startswith("Q")][:3]
+        assert row["prompt"] == few_shot_text(*shown)
+    assert run(*words, "--template", f"Like these:\n{{examples}}{end}")[0] == 0
+    assert all(row["prompt"].endswith("?") for row in rows_of(output))
 
 
 def test_the_released_numbering_can_be_written_by_a_template(run, seeds, tmp_path):
