@@ -16,7 +16,7 @@ from finepref.commands.engine_options import (
     exit_if_unanswered,
     with_engine_options,
 )
-from finepref.commands.errors import user_errors
+from finepref.commands.errors import NOTHING_TRAINED, TARGET_UNTRAINED, user_errors
 from finepref.commands.input_files import IN_DATASET_INFO, WHAT, Column, DatasetDir, Format, input_of
 from finepref.commands.outputs import check_outputs
 from finepref.commands.row_options import (
@@ -386,17 +386,24 @@ def run(
 ) -> None:
     """Run ReverseGen: warm-up, rounds of {propose, judge, train the proposer}, improve the target, then a report.
 
-    If it is interrupted, the same command resumes it.
+    If it is interrupted, the same command resumes it. The exit code is 3 if nothing was trained after the warm-up, and
+    4 if the target was not trained; the report is there then too.
     """
     from finepref.pipelines import settings
-    from finepref.pipelines.reversegen import reversegen
+    from finepref.pipelines.reversegen import LearntNothing, reversegen
     from finepref.pipelines.steps import Pipeline
 
+    code = 0
     with user_errors():
         given = settings.load(file, overrides)
         with Pipeline(output) as pipeline:
-            settings.call(reversegen, given, file=file, pipeline=pipeline)
+            try:
+                settings.call(reversegen, given, file=file, pipeline=pipeline)
+            except LearntNothing as nothing:
+                typer.echo(str(nothing), err=True)
+                code = TARGET_UNTRAINED if nothing.proposer else NOTHING_TRAINED
     typer.echo(f"report: {output / 'report.md'}")
+    raise typer.Exit(code)
 
 
 def register(app: typer.Typer) -> None:
