@@ -108,7 +108,7 @@ def keys(tmp_path):
 def play(world, keys, tmp_path, monkeypatch):
     """The loop with overrides; its steps as step -> (words, inputs), and its report."""
 
-    def loop(*overrides, command=False):
+    def loop(*overrides, command=False, file=keys):
         steps = {}
 
         def run(self, step, command, *, inputs=(), outputs, environment=None, private=False):
@@ -129,7 +129,7 @@ def play(world, keys, tmp_path, monkeypatch):
             return CliRunner().invoke(app, ["reversegen", "run", str(keys), "--output", str(folder), *overrides])
         with Pipeline(folder) as pipeline:
             try:
-                settings.call(reversegen, settings.load(keys, overrides), file=keys, pipeline=pipeline)
+                settings.call(reversegen, settings.load(file, overrides), file=file, pipeline=pipeline)
             finally:
                 report = folder / "report.md"
                 steps["report"] = report.read_text() if report.exists() else None
@@ -430,6 +430,30 @@ def test_on_openrlhf_a_repeat_has_another_seed_and_the_launcher_is_the_users(pla
     assert "train.seed" not in flags_of(steps["warmup/train"][0])
     assert flags_of(steps["repeat_2/warmup/train"][0])["train.seed"] == ["1042"]
     assert flags_of(steps["repeat_2/improve/train"][0])["train.seed"] == ["1007"]
+
+
+def test_openrlhfs_shipped_file_has_the_settings_of_the_other_hosts(play, world):
+    """But for the optimizer and the warm-up, of which the file says what was released."""
+    world.pairs, world.records = {"": 60}, {"": 60, "warmup/records": 4000}
+    steps = play(file=ROOT / "examples/pipelines/reversegen_math_openrlhf.yaml")
+    for step, recipe in (("warmup", "warmup"), ("round_3", "dpo"), ("improve", "target")):
+        flags, released = (
+            flags_of(steps[f"{step}/train"][0]),
+            settings.load(ROOT / f"examples/reversegen_{recipe}.yaml"),
+        )
+        batch = released["per_device_train_batch_size"] * released["gradient_accumulation_steps"]
+        same = {"adam.lr": released["learning_rate"], "train.batch_size": batch, "max_norm": released["max_grad_norm"]}
+        same |= {"data.max_len": released["cutoff_len"], "train.max_epochs": released["num_train_epochs"]}
+        same |= {"ds.lora.rank": released["lora_rank"], "ds.lora.alpha": released["lora_alpha"]}
+        assert {name: float(flags[name][0]) for name in same} == same
+        assert flags["lr_scheduler"] == [released["lr_scheduler_type"]]
+    assert flags_of(steps["round_1/train"][0])["model.beta"] == ["0.1"]
+    own, other = (
+        yaml.safe_load((ROOT / f"examples/pipelines/reversegen_math{end}.yaml").read_text())
+        for end in ("_openrlhf", "")
+    )
+    shared = own.keys() & other.keys() - {"export", *(name for name in own if name.endswith("_training"))}
+    assert {name: own[name] for name in shared} == {name: other[name] for name in shared}
 
 
 @pytest.mark.usefixtures("flags")
