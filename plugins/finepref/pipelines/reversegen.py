@@ -163,9 +163,11 @@ def reversegen(
     )
     done = [loop.repeat(number) for number in range(1, repeats + 1)]
     reversegen_report.write(pipeline, done, private=private)
+    said = reversegen_report.lead(done).strip()
     if not any(each.target for each in done):
-        trained = any(any(each.rounds) for each in done)
-        raise LearntNothing(reversegen_report.lead(done).strip(), proposer=trained)
+        raise LearntNothing(said, proposer=any(any(each.rounds) for each in done))
+    if said:
+        print(said, flush=True)
 
 
 class _Loop:

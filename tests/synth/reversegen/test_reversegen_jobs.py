@@ -375,6 +375,13 @@ def test_a_warm_up_file_is_refused_as_seeds_and_no_prompt_is_in_a_prompt(run, tm
     assert not output.exists()
 
 
+def test_questions_with_numbered_choices_and_an_answer_are_seeds(run, tmp_path):
+    source, output = tmp_path / "seeds.jsonl", tmp_path / "out.jsonl"
+    texts = (f"Choose:\n1. good\n2. bad\nIt was number {i}." for i in range(4))
+    write_jsonl(source, [{"prompt": text, "response": "1"} for text in texts])
+    assert run("reversegen", "warmup", source, "--n", 2, "--shots", 2, "--output", output)[0] == 0
+
+
 def test_the_instructions_of_a_warm_up_file_are_seeds_if_their_column_is_named(run, tmp_path):
     source, output = tmp_path / "warmup_train.jsonl", tmp_path / "out.jsonl"
     write_jsonl(source, warm_up_rows())

@@ -104,7 +104,7 @@ def read_seeds(source: RowSource | Path, *, group_field: str = "", bad_rows: Bad
         BadData: see `read_each`.
     """
 
-    shapes: list[tuple[str, int] | None] = []
+    shapes: list[tuple[tuple[str, int], str] | None] = []
     files: list[str] = []
 
     def read(reader: RowReader) -> Seed:
@@ -116,15 +116,19 @@ def read_seeds(source: RowSource | Path, *, group_field: str = "", bad_rows: Bad
         return Seed(text, reader.required_text(group_field) if group_field else "")
 
     found = read_each(source, read, empty=False, bad_rows=bad_rows)
-    if len(shapes) > 1 and shapes[0] is not None and {*shapes} == {shapes[0]}:
+    alike = {each and each[0] for each in shapes}
+    if len({*shapes}) > 1 and len(alike) == 1 and None not in alike:
         raise BadData([Problem(files[0], 0, "prompt", "FP290", f"all rows have {_WARM_UP}")])
     return found
 
 
-def _shape(text: str) -> tuple[str, int] | None:
-    """What comes before the first of several numbered examples, and how many there are; None without these."""
+def _shape(text: str) -> tuple[tuple[str, int], str] | None:
+    """What comes before the first of several numbered examples, how many there are, and the first; None without these.
+
+    Prompts with the same first example are a question with numbered choices, and no few-shot prompts.
+    """
     head, *examples = _NUMBER.split(text)
-    return (head, len(examples)) if len(examples) > 1 else None
+    return ((head, len(examples)), examples[0]) if len(examples) > 1 else None
 
 
 def open_number(text: str) -> tuple[str, str] | None:
