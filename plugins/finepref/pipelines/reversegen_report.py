@@ -293,7 +293,7 @@ def _target(before: Figures, read: Sequence[Read]) -> str:
         if each.after is not None:
             shown.append((f"after{repeat}", each.improve.get("records"), each.after))
         if each.control is not None:
-            shown.append((f"control{repeat}", each.control_records.get("records"), each.control))
+            shown.append((f"control{repeat}", _drawn(each.control_records), each.control))
     lines = []
     for name, records, figures in shown:
         solved = figures["classes"]["solved"], _of_valid(figures)[1]
@@ -302,13 +302,16 @@ def _target(before: Figures, read: Sequence[Read]) -> str:
     header = ["target", "trained on", "rows", "accuracy", "unjudged", "entropy (nats)", "average precision"]
     text = table(header, lines)
     if any(each.control is not None for each in read):
-        counts = [each.control_records for each in read if each.control is not None]
-        different = min(each["different"] for each in counts)
         text += (
-            "\n\nThe control is the target trained with the same recipe on as many seeds, taken without regard to "
-            f"failure ({different} different ones)."
+            "\n\nThe control is the target trained with the same recipe on as many seeds, without regard to failure."
         )
     return text
+
+
+def _drawn(counts: Figures) -> str:
+    """How many records were drawn, and how many of them are different if not all."""
+    records, different = counts["records"], counts["different"]
+    return f"{records}" if different == records else f"{records}, {different} different"
 
 
 def _untrained(read: Sequence[Read]) -> str:
@@ -349,9 +352,9 @@ def _over_repeats(read: Sequence[Read], before: Figures) -> str:
         mean, spread = fmean(there) if there else None, stdev(there) if len(there) > 1 else None
         lines.append([name, *map(_percent, (*values, mean, spread))])
     return (
-        "\n## Repeats\n\nEach repeat is the whole loop with other seeds, on the same seeds and held-out instructions. "
-        "The spread is the standard deviation. The interval of a mean change holds both the interval over repeats "
-        "(Student's t) and the mean of the repeats' own.\n\n" + table(header, lines)
+        "\n## Repeats\n\nEach repeat is the whole loop with other random seeds, on the same seed and held-out "
+        "instructions. The spread is the standard deviation. The interval of a mean change holds both the interval "
+        "over repeats (Student's t) and the mean of the repeats' own.\n\n" + table(header, lines)
     )
 
 
