@@ -235,6 +235,7 @@ def test_a_control_learns_as_many_seeds_and_is_a_row_of_the_report(play, keys, t
     steps = play("improve.control=true", "improve.template='{answer}!'")
     assert steps["control/seeds/dedup"][0][2] == yaml.safe_load(keys.read_text())["seeds"]
     assert {"control/seeds/validate", "control/seeds/answer", "control/seeds/judge"} <= steps.keys()
+    assert "control/seeds/eval" not in steps, "seeds need no ids"
     words, _ = steps["control/records"]
     judged = str(tmp_path / "run/control/seeds/judge/judged.jsonl")
     assert words[:4] == ["finepref", "reversegen", "improve", judged]
@@ -352,6 +353,7 @@ def test_files_of_ready_prompts_and_warm_up_rows_are_used_as_they_are(play):
         (["held_out=null"], "give seeds and held_out, or gym"),
         (["gym={name: basic_arithmetic, seeds: 9, held_out: 7}"], "give seeds and held_out, or gym"),
         (["seeds=null", "held_out=null", "gym={name: x, size: 9}"], "gym has name, seeds, held_out, seed and option"),
+        (["seeds=null", "gym={name: basic_arithmetic, seeds: 9, held_out: 7}"], "give seeds and held_out, or gym"),
         (["repeats=0"], "repeats is below 1"),
         (["launcher=python -m"], "launcher is OpenRLHF's"),
         (["export.recipe=null", "export={}"], "export.recipe is missing"),

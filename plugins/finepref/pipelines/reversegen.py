@@ -129,7 +129,7 @@ def reversegen(
     with_control = bool((improve or {}).get("control"))
     if gym is None and (held_out is None or (seeds is None and (with_control or not own_files))):
         raise ValueError("give seeds and held_out, or gym")
-    if gym is not None and seeds is not None:
+    if gym is not None and (seeds is not None or held_out is not None):
         raise ValueError("give seeds and held_out, or gym")
     source = _Source(run, {"seed": seed, "option": [], **gym}) if gym is not None else None
     if source is not None:
@@ -319,7 +319,7 @@ class _Loop:
         """Train the target on `count` seeds that went the way of proposals, whatever the target said to them."""
         assert self.control is not None
         seeds = self.control if isinstance(self.control, Path) else self.control.further(f"{name}/data", count)
-        judged = self.solver.judged(f"{name}/seeds", seeds, self.target, more=more)
+        judged = self.solver.judged(f"{name}/seeds", seeds, self.target, more=more, evaluated=False)
         records = self._improvements(name, [judged], more, failing=False, count=count)
         return self._taught(name, f"{name}/after", records, more)
 
@@ -447,7 +447,9 @@ class _Solver:
         """The file of the validator in a part of the run; None without one."""
         return self.run.pipeline.path(f"{name}/validate", "validate.jsonl") if self.sections["validate"] else None
 
-    def judged(self, name: str, rows: Path, target: str, *, held_out: bool = False, more: int = 0) -> Path:
+    def judged(
+        self, name: str, rows: Path, target: str, *, held_out: bool = False, more: int = 0, evaluated: bool = True
+    ) -> Path:
         """The judged rows of a file of instructions; held-out rows are neither deduplicated nor validated.
 
         Args:
@@ -456,6 +458,7 @@ class _Solver:
             target: model folder or name.
             held_out: see above.
             more: is added to the seed of the answers.
+            evaluated: measure them too, for which rows need ids.
         """
         files = [rows]
         if not held_out:
@@ -470,7 +473,10 @@ class _Solver:
             self._step(name, "answer", files[-1], _with_seed(self.sections["answer"], more) | {"model": target})
         )
         files.append(self.run.judge(f"{name}/judge", files[-1], self.verdict))
-        self.run.command(f"{name}/eval", ["eval", *files], self.sections["evaluate"], inputs=files, output="eval.json")
+        if evaluated:
+            self.run.command(
+                f"{name}/eval", ["eval", *files], self.sections["evaluate"], inputs=files, output="eval.json"
+            )
         return files[-1]
 
     def _step(self, name: str, step: str, source: Path, more: Section) -> Path:

@@ -30,8 +30,9 @@ LORA = {**TRAINING, "ds": {"attn_implementation": "sdpa", "lora": {"rank": 2}}}
 def loop(tiny_model: Path, warm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The loop of one round; its steps are forks of a warm process. The target fails where it does not say "is"."""
     for name, start in (("seeds", 0), ("held_out", 20)):
-        rows = [{"id": str(i), "prompt": f"What is {i} + 1?"} for i in range(start, start + 8)]
-        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        rows = [{"prompt": f"What is {i} + 1?"} for i in range(start, start + 8)]
+        given = [row | {"id": str(i)} for i, row in enumerate(rows)] if name == "held_out" else rows
+        write_jsonl(tmp_path / f"{name}.jsonl", given)
     keys = {
         "host": "openrlhf",
         "launcher": "python -m finepref.hosts.openrlhf.host_cli",

@@ -443,7 +443,7 @@ def test_ready_few_shot_prompts_are_sent_as_they_are(run, tmp_path, field):
 
     def reply(request):
         seen.append(request.messages[0].content)
-        return "0a?" if request.id == "1/0" else f"New {request.id}?"
+        return "0a?" if request.id == "0-1/0" else f"New {request.id}?"
 
     words = ["reversegen", "propose", source, "--ready", "--n", 2, "--model", "m", "--output", output]
     code, told = run(*words, engine=Scripted(reply))
@@ -451,6 +451,9 @@ def test_ready_few_shot_prompts_are_sent_as_they_are(run, tmp_path, field):
     assert sorted({*seen}) == texts
     assert {row["few_shot_prompt"] for row in rows_of(output)} == {*texts}
     assert "1 invalid: copy of an example" in told
+    again = [*words[:-1], tmp_path / "again.jsonl", "--seed", 1]
+    assert run(*again, engine=Scripted(lambda request: f"New {request.id}?"))[0] == 0
+    assert not {row["id"] for row in rows_of(output)} & {row["id"] for row in rows_of(tmp_path / "again.jsonl")}
     fewer = [*words[:-1], tmp_path / "fewer.jsonl", "--prompts", 1]
     run(*fewer, engine=Scripted(lambda request: f"New {request.id}?"))
     assert {row["few_shot_prompt"] for row in rows_of(tmp_path / "fewer.jsonl")} == {texts[0]}

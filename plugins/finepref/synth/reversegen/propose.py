@@ -59,7 +59,8 @@ def propose(
         group_field: see `read_seeds`.
         max_new_tokens, temperature, top_p: of the proposals.
         work_dir: folder of the journal; by default `<stem>.work` beside the output.
-        ready: send the few-shot prompts of the file as they are; shots and template are not used.
+        ready: send the few-shot prompts of the file as they are; shots and template are not used. Their ids get the
+            seed before them, so that those of several rounds differ.
         bad_rows: see `read_seeds`.
 
     Raises:
@@ -71,7 +72,8 @@ def propose(
     settings: dict[str, object] = {"prompts": prompts, "shots": shots, "group_field": group_field}
     if ready:
         settings["ready"] = True
-        made = read_few_shots(given, limit=prompts, group_field=group_field, bad_rows=bad_rows)
+        found = read_few_shots(given, limit=prompts, group_field=group_field, bad_rows=bad_rows)
+        made = [each._replace(id=f"{seed}-{each.id}") for each in found]
     else:
         if not prompts:
             raise ValueError("the number of few-shot prompts is missing: --prompts")
