@@ -24,7 +24,7 @@ READ_ROWS = {
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
-    """The finepref commands of a pipeline; every step writes empty files, and the run ends where it needs more."""
+    """The finepref commands of a pipeline; every step writes a row, and the run ends where it needs more."""
 
     def plan(pipeline, file, *overrides):
         found = []
@@ -32,7 +32,7 @@ def commands(tmp_path, monkeypatch):
         def run(self, step, command, *, inputs=(), outputs, environment=None, private=False):
             for path in outputs:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
+                path.write_text('{"id": "x", "label": true}\n' if path.suffix == ".jsonl" else "")
             self.path(step).mkdir(parents=True, exist_ok=True)
             words = [str(word) for word in command]
             if words[0] == "finepref":

@@ -1,4 +1,7 @@
-"""Errors that the user can correct: a short message and exit code 1. All other errors give a traceback."""
+"""Errors that the user can correct: a short message and exit code 1. All other errors give a traceback.
+
+Exit code 2 is typer's, for a command line that it cannot read. `finepref reversegen run` has two codes of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
+
+NOTHING_TRAINED = 3
+"""Neither the proposer nor the target was trained after the warm-up; the report is written."""
+TARGET_UNTRAINED = 4
+"""The proposer was trained, the target was not; the report is written."""
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from finepref.commands.engine_options import (
     exit_if_unanswered,
     with_engine_options,
 )
-from finepref.commands.errors import user_errors
+from finepref.commands.errors import NOTHING_TRAINED, TARGET_UNTRAINED, user_errors
 from finepref.commands.input_files import IN_DATASET_INFO, WHAT, Column, DatasetDir, Format, input_of
 from finepref.commands.outputs import check_outputs
 from finepref.commands.row_options import (
@@ -45,7 +45,7 @@ Rows = Annotated[
 ]
 Output = Annotated[Path, typer.Option(help="The JSON Lines file to write.")]
 Shots = Annotated[int, typer.Option(min=1, help="Seeds in each few-shot prompt.")]
-Template = Annotated[str, typer.Option(help="Few-shot prompt with {examples}, {count}, {group}; @FILE reads a file.")]
+Template = Annotated[str, typer.Option(help="Few-shot prompt with {examples} or {questions}; @FILE reads a file.")]
 GroupField = Annotated[str, typer.Option("--group", help="Show only seeds together that are equal in this field.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 EngineChoice = Annotated[EngineName, typer.Option(help="A local model (hf, vllm) or an endpoint (openai).")]
@@ -71,7 +71,11 @@ class By(StrEnum):
 def warmup(
     source: Seeds,
     output: Output,
-    n: Annotated[int, typer.Option("--n", min=1, help="Number of records.")],
+    n: Annotated[int, typer.Option("--n", min=0, help="Number of records; with --ready 0 = all.")] = 0,
+    ready: Annotated[
+        bool,
+        typer.Option("--ready", help="SEEDS are warm-up rows (prompt, target or response), taken as they are."),
+    ] = False,
     shots: Shots = 5,
     template: Template = "",
     group: GroupField = "",
@@ -84,7 +88,7 @@ def warmup(
 ) -> None:
     """Records {prompt, response} for the proposer's warm-up: a few-shot prompt, with one more seed as the response.
 
-    Seeds may also be the release's warm-up rows {prompt, target}, of which the target is the instruction.
+    With --ready the rows of a warm-up file such as the release's {prompt, target} are taken as they are.
     """
     from finepref.synth.reversegen.few_shots import TEMPLATE
     from finepref.synth.reversegen.warmup import warmup as run
@@ -92,7 +96,8 @@ def warmup(
     seeds = input_of(source, layout, dataset_dir, column, output, rejected_path(output))
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         given = text_of(template) or TEMPLATE
-        count = run(seeds, output, n=n, shots=shots, seed=seed, template=given, group_field=group, bad_rows=bad)
+        shown = {"shots": shots, "seed": seed, "template": given, "group_field": group}
+        count = run(seeds, output, n=n, ready=ready, bad_rows=bad, **shown)
         typer.echo(f"{output}: {count} records")
 
 
@@ -265,22 +270,43 @@ def pair(
     source: Annotated[Path, typer.Argument(metavar="JUDGED", help="Proposals with label.")],
     output: Output,
     proposed: Annotated[Path, typer.Option(help="The file from `propose`, for few-shot prompts without a verdict.")],
-    per_prompt: Annotated[int, typer.Option(min=1, help="Most pairs of one few-shot prompt.")] = 4,
+    checked: Annotated[
+        Path | None, typer.Option(help="The file from `validate`, beside which the invalid proposals are.")
+    ] = None,
+    above_invalid: Annotated[
+        bool, typer.Option("--above-invalid", help="Also pair proposals that the target failed above invalid ones.")
+    ] = False,
+    per_prompt: Annotated[int, typer.Option(min=1, help="Most pairs of one few-shot prompt, of each kind.")] = 4,
     seed: Seed = 0,
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
     allow_empty: AllowEmpty = False,
 ) -> None:
-    """Pairs for the proposer: two instructions of a few-shot prompt, one the target failed above one it solved."""
+    """Pairs for the proposer: two instructions of a few-shot prompt, one the target failed above one it solved.
+
+    A proposal that --proposed or --checked left out as invalid is never the better one.
+    """
     from finepref.synth.reversegen.pair import pair as run
 
-    check_outputs(output, output.with_suffix(".report.json"), rejected_path(output), inputs=[source, proposed])
+    inputs = [source, proposed, *([] if checked is None else [checked])]
+    check_outputs(output, output.with_suffix(".report.json"), rejected_path(output), inputs=inputs)
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
-        made = run(source, output, proposed=proposed, per_prompt=per_prompt, seed=seed, bad_rows=bad)
+        made = run(
+            source,
+            output,
+            proposed=proposed,
+            checked=checked,
+            above_invalid=above_invalid,
+            per_prompt=per_prompt,
+            seed=seed,
+            bad_rows=bad,
+        )
     counts = ", ".join(f"{count} {kind}" for kind, count in made.prompts.items())
     typer.echo(f"{output}: {len(made.pairs)} pairs (few-shot prompts with: {counts})")
+    if above_invalid:
+        typer.echo(f"{made.above_invalid} of the pairs are above an invalid proposal")
     if made.contradictory:
-        typer.echo(f"{made.contradictory} proposals are in no pair: the same text was judged both ways")
+        typer.echo(f"{made.contradictory} proposals are in no pair: the same text ended in two ways")
     exit_if_empty(len(made.pairs), output, f"few-shot prompts with: {counts}", allowed=allow_empty)
 
 
@@ -294,6 +320,10 @@ def improve(
     ask: Ask = "{prompt}",
     template: Annotated[str, typer.Option(help="The response, with {answer} or {majority}.")] = "{answer}",
     solved_template: Annotated[str, typer.Option(help="Also use solved instructions, with this response.")] = "",
+    count: Annotated[
+        int, typer.Option(min=0, help="Draw so many records, if need be several times each; 0 = all.")
+    ] = 0,
+    seed: Seed = 0,
     layout: Format = "",
     dataset_dir: DatasetDir = IN_DATASET_INFO,
     column: Column = [],  # noqa: B006 (typer copies defaults)
@@ -320,6 +350,8 @@ def improve(
             ask=text_of(ask),
             template=text_of(template),
             solved_template=text_of(solved_template),
+            count=count,
+            seed=seed,
             bad_rows=bad,
         )
     typer.echo(f"{output}: {made.rows} records (left out: {made.left_out})")
@@ -354,17 +386,24 @@ def run(
 ) -> None:
     """Run ReverseGen: warm-up, rounds of {propose, judge, train the proposer}, improve the target, then a report.
 
-    If it is interrupted, the same command resumes it.
+    If it is interrupted, the same command resumes it. The exit code is 3 if nothing was trained after the warm-up, and
+    4 if the target was not trained; the report is there then too.
     """
     from finepref.pipelines import settings
-    from finepref.pipelines.reversegen import reversegen
+    from finepref.pipelines.reversegen import LearntNothing, reversegen
     from finepref.pipelines.steps import Pipeline
 
+    code = 0
     with user_errors():
         given = settings.load(file, overrides)
         with Pipeline(output) as pipeline:
-            settings.call(reversegen, given, file=file, pipeline=pipeline)
+            try:
+                settings.call(reversegen, given, file=file, pipeline=pipeline)
+            except LearntNothing as nothing:
+                typer.echo(str(nothing), err=True)
+                code = TARGET_UNTRAINED if nothing.proposer else NOTHING_TRAINED
     typer.echo(f"report: {output / 'report.md'}")
+    raise typer.Exit(code)
 
 
 def register(app: typer.Typer) -> None:

@@ -129,6 +129,8 @@ CODES: dict[str, str] = {
     "FP262": "the token scores are of another kind than the stage reads",
     "FP263": "a response has no end token, which is to be trained",
     "FP264": "a pair has no margin, which the loss reads",
+    "FP290": "a warm-up file where instructions to start from are wanted",
+    "FP291": "an instruction where a ready few-shot prompt is wanted",
 }
 """Code -> short meaning. Codes are never used again for another meaning (FP044, FP064, FP065, FP086, FP202, FP221)."""
 

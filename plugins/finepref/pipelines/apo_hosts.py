@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -105,29 +104,15 @@ class OpenRLHF:
         ValueError: a setting is not possible here, or is set by the run itself.
     """
 
-    FREE_OF_DATA = ("data.max_len", "data.max_samples", "data.dataloader_num_workers", "data.disable_fast_tokenizer")
-    SET_HERE = ("ckpt.output_dir", "ckpt.path", "ckpt.load_enable", "model.model_name_or_path", "apo.keep_value_head")
-
     def __init__(self, run: Pipeline, settings: TrainingSettings, update: Literal["sft", "dpo"]) -> None:
         self.run, self.settings, self.update = run, settings, update
-        self.launcher = shlex.split(settings.launcher or "deepspeed --module")
-        self.reward = {"apo.pooling": "eos", "data.max_len": 512} | openrlhf.flat(
-            settings.reward
-        )  # the host's defaults
-        plain_dpo = {"tdpo.variant": "dpo", "tdpo.masks": "none"} if update == "dpo" else {}
-        self.policy = plain_dpo | openrlhf.flat(settings.policy)
+        self.launcher = openrlhf.launcher(settings.launcher)
+        defaults = {"apo.pooling": "eos", "data.max_len": 512}  # the host's own
+        self.reward = defaults | openrlhf.flat(settings.reward)
+        self.policy = (openrlhf.PLAIN_DPO if update == "dpo" else {}) | openrlhf.flat(settings.policy)
         if settings.template:
             raise ValueError("template is LLaMA-Factory's: on OpenRLHF the tokenizer's chat template is used")
-        if set(",@") & set(str(run.folder)):
-            raise ValueError(f"{run.folder}: for OpenRLHF a comma or @ in the path of a data set has a meaning")
-        for name, flags in (("reward", self.reward), ("policy", self.policy)):
-            for flag in flags:
-                if flag == "recipe":
-                    raise ValueError(
-                        f"{name}.recipe is LLaMA-Factory's: on OpenRLHF a section has the flags themselves"
-                    )
-                if flag in self.SET_HERE or (flag.startswith("data.") and flag not in self.FREE_OF_DATA):
-                    raise ValueError(f"{name}.{flag}: the run sets this itself")
+        openrlhf.check(run, {"reward": self.reward, "policy": self.policy})
         if openrlhf.uses_lora(self.reward):
             raise ValueError(
                 "reward.ds.lora.rank: OpenRLHF saves no value head beside a LoRA adapter, so leave it out"
@@ -164,10 +149,10 @@ class OpenRLHF:
         else:
             program = [*self.launcher, "openrlhf.cli.train_tdpo"]
             keys |= {"data.dataset": f"selected_{here.removeprefix('round_')}", "data.dataset_dir": self.run.folder}
-        trained = openrlhf.train(self.run, f"{here}/policy", program, self.policy, keys, inputs=[selected])
-        if not openrlhf.uses_lora(self.policy):
-            return str(trained)
-        return str(openrlhf.merge(self.run, f"{here}/merged", self.settings.merge, model=llm, adapter=trained))
+        steps = (f"{here}/policy", f"{here}/merged")
+        return openrlhf.train_merged(
+            self.run, steps, program, self.policy, self.settings.merge, keys, inputs=[selected]
+        )
 
 
 def _must_rank(loss: object, names: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ is `--train.batch_size 8`. true is a flag without a value; false and null leave 
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +15,43 @@ from finepref.pipelines.steps import Pipeline, folders
 
 Section = Mapping[str, object]
 
+PLAIN_DPO = {"tdpo.variant": "dpo", "tdpo.masks": "none"}
+"""Flags with which our train_tdpo is plain DPO."""
+FREE_OF_DATA = ("data.max_len", "data.max_samples", "data.dataloader_num_workers", "data.disable_fast_tokenizer")
+SET_HERE = ("ckpt.output_dir", "ckpt.path", "ckpt.load_enable", "model.model_name_or_path", "apo.keep_value_head")
+"""Flags of data that a user may set, and other flags that a run sets itself."""
+
+
+def launcher(given: str) -> list[str]:
+    """The words before the name of a module."""
+    return shlex.split(given or "deepspeed --module")
+
+
+def check(run: Pipeline, sections: Mapping[str, Section]) -> None:
+    """Check the folder of a run, and sections of flags by name.
+
+    Raises:
+        ValueError: a flag is LLaMA-Factory's or set by the run itself, or the folder's name has a meaning.
+    """
+    if set(",@") & set(str(run.folder)):
+        raise ValueError(f"{run.folder}: for OpenRLHF a comma or @ in the path of a data set has a meaning")
+    for name, section in sections.items():
+        for flag in flat(section):
+            if flag == "recipe":
+                raise ValueError(f"{name}.recipe is LLaMA-Factory's: on OpenRLHF a section has the flags themselves")
+            if flag in SET_HERE or (flag.startswith("data.") and flag not in FREE_OF_DATA):
+                raise ValueError(f"{name}.{flag}: the run sets this itself")
+
 
 def train(
-    run: Pipeline, step: str, program: Sequence[str], section: Section, keys: Section, *, inputs: Sequence[Path]
+    run: Pipeline,
+    step: str,
+    program: Sequence[str],
+    section: Section,
+    keys: Section,
+    *,
+    inputs: Sequence[Path],
+    private: bool = False,
 ) -> Path:
     """Train with the flags of a section, overridden by `keys`; returns the folder that the host saves.
 
@@ -30,14 +65,44 @@ def train(
         section: the host's flags.
         keys: flags on top of them.
         inputs: files and folders that the training reads, besides the model.
+        private: see `Pipeline.run`.
     """
     saved, checkpoints = run.path(step, "model"), run.path(step, "checkpoints")
     _drop_torn_checkpoints(checkpoints)
     own = {"ckpt.output_dir": saved, "ckpt.path": checkpoints, "ckpt.load_enable": True, **keys}
     read = [*folders(str(own["model.model_name_or_path"])), *inputs]
-    run.run(step, [*program, *spelled(flat(section) | own)], inputs=read, outputs=[saved])
+    run.run(step, [*program, *spelled(flat(section) | own)], inputs=read, outputs=[saved], private=private)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return saved
+
+
+def train_merged(
+    run: Pipeline,
+    steps: tuple[str, str],
+    program: Sequence[str],
+    section: Section,
+    merging: Section,
+    keys: Section,
+    *,
+    inputs: Sequence[Path],
+    private: bool = False,
+) -> str:
+    """`train`, then `merge` if that made a LoRA adapter; returns the folder of the whole model.
+
+    Args:
+        run: the pipeline.
+        steps: names of the two steps.
+        program: see `train`.
+        section: the host's flags for the training.
+        merging: the host's flags for the merge.
+        keys: flags on top of the training's.
+        inputs: see `train`.
+        private: see `Pipeline.run`.
+    """
+    trained = train(run, steps[0], program, section, keys, inputs=inputs, private=private)
+    if not uses_lora(section):
+        return str(trained)
+    return str(merge(run, steps[1], merging, model=str(keys["model.model_name_or_path"]), adapter=trained))
 
 
 def merge(run: Pipeline, step: str, section: Section, *, model: str, adapter: Path) -> Path:

@@ -1,56 +1,111 @@
-"""The report of a ReverseGen run: the proposals of each round, and the target before and after."""
+"""The report of a ReverseGen run: the proposals of each round, and the target before and after.
+
+It says no more than was done and than the figures show. A proposer or target that was not trained is called so, and
+compared with nothing. Failure rates are compared among valid instructions; a change whose 95 % interval holds 0 is not
+shown (`finepref.pipelines.intervals`).
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
 from finepref.formats.files import write_json
+from finepref.pipelines.intervals import Change, independent, interval, over_repeats, paired, told
 from finepref.pipelines.report import commands, table
 from finepref.pipelines.steps import Pipeline
 from finepref.synth.reversegen.instructions import read_dicts
 
 EXAMPLES = 4
 
+Figures = dict[str, Any]
 
-def write(pipeline: Pipeline, *, rounds: int, private: bool) -> None:
-    """Write report.md, results.json and rounds.png from the outputs of the steps."""
-    names = [*(f"round_{number}" for number in range(1, rounds + 1)), "final"]
-    found = {name: _read(pipeline.path(f"{name}/eval", "eval.json")) for name in (*names, "before", "after")}
-    prompts = {name: _read(pipeline.path(f"{name}/pair", "pairs.report.json")) for name in names if name != "final"}
-    results = {"rounds": {name: found[name] for name in names}, "pairs": prompts}
-    results |= {"before": found["before"], "after": found["after"]}
-    write_json(pipeline.folder / "results.json", results)
-    _plot(pipeline.folder / "rounds.png", names, found)
+
+class Repeat(NamedTuple):
+    """What one repeat of the loop trained.
+
+    Attributes:
+        folder: of its steps, "" for the first repeat or such as "repeat_2/".
+        rounds: of each round, whether the proposer was trained on its pairs.
+        target: whether the target was trained.
+        control: the same of the control; None = none was asked for.
+    """
+
+    folder: str
+    rounds: tuple[bool, ...]
+    target: bool
+    control: bool | None = None
+
+
+class Read(NamedTuple):
+    """The figures of one repeat.
+
+    Attributes:
+        done: what it trained.
+        lines: the proposer's name -> figures of its proposals.
+        pairs: a round's name -> counts of `finepref reversegen pair`.
+        after, control: figures on the held-out file; None = not trained.
+        improve, control_records: counts of `finepref reversegen improve`.
+        answers: of the target before and after, and before and of the control: held-out id -> label.
+    """
+
+    done: Repeat
+    lines: dict[str, Figures]
+    pairs: dict[str, Figures]
+    after: Figures | None
+    control: Figures | None
+    improve: Figures
+    control_records: Figures
+    answers: dict[str, dict[str, bool]]
+
+    @property
+    def last(self) -> str | None:
+        """The last line whose proposer was trained by the round before it; None if no round trained it."""
+        trained = [name for name, now in zip([*self.lines][1:], self.done.rounds, strict=True) if now]
+        return trained[-1] if trained else None
+
+
+def write(pipeline: Pipeline, repeats: Sequence[Repeat], *, private: bool) -> None:
+    """Write report.md, results.json and rounds.png from the outputs of the steps.
+
+    Args:
+        pipeline: the run's folder.
+        repeats: what each repeat trained, the first one first.
+        private: show no instruction.
+    """
+    read = [_figures(pipeline, each) for each in repeats]
+    before, first = _read(pipeline.path("before/eval", "eval.json")), read[0]
+    changes = _changes(read, _labels(pipeline.path("before/judge", "judged.jsonl")))
+    own, *others = [_results(each) for each in read]
+    results = own | {"before": before, "changes": {name: _plain(each) for name, each in changes.items()}}
+    write_json(pipeline.folder / "results.json", results | ({"repeats": others} if others else {}))
+    _plot(pipeline.folder / "rounds.png", read)
+    rounds = len(first.done.rounds)
+    several = "" if len(read) == 1 else f", {len(read)} repeats"
     parts = [
-        f"# ReverseGen, {rounds} rounds\n",
-        _verdict(found[names[0]], found["final"]),
+        f"# ReverseGen, {rounds} round{'s' * (rounds != 1)}{several}\n",
+        lead(repeats),
+        _verdict(read, changes),
         "## What the proposer found\n\n"
-        "`round_1` is the proposer after its warm-up, each later line the proposer after one more round of DPO, "
-        "`final` after the last. Each has few-shot prompts of its own. The failure rate is failing over all "
-        "proposed, in brackets its 95 % interval (Wilson).\n",
-        _rounds(names, found),
+        "Each line is a proposer with few-shot prompts of its own. `round_1` is the one after its warm-up, each later "
+        "line the one after the pairs of the round before; without pairs it is not trained, and so the same as in the "
+        "line above. A valid instruction has a verdict: failing or solved. In brackets are 95 % intervals (Wilson), "
+        "which take proposals as independent.\n",
+        "\n\n".join(_titled(each, read, _rounds(each)) for each in read),
         "\n![rounds](rounds.png)\n",
         "Pairs for DPO, and the few-shot prompts by what their proposals were:\n",
-        table(
-            ["round", "pairs", "both", "failing only", "solved only", "neither", "judged both ways"],
-            [[name, p["pairs"], *p["few_shot_prompts"].values(), p["contradictory"]] for name, p in prompts.items()],
-        ),
+        "\n\n".join(_titled(each, read, _pairs(each)) for each in read),
         "\nWhy proposals are invalid, unjudged or not there:\n",
-        table(
-            ["round", "class", "reason", "proposals"],
-            [
-                [name, kind, reason, count]
-                for name in names
-                for kind, reasons in found[name]["reasons"].items()
-                for reason, count in reasons.items()
-            ],
-        ),
+        "\n\n".join(_titled(each, read, _reasons(each)) for each in read),
         "\n## The target on held-out instructions\n",
-        _target(found),
-        "" if private else _examples(pipeline, names),
+        _target(before, read),
+        _untrained(read),
+        _over_repeats(read, before) if len(read) > 1 else "",
+        "" if private else _examples(pipeline, [*first.lines]),
         "\n## What was run\n",
         commands(pipeline),
     ]
@@ -58,68 +113,249 @@ def write(pipeline: Pipeline, *, rounds: int, private: bool) -> None:
     (pipeline.folder / "report.md").write_text(text, encoding="utf-8")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_bytes())
+def lead(repeats: Sequence[Repeat]) -> str:
+    """The first sentence: what was not trained, if anything was not."""
+    proposers, targets = ([*map(any, (each.rounds for each in repeats))], [each.target for each in repeats])
+    if not any(proposers) and not any(targets):
+        return (
+            "This loop learnt nothing: no round had enough pairs to train the proposer on, and there were not enough "
+            "good answers to train the target on. Below is what was found.\n"
+        )
+    said = []
+    if not all(targets):
+        said.append(
+            _which("The target was not trained", targets, "there were not enough good answers for it to learn")
+        )
+    if not all(proposers):
+        said.append(_which("The proposer was not trained after its warm-up", proposers, "no round had enough pairs"))
+    return "".join(f"{each}\n" for each in said)
 
 
-def interval(part: int, whole: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    if not whole:
-        return 0.0, 1.0
-    z, share = 1.96, part / whole
-    centre, spread = share + z * z / (2 * whole), z * math.sqrt(share * (1 - share) / whole + (z / whole / 2) ** 2)
-    return max(0.0, (centre - spread) / (1 + z * z / whole)), min(1.0, (centre + spread) / (1 + z * z / whole))
+def _which(what: str, trained: Sequence[bool], why: str) -> str:
+    count = len(trained) - sum(trained)
+    where = "" if count == len(trained) else f" in {count} of {len(trained)} repeats"
+    return f"{what}{where}: {why}. Nothing is compared with it."
 
 
-def _verdict(first: dict[str, Any], last: dict[str, Any]) -> str:
-    """Whether the failure rates rose, in a sentence that the figures support."""
-    said = [
-        change("per proposed instruction", [(each["classes"]["failing"], each["rows"]) for each in (first, last)]),
-        change("of the instructions with a verdict", [_judged(each) for each in (first, last)]),
-        f"Self-BLEU went from {_number(first['self_bleu'])} to {_number(last['self_bleu'])}, distinct texts from "
-        f"{_percent(first['distinct'])} to {_percent(last['distinct'])}.",
-    ]
-    return "\n".join(f"- {each}" for each in said) + "\n"
+def _figures(pipeline: Pipeline, done: Repeat) -> Read:
+    """Read what the steps of a repeat wrote."""
+
+    def path(step: str, name: str) -> Path:
+        return pipeline.path(f"{done.folder}{step}", name)
+
+    numbered = [f"round_{number}" for number in range(1, len(done.rounds) + 1)]
+    arms = {"after": ("after", done.target), "control": ("control/after", bool(done.control))}
+    answers = {
+        name: _labels(path(f"{step}/judge", "judged.jsonl")) for name, (step, trained) in arms.items() if trained
+    }
+    evaluated = {
+        name: _read(path(f"{step}/eval", "eval.json")) if trained else None for name, (step, trained) in arms.items()
+    }
+    chosen = path("control/records", "improve.report.json")
+    return Read(
+        done,
+        lines={name: _read(path(f"{name}/eval", "eval.json")) for name in (*numbered, "final")},
+        pairs={name: _read(path(f"{name}/pair", "pairs.report.json")) for name in numbered},
+        improve=_read(path("improve/records", "improve.report.json")),
+        control_records=_read(chosen) if done.control is not None and chosen.exists() else {},
+        answers=answers,
+        **evaluated,
+    )
 
 
-def _judged(each: dict[str, Any]) -> tuple[int, int]:
+def _results(each: Read) -> Figures:
+    trained = {"proposer": [*each.done.rounds], "target": each.done.target, "control": each.done.control}
+    return {
+        "rounds": each.lines,
+        "pairs": each.pairs,
+        "trained": trained,
+        "improve": each.improve,
+        "after": each.after,
+        "control": each.control,
+    }
+
+
+def _plain(change: Change | None) -> Figures | None:
+    return None if change is None else change._asdict() | {"shown": change.shown}
+
+
+def _changes(read: Sequence[Read], before: dict[str, bool]) -> dict[str, Change | None]:
+    """All comparisons that the report makes, by name; what was not trained is in none."""
+    found: dict[str, Change | None] = {}
+    trained = [(each.lines["round_1"], each.lines[each.last]) for each in read if each.last is not None]
+    for name, count in (("failing of valid", _of_valid), ("invalid of proposed", _invalid)):
+        if trained:
+            found[name] = _mean(independent(count(old), count(new)) for old, new in trained)
+    for name, old, new in (
+        ("accuracy after and before", None, "after"),
+        ("accuracy after and of the control", "control", "after"),
+    ):
+        there = [each for each in read if {new, old or new} <= each.answers.keys()]
+        if there:
+            found[name] = _mean(
+                _same(before if old is None else each.answers[old], each.answers[new]) for each in there
+            )
+    return found
+
+
+def _mean(changes: Iterator[Change | None]) -> Change | None:
+    there = [each for each in changes if each is not None]
+    return over_repeats(there) if there else None
+
+
+def _same(old: dict[str, bool], new: dict[str, bool]) -> Change | None:
+    """The change over the questions that have a verdict in both."""
+    return paired([(label, new[name]) for name, label in old.items() if name in new])
+
+
+def _of_valid(each: Figures) -> tuple[int, int]:
     return each["classes"]["failing"], each["classes"]["failing"] + each["classes"]["solved"]
 
 
-def change(what: str, counts: list[tuple[int, int]]) -> str:
-    """A sentence on the change from the warm-up proposer to the last; `counts` are (failing, all) of each."""
-    (old, before), (new, after) = ((part / whole if whole else 0.0, interval(part, whole)) for part, whole in counts)
-    if after[0] > before[1]:
-        rose = "rose, and the 95 % intervals are apart"
-    else:
-        rose = "rose, but the 95 % intervals overlap" if new > old else "did not rise"
-    shown = (f"{share:.1%} ({low:.0%} to {high:.0%})" for share, (low, high) in ((old, before), (new, after)))
-    return f"The failure rate {what} {rose}: from {' for the warm-up proposer to '.join(shown)} for the last."
+def _invalid(each: Figures) -> tuple[int, int]:
+    return each["classes"]["invalid"], each["rows"]
 
 
-def _rounds(names: list[str], found: dict[str, dict[str, Any]]) -> str:
-    header = ["proposer", "proposed", "failing", "solved", "duplicate", "invalid", "unjudged", "unproposed"]
-    header += ["failure rate", "of judged", "self-BLEU", "distinct", "entropy (nats)"]
+PROPOSERS = "From the warm-up proposer to the last trained one"
+WORDS = {
+    "failing of valid": (PROPOSERS, "the failure rate among valid instructions"),
+    "invalid of proposed": (PROPOSERS, "the share of invalid proposals"),
+    "accuracy after and before": ("From before to after", "the target's accuracy on held-out instructions"),
+    "accuracy after and of the control": ("From the control to the target", "the accuracy on held-out instructions"),
+}
+"""What each comparison is about: between what, and which figure."""
+
+
+def _verdict(read: Sequence[Read], changes: dict[str, Change | None]) -> str:
+    """The comparisons, each in a sentence that the figures support."""
+    said = [told(*WORDS[name], change) for name, change in changes.items()]
+    if len(read) == 1 and read[0].last is not None:
+        old, new = read[0].lines["round_1"], read[0].lines[read[0].last]
+        said.append(
+            f"Self-BLEU went from {_number(old['self_bleu'])} to {_number(new['self_bleu'])}, distinct texts from "
+            f"{_percent(old['distinct'])} to {_percent(new['distinct'])}."
+        )
+    return "".join(f"- {each}\n" for each in said)
+
+
+def _titled(each: Read, read: Sequence[Read], text: str) -> str:
+    return text if len(read) == 1 else f"Repeat {read.index(each) + 1}:\n\n{text}"
+
+
+def _rounds(each: Read) -> str:
+    header = ["proposer", "trained on", "proposed", "failing", "solved", "duplicate", "invalid", "unjudged"]
+    header += ["unproposed", "failing of valid", "invalid of proposed", "self-BLEU", "distinct", "entropy (nats)"]
+    trained = ["warm-up"]
+    for name, now in zip(each.pairs, each.done.rounds, strict=True):
+        count = each.pairs[name]["pairs"]
+        trained.append(f"{count} pairs of {name}" if now else f"not trained ({count} pairs in {name})")
     lines = []
-    for name in names:
-        each = found[name]
-        low, high = interval(each["classes"]["failing"], each["rows"])
-        rate = f"{_percent(each['failure_rate'])} ({low:.0%} to {high:.0%})"
-        figures = [_percent(each["failure_rate_judged"]), each["self_bleu"], _percent(each["distinct"])]
-        lines.append([name, each["rows"], *each["classes"].values(), rate, *figures, each["entropy"]])
+    for (name, figures), how in zip(each.lines.items(), trained, strict=True):
+        rates = [_share(_of_valid(figures)), _share(_invalid(figures))]
+        lines.append([name, how, figures["rows"], *figures["classes"].values(), *rates])
+        lines[-1] += [figures["self_bleu"], _percent(figures["distinct"]), figures["entropy"]]
     return table(header, lines)
 
 
-def _target(found: dict[str, dict[str, Any]]) -> str:
+def _pairs(each: Read) -> str:
+    header = [
+        "round",
+        "pairs",
+        "above invalid ones",
+        "both",
+        "failing only",
+        "solved only",
+        "neither",
+        "ended both ways",
+    ]
+    lines = [
+        [name, p["pairs"], p["above_invalid"], *p["few_shot_prompts"].values(), p["contradictory"]]
+        for name, p in each.pairs.items()
+    ]
+    return table(header, lines)
+
+
+def _reasons(each: Read) -> str:
+    lines = [
+        [name, kind, reason, count]
+        for name, figures in each.lines.items()
+        for kind, reasons in figures["reasons"].items()
+        for reason, count in reasons.items()
+    ]
+    return table(["round", "class", "reason", "proposals"], lines)
+
+
+def _target(before: Figures, read: Sequence[Read]) -> str:
+    """The target before and after, and the control, on the held-out file."""
+    shown: list[tuple[str, object, Figures]] = [("before", None, before)]
+    for number, each in enumerate(read, start=1):
+        repeat = "" if len(read) == 1 else f" ({number})"
+        if each.after is not None:
+            shown.append((f"after{repeat}", each.improve.get("records"), each.after))
+        if each.control is not None:
+            shown.append((f"control{repeat}", _drawn(each.control_records), each.control))
     lines = []
-    for name in ("before", "after"):
-        each = found[name]
-        low, high = interval(each["classes"]["solved"], each["classes"]["solved"] + each["classes"]["failing"])
-        accuracy = f"{_percent(each['accuracy'])} ({low:.0%} to {high:.0%})"
-        lines.append(
-            [name, each["rows"], accuracy, each["classes"]["unjudged"], each["entropy"], each["average_precision"]]
+    for name, records, figures in shown:
+        solved = figures["classes"]["solved"], _of_valid(figures)[1]
+        figured = [figures["classes"]["unjudged"], figures["entropy"], figures["average_precision"]]
+        lines.append([name, records, figures["rows"], _share(solved), *figured])
+    header = ["target", "trained on", "rows", "accuracy", "unjudged", "entropy (nats)", "average precision"]
+    text = table(header, lines)
+    if any(each.control is not None for each in read):
+        text += (
+            "\n\nThe control is the target trained with the same recipe on as many seeds, without regard to failure."
         )
-    return table(["target", "rows", "accuracy", "unjudged", "entropy (nats)", "average precision"], lines)
+    return text
+
+
+def _drawn(counts: Figures) -> str:
+    """How many records were drawn, and how many of them are different if not all."""
+    records, different = counts["records"], counts["different"]
+    return f"{records}" if different == records else f"{records}, {different} different"
+
+
+def _untrained(read: Sequence[Read]) -> str:
+    """Why a target or a control was not trained."""
+    said = []
+    for number, each in enumerate(read, start=1):
+        repeat = "" if len(read) == 1 else f" in repeat {number}"
+        for who, trained, counts in (
+            ("The target", each.done.target, each.improve),
+            ("The control", each.done.control, each.control_records),
+        ):
+            if trained is False:
+                left = ", ".join(f"{count} {reason}" for reason, count in counts.get("left_out", {}).items()) or "none"
+                records = f"{counts.get('records', 0)} records; instructions left out: {left}"
+                said.append(f"{who} was not trained{repeat}: {records}.")
+    return "".join(f"\n{each}\n" for each in said)
+
+
+def _over_repeats(read: Sequence[Read], before: Figures) -> str:
+    """Each figure in every repeat, with mean and spread."""
+    rows: list[tuple[str, list[float | None]]] = [
+        ("failing of valid, warm-up", [_ratio(_of_valid(next(iter(each.lines.values())))) for each in read]),
+        (
+            "failing of valid, last trained",
+            [None if each.last is None else _ratio(_of_valid(each.lines[each.last])) for each in read],
+        ),
+        ("accuracy before", [before["accuracy"]] * len(read)),
+        ("accuracy after", [None if each.after is None else each.after["accuracy"] for each in read]),
+    ]
+    if any(each.done.control is not None for each in read):
+        rows.append(
+            ("accuracy of the control", [None if each.control is None else each.control["accuracy"] for each in read])
+        )
+    header = ["figure", *(f"repeat {number}" for number in range(1, len(read) + 1)), "mean", "spread"]
+    lines = []
+    for name, values in rows:
+        there = [value for value in values if value is not None]
+        mean, spread = fmean(there) if there else None, stdev(there) if len(there) > 1 else None
+        lines.append([name, *map(_percent, (*values, mean, spread))])
+    return (
+        "\n## Repeats\n\nEach repeat is the whole loop with other random seeds, on the same seed and held-out "
+        "instructions. The spread is the standard deviation. The interval of a mean change holds both the interval "
+        "over repeats (Student's t) and the mean of the repeats' own.\n\n" + table(header, lines)
+    )
 
 
 def _examples(pipeline: Pipeline, names: list[str]) -> str:
@@ -138,23 +374,51 @@ def _response(row: dict[str, Any]) -> str:
     return str(row["response"]) if "response" in row else " / ".join(row["responses"][:3])
 
 
-def _plot(path: Path, names: list[str], found: dict[str, dict[str, Any]]) -> None:
+def _plot(path: Path, read: Sequence[Read]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axis = figure.subplots()
-    places = range(len(names))
-    rates = [found[name]["failure_rate"] or 0.0 for name in names]
-    spans = [interval(found[name]["classes"]["failing"], found[name]["rows"]) for name in names]
-    errors = [[r - low for r, (low, _) in zip(rates, spans, strict=True)]]
-    errors += [[high - r for r, (_, high) in zip(rates, spans, strict=True)]]
-    axis.errorbar(places, rates, yerr=errors, marker="o", capsize=4, label="failing over proposed (95 %)")
-    for field, label in (("self_bleu", "self-BLEU"), ("distinct", "distinct texts")):
-        axis.plot(places, [found[name][field] or math.nan for name in names], marker="s", ls="--", label=label)
-    axis.set_xticks(places, names)
+    for each in read:
+        names, first = [*each.lines], each is read[0]
+        rates = [_ratio(_of_valid(each.lines[name])) for name in names]
+        if first:
+            spans = [interval(*_of_valid(each.lines[name])) for name in names]
+            values = [math.nan if rate is None else rate for rate in rates]
+            errors = [[abs(rate - span[side]) for rate, span in zip(values, spans, strict=True)] for side in (0, 1)]
+            axis.errorbar(range(len(names)), values, errors, marker="o", capsize=4, label="failing of valid (95 %)")
+            for label, figures in (
+                ("invalid of proposed", [_ratio(_invalid(each.lines[name])) for name in names]),
+                ("self-BLEU", [each.lines[name]["self_bleu"] for name in names]),
+                ("distinct texts", [each.lines[name]["distinct"] for name in names]),
+            ):
+                shown = [math.nan if value is None else value for value in figures]
+                axis.plot(range(len(names)), shown, marker="s", ls="--", label=label)
+            axis.set_xticks(range(len(names)), names)
+        else:
+            axis.plot(range(len(names)), [math.nan if rate is None else rate for rate in rates], color="C0", alpha=0.4)
     axis.set_ylim(0, 1.02)
     axis.legend()
     figure.savefig(path, dpi=120)
+
+
+def _read(path: Path) -> Figures:
+    found: Figures = json.loads(path.read_bytes())
+    return found
+
+
+def _labels(path: Path) -> dict[str, bool]:
+    return {str(row["id"]): bool(row["label"]) for row in read_dicts(path)}
+
+
+def _ratio(count: tuple[int, int]) -> float | None:
+    return count[0] / count[1] if count[1] else None
+
+
+def _share(count: tuple[int, int]) -> str:
+    """A share with its interval: 42.2% (34% to 51%)."""
+    low, high = interval(*count)
+    return f"{_percent(_ratio(count))} ({low:.0%} to {high:.0%})" if count[1] else "-"
 
 
 def _percent(value: float | None) -> str:

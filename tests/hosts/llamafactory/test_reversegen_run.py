@@ -197,7 +197,10 @@ def results(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("name", [path.name for path in sorted(PIPELINES.glob("reversegen_*.yaml"))])
+OF_THIS_HOST = [path.name for path in sorted(PIPELINES.glob("reversegen_*.yaml")) if "openrlhf" not in path.name]
+
+
+@pytest.mark.parametrize("name", OF_THIS_HOST)
 def test_the_keys_of_each_shipped_pipeline_are_those_of_the_loop(name, tmp_path, monkeypatch):
     """The user's own models and files are filled in; each command is then the right one for its options."""
     seen: list[list[str]] = []

@@ -77,6 +77,37 @@ def test_a_text_that_was_judged_both_ways_is_in_no_pair_and_counted():
     assert made.contradictory == 2
 
 
+def bad(few_shot: str, text: str) -> dict[str, object]:
+    return {"few_shot": few_shot, "few_shot_prompt": f"Text of {few_shot}", "prompt": text}
+
+
+invalid_rows = st.lists(st.builds(bad, st.sampled_from(["x", "y", "z"]), st.one_of(st.just(""), texts)), max_size=20)
+
+
+@given(judged_rows, invalid_rows, st.booleans(), st.integers(1, 4))
+def test_an_invalid_proposal_never_outranks_a_valid_one(rows, invalid, above_invalid, per_prompt):
+    """Nor does a text that got a verdict in one copy and was invalid in another."""
+    given_up = {
+        few_shot: {normalised(r["prompt"]) for r in invalid if r["few_shot"] == few_shot} for few_shot in "xyz"
+    }
+    made = pairs("xyz", rows, invalid, above_invalid=above_invalid, per_prompt=per_prompt, seed=0)
+    above = 0
+    for pair in made.pairs:
+        few_shot = pair.prompt[0].content.removeprefix("Text of ")
+        assert normalised(pair.chosen) not in given_up[few_shot]
+        assert pair.rejected
+        above += normalised(pair.rejected) in given_up[few_shot]
+    assert above == made.above_invalid
+    assert above_invalid or not above
+
+
+@given(judged_rows, invalid_rows, st.integers(1, 4))
+def test_pairs_above_invalid_proposals_are_added_to_the_others(rows, invalid, per_prompt):
+    few, more = (pairs("xyz", rows, invalid, above_invalid=each, per_prompt=per_prompt, seed=2) for each in (0, 1))
+    assert {pair.id for pair in few.pairs} <= {pair.id for pair in more.pairs}
+    assert len(more.pairs) == len(few.pairs) + more.above_invalid
+
+
 def test_equal_few_shot_prompts_keep_proposals_of_their_own():
     """Two groups of one seed more than the shots: of four prompts, two are the same text at the least."""
     made = few_shots(SEEDS[:2], 4, shots=1, seed=0)
@@ -134,6 +165,22 @@ def test_a_proposal_is_used_as_it_is_or_left_out_with_the_reason(answer, fate):
     assert made.row["id"] == "3-0-2"
     assert made.row["prompt"] == answer.text.strip()
     assert (made.row["few_shot"], made.row["few_shot_prompt"], made.row["subject"]) == ("3-0", SHOWN.prompt, "")
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "reason"),
+    [
+        ("Q4. What is 3 + 3?", "What is 3 + 3?", ""),
+        ("What is 3 + 3?\n\nQ5. What is 4 + 4?", "What is 3 + 3?\n\nQ5. What is 4 + 4?", "more than one instruction"),
+        ("Q4. a?", "a?", "copy of an example"),
+        ("Q4.", "", "empty"),
+        ("What is Q5. of this list?", "What is Q5. of this list?", ""),
+    ],
+)
+def test_a_proposal_has_neither_the_open_number_of_its_prompt_nor_the_next(said, text, reason):
+    shown = FewShot("3-0", "Ask:\n\nQ1. a?\n\nQ2. b?\n\nQ3. c?\n\nQ4.", ("a?", "b?", "c?"), "")
+    made = proposal(shown, 0, Completion("", said, "stop"))
+    assert (made.row["prompt"], made.reason) == (text, reason)
 
 
 def test_the_target_learns_good_answers_to_what_it_failed_at():

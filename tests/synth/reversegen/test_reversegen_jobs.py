@@ -252,21 +252,79 @@ def test_a_judge_of_validity_lets_pass_only_what_it_says_passes(run, tmp_path, s
     assert told == ([left] if left else [])
 
 
-def test_where_a_teacher_agrees_with_itself_its_answer_is_the_reference(run, tmp_path):
-    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    write_jsonl(source, [{"id": name, "prompt": name} for name in ("most", "few")])
+def relabelled(run, folder, rows, reply, *more):
+    """Rows after `validate --by agreement` with five answers of a teacher, why others are left out, and the report."""
+    source, output = folder / "in.jsonl", folder / "out.jsonl"
+    write_jsonl(source, rows)
+    words = ["reversegen", "validate", source, "--by", "agreement", "--n", 5, "--model", "m", "--allow-empty", *more]
+    assert run(*words, "--output", output, engine=Scripted(reply))[0] == 0
+    left = {row["id"]: row["left_out"]["reason"] for row in rows_of(output.with_suffix(".left_out.jsonl"))}
+    return (
+        {row["id"]: row for row in rows_of(output)},
+        left,
+        json.loads(output.with_suffix(".report.json").read_text()),
+    )
 
+
+def test_where_a_teacher_agrees_with_itself_its_final_answer_is_the_label(run, tmp_path):
     def reply(request):
         name, number = request.id.split("/")
         return "So 6/2 = 3" if name == "most" and number in "024" else f"It is {number}7"
 
-    words = ["reversegen", "validate", source, "--by", "agreement", "--n", 5, "--model", "m", "--output", output]
-    code, told = run(*words, engine=Scripted(reply))
-    assert (code, told.splitlines()[-1]) == (
-        0,
-        f"{output}: 1 rows (left out: 1 invalid: 1 of 5 answers of the teacher agree)",
-    )
-    assert rows_of(output) == [{"id": "most", "prompt": "most", "answer": "So 6/2 = 3", "chosen": "So 6/2 = 3"}]
+    found, left, report = relabelled(run, tmp_path, [{"id": i, "prompt": i} for i in ("most", "few")], reply)
+    label = {"answer": "3", "chosen": "So 6/2 = 3", "agreement": 0.6}
+    assert found == {"most": {"id": "most", "prompt": "most", **label}}
+    assert left == {"few": "1 of 5 answers of the teacher agree"}
+    assert (report["by"], report["rows"], report["relabelled"]) == ("agreement", 1, 0)
+
+
+def test_a_label_that_the_teacher_does_not_give_is_replaced_kept_and_counted(run, tmp_path):
+    """By math-verify 1/2 and 0.5 are one label, and the target's answer is held against it in the same way."""
+    rows = [{"id": "same", "prompt": "Q", "answer": "0.5"}, {"id": "other", "prompt": "R", "answer": "7"}]
+    found, left, report = relabelled(run, tmp_path, rows, lambda _: r"It is \boxed{\frac{1}{2}}.")
+    assert (left, report["relabelled"]) == ({}, 1)
+    assert "answer_before" not in found["same"]
+    assert found["other"]["answer_before"] == "7"
+    answered, labelled = tmp_path / "answered.jsonl", tmp_path / "judged.jsonl"
+    texts = {"same": "So the answer is 0.5", "other": r"$\frac{2}{3}$"}
+    write_jsonl(answered, [row | {"response": texts[name]} for name, row in found.items()])
+    assert run("judge", answered, "--judge", "math", "--output", labelled)[0] == 0
+    assert {row["id"]: row["label"] for row in rows_of(labelled)} == {"same": True, "other": False}
+
+
+@pytest.mark.parametrize(
+    ("texts", "why"),
+    [
+        (["no idea"] * 5, "the teacher's answers have no final answer"),
+        (
+            ["It is 3", "It is 3", "It is 4", "It is 4", "It is 5"],
+            "2 answers of the teacher agree, and as many others",
+        ),
+        ([("It is 3", "length")] * 3 + ["It is 4", "It is 3"], "1 of 5 answers of the teacher agree"),
+    ],
+)
+def test_what_a_teacher_cannot_answer_alike_and_to_the_end_is_invalid(run, tmp_path, texts, why):
+    class Cut(Scripted):
+        def generate(self, requests):
+            for batch in super().generate(requests):
+                yield [
+                    Completion(each.id, *texts[int(each.id[-1])])
+                    if isinstance(texts[int(each.id[-1])], tuple)
+                    else Completion(each.id, texts[int(each.id[-1])], "stop")
+                    for each in batch
+                ]
+
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_jsonl(source, [{"id": "1", "prompt": "Q"}])
+    words = ["reversegen", "validate", source, "--by", "agreement", "--n", 5, "--share", 0.4, "--model", "m"]
+    assert run(*words, "--allow-empty", "--output", output, engine=Cut(str))[0] == 0
+    told = [row["left_out"] for row in rows_of(output.with_suffix(".left_out.jsonl"))]
+    assert told == [{"kind": "invalid", "reason": why}]
+
+
+def test_answers_that_are_compared_as_text_are_labels_as_they_are(run, tmp_path):
+    found, _, _ = relabelled(run, tmp_path, [{"id": "1", "prompt": "Q"}], lambda _: "No idea", "--same", "text")
+    assert found["1"]["answer"] == "No idea"
 
 
 def test_the_target_learns_what_a_better_model_answered_and_a_judge_let_pass(run, tmp_path):
@@ -295,19 +353,77 @@ def few_shot_text(*questions):
     return f"Ask math questions:\n\n{shown}\n\nQ{len(questions) + 1}."
 
 
-def test_the_instructions_of_released_warm_up_rows_are_the_seeds_and_no_prompt_is_in_a_prompt(run, tmp_path):
+def warm_up_rows(*, ours=False):
+    """Rows of a warm-up file, the release's or one that `warmup` wrote with its own template."""
+    if ours:
+        shown = (f"Below are 2 instructions.\n\n1. Count to {i}.\n2. Add {i} and 1." for i in range(5))
+        return [{"id": str(i), "prompt": text, "response": f"What is {i}?"} for i, text in enumerate(shown)]
+    return [{"prompt": few_shot_text("a?", "b?", "c?"), "target": f"What is {i}?"} for i in range(5)]
+
+
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize("command", ["warmup", "propose"])
+def test_a_warm_up_file_is_refused_as_seeds_and_no_prompt_is_in_a_prompt(run, tmp_path, command, ours):
     source, output = tmp_path / "warmup_train.jsonl", tmp_path / "out.jsonl"
-    write_jsonl(source, [{"prompt": few_shot_text("a?", "b?", "c?"), "target": f"What is {i}?"} for i in range(5)])
-    assert run("reversegen", "warmup", source, "--n", 3, "--shots", 2, "--output", output)[0] == 0
+    write_jsonl(source, warm_up_rows(ours=ours))
+    more = ["--model", "m", "--prompts", 2] if command == "propose" else ["--n", 3]
+    code, told = run("reversegen", command, source, *more, "--shots", 2, "--output", output, engine=Scripted(str))
+    assert code == 1
+    assert f"{source}{'' if ours else ':1'} prompt" in told
+    assert "FP290" in told
+    assert "`warmup --ready`" in told
+    assert not output.exists()
+
+
+def test_questions_with_numbered_choices_and_an_answer_are_seeds(run, tmp_path):
+    source, output = tmp_path / "seeds.jsonl", tmp_path / "out.jsonl"
+    texts = (f"Choose:\n1. good\n2. bad\nIt was number {i}." for i in range(4))
+    write_jsonl(source, [{"prompt": text, "response": "1"} for text in texts])
+    assert run("reversegen", "warmup", source, "--n", 2, "--shots", 2, "--output", output)[0] == 0
+
+
+def test_the_instructions_of_a_warm_up_file_are_seeds_if_their_column_is_named(run, tmp_path):
+    source, output = tmp_path / "warmup_train.jsonl", tmp_path / "out.jsonl"
+    write_jsonl(source, warm_up_rows())
+    words = ["reversegen", "warmup", source, "--column", "prompt=target", "--n", 3, "--shots", 2, "--output", output]
+    assert run(*words)[0] == 0
     for row in rows_of(output):
         assert "Ask math questions" not in row["prompt"]
         assert row["prompt"].count("What is ") == 2
         assert row["response"].startswith("What is ")
-    write_jsonl(source, [{"prompt": few_shot_text("a?"), "target": ""}])
-    code, told = run("reversegen", "warmup", source, "--n", 1, "--shots", 2, "--output", output)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_ready_warm_up_file_is_trained_on_as_it_is(run, tmp_path, ours):
+    source, output = tmp_path / "warmup_train.jsonl", tmp_path / "out.jsonl"
+    rows = warm_up_rows(ours=ours)
+    write_jsonl(source, rows)
+    assert run("reversegen", "warmup", source, "--ready", "--output", output) == (0, f"{output}: 5 records")
+    assert [(row["prompt"], row["response"]) for row in rows_of(output)] == [
+        (row["prompt"], row["response" if ours else "target"]) for row in rows
+    ]
+    assert len({row["id"] for row in rows_of(output)}) == 5
+    run("reversegen", "warmup", source, "--ready", "--n", 2, "--output", output)
+    assert [row["response"] for row in rows_of(output)] == ["What is 0?", "What is 1?"]
+    assert run("reversegen", "warmup", source, "--output", output) == (1, "the number of records is missing: --n")
+
+
+@pytest.mark.parametrize(
+    ("row", "command", "field"),
+    [
+        ({"prompt": "What is 2 + 2?"}, "warmup", "target"),
+        ({"prompt": "What is 2 + 2?", "response": "4"}, "warmup", "prompt"),
+        ({"prompt": "What is 2 + 2?", "answer": "4"}, "propose", "prompt"),
+    ],
+)
+def test_seeds_are_refused_as_ready_prompts(run, tmp_path, row, command, field):
+    source, output = tmp_path / "seeds.jsonl", tmp_path / "out.jsonl"
+    write_jsonl(source, [row])
+    more = ["--model", "m"] if command == "propose" else []
+    code, told = run("reversegen", command, source, "--ready", *more, "--output", output, engine=Scripted(str))
     assert code == 1
-    assert "FP015" in told
-    assert "`propose --ready`" in told
+    assert f"{source}:1 {field}" in told
+    assert "FP291" in told
 
 
 def test_a_seed_that_only_has_a_target_beside_it_stays_the_seed(run, tmp_path):
@@ -327,7 +443,7 @@ def test_ready_few_shot_prompts_are_sent_as_they_are(run, tmp_path, field):
 
     def reply(request):
         seen.append(request.messages[0].content)
-        return "0a?" if request.id == "1/0" else f"New {request.id}?"
+        return "0a?" if request.id == "0-1/0" else f"New {request.id}?"
 
     words = ["reversegen", "propose", source, "--ready", "--n", 2, "--model", "m", "--output", output]
     code, told = run(*words, engine=Scripted(reply))
@@ -335,6 +451,9 @@ def test_ready_few_shot_prompts_are_sent_as_they_are(run, tmp_path, field):
     assert sorted({*seen}) == texts
     assert {row["few_shot_prompt"] for row in rows_of(output)} == {*texts}
     assert "1 invalid: copy of an example" in told
+    again = [*words[:-1], tmp_path / "again.jsonl", "--seed", 1]
+    assert run(*again, engine=Scripted(lambda request: f"New {request.id}?"))[0] == 0
+    assert not {row["id"] for row in rows_of(output)} & {row["id"] for row in rows_of(tmp_path / "again.jsonl")}
     fewer = [*words[:-1], tmp_path / "fewer.jsonl", "--prompts", 1]
     run(*fewer, engine=Scripted(lambda request: f"New {request.id}?"))
     assert {row["few_shot_prompt"] for row in rows_of(tmp_path / "fewer.jsonl")} == {texts[0]}
@@ -347,6 +466,19 @@ def test_without_ready_prompts_their_number_must_be_given(run, seeds, tmp_path):
     assert (code, told) == (1, "the number of few-shot prompts is missing: --prompts")
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n\n"])
+def test_the_releases_numbering_is_a_field_and_line_ends_of_a_template_are_in_no_prompt(run, seeds, tmp_path, end):
+    """A YAML block ends in a line end."""
+    output = tmp_path / "out.jsonl"
+    words = ["reversegen", "warmup", seeds, "--n", 4, "--shots", 3, "--output", output]
+    assert run(*words, "--template", f"Ask math questions:\n\n{{questions}}{end}")[0] == 0
+    for row in rows_of(output):
+        shown = [line.partition(" ")[2] for line in row["prompt"].splitlines() if line.startswith("Q")][:3]
+        assert row["prompt"] == few_shot_text(*shown)
+    assert run(*words, "--template", f"Like these:\n{{examples}}{end}")[0] == 0
+    assert all(row["prompt"].endswith("?") for row in rows_of(output))
+
+
 def test_the_released_numbering_can_be_written_by_a_template(run, seeds, tmp_path):
     output = tmp_path / "out.jsonl"
     template = "Ask math questions:\n\nQ1. {example_1}\n\nQ2. {example_2}\n\nQ3."
@@ -357,6 +489,66 @@ def test_the_released_numbering_can_be_written_by_a_template(run, seeds, tmp_pat
     assert row["prompt"] == few_shot_text(first, second)
     code, told = run(*[3 if word == 2 else word for word in words])
     assert (code, told) == (1, "the template has no {example_3}")
+
+
+def test_invalid_proposals_are_the_worse_ones_of_further_pairs(run, seeds, tmp_path):
+    """Of each few-shot prompt proposals 0 to 3: failing, solved, no exercise, and cut off."""
+    files = [tmp_path / f"{name}.jsonl" for name in ("proposals", "valid", "answered", "judged")]
+    texts = ("What is 1{} + 1?", "What is 2{} + 1?", "What is love {}?", "What is 3{} +")
+
+    class Cut(Scripted):
+        def generate(self, requests):
+            for batch in super().generate(requests):
+                yield [
+                    each if not each.text.endswith("+") else Completion(each.id, each.text, "length") for each in batch
+                ]
+
+    def reply(request):
+        few_shot, number = request.id.removeprefix("0-").split("/")
+        return texts[int(number)].format(few_shot)
+
+    sizes = ["--prompts", 3, "--n", 4, "--shots", 2, "--model", "m"]
+    run("reversegen", "propose", seeds, *sizes, "--output", files[0], engine=Cut(reply))
+    run("reversegen", "validate", files[0], "--by", "arithmetic", "--output", files[1])
+
+    def right(request):
+        number = request.messages[-1].content.split()[2]
+        return str(int(number) + 1) if number.startswith("2") else "0"
+
+    run("reversegen", "answer", files[1], "--model", "m", "--output", files[2], engine=Scripted(right))
+    run("judge", files[2], "--judge", "number", "--output", files[3])
+    made = {}
+    for name, more in (("paper", []), ("more", ["--above-invalid"])):
+        output = tmp_path / f"{name}.jsonl"
+        words = ["reversegen", "pair", files[3], "--proposed", files[0], "--checked", files[1], "--output", output]
+        assert run(*words, *more)[0] == 0
+        made[name] = {(row["chosen"], row["rejected"]) for row in rows_of(output)}
+    better = [texts[0].format(i) for i in range(3)]
+    assert made["paper"] == {(text, texts[1].format(i)) for i, text in enumerate(better)}
+    worse = {(text, texts[k].format(i)) for i, text in enumerate(better) for k in (2, 3)}
+    assert made["more"] == made["paper"] | worse
+    assert json.loads((tmp_path / "more.report.json").read_text())["above_invalid"] == 6
+
+
+def test_records_can_be_drawn_several_times_each_as_often_as_the_others(run, tmp_path):
+    judged, output = tmp_path / "judged.jsonl", tmp_path / "out.jsonl"
+    write_jsonl(judged, [{"id": str(i), "prompt": f"Q{i}", "chosen": "A", "label": False} for i in range(4)])
+    words = ["reversegen", "improve", judged, "--output", output, "--count"]
+    assert run(*words, 10)[0] == 0
+    counts = Counter(row["prompt"] for row in rows_of(output))
+    assert sorted(counts.values()) == [2, 2, 3, 3]
+    assert len({row["id"] for row in rows_of(output)}) == 10
+    report = json.loads(output.with_suffix(".report.json").read_text())
+    assert (report["records"], report["different"]) == (10, 4)
+    drawn = set()
+    for seed in range(9):
+        run(*words, 2, "--seed", seed)
+        drawn.add(tuple(row["id"] for row in rows_of(output)))
+        assert len(rows_of(output)) == 2
+    assert len(drawn) > 1
+    write_jsonl(judged, [])
+    assert run(*words, 3, "--allow-empty")[0] == 0
+    assert rows_of(output) == []
 
 
 def test_a_held_out_row_that_a_step_rejected_is_invalid_in_the_figures(run, tmp_path):

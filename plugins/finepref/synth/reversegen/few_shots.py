@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.identified import read_each, read_identified
+from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import Record, content_id
 from finepref.formats.row import RowReader
 from finepref.formats.row_source import RowSource
@@ -33,12 +34,24 @@ instruction and nothing else.
 
 {examples}
 """
-"""The default template of a few-shot prompt. Another one may also have {group}, and {example_1}, {example_2}, ... in
-place of {examples}: the release's is "Ask math questions:", "Q1. {example_1}", ..., "Q4." with empty lines between."""
+"""The default template of a few-shot prompt. Another one may also have {group}, and in place of {examples} either
+{questions} (Q1. to Q3. with empty lines between, and at the end the open Q4.) or {example_1}, {example_2}, ... The
+release's is "Ask math questions:", an empty line, and {questions}. Line ends at its end are no part of a template."""
 
 _NUMBER = re.compile(r"^[ \t]*Q?\d+[.):](?=\s|$)", re.MULTILINE)
-_OPEN_END = re.compile(r"^[ \t]*Q?\d+[.):]\s*\Z", re.MULTILINE)
+_OPEN_END = re.compile(r"^[ \t]*(Q?)(\d+)([.):])\s*\Z", re.MULTILINE)
 """A text that ends in the number of an instruction that is still to be written, such as "Q4."."""
+
+_ANSWERS = ("target", "response")
+"""Names of the further instruction of a warm-up row: the release's, and ours."""
+_WARM_UP = (
+    "a few-shot prompt, and no instruction to start from: `warmup --ready` trains on such rows as they are, `propose "
+    "--ready` sends such prompts, and `--column prompt=target` reads the instructions beside them"
+)
+_SEED = (
+    "an instruction, and no few-shot prompt: without --ready few-shot prompts are made of such rows; a field "
+    "attacker_prompt is sent whatever it looks like"
+)
 
 
 class Seed(NamedTuple):
@@ -79,8 +92,8 @@ SEEDS = Wants("reversegen", "instructions", is_seed, None, ALL, seed_of)
 def read_seeds(source: RowSource | Path, *, group_field: str = "", bad_rows: BadRows | None = None) -> list[Seed]:
     """The instructions of rows {prompt, ...}.
 
-    The warm-up files of the release are rows {prompt: a few-shot prompt, target: an instruction}; the instruction is
-    the seed.
+    A warm-up file, with rows {prompt: few-shot prompt, target or response: instruction}, is refused: a prompt that
+    ends in an open number ("Q4."), or prompts that all begin alike, have as many examples and a response.
 
     Args:
         source: a file, or rows of `SEEDS`.
@@ -91,17 +104,71 @@ def read_seeds(source: RowSource | Path, *, group_field: str = "", bad_rows: Bad
         BadData: see `read_each`.
     """
 
+    shapes: list[tuple[tuple[str, int], str] | None] = []
+    files: list[str] = []
+
     def read(reader: RowReader) -> Seed:
         text = reader.required_text("prompt")
-        if _OPEN_END.search(text):
-            if "target" in reader.row and reader.row["target"] != "":
-                text = reader.required_text("target")
-            else:
-                told = "this is a few-shot prompt and no instruction; `propose --ready` sends such prompts as they are"
-                reader.note("prompt", "FP015", told)
+        if open_number(text):
+            reader.note("prompt", "FP290", _WARM_UP)
+        shapes.append(_shape(text) if any(name in reader.row for name in _ANSWERS) else None)
+        files.append(reader.file)
         return Seed(text, reader.required_text(group_field) if group_field else "")
 
-    return read_each(source, read, empty=False, bad_rows=bad_rows)
+    found = read_each(source, read, empty=False, bad_rows=bad_rows)
+    alike = {each and each[0] for each in shapes}
+    if len({*shapes}) > 1 and len(alike) == 1 and None not in alike:
+        raise BadData([Problem(files[0], 0, "prompt", "FP290", f"all rows have {_WARM_UP}")])
+    return found
+
+
+def _shape(text: str) -> tuple[tuple[str, int], str] | None:
+    """What comes before the first of several numbered examples, how many there are, and the first; None without these.
+
+    Prompts with the same first example are a question with numbered choices, and no few-shot prompts.
+    """
+    head, *examples = _NUMBER.split(text)
+    return ((head, len(examples)), examples[0]) if len(examples) > 1 else None
+
+
+def open_number(text: str) -> tuple[str, str] | None:
+    """The number that a few-shot prompt leaves open at its end, and the one after it, such as "Q4." and "Q5."."""
+    found = _OPEN_END.search(text)
+    return None if found is None else (found[1] + found[2] + found[3], f"{found[1]}{int(found[2]) + 1}{found[3]}")
+
+
+def _ready_prompt(reader: RowReader) -> str:
+    """A few-shot prompt that is given ready-made."""
+    if "attacker_prompt" in reader.row:
+        return reader.required_text("attacker_prompt")
+    text = reader.required_text("prompt")
+    if text and not _NUMBER.search(text) and len(text.split("\n")) == 1:
+        reader.note("prompt", "FP291", _SEED)
+    return text
+
+
+def read_warmup(source: RowSource | Path, *, limit: int = 0, bad_rows: BadRows | None = None) -> list[FewShot]:
+    """Ready warm-up rows {id?, attacker_prompt or prompt, target or response}, in their order; `next` is the response.
+
+    Args:
+        source: a file, or rows of `SEEDS`.
+        limit: most rows to take, 0 = all.
+        bad_rows: see `read_identified`.
+
+    Raises:
+        BadData: see `read_identified`.
+    """
+
+    def read(reader: RowReader) -> FewShot:
+        text = _ready_prompt(reader)
+        name = next((name for name in _ANSWERS if name in reader.row), None)
+        if name is None:
+            told = "the instruction that follows the few-shot prompt is missing; without --ready the rows are seeds"
+            reader.note("target", "FP291", told)
+            return FewShot("", text, (), "")
+        return FewShot(reader.id() or str(reader.line), text, (), reader.required_text(name))
+
+    return read_identified(source, read, bad_rows=bad_rows)[: limit or None]
 
 
 def read_few_shots(
@@ -120,7 +187,7 @@ def read_few_shots(
     """
 
     def read(reader: RowReader) -> FewShot:
-        text = reader.required_text("attacker_prompt" if "attacker_prompt" in reader.row else "prompt")
+        text = _ready_prompt(reader)
         group = reader.required_text(group_field) if group_field else ""
         examples = (part.strip() for part in _NUMBER.split(text)[1:])
         return FewShot(reader.id() or str(reader.line), text, tuple(filter(None, examples)), "", group)
@@ -130,15 +197,17 @@ def read_few_shots(
 
 
 def check_few_shot_template(template: str, shots: int) -> str:
-    """The template, if it shows all examples: with {examples}, or with each of {example_1}, {example_2}, ...
+    """The template without line ends at its end, if it shows all examples: see `TEMPLATE`.
 
     Raises:
         ValueError: a field is missing, or there is an unknown one.
     """
+    template = template.rstrip("\r\n")
     own = [f"example_{number}" for number in range(1, shots + 1)]
     if any(f"{{{name}}}" in template for name in own):
-        return check_template(template, *own, optional=("examples", "count", "group"))
-    return check_template(template, "examples", optional=("count", "group"))
+        return check_template(template, *own, optional=("examples", "questions", "count", "group"))
+    shown = "questions" if "{questions}" in template else "examples"
+    return check_template(template, shown, optional=("examples", "questions", "count", "group"))
 
 
 def few_shots(seeds: Sequence[Seed], n: int, *, shots: int, seed: int, template: str = TEMPLATE) -> list[FewShot]:
@@ -156,7 +225,7 @@ def few_shots(seeds: Sequence[Seed], n: int, *, shots: int, seed: int, template:
     Raises:
         ValueError: a group has too few different seeds, or the template lacks an example or has an unknown field.
     """
-    check_few_shot_template(template, shots)
+    template = check_few_shot_template(template, shots)
     groups: dict[str, list[str]] = {}
     for each in seeds:
         members = groups.setdefault(each.group, [])
@@ -173,7 +242,8 @@ def few_shots(seeds: Sequence[Seed], n: int, *, shots: int, seed: int, template:
         group = chance.choice(seeds).group
         *examples, left = chance.sample(groups[group], shots + 1)
         own = {f"example_{place}": text for place, text in enumerate(examples, start=1)}
-        prompt = filled(template, count=shots, examples=listed(examples), group=group, **own)
+        lists = {"examples": listed(examples), "questions": questions(examples)}
+        prompt = filled(template, count=shots, group=group, **lists, **own)
         made.append(FewShot(f"{seed}-{number}", prompt, tuple(examples), left, group))
     return made
 
@@ -181,3 +251,9 @@ def few_shots(seeds: Sequence[Seed], n: int, *, shots: int, seed: int, template:
 def listed(instructions: Sequence[str]) -> str:
     """Instructions as a numbered list."""
     return "\n".join(f"{number}. {text}" for number, text in enumerate(instructions, start=1))
+
+
+def questions(instructions: Sequence[str]) -> str:
+    """Instructions as Q1. to Qn. with empty lines between, and the number of the next, as in the release."""
+    shown = (f"Q{number}. {text}" for number, text in enumerate(instructions, start=1))
+    return "\n\n".join([*shown, f"Q{len(instructions) + 1}."])

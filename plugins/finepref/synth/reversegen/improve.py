@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ def improve(
     ask: str = "{prompt}",
     template: str = "{answer}",
     solved_template: str = "",
+    count: int = 0,
+    seed: int = 0,
     bad_rows: BadRows | None = None,
 ) -> Written:
     """Write training records {id, prompt, response} for the target, and a report with the rows left out, by reason.
@@ -35,6 +38,8 @@ def improve(
         answers: judged rows of a better model; a response is a good answer if its label is true.
         exclude: rows of any layout whose prompts must not be in the training data.
         ask, template, solved_template: see `improvements`.
+        count: draw so many records at random, each as often as the others or once more; 0 = all.
+        seed: of that.
         bad_rows: see `read_judged`; one collector for all files.
 
     Raises:
@@ -56,11 +61,25 @@ def improve(
     for reason, row in made:
         if reason:
             left_out.add(row, reason)
-    write_json(
-        output.with_suffix(".report.json"),
-        {"job": "reversegen improve", "judged": len(judged), "left_out": dict(left_out.counts)},
-    )
-    return Written(write_jsonl(output, (row for reason, row in made if not reason)), left_out)
+    records = [row for reason, row in made if not reason]
+    drawn = draw(records, count, seed=seed) if count else records
+    report: dict[str, object] = {"job": "reversegen improve", "judged": len(judged)}
+    report |= {"records": len(drawn), "different": min(len(records), len(drawn)), "left_out": dict(left_out.counts)}
+    write_json(output.with_suffix(".report.json"), report)
+    return Written(write_jsonl(output, drawn), left_out)
+
+
+def draw(records: Sequence[dict[str, object]], count: int, *, seed: int) -> list[dict[str, object]]:
+    """So many records in random order, each as often as the others or once more; none if there is none.
+
+    A record's further copies have ids of their own: `7`, `7/2`, `7/3`.
+    """
+    found: list[dict[str, object]] = []
+    chance = random.Random(seed)
+    for turn in range(1, -(-count // len(records)) + 1 if records else 1):
+        copies = [row if turn == 1 else {**row, "id": f"{row['id']}/{turn}"} for row in records]
+        found += chance.sample(copies, len(copies))
+    return found[:count]
 
 
 def improvements(

@@ -18,6 +18,7 @@ from finepref.synth.reversegen.few_shots import (
     FewShot,
     check_few_shot_template,
     few_shots,
+    open_number,
     read_few_shots,
     read_seeds,
 )
@@ -58,7 +59,8 @@ def propose(
         group_field: see `read_seeds`.
         max_new_tokens, temperature, top_p: of the proposals.
         work_dir: folder of the journal; by default `<stem>.work` beside the output.
-        ready: send the few-shot prompts of the file as they are; shots and template are not used.
+        ready: send the few-shot prompts of the file as they are; shots and template are not used. Their ids get the
+            seed before them, so that those of several rounds differ.
         bad_rows: see `read_seeds`.
 
     Raises:
@@ -70,7 +72,8 @@ def propose(
     settings: dict[str, object] = {"prompts": prompts, "shots": shots, "group_field": group_field}
     if ready:
         settings["ready"] = True
-        made = read_few_shots(given, limit=prompts, group_field=group_field, bad_rows=bad_rows)
+        found = read_few_shots(given, limit=prompts, group_field=group_field, bad_rows=bad_rows)
+        made = [each._replace(id=f"{seed}-{each.id}") for each in found]
     else:
         if not prompts:
             raise ValueError("the number of few-shot prompts is missing: --prompts")
@@ -113,10 +116,13 @@ class Proposal(NamedTuple):
 def proposal(few_shot: FewShot, number: int, answer: Completion, *, group_field: str = "") -> Proposal:
     """One sample of a few-shot prompt as a row.
 
-    invalid: empty, truncated (cut off by the limit), or a copy of an instruction in the prompt. unproposed: the engine
-    failed, so there is no text.
+    invalid: empty, truncated (cut off by the limit), a copy of an instruction in the prompt, or more than one
+    instruction (the prompt ends in "Q4." and the text goes on with "Q5."). unproposed: the engine failed, so there is
+    no text. A text that repeats the number at the end of the prompt is used without it.
     """
     text = answer.text.strip()
+    own, further = open_number(few_shot.prompt) or ("", "")
+    text = text.removeprefix(own).strip()
     row: dict[str, object] = {"id": f"{few_shot.id}-{number}", "prompt": text}
     row |= {"few_shot": few_shot.id, "few_shot_prompt": few_shot.prompt}
     if group_field:
@@ -127,6 +133,8 @@ def proposal(few_shot: FewShot, number: int, answer: Completion, *, group_field:
         return Proposal(row, "invalid", "empty")
     if answer.stop_reason != "stop":
         return Proposal(row, "invalid", "truncated")
+    if further and any(line.lstrip().startswith(f"{further} ") for line in text.splitlines()):
+        return Proposal(row, "invalid", "more than one instruction")
     if normalised(text) in map(normalised, few_shot.examples):
         return Proposal(row, "invalid", "copy of an example")
     return Proposal(row)

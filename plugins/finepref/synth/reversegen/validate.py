@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finepref.formats.bad_rows import BadRows
+from finepref.formats.files import write_json
 from finepref.formats.records import Message, Prompt
 from finepref.synth.ask import Job, work_folder
 from finepref.synth.data_sources.job_rows import Rows, rows_of
 from finepref.synth.engines.protocol import Engine, Sampling
 from finepref.synth.judges.by_model import read_verdict
-from finepref.synth.judges.by_rule import groups_of_equals
+from finepref.synth.judges.by_rule import as_math, groups_of_equals
 from finepref.synth.left_out import Ledger, Written
 from finepref.synth.reversegen.arithmetic_exercise import exercise
 from finepref.synth.reversegen.instructions import (
@@ -137,7 +138,11 @@ def validate_agreement(
     work_dir: Path | None = None,
     bad_rows: BadRows | None = None,
 ) -> Written:
-    """Pass on the instructions whose answers by a teacher agree; the most frequent is `answer` and `chosen`.
+    """Pass on the instructions whose answers by a teacher agree; the most frequent gives `answer` and `chosen`.
+
+    This is ReverseGen's relabelling: `answer` is the final answer of the first of the equal responses, where `same`
+    finds one, and `chosen` that response. `agreement` is their share. Responses that were cut off are no votes. An
+    `answer` that the row had and that differs is kept as `answer_before`, and counted in `<stem>.report.json`.
 
     Args:
         source, output, engine, ask, max_new_tokens, temperature, top_p, seed, work_dir, bad_rows: see `answer`.
@@ -171,13 +176,41 @@ def validate_agreement(
         if reason := engine_failure(answers[each.id]):
             left_out.add(each.row, reason, kind="unjudged")
             continue
-        texts = filter(None, (found.text.strip() for found in answers[each.id]))
-        group: list[str] = max(groups_of_equals(texts, same), key=len, default=[])
+        texts = [found.text.strip() for found in answers[each.id] if found.stop_reason == "stop"]
+        groups = sorted(groups_of_equals(filter(None, texts), same), key=len, reverse=True)
+        group = groups[0] if groups else []
         if len(group) < share * n:
             left_out.add(each.row, f"{len(group)} of {n} answers of the teacher agree", kind="invalid")
+        elif len(groups) > 1 and len(groups[1]) == len(group):
+            left_out.add(each.row, f"{len(group)} answers of the teacher agree, and as many others", kind="invalid")
+        elif (final := final_answer(group[0], same)) is None:
+            left_out.add(each.row, "the teacher's answers have no final answer", kind="invalid")
         else:
-            rows.append({**each.row, "answer": group[0], "chosen": group[0]})
+            row = {**each.row, "answer": final, "chosen": group[0], "agreement": len(group) / n}
+            before = each.row.get("answer")
+            if isinstance(before, str) and same(before) != same(final):
+                row["answer_before"] = before
+            rows.append(row)
+    changed = sum("answer_before" in row for row in rows)
+    write_json(
+        output.with_suffix(".report.json"),
+        {"job": "reversegen validate", "by": "agreement", "rows": len(rows), "relabelled": changed},
+    )
     return write(output, rows, left_out)
+
+
+def final_answer(response: str, same: Callable[[str], object]) -> str | None:
+    """The final answer of a response: of mathematics the text that math-verify finds, else the response.
+
+    None if `same` is `as_math` and the response holds no mathematics.
+    """
+    value = same(response)
+    if not isinstance(value, as_math):
+        return response
+    if not value.found:
+        return None
+    short = f"{value.found[-1]}"
+    return next((text for text in (short, f"\\boxed{{{short}}}") if as_math(text) == value), response)
 
 
 def _text(prompt: Prompt) -> str:
