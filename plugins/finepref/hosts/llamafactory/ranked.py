@@ -75,8 +75,7 @@ class RankedTrainer(Batched, PairwiseTrainer):
             loss = reduce(out, count=sum(self.step_counts)) * self.current_gradient_accumulation_steps
         self.run.count(len(is_apo))
         self.meter.add("train", reward_metrics.totals(rewards.detach(), scores, present, is_apo))
-        if metrics:
-            self.meter.add_values("train", metrics, out.valid)
+        self.meter.add_values("train", metrics, out.valid)
         self.trained.add(human=(~is_apo).sum(), apo=is_apo.sum())
         return (loss, rewards) if return_outputs else loss
 
