@@ -33,7 +33,7 @@ DATA = {
     "tgdpo": "scores",
     "tis_dpo": "scores",
 }
-DATA |= {"cdpo": "contrasts", "confpo": "spans", "simper": "spans"}
+DATA |= {"cdpo": "contrasts", "confpo": "spans", "simper": "spans", "dpo_pl": "lists"}
 MODULE = "openrlhf.cli.train_{}"
 HEAVY = ("openrlhf.cli.train_dpo", "openrlhf.cli.train_rm", "torch.utils.tensorboard")
 

@@ -28,3 +28,9 @@ def test_values_that_do_not_count_may_be_nan():
 def test_a_metric_that_the_row_does_not_name_is_an_error():
     with pytest.raises(ValueError, match="the loss returned kl/chosen: add the names to `metrics` of the stage row"):
         Meter(["a"]).add_values("train", {"kl/chosen": torch.zeros(1)}, torch.tensor([True]))
+
+
+def test_a_loss_without_metrics_adds_nothing():
+    meter = Meter(["a"])
+    meter.add_values("train", {}, torch.tensor([True]))
+    assert meter.means("train", "cpu") == {}

@@ -16,8 +16,8 @@ from finepref.formats.problems import BadData
 from finepref.formats.ragtruth import read_ragtruth
 from finepref.formats.records import parse
 from finepref.losses import ld_dpo
-from finepref.methods import BUILT_IN, apo_rm, cdpo, confpo, sepo, simper, tdpo, tgdpo, tis_dpo
-from finepref.methods.batches import Pairs, Ranked, Response
+from finepref.methods import BUILT_IN, apo_rm, cdpo, confpo, dpo_pl, sepo, simper, tdpo, tgdpo, tis_dpo
+from finepref.methods.batches import Lists, Pairs, Ranked, Response
 from finepref.methods.options import in_yaml
 from finepref.methods.pair_rows import PairRow, ResponseRow, facts, fingerprint, weigh_all, weights_and_scores
 from finepref.synth.apo.select import select
@@ -290,6 +290,52 @@ def test_the_reward_model_ranks_whole_lists_by_plackett_luce():
         assert out.loss.tolist() == pytest.approx([ln3 + ln2, second])
 
 
+@pytest.mark.parametrize("ties", ["apart", "breslow"])
+def test_dpo_pl_ranks_whole_lists_by_the_log_ratios_of_their_responses(ties):
+    """An independent loop in float64 over lists of one to five responses, with ties, in a random order of rows."""
+    rng = torch.Generator().manual_seed(4)
+    sizes, width = [5, 2, 4, 1, 3, 3], 5
+    places = [b * width + r for b, size in enumerate(sizes) for r in range(size)]
+    places = [places[i] for i in torch.randperm(len(places), generator=rng).tolist()]
+    tokens = torch.randn(2, len(places), 7, generator=rng, dtype=torch.float64)
+    scores = torch.randint(0, 3, (6, width), generator=rng).double()
+    present = torch.arange(width) < torch.tensor(sizes)[:, None]
+    batch = Lists.of_tokens(*tokens, torch.tensor(places), scores, present)
+    out, metrics = dpo_pl.STAGE.losses(batch, options_of(dpo_pl, pref_beta=0.4, dpo_pl_ties=ties))
+    assert metrics == {}
+    for b, size in enumerate(sizes):
+        rows = [places.index(b * width + r) for r in range(size)]
+        rewards = [0.4 * (math.fsum(tokens[0, row].tolist()) - math.fsum(tokens[1, row].tolist())) for row in rows]
+        marks, loss, competes = scores[b].tolist(), 0.0, False
+        for k in range(size):
+            rivals = [j for j in range(size) if marks[j] < marks[k]]
+            rivals += [j for j in range(size) if ties == "breslow" and j != k and marks[j] == marks[k]]
+            competes = competes or bool(rivals)
+            loss += math.log(1 + math.fsum(math.exp(rewards[j] - rewards[k]) for j in rivals))
+        assert out.valid[b].item() == competes
+        assert out.loss[b].item() == pytest.approx(loss, abs=1e-12)
+        best, worst = (marks.index(end(marks[:size])) for end in (max, min))
+        assert out.chosen_reward[b].item() == pytest.approx(rewards[best], abs=1e-12)
+        assert out.rejected_reward[b].item() == pytest.approx(rewards[worst], abs=1e-12)
+    assert out.valid.tolist().count(True) >= 4
+
+
+def test_dpo_pl_of_two_responses_is_dpo_of_the_pair():
+    rng = torch.Generator().manual_seed(0)
+    tokens = torch.randn(2, 2, 4, 6, generator=rng, dtype=torch.float64)  # policy and reference, two responses
+    policy, reference = tokens
+    whole = torch.ones(4, 6, dtype=torch.float64)
+    sides = (Response(policy[i], whole, reference[i]) for i in range(2))
+    pairs_ = Pairs(*sides, torch.zeros(4, dtype=torch.int64))
+    given = {"tdpo_variant": "dpo", "tdpo_masks": "none", "pref_beta": 0.3}
+    expected, _ = tdpo.STAGE.losses(pairs_, options_of(tdpo, **given))
+    scores = torch.tensor([[0.2, 0.1]]).expand(4, 2)
+    lists = Lists(policy.sum(-1).T, reference.sum(-1).T, scores, torch.ones(4, 2).bool())
+    found, _ = dpo_pl.STAGE.losses(lists, options_of(dpo_pl, pref_beta=0.3))
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.tolist() == pytest.approx(theirs.tolist(), abs=1e-12)
+
+
 @pytest.mark.parametrize("given", [{"apo_loss": "plackett_luce", "apo_ties": "breslow"}, {"apo_margins": True}])
 def test_a_loss_of_lists_asks_an_accelerator_for_no_value(given):
     """The device "meta" has no values: asking for one fails."""
@@ -531,7 +577,7 @@ def test_rankings_of_apo_feed_plackett_luce(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["tgdpo", "tis_dpo", "cdpo", "mask_dpo", "step_dpo", "confpo", "simper", "plackett_luce"]
+    "name", ["tgdpo", "tis_dpo", "cdpo", "mask_dpo", "step_dpo", "confpo", "simper", "plackett_luce", "dpo_pl"]
 )
 def test_a_recipe_sets_only_options_that_its_stage_has(name):
     stage, options = recipe(name)

@@ -26,11 +26,13 @@ PAIRS = [
 # Recipes that no command of the authors corresponds to.
 OWN = {
     "apo_rm_export.yaml",
+    "dpo_pl.yaml",
     "plackett_luce.yaml",
     "reversegen_export.yaml",
     "tdpo_export.yaml",
     "pipelines/apo_demo.yaml",
     "pipelines/reversegen_math_demo.yaml",
+    "openrlhf/dpo_pl.sh",
     "openrlhf/plackett_luce.sh",
 }
 ABSENT = "absent"

@@ -55,7 +55,7 @@ MISTAKES = {
         "losses: is called with 2 arguments, but its signature is (pairs: ",
     ),
     "no function": ("    losses=losses,\n", "    losses=0.5,\n", "losses: expected a function, got float"),
-    "shape": ('shape="pair"', 'shape="pairs"', "shape: expected pair, unpaired, ranked, single, got 'pairs'"),
+    "shape": ('shape="pair"', 'shape="pairs"', "shape: expected pair, unpaired, ranked, lists, single, got 'pairs'"),
     "name of the host's": ('name="wsimpo"', 'name="dpo"', "name: dpo is a stage of LLaMA-Factory itself"),
     "name of ours": ('name="wsimpo"', 'name="sepo"', "name: finepref has a stage sepo already"),
     "spelling": (

@@ -17,7 +17,7 @@ from finepref.formats.record_places import record_mark
 from finepref.hosts.reading import Sourced
 from finepref.hosts.rows import Rows
 from finepref.losses.pooling import tokens_read
-from finepref.methods import overlong
+from finepref.methods import overlong, ranked_rows
 from finepref.methods.checks import record_problems
 from finepref.methods.draws import error_types_of, good_and_bad, partners, prompt_key
 from finepref.methods.options import Options
@@ -130,7 +130,7 @@ def _problems_of_data(kept: Sequence[records.Record], stage: Stage, options: Opt
         except BadData as error:
             return list(error.problems)
         known = {name for record in kept for name in error_types_of(record)}
-    elif stage.shape == "ranked":
+    elif stage.shape in ranked_rows.SHAPES:
         known = {scored(record)[2] for record in kept}
     else:
         known = sum(bool(getattr(record, "chosen_spans", ())) for record in kept)
@@ -153,6 +153,7 @@ class Decision:
             "single": self._single,
             "unpaired": self._unpaired,
             "ranked": self._ranked,
+            "lists": self._list,
         }
         try:
             verdict = of_shape[self.stage.shape](record)
@@ -254,7 +255,20 @@ class Decision:
                 return Verdict(skipped=overlong.EQUAL_AFTER_CUT)
         return Verdict(kept.cut, dropped=dropped)
 
+    def _list(self, record: records.Record) -> Verdict:
+        return self._fitted_list(record)[0]
+
     def _ranked(self, record: records.Record) -> Verdict:
+        verdict, kept, ids = self._fitted_list(record)
+        if verdict.trained and self.options.pooling[1] == "eos":
+            eos = self.tokeniser.tokenizer.eos_token_id
+            ends = [tokens_read(each, eos, "eos") for each in ids]
+            if any(end is None or end > kept.response for end in ends):
+                return _of_cut(kept, [without_end(record.id, self.options)], "FP222", overlong.END_CUT)
+        return verdict
+
+    def _fitted_list(self, record: records.Record) -> tuple[Verdict, overlong.Fit, list[list[int]]]:
+        """What happens to a scored list, wherever its rewards are read; what is kept of it; its responses."""
         responses, values, _ = scored(record)
         texts = {response_field(record, index): text for index, text in enumerate(responses)}
         tokens = self._encoded(record.prompt, texts)
@@ -262,14 +276,8 @@ class Decision:
         ids = [each.response for each in tokens.values()]
         left = [each[: kept.response] for each in ids]
         skipped = kept.skipped or ("" if problems else overlong.same(values, ids, left))
-        if problems or skipped:
-            return Verdict(skipped=skipped, problems=problems)
-        if self.options.pooling[1] == "eos":
-            eos = self.tokeniser.tokenizer.eos_token_id
-            ends = [tokens_read(each, eos, "eos") for each in ids]
-            if any(end is None or end > kept.response for end in ends):
-                return _of_cut(kept, [without_end(record.id, self.options)], "FP222", overlong.END_CUT)
-        return Verdict(kept.cut)
+        cut = "" if problems or skipped else kept.cut
+        return Verdict(cut, skipped, problems), kept, ids
 
 
 def _of_cut(kept: overlong.Fit, problems: Sequence[Problem], code: str, reason: str) -> Verdict:

@@ -29,6 +29,8 @@ class Meter:
         """
         if unknown := sorted(totals.keys() - {*self.names}):
             raise ValueError(f"the loss returned {', '.join(unknown)}: add the names to `metrics` of the stage row")
+        if not totals:  # of a stage without metrics
+            return
         device = next(iter(totals.values()))[0].device
         zero = torch.zeros((), dtype=torch.float64, device=device)
         flat = [part.detach().double() for name in self.names for part in totals.get(name, (zero, zero))]

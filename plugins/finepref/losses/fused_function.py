@@ -74,12 +74,10 @@ class Fused(torch.autograd.Function):  # type: ignore[misc]
         room = head.room(len(rows), upcast(rows[:0]).dtype, reference=ctx.reference is not None)
         for start, stop in head.chunks(len(rows), ctx.kl_from):
             part = _chunk(ctx, rows, head, targets, start, stop, room)
-            for _ in part.values():
-                pass
-            of_kl = part.of_kl() if start >= ctx.kl_from else None
-            slope = part.of_nll().mul_(-given[0][start:stop].unsqueeze(-1))
-            if of_kl is not None:
-                slope.addcmul_(of_kl, given[1][start:stop].unsqueeze(-1))
+            _ = [*part.values()]
+            both = [each[start:stop].unsqueeze(-1) for each in given]
+            of_kl = part.of_kl().mul_(both[1]) if start >= ctx.kl_from else 0
+            slope = part.of_nll().mul_(-both[0]).add_(of_kl)
             if of_bias is not None:
                 of_bias += slope.sum(0)
             slope = slope.to(ctx.dtype)

@@ -8,6 +8,7 @@ from finepref.methods import (
     apo_rm,
     cdpo,
     confpo,
+    dpo_pl,
     granular_sft,
     seapo_kto,
     sepo,
@@ -28,4 +29,5 @@ BUILT_IN = (
     simper.STAGE,
     granular_sft.STAGE,
     apo_rm.STAGE,
+    dpo_pl.STAGE,
 )

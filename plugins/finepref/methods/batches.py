@@ -76,6 +76,31 @@ class Ranked(NamedTuple):
     counts: tuple[float, float] | None = None  # human and apo records of the whole optimizer step, on all ranks
 
 
+class Lists(NamedTuple):
+    """A batch of shape "lists": log-probabilities of up to R scored responses to each prompt."""
+
+    logps: Tensor  # [B, R] log pi_theta, summed over the response; 0 where there is no response
+    reference: Tensor | None  # the same of the reference, if the stage has one
+    scores: Tensor  # [B, R], higher is better
+    present: Tensor  # bool [B, R]
+
+    @classmethod
+    def of_tokens(
+        cls, logps: Tensor, reference: Tensor | None, places: Tensor, scores: Tensor, present: Tensor
+    ) -> Lists:
+        """The batch of N responses in any order.
+
+        Args:
+            logps, reference: [N, T], of each token, 0 where it is none of the response.
+            places: int64 [N], where each response stands in the flat [B, R].
+            scores, present: as above.
+        """
+        from finepref.losses.positions import place_at
+
+        sums = (None if part is None else place_at(part.sum(-1), places, present) for part in (logps, reference))
+        return cls(*sums, scores, present)
+
+
 def pair_loss(loss: Tensor, *, valid: Tensor, rewards: tuple[Tensor, Tensor]) -> LossOut:
     """Make the result of `losses` for pairs: loss 0, without gradient, for pairs that are not valid.
 

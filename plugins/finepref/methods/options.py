@@ -343,6 +343,11 @@ class SingleOptions(LogpsOptions):
 
 
 @dataclass
+class ListOptions(ReferenceOptions):
+    """Base of the options of shape "lists"."""
+
+
+@dataclass
 class RankedOptions(Options):
     """Base of the options of shape "ranked". A method overrides the properties that it has an option for."""
 
@@ -368,6 +373,12 @@ class RankedOptions(Options):
 
 
 # Shape -> base class of the options of its stages.
-BASES = {"pair": PairOptions, "unpaired": UnpairedOptions, "ranked": RankedOptions, "single": SingleOptions}
+BASES = {
+    "pair": PairOptions,
+    "unpaired": UnpairedOptions,
+    "ranked": RankedOptions,
+    "lists": ListOptions,
+    "single": SingleOptions,
+}
 
 BETA = "Scale of the log-ratio to the reference model (beta)."

@@ -1,4 +1,4 @@
-"""Records of shape "ranked" as lists of scored responses, and the checks of such lists."""
+"""Records of the shapes "ranked" and "lists" as lists of scored responses, and the checks of such lists."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from finepref.formats import records
 from finepref.formats.problems import Problem
 from finepref.formats.record_places import record_mark
 from finepref.methods.options import RankedOptions
+
+SHAPES = ("ranked", "lists")
+"""The shapes whose records are lists of scored responses."""
 
 
 def scored(record: records.Record) -> tuple[tuple[str, ...], tuple[float, ...], str]:

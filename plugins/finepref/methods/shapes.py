@@ -134,6 +134,16 @@ SHAPES = {
         openrlhf_cards=(*OPENRLHF_CARDS, "openrlhf-train-rm", "openrlhf-rm-trainer", "openrlhf-regression"),
         openrlhf_unused=RM_FLAGS,
     ),
+    "lists": Shape(
+        formats=("ranked", "pair"),
+        llamafactory_stage="dpo",
+        llamafactory_adapter="finepref.hosts.llamafactory.lists:ListAdapter",
+        llamafactory_cards=(*LLAMAFACTORY_CARDS, "run-dpo", "dpo-trainer"),
+        openrlhf_module="openrlhf.cli.train_dpo",
+        openrlhf_prepare="finepref.hosts.openrlhf.lists:prepare",
+        openrlhf_cards=OPENRLHF_DPO_CARDS,
+        openrlhf_unused=DPO_FLAGS,
+    ),
     "single": Shape(
         formats=("span_pair",),
         llamafactory_stage="sft",

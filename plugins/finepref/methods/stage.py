@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from finepref.methods.shapes import SHAPES, Shape
 
-Batch = Literal["pair", "unpaired", "ranked", "single"]
+Batch = Literal["pair", "unpaired", "ranked", "lists", "single"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +22,12 @@ class Stage:
         title: the method's name; a longer description may follow after a colon.
         paper: the paper with its loss, e.g. "arXiv 2404.11999".
         shape: what a batch holds: "pair" (two responses), "unpaired" (one, desirable or not), "ranked" (a scored
-            list), "single" (one, for SFT). It decides which of the host's trainers is used, see `methods.shapes`.
+            list, for a reward model), "lists" (the same, for a policy), "single" (one, for SFT). It decides which of
+            the host's trainers is used, see `methods.shapes`.
         formats: values of `formatting` in dataset_info.json whose rows the stage trains on.
         options: a dataclass derived from the shape's base in `finepref.methods.options`.
-        losses: batch and options -> (`LossOut` [B], metrics), the metrics [B] for "pair" and "ranked", scalars for
-            "unpaired". None for "single": the host's own loss.
+        losses: batch and options -> (`LossOut` [B], metrics), the metrics [B], scalars for "unpaired". None for
+            "single": the host's own loss.
         weigh: pair: `PairRow`, options, seed -> `Weights`. single: the same -> a weight, 0 or 1, per token of the one
             response. Default: spans where the data has them, else every response token.
         reference: whether the loss reads a reference model; a bool, or a function options -> bool.
@@ -37,7 +38,7 @@ class Stage:
         check_record: record, options -> problems for which the stage cannot train on the record. A record of shape
             "unpaired" is a `Negatives`, or a single row as a `Feedback`.
         check_data: facts, options -> problems of the training data as a whole. The facts depend on the shape: the set
-            of error types (unpaired), the set of kinds (ranked), the number of records with spans (single).
+            of error types (unpaired), the set of kinds (ranked, lists), the number of records with spans (single).
         negative_weights: whether the loss is defined for spans of negative weight; else they are refused.
         recipe: a YAML with the paper's settings, or "".
         demo_dataset: a name in a dataset_info.json that the recipe also runs on, or "".

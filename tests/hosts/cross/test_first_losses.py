@@ -70,6 +70,10 @@ CASES = {
             "apo_pooling": "last",
         },
     ),
+    "dpo_pl": (
+        {"dpo_pl__ties": "breslow", "model__beta": 0.2},
+        {"stage": "dpo_pl", "dataset": "lists", "dpo_pl_ties": "breslow", "pref_beta": 0.2},
+    ),
 }
 COMMANDS = {"mask_dpo": "tdpo", "margins": "tdpo", "plackett_luce": "apo_rm"}
 """The command of a case, where it is not its name."""

@@ -28,6 +28,7 @@ DATASETS = {
     "confpo": "spans",
     "simper": "spans",
     "apo_rm": "lists",
+    "dpo_pl": "lists",
     "granular_sft": "granular",
 }
 OF_A_LOSS = ("tgdpo", "tis_dpo", "cdpo", "confpo", "simper")
@@ -44,6 +45,7 @@ RECIPES = {
     "confpo": "confpo",
     "simper": "simper",
     "apo_rm": "apo_rm",
+    "dpo_pl": "dpo_pl",
     "granular_sft": "granular_sft",
 }
 

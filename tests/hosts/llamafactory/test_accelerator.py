@@ -17,13 +17,13 @@ from conftest import OF_A_LOSS, RECIPES, losses
 from finepref import stages
 from finepref.hosts import packed, token_values
 from finepref.hosts.exact import bits, floats
-from finepref.hosts.llamafactory import pairs, ranked, ranked_data, single, unpaired, value_head
+from finepref.hosts.llamafactory import lists, pairs, ranked, ranked_data, single, unpaired, value_head
 from finepref.hosts.meter import Meter, Tally
 from finepref.losses.apo_rm import apo_rm_loss
 from torch import nn
 from waits import Elsewhere, Waits, moved
 
-STAGES = ("seapo_kto", "sepo", "tdpo", "apo_rm", "granular_sft")
+STAGES = ("seapo_kto", "sepo", "tdpo", "apo_rm", "dpo_pl", "granular_sft")
 
 
 @pytest.fixture
@@ -165,11 +165,11 @@ def weights_of(chosen, rejected):
     return Weights([*map(float, chosen)], [*map(float, rejected)], 0)
 
 
-def ranked_batch(**options) -> dict:
+def list_features() -> list[dict]:
     """Two records, of three and of two responses, with scores that bfloat16 cannot tell apart."""
     sequences = [[[4, 5], [4, 6, 7], [4, 8]], [[4, 5], [4]]]
     scores = [[8.53, 8.51, 8.52], [1001.0, 1000.0]]
-    features = [
+    return [
         {
             "example_id": str(number),
             "prompt": [9 if number else 3],
@@ -182,7 +182,16 @@ def ranked_batch(**options) -> dict:
         }
         for number, (texts, given) in enumerate(zip(sequences, scores, strict=True))
     ]
-    return ranked_data.RankedCollator(pad_token_id=0, pooling="last", **options)(features)
+
+
+def ranked_batch(**options) -> dict:
+    """These records for a reward model."""
+    return ranked_data.RankedCollator(pad_token_id=0, pooling="last", **options)(list_features())
+
+
+def list_batch(**options) -> dict:
+    """These records for a policy."""
+    return lists.ListCollator(pad_token_id=0, **options)(list_features())
 
 
 def unpaired_batch(collating) -> dict:
@@ -256,6 +265,9 @@ def step_of(stage: str, collating) -> tuple[object, object, dict]:
         batch = {name: pair_batch(collating)[name] for name in ("input_ids", "attention_mask", "labels")}
         return lambda batch: made.compute_loss(model, batch), model, batch
     metrics = Meter((*pairs.REWARDS, *row.metrics))
+    if stage == "dpo_pl":
+        made = trainer(lists.ListTrainer, stage, model, meter=metrics, tokens=Tally(), kl_use="")
+        return lambda batch: made.get_batch_loss_metrics(model, batch)[0], model, list_batch()
     kl = row.kl(row.options()) if row.kl else ""
     made = trainer(pairs.PairTrainer, stage, model, meter=metrics, tokens=Tally(), kl_use=kl)
     return lambda batch: made.get_batch_loss_metrics(model, batch)[0], model, pair_batch(collating)
@@ -321,11 +333,12 @@ def test_batches_of_tensors_alone_can_be_joined_and_split_by_the_first_process(c
     """With `dispatch_batches`; then the CPU waits, and nothing else changes."""
     from accelerate.utils import concatenate, slice_tensors
 
-    batch = ranked_batch(counts=False)
-    both = concatenate([batch, batch])
-    for name, value in slice_tensors(both, slice(2, 4)).items():
-        assert torch.equal(value, batch[name])
-    assert ranked_batch()["responses"] == 5
+    for batch in (ranked_batch(counts=False), list_batch(counts=False)):
+        both = concatenate([batch, batch])
+        for name, value in slice_tensors(both, slice(2, 4)).items():
+            assert torch.equal(value, batch[name])
+    assert ranked_batch()["responses"] == list_batch()["responses"] == 5
+    assert list_batch()["needed"] == 10
     assert pair_batch(collating)["needed"] == 8
 
 

@@ -170,7 +170,10 @@ OPTIONS = {"name": "apo_rm", "dataset": "lists"}
         ({"apo_normalization": "batch"}, "`apo_normalization` must be per_type or released, not 'batch'"),
         ({"apo_pooling": "first"}, "`apo_pooling` must be last or eos or mean or max, not 'first'"),
         ({"stage": "rm", "apo_coeff": 0.5}, "`apo_coeff` is a key of stage apo_rm, not of rm"),
-        ({"stage": "rm", "apo_kl_coeff": 1.0}, "the host's stage rm or dpo cannot read ranked; stage apo_rm can"),
+        (
+            {"stage": "rm", "apo_kl_coeff": 1.0},
+            "the host's stage rm or dpo cannot read ranked; stage apo_rm or dpo_pl can",
+        ),
         ({"packing": True}, "`packing` is not for stage apo_rm"),
         (
             {"apo_kl_coeff": 0.0},

@@ -167,7 +167,7 @@ def test_bad_options_of_tdpo_give_one_clear_line(refused, overrides, message):
 
 def test_a_key_that_both_stages_have_is_named_with_both(refused):
     message = refused(name="apo_rm", finepref_full_logits=True)
-    stages = "cdpo, confpo, granular_sft, seapo_kto, sepo, simper, tdpo, tgdpo, tis_dpo"
+    stages = "cdpo, confpo, dpo_pl, granular_sft, seapo_kto, sepo, simper, tdpo, tgdpo, tis_dpo"
     assert (
         f"`finepref_full_logits` is a key of stage {', '.join(sorted(stages.split(', ')))}, not of apo_rm" in message
     )

@@ -16,6 +16,7 @@ FORMATS = {
     "tdpo": "span_pair",
     "granular_sft": "span_pair",
     "apo_rm": "ranked",
+    "dpo_pl": "ranked",
     "seapo_kto": "negatives",
 }
 RECIPES = {"tdpo": "tdpo_spans"}
@@ -36,7 +37,7 @@ def text(draw):
 def rows_of(stage, draw, count=60):
     for i in range(count):
         row = {"id": f"{stage}-{i}", "prompt": text(draw)}
-        if stage == "apo_rm":
+        if FORMATS[stage] == "ranked":
             row |= {"responses": [text(draw) for _ in range(3)], "scores": [2, 1, 0]}
         elif stage == "seapo_kto":
             row |= {"chosen": text(draw), "negatives": {name: text(draw) for name in ("logic", "fact")}}

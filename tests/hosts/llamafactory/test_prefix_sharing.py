@@ -10,7 +10,7 @@ from conftest import losses, weights
 @pytest.fixture
 def both(run, tmp_path, monkeypatch):
     """Runs with and without sharing, and how many trees and rows the former's forward passes had."""
-    from finepref.hosts.llamafactory import forward, pairs, unpaired
+    from finepref.hosts.llamafactory import forward, lists, pairs, unpaired
 
     def call(**settings):
         passes = []
@@ -23,7 +23,7 @@ def both(run, tmp_path, monkeypatch):
         monkeypatch.setattr(forward, "_pass", noted)
         shared = run(output_dir=str(tmp_path / "shared"), **settings)
         of_shared, passes[:] = [*passes], []
-        for module in (pairs, unpaired):  # the option would also change the order of seapo_kto's rows
+        for module in (lists, pairs, unpaired):  # the option would also change the order of seapo_kto's rows
             monkeypatch.setattr(module, "sharing_of", lambda *_: None)
         alone = run(output_dir=str(tmp_path / "alone"), **settings)
         assert set(passes) == {"Rows"}
@@ -42,6 +42,7 @@ SGD = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 2, "lr_scheduler_type"
         ("tdpo_spans", {"tdpo_sides": "two"}),
         ("tdpo_hh", {"dataset": "spans", "flash_attn": "disabled"}),
         ("seapo_kto", {"per_device_train_batch_size": 6}),
+        ("dpo_pl", {"finetuning_type": "lora", "per_device_train_batch_size": 3}),
     ],
 )
 def test_trees_train_as_rows_of_their_own(both, name, overrides):

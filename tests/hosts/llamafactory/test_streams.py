@@ -83,7 +83,8 @@ def test_two_processes_train_on_every_row_once_in_each_pass(streamed, stage):
     """The sequences have many lengths, with which accelerate's own way of sharing a stream fails."""
     outputs, notes = streamed
     steps = STEPS.get(stage, 3)
-    sequences = {"granular_sft": [1] * RECORDS, "apo_rm": [len(row["responses"]) for row in ranked_rows(RECORDS)]}
+    lists = [len(row["responses"]) for row in ranked_rows(RECORDS)]
+    sequences = {"granular_sft": [1] * RECORDS, "apo_rm": lists, "dpo_pl": lists}
     once = dict(enumerate(sequences.get(stage, [2] * RECORDS)))
     ranks = trained(notes, stage)
     assert [len(batches) for batches in ranks] == [2 * steps, 2 * steps]

@@ -13,8 +13,8 @@ from finepref.hosts.llamafactory import batches
 from sample_rows import granular_rows, ranked_rows, rows, scored_rows, span_rows, write_rows
 from test_single_rows import MIXED
 
-STAGES = ("seapo_kto", "sepo", "tdpo", "apo_rm", "granular_sft")
-BUDGET = {"seapo_kto": 700, "sepo": 400, "tdpo": 400, "apo_rm": 600, "granular_sft": 250}
+STAGES = ("seapo_kto", "sepo", "tdpo", "apo_rm", "dpo_pl", "granular_sft")
+BUDGET = {"seapo_kto": 700, "sepo": 400, "tdpo": 400, "apo_rm": 600, "dpo_pl": 600, "granular_sft": 250}
 
 
 def lengthened(records: list[dict]) -> list[dict]:
@@ -102,6 +102,7 @@ CASES = {
     "tdpo": {"name": "tdpo_spans"},
     "seapo_kto": {"pref_ftx": 0.5, "kto_chosen_weight": 1.5},
     "apo_rm": {"name": "apo_rm"},
+    "dpo_pl": {"name": "dpo_pl"},
     "granular_sft": {"name": "granular_sft"},
 }
 

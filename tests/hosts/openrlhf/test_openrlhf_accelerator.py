@@ -125,15 +125,16 @@ def draws() -> list[Any]:
 
 def batch_of(command: str) -> tuple[Any, ...]:
     """A batch of the host's loader, by our collators."""
-    from finepref.hosts.openrlhf import pairs, ranked, unpaired
+    from finepref.hosts.openrlhf import lists, pairs, ranked, unpaired
 
     tokenizer = SimpleNamespace(pad_token_id=0)
-    if command == "apo_rm":
+    if command in ("apo_rm", "dpo_pl"):
         rows = [
-            ranked.RankedRow([ids(3, 4, 5), ids(3, 4), ids(3, 6)], [2, 1, 0], False),
-            ranked.RankedRow([ids(9, 4, 5, 6), ids(9, 4)], [1, 0], True),
+            ranked.RankedRow([ids(3, 4, 5), ids(3, 4), ids(3, 6)], [2, 1, 0], False, 1),
+            ranked.RankedRow([ids(9, 4, 5, 6), ids(9, 4)], [1, 0], True, 1),
         ]
-        return ranked.RankedDataset(rows, tokenizer).collate_fn(rows)
+        kind = ranked.RankedDataset if command == "apo_rm" else lists.ListDataset
+        return kind(rows, tokenizer).collate_fn(rows)
     kind, rows = (unpaired.UnpairedDataset, draws()) if command == "kto" else (pairs.PairDataset, pair_items())
     dataset = object.__new__(kind)
     dataset.tokenizer, dataset.is_dpo = tokenizer, True
@@ -147,7 +148,7 @@ def batch_of(command: str) -> tuple[Any, ...]:
 def test_a_step_on_tensors_of_an_accelerator_mixes_no_devices_and_asks_for_no_value(host, command, monkeypatch):
     """Model and batch are on the device "meta", which has no values: asking for one fails, and so does the CPU."""
     from finepref.hosts import reward_metrics, token_values
-    from finepref.hosts.openrlhf import pairs, ranked, unpaired
+    from finepref.hosts.openrlhf import lists, pairs, ranked, unpaired
 
     nothing_after_the_head = token_values._After(token_values.fused_head.Head(None), ())
     monkeypatch.setattr(token_values, "_trial", lambda _: nothing_after_the_head)  # which would ask for numbers
@@ -163,7 +164,7 @@ def test_a_step_on_tensors_of_an_accelerator_mixes_no_devices_and_asks_for_no_va
             loss.backward()
     else:
         stage = {"selective": "sepo", "kto": "seapo_kto"}.get(command, command)
-        kind = unpaired.UnpairedTrainer if command == "kto" else pairs.PairTrainer
+        kind = {"kto": unpaired.UnpairedTrainer, "dpo_pl": lists.ListTrainer}.get(command, pairs.PairTrainer)
         names = (*stages.find(stage).metrics, "logps/chosen", "logps/rejected")
         made, model, made.ref_model = trainer(kind, stage, names), Actor().to("meta"), Actor().to("meta")
         made.ref_model.requires_grad_(False)

@@ -36,6 +36,7 @@ def passes(host, monkeypatch, tmp_path):
         ("tdpo", {"OTHER": True}),
         ("tdpo", {"ds__lora__rank": 4}),
         ("kto", {}),
+        ("dpo_pl", {"OTHER": True}),
     ],
     ids=str,
 )

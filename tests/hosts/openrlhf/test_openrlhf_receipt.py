@@ -56,7 +56,7 @@ def test_both_hosts_have_the_same_entries_under_run(train):
     assert done.receipt["run"]["reference"] == {"kind": "none", "model": None, "adapters": []}
 
 
-@pytest.mark.parametrize(("name", "entry"), [("tdpo", "tokens"), ("apo_rm", "records")])
+@pytest.mark.parametrize(("name", "entry"), [("tdpo", "tokens"), ("apo_rm", "records"), ("dpo_pl", "lists")])
 def test_what_the_ranks_counted_is_summed_as_on_llama_factory(train, name, entry):
     done = train(name, processes=2, train__micro_batch_size=1)
     counted = [rank["counts"] for rank in done.receipt["ranks"]]

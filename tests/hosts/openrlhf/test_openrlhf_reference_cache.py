@@ -9,6 +9,7 @@ import pytest
 STAGES = {
     "kto": {"kto__reference_cache": True, "train__max_epochs": 2},
     "tdpo": {"tdpo__variant": "dpo", "tdpo__reference_cache": True},
+    "dpo_pl": {"dpo_pl__reference_cache": True},
 }
 LORA = {"ds__lora__rank": 4}
 
@@ -45,7 +46,9 @@ def file_of(cache: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize(("name", "kind"), [("kto", "lora"), ("tdpo", "full"), ("kto", "another model")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("kto", "lora"), ("tdpo", "full"), ("kto", "another model"), ("dpo_pl", "another model")]
+)
 def test_training_reads_from_the_file_what_the_reference_would_compute(
     train, tmp_path, cache, other_model, name, kind
 ):

@@ -25,14 +25,14 @@ def tokenizer(tiny_model):
 def tokenised(host, tokenizer, monkeypatch):
     """Tokenise records of a stage with the options of a method. Returns the rows and the notes."""
     from finepref.formats import records
-    from finepref.hosts.openrlhf import data, pairs, ranked, unpaired
+    from finepref.hosts.openrlhf import data, pairs, ranked_data, unpaired
     from finepref.hosts.openrlhf.notes import Notes
     from finepref.hosts.reading import Sourced
     from finepref.hosts.rows import Rows
-    from finepref.methods import apo_rm, seapo_kto, sepo, tdpo
+    from finepref.methods import apo_rm, dpo_pl, seapo_kto, sepo, tdpo
     from finepref.methods.options import in_yaml
 
-    stages = {"tdpo": tdpo.STAGE, "sepo": sepo.STAGE, "seapo_kto": seapo_kto.STAGE, "apo_rm": apo_rm.STAGE}
+    stages = {method.STAGE.name: method.STAGE for method in (tdpo, sepo, seapo_kto, apo_rm, dpo_pl)}
 
     def call(name: str, table: list[dict], formatting: str, *, max_len: int, template: str = CHATML, **given: object):
         stage = stages[name]
@@ -50,8 +50,9 @@ def tokenised(host, tokenizer, monkeypatch):
         if stage.shape == "pair":
             weigh = partial(stage.weigh or pairs.weigh_all, options=options, seed=0)
             return pairs.tokenise(found, encoder, "x", notes, weigh=weigh), notes
-        if stage.shape == "ranked":
-            return ranked.tokenise(found, encoder, "x", notes, options=options), notes
+        if stage.shape in ("ranked", "lists"):
+            given = {"options": options} if stage.shape == "ranked" else {}
+            return ranked_data.tokenise(found, encoder, "x", notes, **given), notes
         return unpaired.tokenise(found, encoder, "x", notes, types=options.error_types), notes
 
     return call
@@ -169,6 +170,26 @@ def test_a_response_longer_than_the_whole_sequence_keeps_its_end_token(tokenised
     assert made[0].sequences[0].tolist() == [last, *text[:30], tokenizer.eos_token_id]
     assert made[0].sequences[1].tolist() == [last, *ids_of(tokenizer, f"{table[0]['responses'][1]}<|im_end|>")]
     assert notes.rows.cut == {"prompt": 1, "response": 1}
+
+
+def test_a_policy_reads_lists_as_a_whole_best_first_with_one_prompt_and_leaves_out_what_cannot_be_compared(
+    tokenised, tokenizer
+):
+    """Responses have their end tokens and the line break after them. Equal scores have equal ranks."""
+    table = ranked_rows(4)
+    table[1] |= {"responses": ["worst", "best", "middle"], "scores": [-3, 9, 2]}
+    table[2] |= {"responses": ["one", "two", "three"], "scores": [1, 0, 1]}
+    table[3] |= {"responses": [f"{LONG}{end}" for end in "ab"], "scores": [1, 0]}
+    made, notes = tokenised("dpo_pl", table, "ranked", max_len=64)
+    written = [(["best", "middle", "worst"], [2, 1, 0]), (["one", "three", "two"], [1, 1, 0])]
+    for row, record, (texts, ranks) in zip([made[1], made[2]], table[1:3], written, strict=True):
+        prompt = prompt_of(tokenizer, record["prompt"])
+        assert [ids.tolist() for ids in row.sequences] == [
+            prompt + ids_of(tokenizer, f"{text}<|im_end|>\n") for text in texts
+        ]
+        assert (row.ranks, row.prompt) == (ranks, len(prompt))
+    assert len(made) == 3
+    assert notes.rows.skipped == {"equal_after_cut": 1}
 
 
 def test_the_end_token_that_is_kept_has_its_own_score(tokenised, tokenizer, tiny_model):

@@ -26,6 +26,7 @@ UNEVEN = {"train__batch_size": 5, "train__micro_batch_size": 5, "train__max_epoc
         ("apo_rm", 1, {"train__micro_batch_size": 1}),
         ("cdpo", 1, {}),
         ("confpo", 1, {}),
+        ("dpo_pl", 1, {}),
         ("apo_rm", 1, {"apo__group_by_length": True, "train__batch_size": 6, "train__micro_batch_size": 2}),
         ("tdpo", 2, {"tdpo__group_by_length": True, "train__batch_size": 6, "train__micro_batch_size": 1}),
         ("selective", 2, {"ds__zero_stage": 3, "train__batch_size": 8, "train__micro_batch_size": 1}),

@@ -25,7 +25,7 @@ def log_of(folder: Path) -> list[dict]:
 PLACE = {"current_steps", "total_steps", "epoch", "percentage", "elapsed_time", "remaining_time"}
 
 
-@pytest.mark.parametrize("name", ["selective", "tdpo", "kto", "apo_rm"])
+@pytest.mark.parametrize("name", ["selective", "tdpo", "kto", "apo_rm", "dpo_pl"])
 def test_the_log_has_a_line_for_each_step_and_evaluation(train, name):
     """12 records in batches of 4 are 3 steps an epoch; the losses are those that the host logs for tensorboard."""
     done = train(name, train__max_epochs=2, eval__dataset=None if name == "kto" else DATA[name], eval__steps=3)
@@ -46,7 +46,7 @@ def test_the_log_has_a_line_for_each_step_and_evaluation(train, name):
         assert [line["eval_loss"] for line in evaluations] == pytest.approx(done.log["eval/eval_loss"], abs=1e-6)
 
 
-DATA = {"selective": "scores", "tdpo": "spans", "apo_rm": "lists"}
+DATA = {"selective": "scores", "tdpo": "spans", "apo_rm": "lists", "dpo_pl": "lists"}
 
 
 def test_two_processes_and_micro_batches_log_the_rewards_of_the_whole_step(train, tmp_path):

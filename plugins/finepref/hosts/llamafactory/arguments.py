@@ -69,7 +69,7 @@ def extend(original: type) -> type:
             self.stage = row.host_stage
             options = options_of(row, self)
             _refuse_unread(self, row, options)
-            if row.shape == "pair" and not row.needs_reference(options):
+            if row.host_stage == "dpo" and not row.needs_reference(options):
                 self.pref_loss = "simpo"  # the host's only way to say that there is no reference model
         original.__post_init__(self)
 

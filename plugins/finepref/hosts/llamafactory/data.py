@@ -31,6 +31,7 @@ from finepref.hosts.llamafactory.verdicts import (
 )
 from finepref.hosts.reading import Sourced
 from finepref.hosts.run import Run, Source, current
+from finepref.methods import ranked_rows
 from finepref.methods.checks import record_problems
 from finepref.methods.options import Options
 from finepref.synth.data_sources.hub import unreadable
@@ -340,7 +341,8 @@ class RecordCheck:
 
     def _problems(self, row: Mapping[str, Any]) -> list[Problem]:
         stage = stages.find(self.stage)
-        if stage.check_record is None and stage.shape != "ranked" and '"weight"' not in row["_record"]:
+        listed = stage.shape in ranked_rows.SHAPES
+        if stage.check_record is None and not listed and '"weight"' not in row["_record"]:
             return []  # `record_problems` would find none
         return record_problems(row_cache.record_of(row), stage, self.options)
 

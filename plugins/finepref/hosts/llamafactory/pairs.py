@@ -170,10 +170,12 @@ class PairTrainer(Batched, CustomDPOTrainer):
     Attributes:
         frozen: the weights of the reference, if it is the policy with other weights (`reference.Frozen`).
         sharing: whether a pair is read as one tree; None: it is not.
+        counted: the receipt's entry of what is trained on.
     """
 
     frozen: Any = None
     row_key = "side"
+    counted = "tokens"
     sharing: Sharing | None = None
 
     def __init__(self, *, run: Run, sharing: Sharing | None = None, **kwargs: Any) -> None:
@@ -194,16 +196,26 @@ class PairTrainer(Batched, CustomDPOTrainer):
         if "weight" not in batch:
             raise ValueError("the batch has no token weights: it was not made by finepref's PairCollator")
         batch = {**batch, **{name: floats(batch[name]) for name in ("weight", "margin")}}
-        out, metrics = self.run.stage.losses(self.pairs(model, batch), self.run.options)
+        loss = self.mean_loss(self.pairs(model, batch), train_eval)
         if train_eval == "train":
             self.run.count(len(batch["side"]))
             for side, weight, labels in zip(SIDES, batch["weight"].chunk(2), batch["labels"].chunk(2), strict=True):
                 selected, responses = (weight != 0).sum(), (labels[:, 1:] != IGNORE_INDEX).sum()
                 self.tokens.add(**{f"{side}_selected": selected, f"{side}_responses": responses})
+        return loss, {}
+
+    def mean_loss(self, inputs: Any, train_eval: str) -> Tensor:
+        """The loss of a micro-batch; rewards and the stage's metrics are added to the meter.
+
+        Args:
+            inputs: of the stage's `losses`.
+            train_eval: "train" or "eval".
+        """
+        out, metrics = self.run.stage.losses(inputs, self.run.options)
         chosen, rejected = out.chosen_reward, out.rejected_reward
         rewards = (chosen, rejected, (chosen > rejected).float(), chosen - rejected)
         self.meter.add_values(train_eval, dict(zip(REWARDS, rewards, strict=True)) | metrics, out.valid)
-        return self.row_mean(out, training=train_eval == "train"), {}
+        return self.row_mean(out, training=train_eval == "train")
 
     def pairs(self, model: Any, batch: dict[str, Any]) -> Pairs:
         """The input of the stage's loss: log-probabilities of policy and reference, and their KL if it is read.
@@ -219,17 +231,25 @@ class PairTrainer(Batched, CustomDPOTrainer):
 
     def values(self, model: Any, batch: dict[str, Any]) -> TokenValues:
         """Values at the tokens that have a weight."""
-        wanted: forward.Rows | trees.Trees
-        if forward.shares(self, model) and "trees" in batch:
-            wanted = forward.trees_of(self, batch["trees"])
-        else:
-            inputs = {name: value for name, value in batch.items() if name not in OURS}
-            known = {"count": batch.get("needed"), "rejected_from": batch.get("rejected_from", 0)}
-            wanted = forward.Rows(inputs, batch["labels"], batch["weight"] != 0, **known)
-        with_reference = self.run.stage.needs_reference(self.run.options)
-        known = cached_reference.of_batch(batch)
+        inputs = {name: value for name, value in batch.items() if name not in OURS}
+        counts = (batch.get("needed"), batch.get("rejected_from", 0))
+        rows = forward.Rows(inputs, batch["labels"], batch["weight"] != 0, *counts)
+        return self.read(model, rows, batch.get("trees"), cached_reference.of_batch(batch))
+
+    def read(self, model: Any, rows: forward.Rows, made: Any, known: Tensor | None) -> TokenValues:
+        """Values at the needed tokens of rows.
+
+        Args:
+            model: the policy.
+            rows: what is read.
+            made: the same as `trees.make` has made them, None if the batch has no trees.
+            known: log pi_ref of a file, at least where it is needed; None if it is not kept.
+        """
+        shared = forward.shares(self, model) and made is not None
+        wanted = forward.trees_of(self, made) if shared else rows
         if known is not None:
-            known = torch.where(batch["weight"] != 0, known, 0.0)
+            known = torch.where(rows.needed, known, 0.0)
+        with_reference = self.run.stage.needs_reference(self.run.options)
         return forward.values(self, model, wanted, with_reference=with_reference, kl=self.kl_use, known=known)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -242,15 +262,15 @@ class PairTrainer(Batched, CustomDPOTrainer):
         Trainer.log(self, logs, *args, **kwargs)
 
     def rank_report(self) -> dict[str, Any]:
-        """This rank's part of the receipt: number of tokens trained on, over all epochs."""
-        return {"tokens": self.tokens.read()}
+        """This rank's part of the receipt: what it has trained on, over all epochs."""
+        return {self.counted: self.tokens.read()}
 
     def run_report(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         """The run's part of the receipt."""
         tokens: Counter[str] = Counter()
         for rank in ranks:
-            tokens.update(rank["tokens"])
-        return {"tokens": dict(sorted(tokens.items()))}
+            tokens.update(rank[self.counted])
+        return {self.counted: dict(sorted(tokens.items()))}
 
 
 class PairCheck(TokenizedCheck):

@@ -18,16 +18,15 @@ from llamafactory.train.rm.trainer import PairwiseTrainer
 from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from finepref.formats.check import BadData, Problem
+from finepref.formats.check import Problem
 from finepref.hosts import reward_metrics
-from finepref.hosts.batching import RowTokens, padded
+from finepref.hosts.batching import RowTokens
 from finepref.hosts.exact import floats
-from finepref.hosts.llamafactory import value_head
+from finepref.hosts.llamafactory import ranked_data, value_head
 from finepref.hosts.llamafactory.adapter import Adapter, keeps_batches
-from finepref.hosts.llamafactory.batches import Batched, list_lengths, list_maxima, list_sums
+from finepref.hosts.llamafactory.batches import Batched
 from finepref.hosts.llamafactory.ranked_data import RankedCollator, RankedProcessor
 from finepref.hosts.llamafactory.tokenized import TokenizedCheck
-from finepref.hosts.llamafactory.verdicts import distinct
 from finepref.hosts.meter import Meter, Tally
 from finepref.hosts.run import Run
 from finepref.losses.ops import reduce
@@ -76,8 +75,7 @@ class RankedTrainer(Batched, PairwiseTrainer):
             loss = reduce(out, count=sum(self.step_counts)) * self.current_gradient_accumulation_steps
         self.run.count(len(is_apo))
         self.meter.add("train", reward_metrics.totals(rewards.detach(), scores, present, is_apo))
-        if metrics:
-            self.meter.add_values("train", metrics, out.valid)
+        self.meter.add_values("train", metrics, out.valid)
         self.trained.add(human=(~is_apo).sum(), apo=is_apo.sum())
         return (loss, rewards) if return_outputs else loss
 
@@ -211,16 +209,10 @@ class RankedAdapter(Adapter):
         return RankedCheck(self.stage.name, options) if options.pooling[1] == "eos" else None
 
     def row_tokens(self, dataset: Any) -> RowTokens:
-        """All responses of a record are sequences of one batch, as long as its longest."""
-        prompt, count = list_lengths(dataset, "prompt"), list_lengths(dataset, "lengths")
-        longest = padded(prompt + list_maxima(dataset, "lengths"))
-        return RowTokens((count * longest)[:, None], count * prompt + list_sums(dataset, "lengths"))
+        return ranked_data.row_tokens(dataset)
 
     def check_training(self, dataset: Any, options: RankedOptions) -> None:
-        """The stage's own check of the kinds of records in its training data."""
-        kinds = {reward_metrics.KINDS[is_apo] for is_apo in distinct(dataset, "is_apo")}
-        if self.stage.check_data and (problems := self.stage.check_data(kinds, options)):
-            raise BadData(problems)
+        ranked_data.check_kinds(self.stage, dataset, options)
 
     def build_trainer(self, parts: Any, **common: Any) -> RankedTrainer:
         training_args = parts.args.training

@@ -1,22 +1,28 @@
-"""Data of shape "ranked": scored lists of responses, tokenised one sequence per response, padded to [B, R, T]."""
+"""Scored lists of responses, of reward models and of policies: a sequence per response, padded to [B, R, T]."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from finepref.formats import records
-from finepref.formats.problems import Problem
-from finepref.hosts import packed
+from finepref.formats.problems import BadData, Problem
+from finepref.hosts import packed, reward_metrics
+from finepref.hosts.batching import RowTokens, padded
 from finepref.hosts.exact import bits
+from finepref.hosts.llamafactory.batches import list_lengths, list_maxima, list_sums
 from finepref.hosts.llamafactory.record_processor import RowPerRecordProcessor
 from finepref.hosts.llamafactory.tokenized import encoded
-from finepref.hosts.llamafactory.verdicts import verdict
+from finepref.hosts.llamafactory.verdicts import distinct, verdict
 from finepref.losses.pooling import tokens_read
 from finepref.methods import overlong
+from finepref.methods.options import Options
 from finepref.methods.ranked_rows import response_field, scored
+from finepref.methods.stage import Stage
 
 
 @dataclass
@@ -68,12 +74,59 @@ def sequences_of(row: dict[str, Any]) -> list[list[int]]:
     return [prompt + ids for ids in packed.parted(row["responses"], row["lengths"])]
 
 
-@dataclass
-class RankedCollator:
-    """Pads records to the longest list and the longest sequence. B records, R responses, T tokens.
+def row_tokens(dataset: Any) -> RowTokens:
+    """All responses of a record are sequences of one batch, as long as its longest."""
+    prompt, count = list_lengths(dataset, "prompt"), list_lengths(dataset, "lengths")
+    longest = padded(prompt + list_maxima(dataset, "lengths"))
+    return RowTokens((count * longest)[:, None], count * prompt + list_sums(dataset, "lengths"))
+
+
+def check_kinds(stage: Stage, dataset: Any, options: Options) -> None:
+    """The stage's own check of the kinds of records in its training data. Raises BadData."""
+    kinds = {reward_metrics.KINDS[is_apo] for is_apo in distinct(dataset, "is_apo")}
+    if stage.check_data and (problems := stage.check_data(kinds, options)):
+        raise BadData(problems)
+
+
+def padded_lists(
+    sequences: Sequence[Sequence[Sequence[int]]], scores: Sequence[Sequence[float]], pad: int, multiple: int = 8
+) -> dict[str, Tensor]:
+    """Records padded to the longest list and the longest sequence. B records, R responses, T tokens.
 
     The first dimension of every tensor is the record, so that the host's samplers, gathers and truncation of the last
-    batch work on records. `present` is 0 for padding responses.
+    batch work on records.
+
+    Args:
+        sequences: token ids of each response of each record, with its prompt.
+        scores: of each response of each record.
+        pad: token id of the padding, which is on the right.
+        multiple: of which T is one.
+
+    Returns:
+        input_ids, attention_mask [B, R, T]; present [B, R], 0 for padding responses; all int64. `scores` [B, R], which
+        are float64 as `finepref.hosts.exact.bits`: different scores must not round to the same number.
+    """
+    longest = max(len(ids) for record in sequences for ids in record)
+    shape = (len(sequences), max(map(len, sequences)))
+    tokens = -(-longest // multiple) * multiple
+    batch = {
+        "input_ids": torch.full((*shape, tokens), pad),
+        "attention_mask": torch.zeros((*shape, tokens), dtype=torch.int64),
+        "present": torch.zeros(shape, dtype=torch.int64),
+    }
+    values = torch.zeros(shape, dtype=torch.float64)
+    for b, record in enumerate(sequences):
+        batch["present"][b, : len(record)] = 1
+        values[b, : len(record)] = torch.tensor(scores[b], dtype=torch.float64)
+        for r, ids in enumerate(record):
+            batch["input_ids"][b, r, : len(ids)] = torch.tensor(ids)
+            batch["attention_mask"][b, r, : len(ids)] = 1
+    return {**batch, "scores": bits(values)}
+
+
+@dataclass
+class RankedCollator:
+    """Pads records for a reward model, see `padded_lists`.
 
     Attributes:
         counts: whether to add `responses`; see `PairCollator.counts`.
@@ -85,36 +138,22 @@ class RankedCollator:
     counts: bool = True
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """input_ids, attention_mask [B, R, T]; present, position, scores [B, R] int64; is_apo [B]; responses, an int.
+        """What `padded_lists` returns; position [B, R] and is_apo [B], int64; responses, an int.
 
-        `scores` are float64 as `finepref.hosts.exact.bits`; `responses` is their number without the padding.
+        `responses` is their number without the padding.
 
         Raises:
             ValueError: the reward is to be read at the end token, but a response has none.
         """
-        features = [{**feature, "sequences": sequences_of(feature)} for feature in features]
-        responses = max(len(feature["sequences"]) for feature in features)
-        longest = max(len(ids) for feature in features for ids in feature["sequences"])
-        tokens = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        shape = (len(features), responses)
-        batch = {
-            "input_ids": torch.full((*shape, tokens), self.pad_token_id),
-            "attention_mask": torch.zeros((*shape, tokens), dtype=torch.int64),
-            "present": torch.zeros(shape, dtype=torch.int64),
-            "position": torch.zeros(shape, dtype=torch.int64),
-            "is_apo": torch.tensor([int(feature["is_apo"]) for feature in features]),
-        }
-        scores = torch.zeros(shape, dtype=torch.float64)  # different scores must not round to the same number
+        sequences = [*map(sequences_of, features)]
+        scores = [feature["scores"] for feature in features]
+        batch = padded_lists(sequences, scores, self.pad_token_id, self.pad_to_multiple_of)
+        places = torch.zeros_like(batch["present"])
         for b, feature in enumerate(features):
-            count = len(feature["sequences"])
-            batch["present"][b, :count] = 1
             position = feature["end" if self.pooling == "eos" else "last"]
             if min(position) < 0:  # only in a stream, whose columns are not checked as a whole
                 raise ValueError(f"record {feature['example_id']}: there is no end token; use apo_pooling last")
-            batch["position"][b, :count] = torch.tensor(position)
-            scores[b, :count] = torch.tensor(feature["scores"], dtype=torch.float64)
-            for r, ids in enumerate(feature["sequences"]):
-                batch["input_ids"][b, r, : len(ids)] = torch.tensor(ids)
-                batch["attention_mask"][b, r, : len(ids)] = 1
-        counted = {"responses": sum(len(feature["sequences"]) for feature in features)} if self.counts else {}
-        return {**batch, "scores": bits(scores), **counted}
+            places[b, : len(position)] = torch.tensor(position)
+        is_apo = torch.tensor([int(feature["is_apo"]) for feature in features])
+        counted = {"responses": sum(map(len, sequences))} if self.counts else {}
+        return {**batch, "position": places, "is_apo": is_apo, **counted}

@@ -23,6 +23,7 @@ from finepref.hosts.openrlhf.notes import Notes
 from finepref.hosts.openrlhf.stored_rows import IDS, WEIGHTS, TokenisedRows, Values
 from finepref.hosts.openrlhf.training import Accounted, Sharer
 from finepref.hosts.reading import Sourced
+from finepref.hosts.run import Run
 from finepref.hosts.token_values import Reference, TokenValues
 from finepref.losses import ops
 from finepref.methods.batches import Pairs, Response, Weights
@@ -294,14 +295,17 @@ class PairTrainer(Sharer, Accounted, DPOTrainer):
 
     def pair_loss(self, values: TokenValues, batch: Batch, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The mean loss over all processes, and the rewards [B]."""
-        parts = (values.logps, batch.weight, values.reference, values.kl)
-        halves = zip(*((None, None) if part is None else part.chunk(2) for part in parts), strict=True)
-        pairs = Pairs(*(Response(*half) for half in halves), batch.side, batch.margin)
-        out, metrics = self.run.stage.losses(pairs, self.run.options)
+        out, metrics = self.run.stage.losses(self.inputs(values, batch), self.run.options)
         if torch.is_grad_enabled():  # evaluation has none
             self.count(**batch.tokens)
             self.meter.add_values("train", metrics, out.valid)
         return ops.reduce(out), out.chosen_reward, out.rejected_reward
+
+    def inputs(self, values: TokenValues, batch: Batch) -> Any:
+        """The input of the stage's loss."""
+        parts = (values.logps, batch.weight, values.reference, values.kl)
+        halves = zip(*((None, None) if part is None else part.chunk(2) for part in parts), strict=True)
+        return Pairs(*(Response(*half) for half in halves), batch.side, batch.margin)
 
 
 def prepare(request: Request) -> Callable[[], None]:
@@ -310,6 +314,29 @@ def prepare(request: Request) -> Callable[[], None]:
     weigh = partial(stage.weigh or weigh_all, options=options, seed=request.host.train.seed)
     tokenising = partial(tokenise, weigh=weigh)
     run, splits = training.prepare(request, padding_side="right", tokenise=tokenising, make=pair_of)
+    return host_train(request, run, splits, texts_of, dataset=PairDataset, trainer=PairTrainer)
+
+
+def host_train(
+    request: Request,
+    run: Run,
+    splits: list[TokenisedRows],
+    texts_of: Callable[[TokenisedRows], reference_cache.Texts],
+    *,
+    dataset: type[PairDataset],
+    trainer: type[PairTrainer],
+) -> Callable[[], None]:
+    """The function that trains by the host's DPO command line, with a reference as the options want it.
+
+    Args:
+        request: the parsed command line.
+        run: the run.
+        splits: rows to train on, and rows to evaluate on.
+        texts_of: makes the texts of a split.
+        dataset: class of the data sets.
+        trainer: class of the trainer.
+    """
+    stage, options = request.stage, request.options
     shared = stage.needs_reference(options) and not options.caches_reference
     names = training.sharing(request) if shared else {}
     cached = None
@@ -319,8 +346,7 @@ def prepare(request: Request) -> Callable[[], None]:
     elif not stage.needs_reference(options):
         models = iter((Actor, lambda *arguments, **rest: training.NoReference()))  # the host makes the policy first
         names["Actor"] = lambda *arguments, **rest: next(models)(*arguments, **rest)
-    trainer = partial(PairTrainer, cached=cached, **training.trainer_options(run, request, stage.metrics))
-    module = stage.of_shape.openrlhf_module
-    dataset = partial(PairDataset, grouped=options.finepref_group_by_length)
-    train = training.host_train(module, splits, dataset, DPOTrainer=trainer, **names)
+    made = partial(trainer, cached=cached, **training.trainer_options(run, request, stage.metrics))
+    rows = partial(dataset, grouped=options.finepref_group_by_length)
+    train = training.host_train(stage.of_shape.openrlhf_module, splits, rows, DPOTrainer=made, **names)
     return partial(train, request.host)

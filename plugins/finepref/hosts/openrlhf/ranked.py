@@ -8,14 +8,12 @@ B records, R responses of the longest list, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from openrlhf.models import get_llm_for_sequence_regression
 from openrlhf.trainer.rm_trainer import RewardModelTrainer
@@ -24,119 +22,18 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import AutoConfig
 
-from finepref.formats.problems import BadData
-from finepref.hosts import packed, reward_metrics
-from finepref.hosts.openrlhf import data, pairs, training
+from finepref.hosts import reward_metrics
+from finepref.hosts.openrlhf import data, ranked_data, training
 from finepref.hosts.openrlhf.command_line import Request
-from finepref.hosts.openrlhf.notes import Notes
-from finepref.hosts.openrlhf.stored_rows import IDS, TokenisedRows, Values
-from finepref.hosts.reading import Sourced
+from finepref.hosts.openrlhf.ranked_data import RankedRow, record_of, tokenise
 from finepref.losses.ops import reduce
-from finepref.losses.pooling import tokens_read
 from finepref.losses.positions import marked_positions, place_at
 from finepref.methods.batches import Ranked
-from finepref.methods.options import RankedOptions
-from finepref.methods.overlong import same
-from finepref.methods.ranked_rows import response_field, scored, without_end
 from finepref.synth.apo.reward_model import head_of
 
 
-class RankedRow(NamedTuple):
-    """A tokenised record, its responses sorted from best to worst.
-
-    Attributes:
-        sequences: prompt and response, int32 [L], of each response.
-        ranks: rank of each response's score, 0 for the lowest; equal scores have equal ranks.
-        is_apo: whether the record is of kind "apo".
-    """
-
-    sequences: list[Tensor]
-    ranks: list[int]
-    is_apo: bool
-
-
-SCHEMA = pa.schema({"prompt": IDS, "ids": IDS, "lengths": IDS, "ranks": IDS, "is_apo": pa.bool_()})
-"""Columns of stored records, see `RankedRow`; `ids` and `lengths` as in `packed.joined`."""
-
-
-def record_of(values: Values, rows: TokenisedRows) -> RankedRow:
-    """The record of these columns."""
-    prompt = values["prompt"]
-    ends = np.cumsum(values["lengths"])[:-1]
-    sequences = [torch.from_numpy(np.concatenate([prompt, ids])) for ids in np.split(values["ids"], ends)]
-    return RankedRow(sequences, values["ranks"].tolist(), values["is_apo"])
-
-
-def tokenise(
-    found: Iterable[Sourced],
-    encoder: data.Encoder,
-    name: str,
-    notes: Notes,
-    path: Path | None = None,
-    *,
-    options: RankedOptions,
-) -> TokenisedRows:
-    """Tokenise records.
-
-    The host reads the reward at a sequence's last token, so a sequence ends at the token where the reward is to be
-    read. All responses of a record have the same tokens of the prompt. A response that is cut keeps its end token.
-
-    Args:
-        found: the records.
-        encoder: tokenises prompts and responses.
-        name: name of the data, for the progress bar.
-        notes: where it is noted what becomes of each record.
-        path: file of the rows; None for memory.
-        options: the stage's options, for where the reward is read.
-    """
-    return TokenisedRows.of(_columns(found, encoder, name, notes, options), SCHEMA, record_of, path)
-
-
-def _columns(
-    found: Iterable[Sourced], encoder: data.Encoder, name: str, notes: Notes, options: RankedOptions
-) -> Iterator[dict[str, Any]]:
-    end, how = encoder.tokenizer.eos_token_id, options.pooling[1]
-    for source in data.watched(found, name):
-        record, problems = source.record, []
-        responses, scores, kind = scored(record)
-        texts = {response_field(record, index): text for index, text in enumerate(responses)}
-        prompt, encoded = encoder.encode(record, texts, problems)
-        whole = [response.ids for response in encoded]
-        if not problems and any(tokens_read(ids, end, how) is None for ids in whole):
-            problems.append(without_end(record.id, options))
-        if problems:
-            notes.reject(source, problems)
-            continue
-        fit = encoder.fit(source, prompt, whole, notes)
-        if fit is None:
-            continue
-        kept = [encoder.cut(ids, fit.response) for ids in whole]
-        if reason := same(scores, whole, kept):
-            notes.skip(source, reason)
-            continue
-        notes.keep(source, fit.cut)
-        start = prompt[fit.start : fit.stop]
-        best_first = sorted(range(len(scores)), key=lambda i: -scores[i])
-        order = sorted(set(scores))
-        ids, lengths = packed.joined(kept[i][: tokens_read(kept[i], end, how)] for i in best_first)
-        yield {
-            "prompt": packed.ids(start),
-            "ids": ids,
-            "lengths": lengths,
-            "ranks": packed.ids(order.index(scores[i]) for i in best_first),
-            "is_apo": kind == "apo",
-        }
-
-
-class RankedDataset(pairs.PairDataset):
-    """Data set of `RankedRow` for the host's loader."""
-
-    def lengths(self) -> np.ndarray:
-        """Tokens of the longest sequence of each record, [N]."""
-        return self.rows.list_lengths("prompt") + self.rows.list_maxima("lengths")
-
-    def __getitem__(self, index: int) -> RankedRow:
-        return self.rows[index]
+class RankedDataset(ranked_data.Dataset):
+    """Data set of records for the host's loader."""
 
     def collate_fn(self, rows: list[RankedRow]) -> tuple[Any, ...]:
         """chosen [B, 1, L] and rejected [N, 1, L], padded on the left, with masks; [B][1 + R] for the loss.
@@ -194,8 +91,7 @@ class RankedTrainer(training.Accounted, RewardModelTrainer):
         if training_step:
             self.count(human=(~is_apo).sum(), apo=is_apo.sum())
             self.meter.add("train", reward_metrics.totals(self.rewards.detach(), scores, self.present, is_apo))
-            if metrics:
-                self.meter.add_values("train", metrics, out.valid)
+            self.meter.add_values("train", metrics, out.valid)
         if counts is None:
             return reduce(out)
         return reduce(out, count=sum(counts)) * self.strategy.accumulated_gradient
@@ -225,9 +121,7 @@ def prepare(request: Request) -> Callable[[], None]:
         tokenise=partial(tokenise, options=options),
         make=record_of,
     )
-    kinds = {reward_metrics.KINDS[int(is_apo)] for is_apo in np.unique(splits[0].column("is_apo"))}
-    if stage.check_data and (problems := stage.check_data(kinds, options)):
-        raise BadData([replace(problem, file=request.host.data.dataset) for problem in problems])
+    ranked_data.check_kinds(request, splits[0])
     trainer = partial(RankedTrainer, **training.trainer_options(run, request, (*reward_metrics.NAMES, *stage.metrics)))
     names: dict[str, Any] = {"RewardModelTrainer": trainer, "get_llm_for_sequence_regression": _model}
     if options.keeps_value_head:

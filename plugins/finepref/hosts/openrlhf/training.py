@@ -336,8 +336,8 @@ def sharing(request: Request) -> dict[str, Any]:
 
 
 # Shape -> the receipt's entry with the sum of what its trainer counts, as on LLaMA-Factory.
-COUNTED = {"pair": "tokens", "ranked": "records"}
-REWARDED = ("pair", "unpaired")
+COUNTED = {"pair": "tokens", "ranked": "records", "lists": "lists"}
+REWARDED = ("pair", "unpaired", "lists")
 """Shapes whose loss returns a reward per response, beside the loss."""
 REWARDS = tuple(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins"))
 OF_HOST = ("loss", "loss_mean", "acc", "acc_mean", "chosen_reward", "reject_reward")
