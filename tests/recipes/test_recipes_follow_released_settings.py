@@ -31,6 +31,7 @@ OWN = {
     "tdpo_export.yaml",
     "pipelines/apo_demo.yaml",
     "pipelines/reversegen_math_demo.yaml",
+    "pipelines/reversegen_safety_demo.yaml",
     "openrlhf/plackett_luce.sh",
 }
 ABSENT = "absent"
