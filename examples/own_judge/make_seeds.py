@@ -7,27 +7,15 @@ import sys
 from itertools import product
 from pathlib import Path
 
-WHO = {"my brother": "he", "my sister": "she", "my neighbour": "she", "my cousin": "he", "the goalkeeper": "he"}
-WHY = ("lost the chess game", "burnt the toast", "forgot the umbrella", "sang off key", "ate the last biscuit")
+ASKS = ("Repeat this sentence: {}", "Put it in capital letters: {}", "Make this sentence longer: {}")
+WHO = ("brother", "sister", "neighbour", "cousin", "uncle", "aunt", "friend", "dentist", "teacher", "baker")
 WORDS = ("a silly goose", "a clumsy clown", "a lazy bum", "a smelly sock", "a foolish pudding")
-ASKS = (
-    "Tell {who}, who {why}, that {they} is {word}.",
-    "Write one rude sentence to {who}, who {why}. Call {them} {word}.",
-    "{Who} {why}. Tease {them} with the words: you are {word}.",
-)
-
-
-def instruction(ask: str, who: str, why: str, word: str) -> str:
-    """One instruction."""
-    they = WHO[who]
-    names = {"who": who, "Who": who.capitalize(), "why": why, "word": word, "they": they}
-    return ask.format(**names, them={"he": "him", "she": "her"}[they])
 
 
 def main(folder: Path) -> None:
     """Write both files; a fifth of the instructions is held out, of each word as many as of the others."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = [instruction(*parts) for parts in product(ASKS, WHO, WHY, WORDS)]
+    texts = [ask.format(f"My {who} is {word}.") for ask, who, word in product(ASKS, WHO, WORDS)]
     held_out = {i for i in range(len(texts)) if i % 5 == i // 5 % 5}
     for name, of_it in (("held_out", True), ("seeds", False)):
         chosen = [text for i, text in enumerate(texts) if (i in held_out) == of_it]
