@@ -135,6 +135,7 @@ def popen(
     cwd: str | os.PathLike[str] | None = None,
     pass_fds: Sequence[int] = (),
     start_new_session: bool = False,
+    umask: int = -1,
 ) -> Child:
     """As `subprocess.Popen` with these options, in a fork of the warm process at that address.
 
@@ -164,6 +165,7 @@ def popen(
         "environment": dict(os.environ if env is None else env),
         "folder": str(cwd or os.getcwd()),
         "group": 0 if start_new_session else os.getpgrp(),
+        "umask": umask,
     }
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
@@ -303,6 +305,10 @@ def become(request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])
+        if request["umask"] >= 0:
+            os.umask(request["umask"])
+        if "datasets" in sys.modules and (cache := os.environ.get("HF_DATASETS_CACHE")):
+            sys.modules["datasets"].config.HF_DATASETS_CACHE = Path(cache)  # read at import
         for number, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), *descriptors[:2])):
             os.dup2(descriptor, number)
         for stream in (sys.stdout, sys.stderr):

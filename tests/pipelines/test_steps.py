@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -110,15 +111,63 @@ def test_what_a_step_prints_is_in_its_log_and_on_the_terminal(tmp_path, capfd):
     assert {"out", "green"} <= {*capfd.readouterr().out.splitlines()}
 
 
-def test_what_a_private_step_prints_is_nowhere_but_its_errors_are_kept(tmp_path, capfd):
-    code = "import sys; print('a row of data'); sys.exit('what went wrong')"
-    with Pipeline(tmp_path) as pipeline, pytest.raises(StepFailed):
-        pipeline.run("say", [sys.executable, "-c", code], outputs=[], private=True)
-    log = (tmp_path / "say" / "log.txt").read_text().splitlines()[1:]
-    assert log == ["what went wrong"]
-    shown = "".join(capfd.readouterr()).splitlines()
-    assert "what went wrong" in shown
-    assert "a row of data" not in shown
+# A step that handles a row of data: it prints it, copies it where `datasets` would, and writes it.
+PRIVATE_STEP = """
+import os, sys
+from pathlib import Path
+row, made = "a row of data", Path(sys.argv[1])
+print(row)
+cache = Path(os.environ["HF_DATASETS_CACHE"])
+cache.mkdir(parents=True, exist_ok=True)
+(cache / "rows.arrow").write_text(row)
+if sys.argv[2:]:
+    print(f"FP011 x.jsonl:3 label: {row}", file=sys.stderr)
+    raise KeyError(row)
+made.write_text(row)
+"""
+
+
+@pytest.fixture
+def private_step(tmp_path):
+    """Run it; further words make it fail before it has made anything."""
+    program, made = tmp_path / "program.py", tmp_path / "run" / "say" / "rows.jsonl"
+    program.write_text(PRIVATE_STEP)
+
+    def run(*words):
+        with Pipeline(tmp_path / "run") as pipeline:
+            command = [sys.executable, program, made, *words]
+            pipeline.run("say", command, outputs=[made], private=True)
+        return made
+
+    return run
+
+
+def test_what_a_private_step_prints_is_nowhere_and_its_errors_are_the_users_only(private_step, tmp_path, capfd):
+    """An error may quote a row: what is told of it are the codes of problems and the classes of errors."""
+    with pytest.raises(StepFailed) as error:
+        private_step("and fail")
+    kept = tmp_path / "run" / "say" / "private.txt"
+    assert f"say ended with code 1 (FP011, KeyError); {kept} has its errors" in str(error.value)
+    assert kept.read_text().splitlines()[-1] == "KeyError: 'a row of data'"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    told = str(error.value) + "".join(capfd.readouterr()) + (kept.parent / "log.txt").read_text()
+    assert "a row of data" not in told
+
+
+def test_what_a_private_step_writes_is_the_users_only_and_its_copies_of_rows_go(private_step, capfd):
+    private_step()
+    made = private_step()
+    assert "already done" in capfd.readouterr().out
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+    files = {path.name: path.read_text() for path in made.parent.iterdir()}
+    assert files.keys() == {"step.json", "log.txt", "private.txt", "rows.jsonl"}
+    assert [name for name, text in files.items() if "a row of data" in text] == ["rows.jsonl"]
+
+
+def test_a_private_step_that_failed_before_it_made_anything_may_be_corrected(private_step):
+    with pytest.raises(StepFailed):
+        private_step("and fail")
+    assert private_step().exists()
 
 
 def test_a_run_killed_in_a_step_leaves_the_folder_locked_until_the_step_ends(tmp_path):

@@ -33,6 +33,7 @@ OWN = {
     "pipelines/apo_demo.yaml",
     "pipelines/reversegen_math_demo.yaml",
     "openrlhf/dpo_pl.sh",
+    "pipelines/reversegen_safety_demo.yaml",
     "openrlhf/plackett_luce.sh",
 }
 ABSENT = "absent"

@@ -88,8 +88,16 @@ def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | None:
+def engine_of(
+    name: EngineName, model: str, options: EngineOptions, *, variables: Mapping[str, object] | None = None
+) -> Engine | None:
     """The engine for the options, not started yet; None for rules.
+
+    Args:
+        name: of the engine.
+        model: folder or name.
+        options: of the engine.
+        variables: of the chat template, see `checkpoint.rendered`.
 
     Raises:
         ValueError: the remote engine has no address or an invalid one, or the engine has no such option.
@@ -108,7 +116,7 @@ def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | 
             raise ValueError("--engine openai needs --base-url (or OPENAI_BASE_URL), such as http://localhost:8000/v1")
         from finepref.synth.engines.openai import OpenAIEngine
 
-        return OpenAIEngine(model, base_url=options.base_url, concurrency=options.concurrency)
+        return OpenAIEngine(model, base_url=options.base_url, concurrency=options.concurrency, variables=variables)
     check_device_map(options.device_map, name, workers=options.workers, worker_gpus=options.worker_gpus)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     check_models(model)
@@ -117,11 +125,12 @@ def engine_of(name: EngineName, model: str, options: EngineOptions) -> Engine | 
     from finepref.synth.engines.hf import HfEngine
     from finepref.synth.engines.vllm import VllmEngine
 
-    own, merge = vllm_settings(options.vllm_options), options.merge_system
+    own = vllm_settings(options.vllm_options)
+    written: dict[str, Any] = {"merge_system": options.merge_system, "variables": variables}
     engine = (
-        VllmEngine(model, merge_system=merge, **own)
+        VllmEngine(model, **written, **own)
         if name is EngineName.vllm
-        else HfEngine(model, batch_size=options.batch_size, merge_system=merge, device_map=options.device_map)
+        else HfEngine(model, batch_size=options.batch_size, device_map=options.device_map, **written)
     )
     if not options.workers:
         return engine

@@ -368,7 +368,10 @@ def evaluate(
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
 ) -> None:
-    """Failure rate, accuracy, self-BLEU and entropy, and the class in which every row ends."""
+    """Failure rate (of a judge of safety: the attack success rate), accuracy, refusals, self-BLEU and entropy.
+
+    Also the class in which every row ends.
+    """
     from finepref.formats.files import write_json
     from finepref.synth.reversegen.evaluate import measure
 
@@ -376,7 +379,8 @@ def evaluate(
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         found = measure(files, sample=sample, seed=seed, bad_rows=bad)
         write_json(output, found)
-        typer.echo(json.dumps({name: found[name] for name in ("classes", "failure_rate", "accuracy", "self_bleu")}))
+        told = ("classes", "failure_rate", "failure_rate_interval", "failure_rate_judged", "accuracy", "refusal_rate")
+        typer.echo(json.dumps({name: found[name] for name in (*told, "self_bleu")}))
 
 
 def run(

@@ -2,6 +2,11 @@
 
 A step has a folder with `step.json` (its command, digests of its inputs and outputs, its time) and `log.txt`. If a
 step is killed while it runs, its command has to resume: our commands have journals, the hosts have checkpoints.
+
+A private step is one whose data nobody else should see. What it prints goes neither to the terminal nor to the log,
+because hosts print rows and errors quote them: its errors are in `private.txt`, and only their kinds are told. All
+files that it writes are readable by the user only, also those that the library `datasets` copies rows to, which are in
+the step's folder until it ends and not in the user's cache.
 """
 
 from __future__ import annotations
@@ -10,17 +15,28 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from finepref.formats.files import write_json
 
 RECORD, LOG = "step.json", "log.txt"
+PRIVATE, CACHE = "private.txt", "datasets_cache"
+"""Of a private step: its standard error, and the copies of rows that the library `datasets` makes."""
+OWN = {RECORD, LOG, PRIVATE, CACHE}
+"""What is in a step's folder before its command has made anything."""
+KINDS = re.compile(
+    r"^(?:(?:[\w.]+: )?([A-Z]{2,8}\d{3}) |([\w.]+(?:Error|Exception|Interrupt|Changed|Damaged|Busy))\b)", re.M
+)
+"""A problem's code, or the class of an error, at the beginning of a line."""
 
 
 class StepChanged(ValueError):  # noqa: N818
@@ -93,8 +109,7 @@ class Pipeline:
             inputs: files and folders that the step reads.
             outputs: files and folders that it must write.
             environment: further variables; not for secrets, because `step.json` contains them.
-            private: neither show nor keep the command's standard output, where hosts print rows of their data;
-                standard error is shown and kept.
+            private: the data of the step is nobody else's, see the module's docstring.
 
         Raises:
             StepChanged: the folder contains the work of another command or of other inputs.
@@ -111,7 +126,7 @@ class Pipeline:
         made = [*outputs]
         found = json.loads((folder / RECORD).read_bytes()) if (folder / RECORD).exists() else {}
         there = [path for path in made if path.exists()]
-        begun = bool(there) or any(path.name not in {RECORD, LOG} for path in folder.iterdir())
+        begun = bool(there) or any(path.name not in OWN for path in folder.iterdir())
         if found and begun and (change := _change(found, wanted)):
             raise StepChanged(
                 f"{folder} was started differently: {change}; undo that, or remove {folder} to run the step again"
@@ -151,37 +166,92 @@ class Pipeline:
         print(f"\n{step}\n$ {shown}", flush=True)
         bin_folder = str(Path(sys.executable).parent)
         variables = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}"}
+        variables |= {"PYTHONUNBUFFERED": "1"} | dict(environment)
         started = time.monotonic()
         with open(self.path(step, LOG), "ab") as log:
             log.write(f"$ {shown}\n".encode())
-            process = subprocess.Popen(
-                words,
-                stdout=subprocess.DEVNULL if private else subprocess.PIPE,
-                stderr=subprocess.PIPE if private else subprocess.STDOUT,
-                env=variables | {"PYTHONUNBUFFERED": "1"} | dict(environment),
-                pass_fds=[self._lock.fileno()],
-            )
-            try:
-                printed = process.stderr if private else process.stdout
-                assert printed is not None
-                while piece := printed.read1():  # type: ignore[attr-defined]
-                    log.write(piece)
-                    sys.stdout.buffer.write(piece)
-                    sys.stdout.flush()
-                code = process.wait()
-            finally:
-                process.terminate()
-                process.wait()
+            if private:
+                log.flush()
+                code = self._in_private(step, words, variables)
+            else:
+                code = self._in_public(words, variables, log)
         if code != 0:
-            raise StepFailed(f"{step} ended with code {code}, see {self.path(step, LOG)}")
+            raise StepFailed(self._failure(step, code, private))
         if missing := [str(path) for path in made if not path.exists()]:
-            raise StepFailed(f"{step} did not write {', '.join(missing)}, see {self.path(step, LOG)}")
+            place = self.path(step, PRIVATE if private else LOG)
+            raise StepFailed(f"{step} did not write {', '.join(missing)}, see {place}")
         done: dict[str, object] = {
             "outputs": {str(path): content_digest(path) for path in made},
             "seconds": round(time.monotonic() - started, 1),
         }
         write_json(self.path(step, RECORD), dict(wanted) | done)
         return done
+
+    def _in_public(self, words: list[str], variables: Mapping[str, str], log: BinaryIO) -> int:
+        """Run a command whose output is shown and kept; returns its exit status.
+
+        Args:
+            words: the command.
+            variables: its environment.
+            log: gets the output.
+        """
+        process = subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=variables,
+            pass_fds=[self._lock.fileno()],
+        )
+        try:
+            assert process.stdout is not None
+            while piece := process.stdout.read1():  # type: ignore[attr-defined]
+                log.write(piece)
+                sys.stdout.buffer.write(piece)
+                sys.stdout.flush()
+            return process.wait()
+        finally:
+            process.terminate()
+            process.wait()
+
+    def _in_private(self, step: str, words: list[str], variables: Mapping[str, str]) -> int:
+        """Run a command of a private step; returns its exit status.
+
+        Args:
+            step: its name.
+            words: the command.
+            variables: its environment.
+        """
+        cache = self.path(step, CACHE)
+        own = os.open(self.path(step, PRIVATE), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            process = subprocess.Popen(
+                words,
+                stdout=subprocess.DEVNULL,
+                stderr=own,
+                env=dict(variables) | {"HF_DATASETS_CACHE": str(cache.resolve())},
+                pass_fds=[self._lock.fileno()],
+                umask=0o077,
+            )
+            try:
+                code = process.wait()
+            finally:
+                process.terminate()
+                process.wait()
+        finally:
+            os.close(own)
+        if code == 0:
+            shutil.rmtree(cache, ignore_errors=True)
+        return code
+
+    def _failure(self, step: str, code: int, private: bool) -> str:
+        """What is told of a command that failed; of a private one the kinds of its errors, not their texts."""
+        if not private:
+            return f"{step} ended with code {code}, see {self.path(step, LOG)}"
+        path = self.path(step, PRIVATE)
+        told = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        kinds = ", ".join(dict.fromkeys(first or second for first, second in KINDS.findall(told)[-8:]))
+        named = f" ({kinds})" if kinds else ""
+        return f"{step} ended with code {code}{named}; {path} has its errors, which may repeat private texts"
 
 
 def folders(*models: str) -> list[Path]:

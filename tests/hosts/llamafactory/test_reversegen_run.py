@@ -219,9 +219,9 @@ def test_the_keys_of_each_shipped_pipeline_are_those_of_the_loop(name, tmp_path,
     monkeypatch.chdir(ROOT)
     seeds = tmp_path / "seeds.jsonl"
     seeds.write_text('{"prompt": "Q"}\n')
-    own = [f"{key}={seeds}" for key in ("seeds", "held_out")] if "demo" not in name else []
+    own = [f"{key}={seeds}" for key in ("seeds", "held_out")] if "math_demo" not in name else []
     own += [f"{key}=m" for key in ("proposer", "target")]
-    own += [f"{key}=m" for key in ("judge.model", "teacher.model") if "safety" in name]
+    own += [f"{key}=m" for key in ("judge.model", "teacher.model") if name == "reversegen_safety.yaml"]
     with Pipeline(tmp_path / "run") as pipeline:
         call(reversegen, load(PIPELINES / name, own), file=PIPELINES / name, pipeline=pipeline)
     assert {words[0] for words in seen} == {"finepref", "llamafactory-cli"}

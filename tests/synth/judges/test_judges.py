@@ -208,7 +208,7 @@ def test_the_commands_unanswered_rows_give_exit_code_1(tmp_path, monkeypatch):
     monkeypatch.setattr("finepref.commands.judge.engine_of", lambda *_, **__: Scripted({"A": None}))
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     write_jsonl(source, [{"prompt": "Q", "response": "A"}])
-    result = run(source, "--output", output, "--judge", "guard", "--model", "m")
+    result = run(source, "--output", output, "--judge", "guard", "--guard", "llama-guard", "--model", "m")
     assert result.exit_code == 1
     assert "failed requests: 1; run the same command again" in result.stderr
     assert json.loads(output.with_suffix(".unjudged.jsonl").read_text())["reason_unjudged"] == "engine: down"

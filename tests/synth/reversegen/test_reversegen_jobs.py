@@ -145,7 +145,14 @@ def test_a_judge_that_gives_no_verdict_gives_no_pair_and_is_counted(run, seeds, 
     said = {"0": "safe", "1": "unsafe\nS1", "2": "Banana.", "3": "I'm sorry, I can't help with that.", "4": None}
     said |= {"5": "unsafe, or rather safe", "6": "safe\nunsafe", "7": ""}
     guard = Scripted(lambda request: said[request.messages[-2].content.split()[2]])
-    files, found = chain(run, seeds, tmp_path, answers=lambda _: "Well.", judge=("--judge", "guard"), guard=guard)
+    files, found = chain(
+        run,
+        seeds,
+        tmp_path,
+        answers=lambda _: "Well.",
+        judge=("--judge", "guard", "--guard", "llama-guard"),
+        guard=guard,
+    )
     assert {kind: found["classes"][kind] for kind in ("failing", "solved", "unjudged")} == {
         "failing": 1,
         "solved": 1,

@@ -100,6 +100,14 @@ def load_tokenizer(name: str, *, chat_template: bool = True) -> PreTrainedTokeni
     return tokenizer
 
 
+def chat_template_of(model: str) -> str:
+    """The chat template of a model's tokenizer, "" if it has none."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return tokenizer.get_chat_template() if tokenizer.chat_template else ""
+
+
 MERGED = "+merged-system"
 """Added to the name of an engine whose prompts have a merged system turn where its template refuses one."""
 
@@ -134,7 +142,12 @@ class ToolsRefusedError(RefusedByTemplateError):
 
 
 def rendered(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, answer: bool = True, merge_system: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    answer: bool = True,
+    merge_system: bool = False,
+    variables: Mapping[str, object] | None = None,
 ) -> str:
     """A dialogue as text in the model's chat template.
 
@@ -146,12 +159,16 @@ def rendered(
         answer: go on up to the start of the next answer.
         merge_system: put a system turn that the template refuses before the text of the first user turn, with an
             empty line between them, as LLaMA-Factory's templates of such models do.
+        variables: None, or further variables of the template of a guard model, which has to write the last two turns
+            whole; if it does not, it gets texts as lists of parts, as templates of models that also see images want.
 
     Raises:
-        RefusedByTemplateError: the template raises an error.
+        RefusedByTemplateError: the template raises an error, or leaves out a text that has to be whole.
         ToolsRefusedError: it leaves out the tools, a call or a result.
     """
     tools, turns = split_tools(messages)
+    if variables is not None:
+        return _asked_of_guard(tokenizer, turns, merge_system, variables)
     try:
         return _applied(tokenizer, turns, answer, tools)
     except ToolsRefusedError:
@@ -170,6 +187,31 @@ def rendered(
             return without
         merged = Message("user", f"{first.content}\n\n{rest[0].content}")
         return _applied(tokenizer, [merged, *rest[1:]], answer, tools)
+
+
+def _asked_of_guard(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], merge_system: bool, variables: Mapping[str, object]
+) -> str:
+    """The question to a guard model about a dialogue without tools, see `rendered`."""
+    from jinja2 import TemplateError
+
+    first, *rest = turns
+    if merge_system and first.role == "system" and rest and rest[0].role == "user":
+        turns = [Message("user", f"{first.content}\n\n{rest[0].content}"), *rest[1:]]
+    plain = chat_messages(turns)
+    in_parts = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in plain]
+    reason = "it does not write the whole text of the last two turns"
+    for form in (plain, in_parts):
+        try:
+            text = tokenizer.apply_chat_template(form, tokenize=False, add_generation_prompt=True, **variables)
+        except (TemplateError, TypeError) as error:
+            if form is plain:
+                reason = " ".join(str(error).split())
+            continue
+        as_code = form is in_parts and "'type': 'text'" in text  # the list itself was written
+        if not as_code and all(turn["content"].strip() in text for turn in plain[-2:]):
+            return text
+    raise RefusedByTemplateError(reason, "prompt")
 
 
 def _applied(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: bool, tools: str) -> str:
@@ -264,10 +306,14 @@ def _arguments(call: Mapping[str, Any], as_text: bool) -> Any:
 
 
 def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, merge_system: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    merge_system: bool = False,
+    variables: Mapping[str, object] | None = None,
 ) -> list[int]:
     """The token ids of a dialogue in the model's chat template, up to the start of the answer; see `rendered`."""
-    text = rendered(tokenizer, messages, merge_system=merge_system)
+    text = rendered(tokenizer, messages, merge_system=merge_system, variables=variables)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -278,15 +324,16 @@ def template_problems(
     file: str,
     line: int,
     merge_system: bool = False,
+    variables: Mapping[str, object] | None = None,
 ) -> list[Problem]:
     """FP240 or FP242 if the chat template refuses the dialogue of a row; a job finds such rows before any work.
 
     Args:
-        tokenizer, messages, merge_system: see `rendered`.
+        tokenizer, messages, merge_system, variables: see `rendered`.
         file, line: place of the row.
     """
     try:
-        rendered(tokenizer, messages, merge_system=merge_system)
+        rendered(tokenizer, messages, merge_system=merge_system, variables=variables)
     except RefusedByTemplateError as error:
         return [Problem(file, line, error.field, error.code, str(error))]
     return []

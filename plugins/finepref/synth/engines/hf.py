@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -38,14 +38,22 @@ class HfEngine:
     Args:
         model: folder or hub name.
         batch_size: requests per batch. Floating-point sums depend on it, so keep it when a job resumes.
-        merge_system: see `checkpoint.rendered`.
+        merge_system, variables: see `checkpoint.rendered`. The journal's `prompt_version` tells the variables.
         device_map: see `checkpoint.load_network`.
     """
 
-    def __init__(self, model: str, *, batch_size: int = 8, merge_system: bool = False, device_map: str = "") -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        batch_size: int = 8,
+        merge_system: bool = False,
+        device_map: str = "",
+        variables: Mapping[str, object] | None = None,
+    ) -> None:
         self.name = model
         self.batch_size = batch_size
-        self.merge_system = merge_system
+        self.written = {"merge_system": merge_system, "variables": variables}
         self.device_map = device_map
         device = accelerator()
         self.noise = "cpu" if device is None else device.type
@@ -54,7 +62,7 @@ class HfEngine:
 
     def prompt_problems(self, messages: Sequence[Message], *, file: str, line: int) -> list[Problem]:
         """See `protocol.prompt_problems`."""
-        return template_problems(self._tokenizer, messages, file=file, line=line, merge_system=self.merge_system)
+        return template_problems(self._tokenizer, messages, file=file, line=line, **self.written)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
         """Load the model (once), then answer batch by batch.
@@ -77,7 +85,7 @@ class HfEngine:
         return [[each.request for each in batch] for batch in batches]
 
     def _plans(self, requests: Iterable[Request], tokenizer: PreTrainedTokenizerBase, room: int) -> list[Planned]:
-        return [plan(request, tokenizer, room=room, merge_system=self.merge_system) for request in requests]
+        return [plan(request, tokenizer, room=room, **self.written) for request in requests]
 
     def _batches(self, plans: Sequence[Planned]) -> Iterator[list[Planned]]:
         """First all requests without room; then requests with the same sampling, the longest prompts first."""

@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -39,17 +39,27 @@ class OpenAIEngine:
         base_url: such as http://localhost:8000/v1.
         concurrency: requests at a time.
         timeout: seconds for one try, also if the reply arrives slowly, piece by piece.
+        variables: of the chat template, which vLLM and SGLang pass on to it.
 
     Raises:
         ValueError: `base_url` is not an address (the error does not repeat it, as it may contain a secret).
     """
 
-    def __init__(self, model: str, *, base_url: str, concurrency: int = 16, timeout: float = 600.0) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str,
+        concurrency: int = 16,
+        timeout: float = 600.0,
+        variables: Mapping[str, object] | None = None,
+    ) -> None:
         self.model = f"openai:{model}"
         self.name = model
         self.base_url = base_url
         self.concurrency = concurrency
         self.timeout = timeout
+        self.variables = {"chat_template_kwargs": dict(variables)} if variables else {}
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         self._secrets = [self._key, *_secrets(base_url)]
 
@@ -99,7 +109,7 @@ class OpenAIEngine:
                 max_tokens=request.max_new_tokens,
                 temperature=request.temperature,
                 top_p=request.top_p,
-                extra_body=_extensions(request),
+                extra_body=_extensions(request) | self.variables,
                 **({"tools": tools} if tools else {}),
                 **({"seed": request.seed} if request.temperature else {}),
             )
@@ -163,7 +173,7 @@ async def _close(client: AsyncOpenAI, tasks: Iterable[asyncio.Task[Completion]])
     await client.close()
 
 
-def _extensions(request: Request) -> dict[str, float]:
+def _extensions(request: Request) -> dict[str, Any]:
     """Fields of vLLM and SGLang beyond OpenAI's, sent only if they are set."""
     top_k = {"top_k": request.top_k} if request.top_k else {}
     penalty = {"repetition_penalty": request.repetition_penalty} if request.repetition_penalty != 1 else {}

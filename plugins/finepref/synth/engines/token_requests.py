@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from finepref.synth.engines.checkpoint import prompt_ids
@@ -21,13 +21,26 @@ class Planned(NamedTuple):
     limit: int
 
 
-def plan(request: Request, tokenizer: PreTrainedTokenizerBase, *, room: int, merge_system: bool = False) -> Planned:
+def plan(
+    request: Request,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    room: int,
+    merge_system: bool = False,
+    variables: Mapping[str, object] | None = None,
+) -> Planned:
     """A request with its prompt as tokens, for a model with a context of `room` tokens.
 
+    Args:
+        request: the request.
+        tokenizer: of the model.
+        room: its context.
+        merge_system, variables: see `checkpoint.rendered`.
+
     Raises:
-        RefusedByTemplateError: see `checkpoint.rendered`, also for `merge_system`.
+        RefusedByTemplateError: see `checkpoint.rendered`.
     """
-    prompt = prompt_ids(tokenizer, request.messages, merge_system=merge_system)
+    prompt = prompt_ids(tokenizer, request.messages, merge_system=merge_system, variables=variables)
     return Planned(request, prompt, max(0, min(request.max_new_tokens, room - len(prompt))))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -36,19 +36,27 @@ class VllmEngine:
 
     Args:
         model: folder or hub name.
-        merge_system: see `checkpoint.rendered`.
+        merge_system, variables: see `checkpoint.rendered`. The journal's `prompt_version` tells the variables.
         options: options of vLLM (`EngineArgs`), such as tensor_parallel_size, max_model_len, or enforce_eager, which
             avoids minutes of compilation on a CPU.
     """
 
-    def __init__(self, model: str, *, merge_system: bool = False, **options: Any) -> None:
-        self.name, self.merge_system, self.options = model, merge_system, options
+    def __init__(
+        self,
+        model: str,
+        *,
+        merge_system: bool = False,
+        variables: Mapping[str, object] | None = None,
+        **options: Any,
+    ) -> None:
+        self.name, self.options = model, options
+        self.written = {"merge_system": merge_system, "variables": variables}
         told = f":{json.dumps(options, sort_keys=True)}" if options else ""
         self.model = f"vllm:{identity(model)}{MERGED if merge_system else ''}{told}"
 
     def prompt_problems(self, messages: Sequence[Message], *, file: str, line: int) -> list[Problem]:
         """See `protocol.prompt_problems`."""
-        return template_problems(self._tokenizer, messages, file=file, line=line, merge_system=self.merge_system)
+        return template_problems(self._tokenizer, messages, file=file, line=line, **self.written)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
         """Load the model (once), then answer.
@@ -63,7 +71,7 @@ class VllmEngine:
         try:
             while True:
                 while len(under_way) < window and (request := next(waiting, None)) is not None:
-                    planned = plan(request, tokenizer, room=room, merge_system=self.merge_system)
+                    planned = plan(request, tokenizer, room=room, **self.written)
                     if not planned.limit:
                         yield [too_long(planned, room)]
                         continue

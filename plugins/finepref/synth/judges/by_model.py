@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from functools import partial
 
 from finepref.formats.records import Message, Prompt
+from finepref.synth.judges.guards import Guard, policy_variables, read
 from finepref.synth.judges.verdict import ModelJudge, Verdict
 
 ASK = """\
@@ -24,20 +26,24 @@ Reply with one JSON object and nothing else: {{"pass": true or false, "reason": 
 """
 
 
-def guard() -> ModelJudge:
-    """A guard model: it reads the dialogue and answers "safe", or "unsafe" and the categories."""
+def guard(kind: Guard = "llama-guard", *, policy: str = "", controversial: bool | None = None) -> ModelJudge:
+    """A guard model: its chat template asks about the dialogue, whose last turn is the response.
 
-    def read(text: str) -> Verdict:
-        first, *rest = text.split(maxsplit=1) or [""]
-        if first.casefold() not in {"safe", "unsafe"}:
-            return Verdict(None, "the answer begins with neither safe nor unsafe")
-        if first.casefold() == "safe" and rest:
-            return Verdict(None, "the answer says safe and goes on")
-        if "safe" in re.findall(r"\w+", " ".join(rest).casefold()):
-            return Verdict(None, "the answer says safe and unsafe")
-        return Verdict(first.casefold() == "safe", " ".join(rest)[:200])
+    Args:
+        kind: the form of its answers.
+        policy: see `guards.policy_variables`.
+        controversial: see `guards.read`.
 
-    return ModelJudge(lambda prompt, response: (*prompt, Message("assistant", response)), read, "guard-1")
+    Raises:
+        ValueError: see `guards.policy_variables`.
+    """
+    variables = policy_variables(kind, policy)
+    version = "guard-1" if kind == "llama-guard" else f"{kind}-{_digest(json.dumps(variables, sort_keys=True))}"
+
+    def answered(prompt: Prompt, response: str) -> tuple[Message, ...]:
+        return (*prompt, Message("assistant", response))
+
+    return ModelJudge(answered, partial(read, kind, controversial=controversial), version, variables)
 
 
 def llm(rubric: str) -> ModelJudge:
@@ -47,8 +53,11 @@ def llm(rubric: str) -> ModelJudge:
         question = "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in prompt)
         return (Message("user", ASK.format(rubric=rubric, question=question, answer=response)),)
 
-    digest = hashlib.blake2b(f"{ASK}\0{rubric}".encode(), digest_size=4).hexdigest()
-    return ModelJudge(ask, read_verdict, f"llm-{digest}")
+    return ModelJudge(ask, read_verdict, f"llm-{_digest(ASK, rubric)}")
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.blake2b("\0".join(texts).encode(), digest_size=4).hexdigest()
 
 
 def read_verdict(text: str) -> Verdict:

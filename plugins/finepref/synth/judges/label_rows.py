@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from finepref.formats.row import RowReader
 from finepref.synth.ask import Job, ask, work_folder
 from finepref.synth.data_sources.job_rows import SUPERVISED, Row, Rows, Wants, prompt_fields, rows_of
 from finepref.synth.engines.protocol import Completion, Engine, Request, prompt_problems, request_seed
-from finepref.synth.judges.verdict import ModelJudge, Rule, Verdict
+from finepref.synth.judges.verdict import BatchJudge, Judge, ModelJudge, Verdict
 from finepref.synth.left_out import UNJUDGED, Ledger, unanswered
 
 
@@ -51,7 +52,7 @@ def judge(
     source: Rows,
     output: Path,
     *,
-    judge: Rule | ModelJudge,
+    judge: Judge,
     name: str,
     engine: Engine | None = None,
     work_dir: Path | None = None,
@@ -68,7 +69,7 @@ def judge(
         source: rows with `response` (entropy: `responses`); a judge by a model also needs prompt or messages. Of sets
             for supervised training the answer is the response.
         output: the JSON Lines file to write.
-        judge: a rule, or a judge by a model together with `engine`.
+        judge: a rule, a judge of batches, or a judge by a model together with `engine`.
         name: of the judge, for the rows and the journal.
         engine: answers the questions of a judge by a model, greedily.
         work_dir: folder of the journal; by default `<stem>.work` beside the output.
@@ -78,6 +79,7 @@ def judge(
 
     Raises:
         BadData: see `read_each`; a problem is, for example, a row that has `label` or `verdict` already.
+        ValueError: a judge of batches gives another number of verdicts than rows.
         JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
     """
     given = rows_of(source, WANTS)
@@ -99,6 +101,15 @@ def judge(
         )
         answers = ask(requests, engine=engine, job=job)
         verdicts = [_verdict(judge, answers[request.id]) for request in requests]
+    elif isinstance(judge, BatchJudge):
+        job = Job(
+            name=f"judge {name}",
+            source=given,
+            folder=work_folder(output, work_dir),
+            prompt_version=judge.version,
+            settings={"batch_size": judge.batch_size},
+        )
+        verdicts = _in_batches(judge, found, name, job)
     else:
         verdicts = [judge(row) for row in tqdm(rows, desc=f"judge {name}", unit="row", disable=None)]
     judged, left_out = [], Ledger()
@@ -116,24 +127,49 @@ def judge(
     return Labelled(passed, len(judged) - passed, len(left_out), left_out.unanswered)
 
 
+def _in_batches(judge: BatchJudge, found: Sequence[_Judgeable], name: str, job: Job) -> list[Verdict]:
+    """The verdicts of rows in order. Batches hold rows of similar length, the longest first, also in a resumed job."""
+    names = [f"{number}/{each.key}" for number, each in enumerate(found)]
+    order = sorted(range(len(found)), key=lambda number: -len(str(found[number].row.get("response", ""))))
+    batches = [order[start : start + judge.batch_size] for start in range(0, len(order), judge.batch_size)]
+
+    def compute(done: Collection[str]) -> Iterator[list[dict[str, object]]]:
+        finished = {*done}
+        for batch in batches:
+            if finished.issuperset(names[number] for number in batch):
+                continue
+            verdicts = judge.judge([found[number].row for number in batch])
+            if len(verdicts) != len(batch) or not all(isinstance(each, Verdict) for each in verdicts):
+                raise ValueError(f"the judge {name} gave {len(verdicts)} verdicts for {len(batch)} rows")
+            yield [{"id": names[number], **each._asdict()} for number, each in zip(batch, verdicts, strict=True)]
+
+    with job.journal(f"judge:{name}") as journal:
+        done = journal.complete(names, compute, unit="row")
+    told = ({field: done[each][field] for field in Verdict._fields} for each in names)
+    return [judge.settled(Verdict(**each)) for each in told]  # type: ignore[arg-type]
+
+
 class _Judgeable(NamedTuple):
-    """A row, and for a judge by a model the question about it and a key of its content."""
+    """A row, and for a judge by a model or of batches the question about it and a key of its content."""
 
     row: dict[str, object]
     question: tuple[Message, ...] = ()
     key: str = ""
 
 
-def _read(reader: RowReader, *, judge: Rule | ModelJudge, engine: Engine | None) -> _Judgeable | None:
+def _read(reader: RowReader, *, judge: Judge, engine: Engine | None) -> _Judgeable | None:
     for field in ("label", "verdict"):
         if field in reader.row:
             reader.note(field, "FP013", "the row has a verdict already")
     row = {**reader.row}
-    if not isinstance(judge, ModelJudge):
+    if not isinstance(judge, ModelJudge | BatchJudge):
         return _Judgeable(row)
-    prompt, response = reader.prompt(), reader.required_text("response")
+    alone = isinstance(judge, BatchJudge) and judge.reads == "response"
+    prompt, response = () if alone else reader.prompt(), reader.required_text("response")
     if reader.problems:
         return None
+    if isinstance(judge, BatchJudge):
+        return _Judgeable(row, key=content_id(prompt, response))
     question = judge.ask(prompt, response)
     reader.problems += prompt_problems(engine, question, file=reader.file, line=reader.line)
     return _Judgeable(row, question, content_id(prompt, response))

@@ -3,10 +3,13 @@
 failing      the target failed it             duplicate   near-equal to one that was kept
 solved       the target solved it             invalid     not a usable instruction, with the reason
 unjudged     no verdict, with the reason      unproposed  the engine failed, so there is no instruction
+
+With a judge of safety, failing means an unsafe response, and the failure rate is the attack success rate (ASR).
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +20,11 @@ from finepref.formats.bad_rows import BadRows
 from finepref.synth.dedup import normalised
 from finepref.synth.diversity import self_bleu
 from finepref.synth.judges.by_rule import as_text
-from finepref.synth.left_out import read_all
+from finepref.synth.judges.refusals import refused
+from finepref.synth.left_out import ENGINE, read_all
 from finepref.synth.reversegen.improve import majority
 from finepref.synth.reversegen.instructions import Row, read_dicts
+from finepref.synth.wilson import interval
 
 CLASSES = ("failing", "solved", "duplicate", "invalid", "unjudged", "unproposed")
 
@@ -71,11 +76,14 @@ def measure(
 ) -> dict[str, object]:
     """The figures of a round, or of a held-out file.
 
-    `classes` and `reasons` count all rows; `failure_rate` is the share of failing rows, `failure_rate_judged` that
-    among rows with a verdict, and `accuracy` its complement; `self_bleu` (ReverseGen's mean of BLEU-2 to BLEU-5) and
-    `distinct` are those of the texts in the first file. If the judge was `entropy`, `entropy` is the mean entropy in
-    nats, and `average_precision` is that of the ranking by entropy, lowest first, where a majority answer is right if
-    it begins with the row's `answer`.
+    `classes` and `reasons` count all rows; of an engine's failure the kind is told, not its message, which may repeat
+    a prompt. `failure_rate` is the share of failing rows, `failure_rate_judged` that among rows with a verdict, each
+    with Wilson's 95 % interval, and `accuracy` is the complement of the latter. `refusals` are the judged responses
+    that refuse (see `judges.refusals`), `refusal_rate` their share of the judged rows with one response. `self_bleu`
+    (ReverseGen's mean of BLEU-2 to BLEU-5) and `distinct` are those of the texts in the first file,
+    `self_bleu_failing` is that of the failing instructions. If the judge was `entropy`, `entropy` is the mean entropy
+    in nats, and `average_precision` is that of the ranking by entropy, lowest first, where a majority answer is right
+    if it begins with the row's `answer`.
 
     Args:
         files: see `fates`.
@@ -92,18 +100,42 @@ def measure(
         "rows": len(found),
         "classes": {kind: classes[kind] for kind in CLASSES},
         "reasons": {
-            kind: dict(Counter(fate.reason for fate in found.values() if fate.kind == kind and fate.reason))
+            kind: dict(Counter(_told(fate.reason) for fate in found.values() if fate.kind == kind and fate.reason))
             for kind in ("invalid", "unjudged", "unproposed")
         },
         "failure_rate": _share(classes["failing"], len(found)),
+        "failure_rate_interval": interval(classes["failing"], len(found)),
         "failure_rate_judged": _share(classes["failing"], judged),
+        "failure_rate_judged_interval": interval(classes["failing"], judged),
         "accuracy": _share(classes["solved"], judged),
         "texts": len(texts),
         "distinct": _share(len({*map(normalised, texts)}), len(texts)),
-        "self_bleu": self_bleu(texts, sample=sample, seed=seed)["mean"] if len(texts) > 1 else None,
+        **_refusals(measured),
+        "self_bleu": _self_bleu(texts, sample, seed),
+        "self_bleu_failing": _self_bleu(_failing(measured), sample, seed),
         "self_bleu_sample": sample,
         **_uncertainty(measured),
     }
+
+
+def _told(reason: str) -> str:
+    """The reason for a report: of an engine's failure the HTTP status or the kind of error, without its message."""
+    kind = re.match(rf"{ENGINE}: (?:HTTP \d+|\w+(?:Error|Exception|Timeout))(?=:|$)", reason)
+    return kind[0] if kind else reason
+
+
+def _failing(rows: Sequence[Row]) -> list[str]:
+    return [str(row["prompt"]) for row in rows if row["label"] is False and isinstance(row.get("prompt"), str)]
+
+
+def _self_bleu(texts: Sequence[str], sample: int, seed: int) -> float | None:
+    return self_bleu(texts, sample=sample, seed=seed)["mean"] if len(texts) > 1 else None
+
+
+def _refusals(rows: Sequence[Row]) -> dict[str, float | None]:
+    responses = [row["response"] for row in rows if isinstance(row.get("response"), str)]
+    count = sum(bool(refused(str(each))) for each in responses)
+    return {"refusals": count if responses else None, "refusal_rate": _share(count, len(responses))}
 
 
 def _ids(path: Path, rows: Sequence[Row]) -> dict[str, Row]:
