@@ -69,7 +69,7 @@ def test_margins_of_pairs_are_those_of_each_response_read_alone_and_a_reference_
         assert found[row["id"]]["rejected"] == pytest.approx(expected, abs=2e-4)
 
 
-def test_span_measures_weigh_the_tokens_of_spans_and_a_response_without_spans_counts_as_a_whole(tiny_model, tmp_path):
+def test_span_measures_weigh_the_tokens_of_spans_and_a_side_without_spans_counts_as_a_whole(tiny_model, tmp_path):
     """A byte is a token: characters 6 and 7 of "It is 33." are tokens 6 and 7; "5" has weight 2, its end token 0."""
     data = tmp_path / "spans.jsonl"
     write_jsonl(data, SPANS)

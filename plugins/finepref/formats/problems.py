@@ -129,6 +129,11 @@ CODES: dict[str, str] = {
     "FP262": "the token scores are of another kind than the stage reads",
     "FP263": "a response has no end token, which is to be trained",
     "FP264": "a pair has no margin, which the loss reads",
+    "FP305": "a run to report on is not there",
+    "FP306": "a folder holds nothing to report",
+    "FP307": "a file of a run cannot be read",
+    "FP308": "a run to report on did not end",
+    "FP309": "a run is given twice",
 }
 """Code -> short meaning. Codes are never used again for another meaning (FP044, FP064, FP065, FP086, FP202, FP221)."""
 
