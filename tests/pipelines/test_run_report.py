@@ -132,6 +132,16 @@ def test_seeds_that_agree_exactly_are_no_measure_of_noise(run_folder):
     assert (each.verdict, each.why, each.seeds) == ("not shown", "no seed differs from another", None)
 
 
+def test_held_out_records_that_the_seed_draws_are_told(run_folder):
+    runs = []
+    for seed in (1, 2):
+        own = receipt(seed)
+        own["run"]["command"] = {"settings": {"val_size": 0.1}}
+        runs.append(run_folder(f"a{seed}", {"eval_acc": 0.5}, receipt=own))
+    assert any("val_size draws the held-out records by the seed" in note for note in comparison(*runs).notes)
+    assert comparison(runs[0]).notes == []
+
+
 def test_losses_of_other_options_are_not_compared_nor_rewards_of_another_beta(run_folder):
     figures = {"eval_loss": 0.6, "eval_rewards/margins": 0.1, "eval_rewards/accuracies": 0.5}
     alpha, beta = receipt(tdpo_alpha=0.1), receipt(pref_beta=0.5)
@@ -234,7 +244,7 @@ def test_the_report_names_groups_differences_and_how_sure_they_are(run_folder, t
     text = (out / "report.md").read_text()
     assert "![figures](figures.png)" in text
     assert "| eval_acc | 0.5200 ± 0.0200 | 0.7200 ± 0.0173 |" in text
-    assert "not shown (no seed differs from another): train loss" not in text  # the losses of other options
+    assert "- of 1 held-out figures: better in 1" in text
     assert "not comparable (its unit depends on tdpo_alpha): train loss" in text
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2

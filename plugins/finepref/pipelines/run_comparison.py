@@ -188,7 +188,7 @@ def _name(own: Sequence[Run], settings: Mapping[str, Any], varying: Sequence[str
     """The user's label; or the few short settings that differ; or the name of the first run."""
     if own[0].label:
         return own[0].label
-    shown = [f"{name}={settings.get(name)}" for name in varying]
+    shown = [f"{name.rpartition('.')[2]}={settings.get(name)}" for name in varying]
     if 0 < len(shown) <= 2 and all(len(str(settings.get(name))) <= SHORT for name in varying):
         return ", ".join(shown)
     return own[0].name
@@ -301,6 +301,12 @@ def _over_seeds(
     return mean - width, mean + width
 
 
+def _drawn(run: Run) -> bool:
+    """Whether the run's held-out records are a share of its training data, drawn by its seed."""
+    command = ((run.receipt or {}).get("run") or {}).get("command") or {}
+    return bool((command.get("settings") or {}).get("val_size"))
+
+
 def _notes(runs: Sequence[Run], groups: Sequence[Group]) -> list[str]:
     notes = [f"{run.path}: {note}" for run in runs for note in run.notes]
     for group in groups:
@@ -311,6 +317,8 @@ def _notes(runs: Sequence[Run], groups: Sequence[Group]) -> list[str]:
             notes.append(f"{group.name}: its runs differ by more than the seed")
     if unnamed := [str(run.path) for run in runs if not run.receipt]:
         notes.append(f"no receipt, so what these runs were is not known: {', '.join(dict.fromkeys(unnamed))}")
+    if any(len({*group.seeds}) > 1 and any(map(_drawn, group.runs)) for group in groups):
+        notes.append("val_size draws the held-out records by the seed, so that those of other seeds are others")
     versions = {json.dumps(run.receipt.get("versions"), sort_keys=True) for run in runs if run.receipt}
     if len(versions) > 1:
         notes.append("the runs had different versions of packages; see their receipts")

@@ -116,8 +116,8 @@ def _merged(runs: Sequence[Run]) -> list[Run]:
         if first is None:
             found[key] = run
         else:
-            both = {"figures": {**first.figures, **run.figures}, "curves": {**first.curves, **run.curves}}
-            found[key] = replace(first, **both, notes=[*first.notes, *run.notes])
+            figures, curves = {**first.figures, **run.figures}, {**first.curves, **run.curves}
+            found[key] = replace(first, figures=figures, curves=curves, notes=[*first.notes, *run.notes])
     return [*found.values()]
 
 
@@ -213,7 +213,7 @@ def _ended(
     text = ""
     if done and planned and done < planned:
         text = f"it stopped after {done} of {planned} steps"
-    elif receipt is None and log and next(folder.glob("checkpoint-*/finepref_receipt.json"), None):
+    elif receipt is None and log and any(folder.glob("checkpoint-*/finepref_receipt.json")):
         text = "it has no receipt, while its checkpoints have one"
     if text and not unfinished:
         raise _bad(folder, "FP308", f"the run did not end: {text}; resume it, or take it as it is with --unfinished")

@@ -15,6 +15,7 @@ from finepref.pipelines.run_comparison import Cell, Comparison, Difference
 
 PANELS = 12
 """Most figures, and most curves, in a plot; the tables have all."""
+VERDICTS = ("better", "worse", "higher", "lower", "not shown", "not comparable")
 SHOWN = ("better", "worse", "higher", "lower")
 HOW = (
     "A difference is called one only if every interval that is known excludes 0. *Records*: 95 % paired bootstrap "
@@ -30,12 +31,16 @@ def headline(found: Comparison) -> list[str]:
     first = found.groups[0]
     for number, group in enumerate(found.groups[1:]):
         own = {name: row[number] for name, row in found.differences.items()}
-        held_out = {name: each for name, each in own.items() if each and not name.startswith("train ")}
+        held_out = {name: each for name, each in own.items() if each is not None and not name.startswith("train ")}
         lines.append(f"**{group.name}** ({_seeds(group)}) against **{first.name}** ({_seeds(first)}):")
         if not any(own.values()):
             lines.append("- no figure is known of both")
             continue
-        if not held_out:
+        if held_out:
+            counts = {word: sum(each.verdict == word for each in held_out.values()) for word in VERDICTS}
+            told = ", ".join(f"{word} in {count}" for word, count in counts.items() if count)
+            lines.append(f"- of {len(held_out)} held-out figures: {told}")
+        else:
             lines.append("- no held-out figure is known of both: what follows is of the data that was trained on")
         for word in SHOWN:
             told = [_told(name, each) for name, each in own.items() if each and each.verdict == word]

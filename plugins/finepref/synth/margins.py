@@ -18,7 +18,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -234,9 +233,11 @@ class _Reader:
 
         if path not in self._loaded:
             tokenizer = load_tokenizer(path, chat_template=self.template is None)
-            make = partial(by_prompt_and_end_token, merge_system=self.merge_system)
-            make = self.template.encoder if self.template else make
-            self._loaded[path] = tokenizer, context_of(path), make(tokenizer)
+            if self.template is None:
+                encode = by_prompt_and_end_token(tokenizer, merge_system=self.merge_system)
+            else:
+                encode = self.template.encoder(tokenizer)
+            self._loaded[path] = tokenizer, context_of(path), encode
         return self._loaded[path]
 
     def version(self, model: Model) -> str:
@@ -265,7 +266,8 @@ class _Reader:
         return [self._cases[model.path, record.id] for record in records]
 
     def _case(self, path: str, record: Negatives, line: int) -> Case | list[Problem]:
-        from finepref.synth.encoding import ChangedByTemplateError, RefusedByTemplateError, encoding_problem
+        from finepref.synth.encoding import ChangedByTemplateError, encoding_problem
+        from finepref.synth.engines.checkpoint import RefusedByTemplateError
 
         _, room, encode = self.loaded(path)
         texts = {"": record.chosen, **record.negatives}
