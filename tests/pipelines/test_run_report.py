@@ -130,6 +130,8 @@ def test_seeds_that_agree_exactly_are_no_measure_of_noise(run_folder):
     )
     each = found.differences["eval_acc"][0]
     assert (each.verdict, each.why, each.seeds) == ("not shown", "no seed differs from another", None)
+    same = comparison(run_folder("c", {"eval_acc": 0.5}), run_folder("d", {"eval_acc": 0.5}))
+    assert same.differences["eval_acc"][0].why == "equal in all runs"
 
 
 def test_held_out_records_that_the_seed_draws_are_told(run_folder):

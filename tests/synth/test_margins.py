@@ -89,7 +89,7 @@ def one(value):
 
 
 def test_two_models_are_compared_record_by_record():
-    """Margins of a: 1, 2, 0; of b: each .5 more. The difference is .5 in every resample, so its interval is a point."""
+    """Margins of a: 1, 2, 0; of b: each .5 more. The difference is .5 in every resample: its interval is a point."""
     values = {
         name: {f"r{i}": {"": one(good + more), "logic": one(0.0)} for i, good in enumerate((1.0, 2.0, 0.0))}
         for name, more in (("a", 0.0), ("b", 0.5))

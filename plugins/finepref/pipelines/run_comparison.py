@@ -34,6 +34,7 @@ LOWER = re.compile(r"(?<![a-z])(loss|ece|ace|mce|perplexity)(?![a-z])")
 OBJECTIVE = re.compile(r"loss\b|rewards/(chosen|rejected|margins|mean)|logps/|\bkl/")
 """Figures whose unit depends on the objective."""
 UNNAMED = "(no receipt)"
+EQUAL = "equal in all runs"
 SHORT = 24
 """Longest value in a group's name."""
 
@@ -239,6 +240,8 @@ def _difference(first: Group, other: Group, name: str, seed: int) -> Difference 
     if not intervals:
         several = min(len(before.values), len(after.values)) > 1
         why = "no seed differs from another" if several else "no values per record, and fewer than two seeds each"
+        if len({*before.values, *after.values}) == 1:
+            why = EQUAL
         return Difference(value, None, 0, None, "not shown", why)
     if all(low > 0 for low, _ in intervals) or all(high < 0 for _, high in intervals):
         return Difference(value, records, number, by_seed, _word(first, name, value))

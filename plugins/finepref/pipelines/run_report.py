@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finepref.formats.files import write_json
-from finepref.pipelines.run_comparison import Cell, Comparison, Difference
+from finepref.pipelines.run_comparison import EQUAL, Cell, Comparison, Difference
 
 PANELS = 12
 """Most figures, and most curves, in a plot; the tables have all."""
@@ -177,17 +177,21 @@ def draw(found: Comparison, folder: Path) -> list[Path]:
     names = [
         name
         for name, row in found.differences.items()
-        if any(each is not None and each.verdict != "not comparable" for each in row)
-    ][:PANELS]
+        if any(each is not None and each.verdict != "not comparable" and each.why != EQUAL for each in row)
+    ]
+    names = sorted(names, key=lambda name: not any(each and each.verdict in SHOWN for each in found.differences[name]))
+    names = names[:PANELS]
     if names:
         figure = Figure(figsize=(12, 2.6 * -(-len(names) // 3)), layout="constrained")
         for axis, name in zip(_panels(figure, len(names)), names, strict=False):
             _draw_figure(axis, found, name)
+        told = "dot: a seed; upright: mean; line below: 95 % interval of the difference, around the mean"
+        figure.supxlabel(f"{told}; dashed: {found.groups[0].name}", fontsize="small")
         files.append(folder / "figures.png")
         figure.savefig(files[-1], dpi=110)
     curves = dict.fromkeys(name for group in found.groups for run in group.runs for name in run.curves)
-    curves = {name: None for name in curves if any(len(each) > 1 for each in _curves(found, name))}
-    names = sorted(curves, key=lambda name: (not name.startswith("eval_"), name != "loss"))[:PANELS]
+    moving = [name for name in curves if any(len({y for _, y in each}) > 1 for each in _curves(found, name))]
+    names = sorted(moving, key=lambda name: (not name.startswith("eval_"), name != "loss"))[:PANELS]
     if names:
         figure = Figure(figsize=(12, 2.6 * -(-len(names) // 3)), layout="constrained")
         panels = _panels(figure, len(names))
