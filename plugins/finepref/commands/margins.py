@@ -144,18 +144,20 @@ def _print(found: Mapping[str, Any], measure: str, *, over: str) -> None:
 
     rows = {name: table.get(measure) for name, table in found["summary"].items()}
     if not any(rows.values()):
-        typer.echo(f"no record has the measure {measure}: it needs spans", err=True)
+        both = " in both responses" if measure == "span_sum" else ""
+        typer.echo(f"no record has the measure {measure}: it needs spans{both}", err=True)
         raise typer.Exit(1)
     kinds = list(dict.fromkeys(kind for table in rows.values() for kind in table or {}))
     if len(kinds) == 2:  # one error type and "overall" are the same
         kinds = kinds[1:]
     what = f"Margins ({measure}, in nats{f', over {over}' if over else ''}), 95 % intervals, share above 0"
-    table = Table("model", *kinds, title=what, title_justify="left")
+    table = Table("model", *kinds)
     for name, own in rows.items():
         table.add_row(name, *(_cell((own or {}).get(kind)) for kind in kinds))
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(120, 30 * (len(kinds) + 1)))
+    typer.echo(what)
     console.print(table)
     for each in found["differences"]:
         if each["measure"] == measure and each["type"] == "overall":

@@ -5,8 +5,9 @@ With log-probability l_t of token t of a response, given its prompt, and weights
     sum = sum_t l_t,  mean = sum / T,  span_sum = sum_t w_t l_t,  span_mean = span_sum / sum_t w_t
 
 of the chosen response minus those of the other one. With a reference, the reference's margin is taken off: then `sum`
-is DPO's implicit reward margin without beta. The end token is one of the T tokens. The span measures are there for
-records with spans; a response without spans counts as a whole, as in training.
+is DPO's implicit reward margin without beta. The end token is one of the T tokens. `span_mean` is there if one of the
+two has spans; the other then counts as a whole, as in training. `span_sum` needs spans in both: a sum over all tokens
+does not compare with one over a few.
 
 A negative repeats the chosen answer up to its error, so a model reads that part only once (`scorers.hf`).
 """
@@ -343,17 +344,17 @@ def _sums(logps: Sequence[float], weights: Sequence[float] | None) -> list[float
 
 
 def _values(sides: Mapping[str, Side], sums: Mapping[str, Sequence[float]]) -> Values:
+    """The measures of each response; `span_sum` only of one with spans, `span_mean` of all if one has spans."""
     found: dict[str, dict[str, float]] = {}
+    annotated = any(side.weights is not None for side in sides.values())
     for name, side in sides.items():
         whole, weighted = sums[name]
         found[name] = {"mean": whole / len(side.tokens), "sum": whole}
-        if any(each.weights is not None for each in (side, sides[""])):
-            mass = len(side.tokens) if side.weights is None else sum(side.weights)
-            if mass:
-                found[name] |= {"span_mean": weighted / mass, "span_sum": weighted}
-    if any("span_sum" in each for each in found.values()) and "span_sum" not in found[""]:
-        whole, weighted = sums[""]
-        found[""] |= {"span_mean": whole / len(sides[""].tokens), "span_sum": weighted}
+        mass = len(side.tokens) if side.weights is None else sum(side.weights)
+        if annotated and mass:
+            found[name]["span_mean"] = weighted / mass
+        if side.weights is not None and mass:
+            found[name]["span_sum"] = weighted
     return found
 
 
@@ -361,14 +362,20 @@ def margins(values: Mapping[str, Values], reference: Mapping[str, Values] | None
     """record id -> error type -> measure -> margin, less the reference's if there is one."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for record, sides in values.items():
-        good, before = sides[""], reference[record] if reference else None
         found[record] = {}
         for name in sorted(sides.keys() - {""}):
-            own = {key: good[key] - sides[name][key] for key in MEASURES if key in sides[name] and key in good}
-            if before is not None:
-                own = {key: value - (before[""][key] - before[name][key]) for key, value in own.items()}
+            own = _margin(sides[""], sides[name])
+            if reference is not None:
+                before = _margin(reference[record][""], reference[record][name])
+                own = {key: value - before[key] for key, value in own.items() if key in before}
             found[record][name] = own
     return found
+
+
+def _margin(good: Mapping[str, float], bad: Mapping[str, float]) -> dict[str, float]:
+    spans_there = "span_sum" in good or "span_sum" in bad
+    keys = [key for key in MEASURES if key in good and key in bad and (key != "span_mean" or spans_there)]
+    return {key: good[key] - bad[key] for key in keys}
 
 
 def compared(
