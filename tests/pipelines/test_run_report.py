@@ -224,6 +224,25 @@ def test_each_model_of_a_margins_file_is_a_run(run_folder, tmp_path):
     assert found.differences["margin mean, overall"][0].verdict == "not shown"
 
 
+def test_reward_models_are_compared_pair_by_pair_by_what_apo_eval_wrote(run_folder, tmp_path):
+    """Of 30 pairs a ranks every second one right, b all."""
+    folders = []
+    for name, second in (("a", -1.0), ("b", 1.0)):
+        rows = [
+            {"id": f"r{i}", "prompt": "?", "responses": ["x", "y"], "scores": [2, 1], "rewards": [margin, 0.0]}
+            for i in range(30)
+            for margin in [1.0 if i % 2 else second]
+        ]
+        folders.append(run_folder(name, files={"scored.jsonl": "".join(json.dumps(row) + "\n" for row in rows)}))
+        words = ["apo", "eval", f"human={folders[-1] / 'scored.jsonl'}", "--output", str(folders[-1] / "eval.json")]
+        assert CliRunner().invoke(app, words).exit_code == 0
+    found = comparison(*folders)
+    accuracy, margin = (found.differences[f"human rewards/{name}"][0] for name in ("accuracies", "margins"))
+    assert (accuracy.value, accuracy.number, accuracy.verdict) == (pytest.approx(0.5), 30, "better")
+    assert accuracy.records == pytest.approx((0.32, 0.68), abs=0.04)
+    assert (margin.value, margin.verdict) == (pytest.approx(1.0), "better")
+
+
 def test_of_a_log_the_last_quarter_is_the_figure_and_all_of_it_the_curve(run_folder):
     folder = run_folder("a", losses=[8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
     (only,) = read_runs([str(folder)], RECEIPTS)

@@ -297,16 +297,20 @@ def evaluate(
     """Compare rewards with scores: accuracy and calibration. For samples without scores: mean reward and win rate.
 
     Each pair of differently scored responses counts once, with confidence sigmoid of the difference of the rewards.
+    They are in OUTPUT.pairs.jsonl, by which `finepref report` compares models pair by pair.
     """
     from finepref.formats.files import write_json
+    from finepref.formats.jsonl import write_jsonl
     from finepref.hosts import reward_metrics
     from finepref.synth.apo.scored import read_scored, scored_by, win_rate
     from finepref.synth.calibration import described
 
     found: dict[str, dict[str, Any]] = {}
     told: list[str] = []
+    by_pair: list[dict[str, object]] = []
+    pair_file = output.with_suffix(".pairs.jsonl")
     files = [Path(source.partition("=")[2] or source) for source in sources]
-    check_outputs(output, rejected_path(output), inputs=[*files, against])
+    check_outputs(output, pair_file, rejected_path(output), inputs=[*files, against])
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as collected:
         for source in sources:
             name, given, after = source.partition("=")
@@ -323,7 +327,12 @@ def evaluate(
             if all(row.scores for row in rows):
                 tensors = reward_metrics.padded(rewards, [row.scores for row in rows], [row.kind for row in rows])
                 figures |= reward_metrics.metrics(*tensors)
-                own = reward_metrics.calibration_of(reward_metrics.pairs_of(*tensors[:3]))
+                pairs = reward_metrics.pairs_of(*tensors[:3])
+                own = reward_metrics.calibration_of(pairs)
+                by_pair += (
+                    {"name": name, "id": rows[record].id, "right": float(margin > 0), "margin": margin}
+                    for record, margin in zip(pairs.record.tolist(), pairs.margin.tolist(), strict=True)
+                )
                 figures["calibration"] = own
                 told += [f"{name}: {line}" for line in described(own)]
                 if diagram:
@@ -335,6 +344,8 @@ def evaluate(
             if against is not None and not any(row.scores for row in rows):
                 figures["win_rate"] = win_rate(rows, read_scored(against, bad_rows=collected))
         write_json(output, found)
+        if by_pair:
+            write_jsonl(pair_file, by_pair)
     flat = {name: {key: value for key, value in own.items() if key != "calibration"} for name, own in found.items()}
     typer.echo(json.dumps(flat, indent=2))
     for line in told:

@@ -5,7 +5,7 @@
 | `finepref_receipt.json`, or the receipt of an evaluation | settings, seed, data, model |
 | `trainer_state.json`, `trainer_log.jsonl` | curves; of the training the mean of the last quarter of the entries |
 | `all_results.json`, `eval_results.json`, `predict_results.json` | LLaMA-Factory's figures |
-| `eval.json` | figures of `finepref apo eval` and `finepref reversegen eval` |
+| `eval.json`, `eval.pairs.jsonl` | those of `finepref apo eval`, with values per pair, and of `reversegen eval` |
 | `results.json`, `samples/TASK.jsonl` | figures and values per document of `finepref eval` |
 | `results_*.json`, `samples_TASK_*.jsonl` | those of lm-eval, also in a folder below |
 | `margins.json` | margins of `finepref margins`; given as a file, each of its models is a run |
@@ -138,6 +138,7 @@ def _folder(folder: Path, label: str, receipts: Sequence[str], *, unfinished: bo
             figures |= {key: Figure(value) for key, value in _numbers(_json(folder / name)) if key != "train_loss"}
     if (folder / "eval.json").is_file():
         figures |= {key: Figure(value) for key, value in _numbers(_json(folder / "eval.json"))}
+        figures |= _pairs(folder / "eval.pairs.jsonl", figures)
     if (folder / "results.json").is_file():
         figures |= _own_results(folder, _json(folder / "results.json"))
     figures |= _lm_eval(folder)
@@ -231,6 +232,22 @@ def _curves(log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, flo
     if found.get("accuracy") == found.get("rewards/accuracies"):  # OpenRLHF's log has it under both names
         found.pop("accuracy", None)
     return found
+
+
+def _pairs(file: Path, known: Mapping[str, Figure]) -> dict[str, Figure]:
+    """Accuracy and margin of `finepref apo eval` with the values of each pair."""
+    values: dict[str, dict[str, float]] = {}
+    count: dict[tuple[str, str], int] = {}
+    for row in _rows(file):
+        place = str(row["name"]), str(row["id"])
+        count[place] = number = count.get(place, 0) + 1
+        for key, name in (("right", "rewards/accuracies"), ("margin", "rewards/margins")):
+            values.setdefault(f"{row['name']} {name}", {})[f"{row['id']}\0{number}"] = float(row[key])
+    return {
+        name: Figure(known[name].value, True, own)
+        for name, own in values.items()
+        if name in known and abs(fmean(own.values()) - known[name].value) < 1e-6
+    }
 
 
 def _own_results(folder: Path, found: Mapping[str, Any]) -> dict[str, Figure]:
