@@ -210,6 +210,41 @@ def test_results_of_finepref_eval_have_the_receipt_of_the_model_that_was_trained
     assert found.notes == []
 
 
+def test_figures_over_other_records_are_not_compared_and_of_common_ones_only_these(run_folder):
+    def results(ids, values):
+        figures = {"own": {"metrics": {"acc,none": {"value": sum(values) / len(values)}}}}
+        rows = [{"id": f"{i}/none", "acc": value} for i, value in zip(ids, values, strict=True)]
+        return {"results.json": {"tasks": figures}, "samples/own.jsonl": "\n".join(map(json.dumps, rows))}
+
+    found = comparison(
+        run_folder("a", files=results(range(10), [0.0] * 10)),
+        run_folder("b", files=results(range(10, 20), [1.0] * 10)),
+        run_folder("c", files=results(range(15), [0.0] * 10 + [1.0] * 5)),
+    )
+    b, c = found.differences["own acc"]
+    assert (b.verdict, b.why) == ("not comparable", "they were evaluated on other records")
+    assert (c.value, c.number, c.verdict) == (0.0, 10, "not shown")
+
+
+def test_negatives_of_one_record_are_drawn_together(run_folder):
+    """Four types of each of 10 records, whose margins are equal: the interval is that of 10 values, not of 40."""
+    widths = []
+    for kinds in (("a",), ("a", "b", "c", "d")):
+        folders = []
+        for name, more in (("x", 0.0), ("y", 1.0)):
+            rows = [{"id": f"{i}/{kind}", "type": kind, "margin": more * (i % 5)} for i in range(10) for kind in kinds]
+            value = sum(row["margin"] for row in rows) / len(rows)
+            files = {
+                "results.json": {"tasks": {"t": {"metrics": {"margin": {"value": value}}}}},
+                "samples/t.jsonl": "\n".join(map(json.dumps, rows)),
+            }
+            folders.append(run_folder(f"{name}{len(kinds)}", files=files))
+        each = comparison(*folders).differences["t margin"][0]
+        assert each.number == 10 * len(kinds)
+        widths.append(each.records[1] - each.records[0])
+    assert widths[0] == pytest.approx(widths[1])
+
+
 def test_each_model_of_a_margins_file_is_a_run(run_folder, tmp_path):
     records = {
         name: {f"r{i}": {"rejected": {"sum": good + i % 2, "mean": 0.1}} for i in range(20)}

@@ -134,7 +134,10 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
         found.setdefault(key if run.label or known else f"{run.path} {run.name}", []).append(run)
     settings = [_common([identity(run) for run in own]) for own in found.values()]
     varying = [name for name in dict.fromkeys(name for each in settings for name in each) if _varies(name, settings)]
-    names = [_name(own, each, varying) for own, each in zip(found.values(), settings, strict=True)]
+    short = 0 < len(varying) <= 2 and all(
+        each.get(name) is not None and len(str(each[name])) <= SHORT for name in varying for each in settings
+    )
+    names = [_name(own, each, varying if short else ()) for own, each in zip(found.values(), settings, strict=True)]
     doubled = {name for name in names if names.count(name) > 1}
     names = [own[0].name if name in doubled else name for name, own in zip(names, found.values(), strict=True)]
     names = [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names, start=1)]
@@ -186,13 +189,9 @@ def _varies(name: str, settings: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _name(own: Sequence[Run], settings: Mapping[str, Any], varying: Sequence[str]) -> str:
-    """The user's label; or the few short settings that differ; or the name of the first run."""
-    if own[0].label:
-        return own[0].label
-    shown = [f"{name.rpartition('.')[2]}={settings.get(name)}" for name in varying]
-    if 0 < len(shown) <= 2 and all(len(str(settings.get(name))) <= SHORT for name in varying):
-        return ", ".join(shown)
-    return own[0].name
+    """The user's label; or the settings that differ, if they are few and short; or the name of the first run."""
+    shown = ", ".join(f"{name.rpartition('.')[2]}={settings[name]}" for name in varying)
+    return own[0].label or shown or own[0].name
 
 
 def _differing(groups: Sequence[Group]) -> dict[str, list[Any]]:
@@ -232,7 +231,13 @@ def _difference(first: Group, other: Group, name: str, seed: int) -> Difference 
     if before is None or after is None:
         return None
     value = after.mean - before.mean
-    records, number = _over_records(_records(first, name), _records(other, name), seed)
+    one, two = _records(first, name), _records(other, name)
+    if one and two and one.keys() != two.keys():  # only of what both were evaluated on
+        common = [key for key in one if key in two]
+        if len(common) < 2:
+            return Difference(value, None, len(common), None, "not comparable", "they were evaluated on other records")
+        value = fmean(two[key] - one[key] for key in common)
+    records, number = _over_records(one, two, seed)
     by_seed = _over_seeds(_by_seed(first, name), _by_seed(other, name))
     if OBJECTIVE.search(name) and (why := _other_unit(first, other, name)):
         return Difference(value, records, number, by_seed, "not comparable", why)

@@ -256,10 +256,12 @@ def _own_results(folder: Path, found: Mapping[str, Any]) -> dict[str, Figure]:
     for task, result in (found.get("tasks") or {}).items():
         file = re.sub(r"[^\w.@-]+", "_", task)
         rows = _rows(folder / "samples" / f"{file}.jsonl")
-        for name, metric in (result.get("metrics") or {}).items():
+        for key, metric in (result.get("metrics") or {}).items():
             if _is_number(metric.get("value")):
-                records = _records(rows, name, "id", metric["value"])
-                figures[f"{task} {name}"] = Figure(metric["value"], metric.get("higher_is_better"), records)
+                name, _, chosen = key.partition(",")  # as lm-eval has it: metric,filter
+                own = [row for row in rows if not chosen or str(row.get("id", "")).endswith(f"/{chosen}")]
+                records = _records([{**row, "id": _key(row)} for row in own], name, "id", metric["value"])
+                figures[_shown(task, name, chosen)] = Figure(metric["value"], metric.get("higher_is_better"), records)
     return figures
 
 
@@ -280,9 +282,21 @@ def _lm_eval(folder: Path) -> dict[str, Figure]:
                 if not _is_number(value) or name.endswith("_stderr") or key in ("alias", "sample_len"):
                     continue
                 own = [row for row in rows if row.get("filter", "none") == chosen]
-                shown = f"{task} {name}" if chosen in ("", "none") else f"{task} {name} ({chosen})"
-                figures[shown] = Figure(value, directions.get(name), _records(own, name, "doc_id", value))
+                figures[_shown(task, name, chosen)] = Figure(
+                    value, directions.get(name), _records(own, name, "doc_id", value)
+                )
     return figures
+
+
+def _shown(task: str, metric: str, chosen: str) -> str:
+    """A figure's name; `chosen` is lm-eval's filter."""
+    return f"{task} {metric}" if chosen in ("", "none") else f"{task} {metric} ({chosen})"
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    """A document's id, in which what belongs to one record (RECORD/TYPE) can be told."""
+    name, kind = str(row.get("id", "")), f"/{row.get('type', '')}"
+    return f"{name.removesuffix(kind)}\0{kind}" if len(kind) > 1 and name.endswith(kind) else name
 
 
 def _file(file: Path, label: str, receipts: Sequence[str]) -> list[Run]:
