@@ -38,8 +38,8 @@ def headline(found: Comparison) -> list[str]:
             continue
         if held_out:
             counts = {word: sum(each.verdict == word for each in held_out.values()) for word in VERDICTS}
-            told = ", ".join(f"{word} in {count}" for word, count in counts.items() if count)
-            lines.append(f"- of {len(held_out)} held-out figures: {told}")
+            verdicts = ", ".join(f"{word} in {count}" for word, count in counts.items() if count)
+            lines.append(f"- of {len(held_out)} held-out figures: {verdicts}")
         else:
             lines.append("- no held-out figure is known of both: what follows is of the data that was trained on")
         for word in SHOWN:
