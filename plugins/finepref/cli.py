@@ -14,7 +14,9 @@ from finepref.commands import (
     filter,
     formats,
     judge,
+    margins,
     model,
+    report,
     reversegen,
     seapo,
     sepo,
@@ -26,7 +28,7 @@ HELP = "Preference learning on LLaMA-Factory and OpenRLHF: check, make and score
 app = typer.Typer(name="finepref", no_args_is_help=True, help=HELP, pretty_exceptions_enable=False)
 for command in (
     *(doctor, validate, filter, convert, formats, data, model),
-    *(seapo, sepo, apo, reversegen, dedup, diversity, judge),
+    *(seapo, sepo, apo, reversegen, dedup, diversity, judge, margins, report),
 ):
     command.register(app)
 

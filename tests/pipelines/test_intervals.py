@@ -6,7 +6,8 @@ import math
 from itertools import product
 
 import pytest
-from finepref.pipelines.intervals import Change, independent, interval, over_repeats, paired, told
+from finepref.pipelines.intervals import Change, independent, over_repeats, paired, told
+from finepref.synth.intervals import wilson
 
 
 @pytest.mark.parametrize(
@@ -15,7 +16,7 @@ from finepref.pipelines.intervals import Change, independent, interval, over_rep
 )
 def test_the_interval_is_wilsons(part, whole, low, high):
     """(p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.96; for 0 of 10, z^2 / (10 + z^2) = 0.2775."""
-    assert interval(part, whole) == pytest.approx((low, high), abs=1e-4)
+    assert wilson(part, whole) == pytest.approx((low, high), abs=1e-4)
 
 
 @pytest.mark.parametrize(

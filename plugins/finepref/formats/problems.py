@@ -131,6 +131,11 @@ CODES: dict[str, str] = {
     "FP264": "a pair has no margin, which the loss reads",
     "FP290": "a warm-up file where instructions to start from are wanted",
     "FP291": "an instruction where a ready few-shot prompt is wanted",
+    "FP305": "a run to report on is not there",
+    "FP306": "a folder holds nothing to report",
+    "FP307": "a file of a run cannot be read",
+    "FP308": "a run to report on did not end",
+    "FP309": "a run is given twice",
 }
 """Code -> short meaning. Codes are never used again for another meaning (FP044, FP064, FP065, FP086, FP202, FP221)."""
 

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-Z = 1.959964
-T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""The 97.5 % quantile of Student's t with 1 to 9 degrees of freedom; for more, the last, which is wider."""
+from finepref.synth.intervals import T_975, wilson
 
 
 class Change(NamedTuple):
@@ -29,15 +27,6 @@ class Change(NamedTuple):
     def shown(self) -> bool:
         """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
-
-
-def interval(part: int, whole: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    if not whole:
-        return 0.0, 1.0
-    share = part / whole
-    centre, spread = share + Z * Z / (2 * whole), Z * math.sqrt(share * (1 - share) / whole + (Z / whole / 2) ** 2)
-    return max(0.0, (centre - spread) / (1 + Z * Z / whole)), min(1.0, (centre + spread) / (1 + Z * Z / whole))
 
 
 def independent(old: tuple[int, int], new: tuple[int, int]) -> Change | None:
@@ -65,7 +54,7 @@ def paired(answers: Sequence[tuple[bool, bool]]) -> Change | None:
 def _newcombe(old: tuple[int, int], new: tuple[int, int], *, correlation: float) -> Change:
     (first, second), ((low_1, high_1), (low_2, high_2)) = (
         [part / whole for part, whole in (old, new)],
-        [interval(*each) for each in (old, new)],
+        [wilson(*each) for each in (old, new)],
     )
 
     def size(up: float, down: float) -> float:
@@ -85,7 +74,7 @@ def over_repeats(changes: Sequence[Change]) -> Change:
     if len(changes) == 1:
         return changes[0]
     each = [change.new - change.old for change in changes]
-    wide = T[min(len(each), len(T) + 1) - 2] * stdev(each) / math.sqrt(len(each))
+    wide = T_975[min(len(each), len(T_975) + 1) - 2] * stdev(each) / math.sqrt(len(each))
     return Change(old, new, min(low, new - old - wide), max(high, new - old + wide))
 
 

@@ -15,9 +15,10 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from finepref.formats.files import write_json
-from finepref.pipelines.intervals import Change, independent, interval, over_repeats, paired, told
+from finepref.pipelines.intervals import Change, independent, over_repeats, paired, told
 from finepref.pipelines.report import commands, table
 from finepref.pipelines.steps import Pipeline
+from finepref.synth.intervals import wilson
 from finepref.synth.reversegen.instructions import read_dicts
 
 EXAMPLES = 4
@@ -383,7 +384,7 @@ def _plot(path: Path, read: Sequence[Read]) -> None:
         names, first = [*each.lines], each is read[0]
         rates = [_ratio(_of_valid(each.lines[name])) for name in names]
         if first:
-            spans = [interval(*_of_valid(each.lines[name])) for name in names]
+            spans = [wilson(*_of_valid(each.lines[name])) for name in names]
             values = [math.nan if rate is None else rate for rate in rates]
             errors = [[abs(rate - span[side]) for rate, span in zip(values, spans, strict=True)] for side in (0, 1)]
             axis.errorbar(range(len(names)), values, errors, marker="o", capsize=4, label="failing of valid (95 %)")
@@ -417,7 +418,7 @@ def _ratio(count: tuple[int, int]) -> float | None:
 
 def _share(count: tuple[int, int]) -> str:
     """A share with its interval: 42.2% (34% to 51%)."""
-    low, high = interval(*count)
+    low, high = wilson(*count)
     return f"{_percent(_ratio(count))} ({low:.0%} to {high:.0%})" if count[1] else "-"
 
 

@@ -9,7 +9,6 @@ from finepref.cli import app
 from finepref.formats.jsonl import write_jsonl
 from finepref.synth.diversity import self_bleu
 from finepref.synth.reversegen.evaluate import measure
-from finepref.synth.wilson import interval
 from typer.testing import CliRunner
 
 ANSWERS = ["I cannot help with that.", "Sorry, but no.", "You goose!", "You goose!", "How nice."]
@@ -31,16 +30,6 @@ def files(tmp_path):
     for name, content in (("proposals", rows), ("judged", judged), ("judged.unjudged", asides)):
         write_jsonl(tmp_path / f"{name}.jsonl", content)
     return [tmp_path / "proposals.jsonl", tmp_path / "judged.jsonl"]
-
-
-@pytest.mark.parametrize(
-    ("part", "whole", "low", "high"),
-    [(3, 40, 0.025836, 0.198645), (2, 8, 0.071478, 0.590730), (0, 10, 0.0, 0.277535), (5, 5, 0.565509, 1.0)],
-)
-def test_the_interval_is_wilsons(part, whole, low, high):
-    """3 of 40 by hand: (0.123020 -+ 0.094703) / 1.096040. 0 of n ends at 3.8416 / (n + 3.8416)."""
-    assert interval(part, whole) == (pytest.approx(low, abs=1e-5), pytest.approx(high, abs=1e-5))
-    assert interval(0, 0) == (0.0, 1.0)
 
 
 def test_attack_success_is_told_over_all_proposals_and_over_those_with_a_verdict(files):

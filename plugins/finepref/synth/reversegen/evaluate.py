@@ -19,12 +19,12 @@ from typing import NamedTuple
 from finepref.formats.bad_rows import BadRows
 from finepref.synth.dedup import normalised
 from finepref.synth.diversity import self_bleu
+from finepref.synth.intervals import wilson
 from finepref.synth.judges.by_rule import as_text
 from finepref.synth.judges.refusals import refused
 from finepref.synth.left_out import ENGINE, read_all
 from finepref.synth.reversegen.improve import majority
 from finepref.synth.reversegen.instructions import Row, read_dicts
-from finepref.synth.wilson import interval
 
 CLASSES = ("failing", "solved", "duplicate", "invalid", "unjudged", "unproposed")
 
@@ -104,9 +104,9 @@ def measure(
             for kind in ("invalid", "unjudged", "unproposed")
         },
         "failure_rate": _share(classes["failing"], len(found)),
-        "failure_rate_interval": interval(classes["failing"], len(found)),
+        "failure_rate_interval": wilson(classes["failing"], len(found)),
         "failure_rate_judged": _share(classes["failing"], judged),
-        "failure_rate_judged_interval": interval(classes["failing"], judged),
+        "failure_rate_judged_interval": wilson(classes["failing"], judged),
         "accuracy": _share(classes["solved"], judged),
         "texts": len(texts),
         "distinct": _share(len({*map(normalised, texts)}), len(texts)),
