@@ -10,6 +10,7 @@ from finepref.cli import app
 from finepref.formats.jsonl import read_jsonl, write_jsonl
 from finepref.synth.engines.protocol import Completion
 from finepref.synth.reversegen.evaluate import measure
+from finepref.synth.reversegen.given_answers import answered_right
 from typer.testing import CliRunner
 
 
@@ -205,6 +206,24 @@ def test_sampled_answers_are_measured_by_their_letters_too(tmp_path):
     write_jsonl(path, [row | {"label": True, "verdict": {"judge": "entropy", "score": 0.8}}])
     found = measure([path])
     assert (found["accuracy"], found["calibration"]["confidence"]) == (1.0, 0.7)
+
+
+def test_certain_is_not_right_so_a_report_asks_the_answer_and_not_the_label():
+    row = {"options": {"A": "x", "B": "y"}, "answer": "B", "letters": {"A": 0.9, "B": 0.1}, "label": True}
+    assert answered_right(row | {"verdict": {"judge": "entropy"}}) is False
+    assert answered_right(row | {"verdict": {"judge": "entropy"}, "answer": "?"}) is True
+    assert answered_right(row | {"verdict": {"judge": "guard"}}) is True
+
+
+def test_sampled_letters_are_compared_on_the_command_line(run, tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    told = ["C. 156", "C. 1", "The correct answer is C", "(C)"]
+    options = {"A": "80", "B": "155", "C": "156"}
+    write_jsonl(source, [{"id": "1", "prompt": "?", "options": options, "responses": told}])
+    assert run("judge", source, "--judge", "entropy", "--same", "letters", "--output", output)[0] == 0
+    assert rows_of(output)[0]["verdict"] == {"judge": "entropy", "reason": "of 4 answers: C 4", "score": 0.0}
+    code, told = run("judge", source, "--judge", "entropy", "--same", "words", "--output", output)
+    assert (code, told) == (1, "--same is text, math or letters, not words")
 
 
 def test_letters_are_not_sampled_and_an_engine_without_them_is_refused(run, tmp_path):

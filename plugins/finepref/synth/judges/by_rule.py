@@ -139,7 +139,7 @@ def _entropy_of_letters(letters: object, threshold: float) -> Verdict:
 
 
 def _nats(shares: Iterable[float]) -> float:
-    return -sum(share * math.log(share) for share in shares if share > 0)
+    return 0.0 - sum(share * math.log(share) for share in shares if share > 0)
 
 
 def letter_answer(row: Row) -> Verdict:

@@ -55,6 +55,16 @@ def given_answer(row: Row) -> Given | None:
     return Given(text, share, as_text(text)[: len(words)] == words)
 
 
+def answered_right(row: Row) -> bool:
+    """Whether a judged row was answered right: its label, but for the judge `entropy`, whose label is about certainty.
+
+    Of its rows with an `answer` the most probable or most frequent answer decides.
+    """
+    verdict = row.get("verdict")
+    given = given_answer(row) if isinstance(verdict, dict) and verdict.get("judge") == "entropy" else None
+    return bool(row["label"]) if given is None or given.right is None else given.right
+
+
 def _by_letter(letter: str, confidence: float, row: Row) -> Given:
     gold = row.get("answer")
     wanted = letter_of(gold, options_of(row)).letter if is_text(gold) else ""

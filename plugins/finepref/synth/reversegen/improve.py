@@ -14,7 +14,7 @@ from finepref.synth.data_sources.job_rows import Rows, rows_of
 from finepref.synth.dedup import normalised
 from finepref.synth.judges.letters import letter_of
 from finepref.synth.left_out import Ledger, Written
-from finepref.synth.reversegen.given_answers import given_answer
+from finepref.synth.reversegen.given_answers import answered_right, given_answer
 from finepref.synth.reversegen.instructions import INSTRUCTIONS, Row, read_instructions, read_judged
 from finepref.synth.reversegen.templates import check_template, filled
 
@@ -93,7 +93,7 @@ def improvements(
     known, barred = set[str](), {normalised(text) for text in exclude}
     for row in judged:
         given, options = given_answer(row), options_of(row)
-        solved = bool(row["label"]) and not (given and given.right is False)
+        solved = bool(row["label"]) and answered_right(row)
         wanted = solved_template if solved else template
         prompt, row_id = str(row["prompt"]), str(row["id"])
         if not wanted:
