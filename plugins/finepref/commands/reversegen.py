@@ -207,6 +207,7 @@ def validate(
     """
     from finepref.synth.judges import by_rule
     from finepref.synth.reversegen import validate as steps
+    from finepref.synth.reversegen.choice_questions import validate_choice
 
     rows = _input(source, layout, dataset_dir, column, output)
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
@@ -223,7 +224,7 @@ def validate(
         elif by is By.choice:
             teacher = engine_for(engine, model, engine_options) if model else None
             own = {"n": n, "share": share, "temperature": temperature, "ask": text_of(ask), "computed": computed}
-            outcome = steps.validate_choice(rows, output, engine=teacher, options=options, **own, **asked)
+            outcome = validate_choice(rows, output, engine=teacher, options=options, **own, **asked)
         elif by is By.llm:
             answering = engine_for(engine, model, engine_options)
             given = text_of(rubric) or steps.RUBRIC
