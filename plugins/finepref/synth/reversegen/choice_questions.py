@@ -1,4 +1,4 @@
-"""`finepref reversegen validate --by choice`: which instructions are multiple-choice questions, and the right option."""
+"""`finepref reversegen validate --by choice`: which instructions are multiple-choice questions, and their answers."""
 
 from __future__ import annotations
 
