@@ -54,7 +54,10 @@ WorkDir = Annotated[Path | None, typer.Option(help="Folder of the journal; defau
 Longest = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 = greedy.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the probability to sample from.")]
-Ask = Annotated[str, typer.Option(help="The question, with {prompt}; @FILE reads a file.")]
+Ask = Annotated[
+    str,
+    typer.Option(help="The question, with {prompt}, or {question}, the prompt without its options; @FILE: a file."),
+]
 KeepGoing = Annotated[
     bool, typer.Option("--keep-going", help="Exit code 0 even if the engine failed on rows or none is left.")
 ]
@@ -74,6 +77,7 @@ class AnswerBy(StrEnum):
 
     text = "text"
     letters = "letters"
+    options = "options"
 
 
 def warmup(
@@ -181,6 +185,9 @@ def validate(
     computed: Annotated[
         bool, typer.Option("--computed", help="choice: the question is an exercise, and one option has its value.")
     ] = False,
+    read: Annotated[
+        AnswerBy, typer.Option(help="choice: sample a teacher's answers, or read the probabilities of the options.")
+    ] = AnswerBy.text,
     n: Annotated[int, typer.Option("--n", min=1, help="agreement, choice: answers to each row.")] = 5,
     share: Annotated[float, typer.Option(min=0.0, max=1.0, help="agreement, choice: share that must agree.")] = 0.6,
     same: Annotated[str, typer.Option(help="agreement: compare answers as text or as math.")] = "math",
@@ -205,6 +212,7 @@ def validate(
 
     The others go to `<stem>.left_out.jsonl`: invalid, or unjudged if there is no clear verdict.
     """
+    from finepref.synth.engines.letters import letters_of
     from finepref.synth.judges import by_rule
     from finepref.synth.reversegen import validate as steps
     from finepref.synth.reversegen.choice_questions import validate_choice
@@ -223,7 +231,16 @@ def validate(
             outcome = steps.validate_arithmetic(rows, output, bad_rows=bad, **limits)
         elif by is By.choice:
             teacher = engine_for(engine, model, engine_options) if model else None
-            own = {"n": n, "share": share, "temperature": temperature, "ask": text_of(ask), "computed": computed}
+            if teacher is not None and read is not AnswerBy.text:
+                teacher = letters_of(teacher, f"--engine {engine.value}", read.value)
+            own = {
+                "read": read.value,
+                "n": n,
+                "share": share,
+                "temperature": temperature,
+                "ask": text_of(ask),
+                "computed": computed,
+            }
             outcome = validate_choice(rows, output, engine=teacher, options=options, **own, **asked)
         elif by is By.llm:
             answering = engine_for(engine, model, engine_options)
@@ -246,7 +263,7 @@ def answer(
     model: Model,
     by: Annotated[
         AnswerBy,
-        typer.Option(help="letters: the probabilities of the options' letters as the first token, without sampling."),
+        typer.Option(help="letters, options: the probabilities of the options, by their letter or text, not sampled."),
     ] = AnswerBy.text,
     n: Annotated[int, typer.Option("--n", min=1, help="Answers to each row; above 1 needs a temperature.")] = 1,
     ask: Ask = "{prompt}",
@@ -269,7 +286,7 @@ def answer(
 ) -> None:
     """A model's answer to each row: `response`, or `responses` with --n above 1. Continue with `finepref judge`.
 
-    --by letters reads multiple-choice questions: `letters` {"A": 0.4, ...}, with --engine hf.
+    --by letters and --by options read multiple-choice questions: `letters` {"A": 0.4, ...}, with --engine hf.
 
     Rows without an answer go to `<stem>.left_out.jsonl`; the same command repeats those that the engine failed on.
     """
@@ -279,13 +296,13 @@ def answer(
     rows = _input(source, layout, dataset_dir, column, output)
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         own = {"ask": text_of(ask), "work_dir": work_dir, "failing": failing, "bad_rows": bad}
-        if by is AnswerBy.letters:
+        if by is not AnswerBy.text:
             if n > 1 or temperature or top_p < 1:
-                raise ValueError("--by letters samples nothing: leave --n, --temperature and --top-p out")
-            answering = letters_of(engine_for(engine, model, engine_options), f"--engine {engine.value}")
-            outcome, outside = steps.answer_by_letters(rows, output, engine=answering, **own)
+                raise ValueError(f"--by {by.value} samples nothing: leave --n, --temperature and --top-p out")
+            answering = letters_of(engine_for(engine, model, engine_options), f"--engine {engine.value}", by.value)
+            outcome, outside = steps.answer_by_letters(rows, output, engine=answering, by=by.value, **own)
             if outside is not None:
-                typer.echo(f"probability of all other first tokens: {outside:.3f} (mean)")
+                typer.echo(f"probability of all other answers: {outside:.3f} (mean)")
         else:
             outcome = steps.answer(
                 rows,

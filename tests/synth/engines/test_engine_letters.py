@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -51,13 +52,32 @@ def test_a_letter_has_the_sum_of_the_probabilities_of_the_tokens_that_write_it(s
         prompt = prompt_ids(tokenizer, [Message("user", text)])
         with torch.no_grad():
             expected = model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
-        told = json.loads(found[text].text)
+        told = {letter: math.exp(p) for letter, p in json.loads(found[text].text).items()}
         assert told["A"] == pytest.approx(float(expected[ids["A"]]), rel=1e-4)
         assert told["B"] == pytest.approx(float(expected[ids["B"]] + expected[ids["ĠB"]]), rel=1e-4)
         shares, outside = letters.read(found[text].text, "AB")
         assert sum(shares.values()) == pytest.approx(1)
         assert shares["A"] == pytest.approx(told["A"] / (told["A"] + told["B"]))
         assert outside == pytest.approx(1 - told["A"] - told["B"])
+
+
+def test_an_option_has_the_probability_that_the_answer_begins_with_its_text(spaced_model):
+    """The reference: one token after the other, each from a forward pass over everything before it."""
+    options = ("x", "a B")
+    asked = [Request("1", (Message("user", QUESTIONS[0]),), 1, candidates=options)]
+    ((found,),) = HfEngine(str(spaced_model)).letters(asked)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(spaced_model), AutoTokenizer.from_pretrained(spaced_model)
+    expected = {}
+    for letter, option in zip("AB", options, strict=True):
+        ids, expected[letter] = prompt_ids(tokenizer, [Message("user", QUESTIONS[0])]), 0.0
+        for token in tokenizer(option)["input_ids"]:
+            with torch.no_grad():
+                expected[letter] += float(model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[token])
+            ids.append(token)
+    assert json.loads(found.text) == pytest.approx(expected, rel=1e-4)
+    shares, outside = letters.read(found.text, "AB")
+    assert shares["A"] == pytest.approx(1 / (1 + math.exp(expected["B"] - expected["A"])), rel=1e-4)
+    assert outside == pytest.approx(1 - math.exp(expected["A"]) - math.exp(expected["B"]))
 
 
 def test_a_spelling_that_changes_the_tokens_of_the_prompt_is_not_counted(spaced_model):
@@ -71,16 +91,17 @@ def test_a_spelling_that_changes_the_tokens_of_the_prompt_is_not_counted(spaced_
 
 
 def test_what_cannot_be_read_is_told_by_name():
-    assert letters.read('{"A": 0.5}', "AB") == "the letter B is not one token of the model"
-    assert letters.read('{"A": 0.0, "B": 0.0}', "AB") == "no letter of an option has any probability"
+    assert letters.read('{"A": -0.5}', "AB") == "the letter B is not one token of the model"
+    assert letters.read('{"A": null, "B": null}', "AB") == "no option has any probability"
+    assert letters.read('{"A": -900.0, "B": null}', "AB") == ({"A": 1.0, "B": 0.0}, 1.0)
     assert letters.completion("1", {}, prompt_tokens=3).error == "no letter is one token after this template"
 
 
 def test_an_engine_without_probabilities_is_refused_by_name_and_workers_have_the_letters_inside(tiny_model):
     with pytest.raises(ValueError, match=r"--engine vllm does not give .* --same letters"):
-        letters.letters_of(VllmEngine(str(tiny_model)), "--engine vllm")
+        letters.letters_of(VllmEngine(str(tiny_model)), "--engine vllm", "letters")
     engine = HfEngine(str(tiny_model))
-    found = letters.letters_of(RayEngine(engine, Workers(count=1, cpus=1.0, gpus=0.0)), "--engine hf")
+    found = letters.letters_of(RayEngine(engine, Workers(count=1, cpus=1.0, gpus=0.0)), "--engine hf", "letters")
     assert isinstance(found, RayEngine)
     assert found.model == f"{engine.model}:letters"
     assert isinstance(found.engine, letters.Letters)

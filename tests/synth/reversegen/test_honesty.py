@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import islice
 
 import pytest
@@ -30,7 +31,8 @@ class Scripted:
 
     def letters(self, requests):
         for batch in self.generate(requests):
-            yield [Completion(each.id, json.dumps(each.text), "stop") for each in batch]
+            told = [{name: math.log(p) if p else None for name, p in each.text.items()} for each in batch]
+            yield [Completion(each.id, json.dumps(said), "stop") for each, said in zip(batch, told, strict=True)]
 
     def groups(self, requests):
         return [[*requests]]
@@ -150,7 +152,7 @@ def judged(run, folder):
     words = ["reversegen", "answer", source, "--by", "letters", "--model", "m", "--ask", "{prompt}\nLetter:"]
     code, told = run(*words, "--output", answered, engine=engine)
     assert code == 0, told
-    assert "probability of all other first tokens: 0.273 (mean)" in told
+    assert "probability of all other answers: 0.273 (mean)" in told
     assert engine.asked[0] == "sure?\nA. x\nB. y\nLetter:"
     code, told = run("judge", answered, "--judge", "entropy", "--threshold", 0.6, "--output", labelled)
     assert code == 0, told
@@ -166,8 +168,8 @@ def test_held_out_questions_are_answered_by_letters_which_add_up_to_one(run, tmp
     assert first["letters"] == pytest.approx({"A": 0.01 / 0.98, "B": 0.97 / 0.98})
     assert first["letters_outside"] == pytest.approx(0.02)
     assert second["letters"] == pytest.approx({"A": 0.125, "B": 0.875})
-    assert third["letters"] == {"A": 0.5, "B": 0.5}
-    assert left_out(answered)[0][1:] == ("unjudged", "no letter of an option has any probability")
+    assert third["letters"] == pytest.approx({"A": 0.5, "B": 0.5})
+    assert left_out(answered)[0][1:] == ("unjudged", "no option has any probability")
     scores = [row["verdict"]["score"] for row in rows_of(labelled)]
     assert scores == pytest.approx([0.056937, 0.376770, 0.693147], abs=1e-5)
     assert [row["label"] for row in rows_of(labelled)] == [True, True, False]
@@ -224,6 +226,34 @@ def test_sampled_letters_are_compared_on_the_command_line(run, tmp_path):
     assert rows_of(output)[0]["verdict"] == {"judge": "entropy", "reason": "of 4 answers: C 4", "score": 0.0}
     code, told = run("judge", source, "--judge", "entropy", "--same", "words", "--output", output)
     assert (code, told) == (1, "--same is text, math or letters, not words")
+
+
+def test_options_are_asked_by_their_texts_and_the_question_alone_can_be_shown(run, tmp_path):
+    """The teacher gives x .1 and y .3, so y has .75 of both: enough for a share of .7, not of .8."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_jsonl(source, [{"id": "1", "prompt": "Why?\nA. x\nB. y"}])
+    candidates = []
+
+    def reply(request):
+        candidates.append(request.candidates)
+        return {"A": 0.1, "B": 0.3}
+
+    engine = Scripted(reply)
+    words = ["reversegen", "answer", source, "--by", "options", "--model", "m", "--ask", "Q: {question}"]
+    assert run(*words, "--output", output, engine=engine)[0] == 0
+    assert (engine.asked, candidates) == (["Q: Why?"], [("x", "y")])
+    assert rows_of(output)[0]["letters"] == pytest.approx({"A": 0.25, "B": 0.75})
+    words = ["reversegen", "validate", source, "--by", "choice", "--read", "options", "--model", "m"]
+    for share, rows in ((0.7, 1), (0.8, 0)):
+        output = tmp_path / f"valid_{share}.jsonl"
+        code, _ = run(*words, "--share", share, "--output", output, "--allow-empty", engine=engine)
+        assert (code, len(rows_of(output))) == (0, rows)
+    assert left_out(output) == [("1", "invalid", "the teacher gives no option the probability that is asked for")]
+    judged = tmp_path / "judged.jsonl"
+    row = {"id": "1", "prompt": "Why?\nA. x\nB. y", "chosen": "B. y", "label": False}
+    write_jsonl(judged, [row])
+    run("reversegen", "improve", judged, "--ask", "Q: {question}", "--output", output)
+    assert rows_of(output)[0]["prompt"] == "Q: Why?"
 
 
 def test_letters_are_not_sampled_and_an_engine_without_them_is_refused(run, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finepref.formats.problems import Problem
 from finepref.formats.records import Message
@@ -68,9 +68,18 @@ class HfEngine:
     def letters(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
         """For each request the probabilities of the letters A to Z as the answer's first token, see `letters.read`.
 
+        For a request with `candidates` the probabilities that the answer begins with each of them, lettered in order.
         One forward pass of the prompt; nothing is sampled. Raises like `generate`.
         """
-        yield from self._by_batch(requests, lambda batch, *loaded: _letters(*loaded, batch))
+
+        def answer(batch: list[Planned], *loaded: Any) -> list[Completion]:
+            return (
+                [_candidates(*loaded, each) for each in batch]
+                if batch[0].request.candidates
+                else _letters(*loaded, batch)
+            )
+
+        yield from self._by_batch(requests, answer)
 
     def _by_batch(
         self,
@@ -177,9 +186,27 @@ def _letters(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: 
     answers = []
     for planned, row in zip(batch, probabilities, strict=True):
         tokens = letters.letter_tokens(tokenizer, planned.prompt)
-        found = {letter: float(row[own].sum()) for letter, own in tokens.items()}
+        found = {letter: float(row[own].sum().log()) for letter, own in tokens.items()}
         answers.append(letters.completion(planned.request.id, found, prompt_tokens=len(planned.prompt)))
     return answers
+
+
+def _candidates(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, planned: Planned) -> Completion:
+    """See `HfEngine.letters`: the rows of a batch are the prompt with each candidate, padded at the right."""
+    import torch
+
+    texts = planned.request.candidates
+    answers = [letters.tokens_after(tokenizer, planned.prompt, text) for text in texts]
+    width = max(map(len, answers))
+    rows = [[*planned.prompt, *own, *[0] * (width - len(own))] for own in answers]
+    ids = torch.tensor(rows, device=input_device(model))  # [R, T]
+    with torch.inference_mode():
+        logits = model(input_ids=ids, logits_to_keep=width + 1, use_cache=False).logits[:, :-1].float()  # [R, W, V]
+    logps = logits.log_softmax(-1).gather(-1, ids[:, -width:, None].to(logits.device))[..., 0].double().cpu()  # [R, W]
+    found = {
+        letter: float(row[: len(own)].sum()) for letter, row, own in zip(letters.LETTERS, logps, answers, strict=False)
+    }
+    return letters.completion(planned.request.id, found, prompt_tokens=len(planned.prompt))
 
 
 def _processors(requests: Sequence[Request], noise: str) -> LogitsProcessorList:

@@ -1,6 +1,9 @@
-"""The probabilities of letters as the first token of an answer, from one forward pass and without sampling.
+"""The probabilities of the options of a question, from one forward pass and without sampling.
 
-    P("B") is the sum over the tokens that write B there: "B", and " B" where the template lets a space follow.
+    by letters   P("B") as the first token of the answer: the sum over the tokens that write B there, "B" and, where
+                 the template lets a space follow, " B"
+    by options   P("Paris"), that the answer begins with the text of option B: what small models know, which cannot
+                 answer with letters
 
 An engine that can give them has a method `letters(requests)`, whose completions `read` reads. As an engine of its own
 (`Letters`) it has a journal, resumes, and is divided among workers like any other.
@@ -9,6 +12,7 @@ An engine that can give them has a method `letters(requests)`, whose completions
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -49,20 +53,21 @@ class Letters:
         return self.engine.groups(requests)
 
 
-def letters_of(engine: Engine, name: str) -> Engine:
+def letters_of(engine: Engine, name: str, by: str) -> Engine:
     """The engine that gives an engine's letters.
 
     Args:
         engine: in this process, or in workers.
         name: of the engine, for the message.
+        by: letters or options, for the message.
 
     Raises:
-        ValueError: it does not give the probabilities of the next token.
+        ValueError: it does not give probabilities.
     """
     inner = engine.engine if isinstance(engine, RayEngine) else engine
     if not hasattr(inner, "letters"):
         raise ValueError(
-            f"--by letters needs --engine hf: {name} does not give the probabilities of the answer's first token. "
+            f"--by {by} needs --engine hf: {name} does not give the probabilities of given answers. "
             "With it, sample answers (--by text --n 10 --temperature 1) and judge them with --same letters"
         )
     own = Letters(inner)
@@ -89,12 +94,22 @@ def letter_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> 
     return found
 
 
-def completion(request_id: str, probabilities: Mapping[str, float], *, prompt_tokens: int) -> Completion:
-    """The answer of an engine of letters: the probabilities as JSON."""
-    if not probabilities:
+def tokens_after(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], text: str) -> list[int]:
+    """The tokens of a text that follows a prompt; its own ones if it would change those of the prompt."""
+    before = tokenizer.decode([*prompt[-8:]], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    alone = tokenizer(before, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(before + text, add_special_tokens=False)["input_ids"]
+    if ids[: len(alone)] == alone and len(ids) > len(alone):
+        return ids[len(alone) :]
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def completion(request_id: str, logps: Mapping[str, float], *, prompt_tokens: int) -> Completion:
+    """The answer of an engine of letters: log-probabilities as JSON, null for minus infinity."""
+    if not logps:
         return Completion(request_id, prompt_tokens=prompt_tokens, error="no letter is one token after this template")
-    text = json.dumps({letter: float(f"{p:.9g}") for letter, p in probabilities.items()})
-    return Completion(request_id, text, "stop", prompt_tokens, 1)
+    told = {letter: float(f"{p:.9g}") if math.isfinite(p) else None for letter, p in logps.items()}
+    return Completion(request_id, json.dumps(told), "stop", prompt_tokens, 1)
 
 
 def read(text: str, options: Iterable[str]) -> tuple[dict[str, float], float] | str:
@@ -104,11 +119,13 @@ def read(text: str, options: Iterable[str]) -> tuple[dict[str, float], float] | 
         text: of the completion.
         options: the letters.
     """
-    found = json.loads(text)
-    names = [*options]
+    found, names = json.loads(text), [*options]
     if missing := [letter for letter in names if letter not in found]:
         return f"the letter {missing[0]} is not one token of the model"
-    inside = sum(found[letter] for letter in names)
-    if inside <= 0:
-        return "no letter of an option has any probability"
-    return {letter: found[letter] / inside for letter in names}, max(0.0, 1 - inside)
+    given = [found[letter] for letter in names if found[letter] is not None]
+    if not given:
+        return "no option has any probability"
+    best = max(given)
+    shares = {letter: 0.0 if found[letter] is None else math.exp(found[letter] - best) for letter in names}
+    whole = sum(shares.values())
+    return {letter: share / whole for letter, share in shares.items()}, max(0.0, 1 - whole * math.exp(best))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 from finepref.formats.bad_rows import BadRows
 from finepref.synth.ask import Job, work_folder
@@ -14,6 +15,7 @@ from finepref.synth.left_out import Ledger, Written
 from finepref.synth.reversegen.instructions import (
     INSTRUCTIONS,
     Instruction,
+    ask_letters,
     ask_times,
     asked_text,
     engine_failure,
@@ -21,7 +23,7 @@ from finepref.synth.reversegen.instructions import (
     read_instructions,
     write,
 )
-from finepref.synth.reversegen.templates import check_template, version
+from finepref.synth.reversegen.templates import check_ask, version
 
 ANSWERED = ("response", "responses", "letters", "letters_outside", "label", "verdict")
 """Fields of an earlier answer, which a new answer replaces."""
@@ -63,7 +65,7 @@ def answer(
         ValueError: see `ask_each`.
         JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
     """
-    check_template(ask, "prompt")
+    check_ask(ask)
     given = rows_of(source, INSTRUCTIONS)
     asked = _asked(given, engine, failing, bad_rows)
     answers = ask_times(
@@ -97,21 +99,23 @@ def answer_by_letters(
     output: Path,
     *,
     engine: Engine,
+    by: Literal["letters", "options"] = "letters",
     ask: str = "{prompt}",
     work_dir: Path | None = None,
     failing: bool = False,
     bad_rows: BadRows | None = None,
 ) -> tuple[Written, float | None]:
-    """Write multiple-choice questions with the model's distribution over their letters, read in one forward pass.
+    """Write multiple-choice questions with the model's distribution over their options, read in one forward pass.
 
-    A row gets `letters` {"A": 0.4, ...}, the probabilities of the letters of its options as the answer's first token,
-    which add up to 1; `letters_outside`, the probability of all other tokens; and as `response` the most probable
-    letter. `options` are those of the row, or else of its prompt (`parse_choice`); a row without any is left out as
-    unjudged.
+    A row gets `letters` {"A": 0.4, ...}, which add up to 1; `letters_outside`, the probability of all other answers;
+    and as `response` the most probable letter. `options` are those of the row, or else of its prompt (`parse_choice`);
+    a row without any is left out as unjudged.
 
     Args:
         source, output, ask, work_dir, failing, bad_rows: see `answer`.
         engine: the engine of letters, see `letters.letters_of`.
+        by: the probabilities are those of the letters as the answer's first token, or those that the answer begins
+            with the texts of the options.
 
     Returns:
         What was written, and the mean of `letters_outside`, None without rows.
@@ -119,23 +123,20 @@ def answer_by_letters(
     Raises:
         BadData, ValueError, JournalBusy, JournalChanged, JournalDamaged: see `answer`.
     """
-    check_template(ask, "prompt")
+    check_ask(ask)
     given = rows_of(source, INSTRUCTIONS)
     asked = _asked(given, engine, failing, bad_rows)
     options = {each.id: options_in(each) for each in asked}
-    answers = ask_times(
-        {each.id: asked_text(each.prompt, ask) for each in asked if isinstance(options[each.id], dict)},
-        1,
-        engine=engine,
-        sampling=Sampling(max_new_tokens=1),
-        job=Job(
-            name="reversegen answer",
-            source=given,
-            folder=work_folder(output, work_dir),
-            prompt_version=version(ask),
-            settings={"failing": failing, "by": "letters"},
-        ),
+    job = Job(
+        name="reversegen answer",
+        source=given,
+        folder=work_folder(output, work_dir),
+        prompt_version=version(ask),
+        settings={"failing": failing, "by": by},
     )
+    prompts = {each.id: asked_text(each.prompt, ask) for each in asked}
+    known = {name: own for name, own in options.items() if isinstance(own, dict)}
+    answers = ask_letters({name: prompts[name] for name in known}, known, by=by, engine=engine, job=job)
     rows: list[dict[str, object]] = []
     outside: list[float] = []
     left_out = Ledger()
@@ -144,9 +145,9 @@ def answer_by_letters(
         own = options[each.id]
         if isinstance(own, str):
             left_out.add(row, f"no multiple-choice question: {own}", kind="unjudged")
-        elif reason := engine_failure(answers[each.id]):
+        elif reason := engine_failure([answers[each.id]]):
             left_out.add(row, reason, kind="unjudged")
-        elif isinstance(read := letters.read(answers[each.id][0].text, own), str):
+        elif isinstance(read := letters.read(answers[each.id].text, own), str):
             left_out.add(row, read, kind="unjudged")
         else:
             shares, other = read

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from finepref.formats import choices
 from finepref.formats.bad_rows import BadRows
@@ -12,6 +13,7 @@ from finepref.formats.choice_text import Asked, parse_choice
 from finepref.formats.records import Message
 from finepref.synth.ask import Job, work_folder
 from finepref.synth.data_sources.job_rows import Rows, rows_of
+from finepref.synth.engines import letters
 from finepref.synth.engines.protocol import Completion, Engine, Sampling
 from finepref.synth.judges.letters import letter_of
 from finepref.synth.left_out import Ledger, Written
@@ -19,13 +21,14 @@ from finepref.synth.reversegen.arithmetic_exercise import exercise, value_of
 from finepref.synth.reversegen.instructions import (
     INSTRUCTIONS,
     Instruction,
+    ask_letters,
     ask_times,
     asked_text,
     engine_failure,
     read_instructions,
     write,
 )
-from finepref.synth.reversegen.templates import check_template, version
+from finepref.synth.reversegen.templates import check_ask, version
 
 
 def validate_choice(
@@ -35,6 +38,7 @@ def validate_choice(
     options: int = 0,
     computed: bool = False,
     engine: Engine | None = None,
+    read: Literal["text", "letters", "options"] = "text",
     n: int = 5,
     share: float = 0.6,
     ask: str = "{prompt}",
@@ -59,36 +63,38 @@ def validate_choice(
             the right one.
         engine: a teacher; an option is right if a share of its answers name it. None = the row's own `answer`, if it
             has one.
+        read: sample the teacher's answers, or read the probabilities of the options, see `answer_by_letters`; the
+            engine is then one of letters.
         n: answers of the teacher to each question.
-        share: the share of them that must name the same option.
+        share: the share of them that must name the same option, or the least probability of it.
 
     Raises:
         BadData, ValueError, JournalBusy, JournalChanged, JournalDamaged: see `answer`.
     """
-    check_template(ask, "prompt")
+    check_ask(ask)
     given = rows_of(source, INSTRUCTIONS)
     found = read_instructions(given, bad_rows=bad_rows, engine=engine)
     questions: dict[str, Asked | str] = {each.id: _question(each, options, computed) for each in found}
     answers: dict[str, list[Completion]] = {}
     if engine is not None:
         asked = {each.id: question for each in found if isinstance(question := questions[each.id], Asked)}
-        answers = ask_times(
-            {
-                key: asked_text((Message("user", choices.text(each.question, each.options)),), ask)
-                for key, each in asked.items()
-            },
-            n,
-            engine=engine,
-            sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p),
-            job=Job(
-                name="reversegen validate",
-                source=given,
-                folder=work_folder(output, work_dir),
-                prompt_version=version(ask),
-                settings={"by": "choice"},
-                seed=seed,
-            ),
+        texts = {key: choices.text(each.question, each.options) for key, each in asked.items()}
+        prompts = {key: asked_text((Message("user", text),), ask) for key, text in texts.items()}
+        job = Job(
+            name="reversegen validate",
+            source=given,
+            folder=work_folder(output, work_dir),
+            prompt_version=version(ask),
+            settings={"by": "choice", "read": read},
+            seed=seed,
         )
+        if read == "text":
+            sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+            answers = ask_times(prompts, n, engine=engine, sampling=sampling, job=job)
+        else:
+            own = {key: choices.lettered(each.options) for key, each in asked.items()}
+            told = ask_letters(prompts, own, by=read, engine=engine, job=job)
+            answers = {key: [answer] for key, answer in told.items()}
     rows: list[dict[str, object]] = []
     left_out = Ledger()
     for each in found:
@@ -102,7 +108,8 @@ def validate_choice(
             if reason := engine_failure(answers[each.id]):
                 left_out.add(each.row, reason, kind="unjudged")
                 continue
-            letter, reason = _agreed([answer.text for answer in answers[each.id]], lettered, share)
+            said = [answer.text for answer in answers[each.id]]
+            letter, reason = (_agreed if read == "text" else _probable)(said, lettered, share)
             if reason:
                 left_out.add(each.row, reason, kind="invalid")
                 continue
@@ -164,3 +171,15 @@ def _agreed(texts: Sequence[str], options: Mapping[str, str], share: float) -> t
     if not letter or tied or count < share * len(texts):
         return "", f"{count} of {len(texts)} answers of the teacher name the same option"
     return letter, ""
+
+
+def _probable(texts: Sequence[str], options: Mapping[str, str], share: float) -> tuple[str, str]:
+    """The letter that is probable enough, or "" and why there is none."""
+    found = letters.read(texts[0], options)
+    if isinstance(found, str):
+        return "", found
+    shares, _ = found
+    best = max(shares, key=lambda letter: shares[letter])
+    if shares[best] < share:
+        return "", "the teacher gives no option the probability that is asked for"
+    return best, ""

@@ -15,8 +15,8 @@ from finepref.synth.dedup import normalised
 from finepref.synth.judges.letters import letter_of
 from finepref.synth.left_out import Ledger, Written
 from finepref.synth.reversegen.given_answers import answered_right, given_answer
-from finepref.synth.reversegen.instructions import INSTRUCTIONS, Row, read_instructions, read_judged
-from finepref.synth.reversegen.templates import check_template, filled
+from finepref.synth.reversegen.instructions import INSTRUCTIONS, Row, question_in, read_instructions, read_judged
+from finepref.synth.reversegen.templates import check_ask, check_template, filled
 
 
 def improve(
@@ -44,7 +44,7 @@ def improve(
         BadData: a row is not a judged proposal, or not an answer.
         ValueError: a template has unknown fields, or an id occurs twice.
     """
-    check_template(ask, "prompt")
+    check_ask(ask)
     for text in filter(None, (template, solved_template)):
         check_template(text, optional=("answer", "letter", "majority"))
     judged = [row for path in paths for row in read_judged(path, ("id", "prompt"), bad_rows=bad_rows)]
@@ -115,5 +115,9 @@ def improvements(
             known.add(normalised(prompt))
             yield (
                 "",
-                {"id": row_id, "prompt": filled(ask, prompt=prompt), "response": filled(wanted, **fields)},
+                {
+                    "id": row_id,
+                    "prompt": filled(ask, prompt=prompt, question=question_in(prompt)),
+                    "response": filled(wanted, **fields),
+                },
             )
