@@ -349,7 +349,9 @@ def improve(
         str, typer.Option(help=f"Rows of any layout, whose prompts must not be in the records: {WHAT}.")
     ] = "",
     ask: Ask = "{prompt}",
-    template: Annotated[str, typer.Option(help="The response, with {answer}, {letter} or {majority}.")] = "{answer}",
+    template: Annotated[
+        str, typer.Option(help="The response, with {answer}, {letter}, {option}, {majority}.")
+    ] = "{answer}",
     solved_template: Annotated[str, typer.Option(help="Also use solved instructions, with this response.")] = "",
     layout: Format = "",
     dataset_dir: DatasetDir = IN_DATASET_INFO,

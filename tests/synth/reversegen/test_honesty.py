@@ -287,9 +287,9 @@ def test_the_target_learns_the_right_answer_and_is_sure_only_where_it_was_certai
         "unsure": "B. y I am unsure.",
         "odd": "B. y I am unsure.",
     }
-    words = ["reversegen", "improve", source, "--template", "{letter}. I am unsure.", "--output", output]
+    words = ["reversegen", "improve", source, "--template", "{letter}. {option}. I am unsure.", "--output", output]
     assert run(*words)[0] == 0
-    assert [row["response"] for row in rows_of(output)] == ["B. I am unsure."] * 3
+    assert [row["response"] for row in rows_of(output)] == ["B. y. I am unsure."] * 3
     words = ["reversegen", "improve", source, "--template", "{majority} I am unsure.", "--output", output]
     code, told = run(*words)
     assert (code, "1 without a good answer" in told) == (0, True)

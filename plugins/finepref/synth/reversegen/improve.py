@@ -46,7 +46,7 @@ def improve(
     """
     check_ask(ask)
     for text in filter(None, (template, solved_template)):
-        check_template(text, optional=("answer", "letter", "majority"))
+        check_template(text, optional=("answer", "letter", "option", "majority"))
     judged = [row for path in paths for row in read_judged(path, ("id", "prompt"), bad_rows=bad_rows)]
     if repeated := [name for name, count in Counter(str(row["id"]) for row in judged).items() if count > 1]:
         raise ValueError(f"the id {repeated[0]} occurs twice: each round needs its own seed")
@@ -86,7 +86,7 @@ def improvements(
         answers: good answers by id; otherwise a row's own `chosen` is used.
         exclude: instructions that must not be in the training data, such as those of the evaluation.
         ask: the prompt for the target, with {prompt}.
-        template: of the response, with {answer} (the good one), {letter} (the right one of a multiple-choice question)
+        template: of the response, with {answer} (the good one), {letter} or {option} (of the right one)
             or {majority} (the target's own: the most probable letter with its option, or the most frequent response).
         solved_template: the same for instructions that the target solved.
     """
@@ -100,10 +100,10 @@ def improvements(
             yield "solved", dict(row)
             continue
         good = answers.get(row_id, row.get("chosen"))
-        fields = {"answer": good, "letter": None, "majority": given.text if given else None}
+        fields = {"answer": good, "letter": None, "option": None, "majority": given.text if given else None}
         if options is not None:
             right = letter_of(str(good), options).letter if good is not None else ""
-            fields["letter"] = right or None
+            fields |= {"letter": right or None, "option": options.get(right)}
             fields["majority"] = f"{given.text}. {options[given.text]}" if given and given.text in options else None
         if normalised(prompt) in barred:
             yield "excluded", dict(row)
