@@ -181,10 +181,11 @@ def test_accuracy_calibration_and_average_precision_are_those_of_the_letters(run
     """
     answered, labelled = judged(run, tmp_path)
     output = tmp_path / "eval.json"
-    code, told = run("reversegen", "eval", answered, labelled, "--output", output)
+    code, told = run("reversegen", "eval", tmp_path / "in.jsonl", answered, labelled, "--output", output)
     assert code == 0, told
     found = json.loads(output.read_text())
     assert found["accuracy"] == pytest.approx(1 / 3)
+    assert (found["rows"], found["classes"]["unjudged"]) == (4, 1)
     assert found["failure_rate_judged"] == pytest.approx(1 / 3)
     assert found["average_precision"] == 1.0
     assert found["ece"] == pytest.approx(0.461735, abs=1e-5)

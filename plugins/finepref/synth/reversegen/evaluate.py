@@ -14,11 +14,12 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from finepref.formats.bad_rows import BadRows
+from finepref.synth.data_sources.job_rows import rows_of
 from finepref.synth.dedup import normalised
 from finepref.synth.diversity import self_bleu
 from finepref.synth.left_out import read_all
 from finepref.synth.reversegen.given_answers import given_answer
-from finepref.synth.reversegen.instructions import Row, read_dicts
+from finepref.synth.reversegen.instructions import INSTRUCTIONS, Row, read_dicts, read_instructions
 
 CLASSES = ("failing", "solved", "duplicate", "invalid", "unjudged", "unproposed")
 
@@ -41,7 +42,16 @@ def fates(files: Sequence[Path]) -> dict[str, Fate]:
         BadData: a file is not JSON Lines.
         ValueError: a row is missing, has no origin, or is in two places.
     """
-    return _fates(files, {path: read_dicts(path) for path in files})
+    return _fates(files, _contents(files, None))
+
+
+def _contents(files: Sequence[Path], bad_rows: BadRows | None) -> dict[Path, Sequence[Row]]:
+    """The rows of each file; the first may be of another layout, such as held-out questions of MMLU."""
+    given = rows_of(files[0], INSTRUCTIONS)
+    found: dict[Path, Sequence[Row]] = {}
+    if given.layout:
+        found[files[0]] = [{**each.row, "id": each.id} for each in read_instructions(given, bad_rows=bad_rows)]
+    return found | {path: read_dicts(path, bad_rows=bad_rows) for path in files if path not in found}
 
 
 def _fates(files: Sequence[Path], contents: Mapping[Path, Sequence[Row]]) -> dict[str, Fate]:
@@ -84,7 +94,7 @@ def measure(
         sample, seed: of `self_bleu`; compare sets of different sizes at the same sample size only.
         bad_rows: see `read_dicts`; rows that a step has rejected are invalid.
     """
-    contents = {path: read_dicts(path, bad_rows=bad_rows) for path in files}
+    contents = _contents(files, bad_rows)
     found = _fates(files, contents)
     classes = Counter(fate.kind for fate in found.values())
     judged = classes["failing"] + classes["solved"]
