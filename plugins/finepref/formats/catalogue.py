@@ -173,7 +173,21 @@ FORMATS_SHOWN: dict[str, Format] = {
             "subject": "geography",
         },
         {"file_name": "questions.jsonl", "formatting": "choice"},
-        ("FP008", "FP010", "FP011", "FP012", "FP015", "FP023", "FP060", "FP088", "FP280", "FP281", "FP282", "FP283"),
+        (
+            "FP008",
+            "FP010",
+            "FP011",
+            "FP012",
+            "FP015",
+            "FP023",
+            "FP060",
+            "FP088",
+            "FP117",
+            "FP280",
+            "FP281",
+            "FP282",
+            "FP283",
+        ),
     ),
 }
 

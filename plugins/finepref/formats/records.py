@@ -359,7 +359,7 @@ def _choice(reader: RowReader) -> Choice | None:
     given, question = reader.id(), reader.required_text("question")
     subject = reader.optional_text("subject") if reader.values.get("subject") != "" else None
     for name in sorted(PROMPT_COLUMNS & reader.values.keys()):
-        if not is_nothing(reader.values[name]):
+        if reader.tools() if name == "tools" else not is_nothing(reader.values[name]):
             reader.note(
                 reader.column(name), "FP283", f"a multiple-choice question has no {name}: put it into question"
             )
