@@ -30,6 +30,7 @@ OWN = {
     "reversegen_export.yaml",
     "tdpo_export.yaml",
     "pipelines/apo_demo.yaml",
+    "pipelines/reversegen_honesty_demo.yaml",
     "pipelines/reversegen_math_demo.yaml",
     "openrlhf/plackett_luce.sh",
 }
