@@ -6,7 +6,7 @@ import math
 from itertools import product
 
 import pytest
-from finepref.pipelines.intervals import Change, independent, over_repeats, paired, told
+from finepref.pipelines.intervals import Change, independent, over_repeats, paired, paired_means, told
 from finepref.synth.intervals import wilson
 
 
@@ -89,3 +89,16 @@ def test_only_what_the_interval_shows_rose_or_fell(change, words):
     said = told("From A to B", "X", change)
     assert said.startswith(words)
     assert ("rose" in said or "fell" in said) == (change is not None and change.shown)
+
+
+def test_the_change_of_a_mean_is_that_of_the_same_questions_and_is_told_in_its_unit():
+    """Differences -1, -2, -3: mean -2, standard deviation 1, t(2) = 4.303: -2 +- 4.303 / sqrt(3) = -4.484 to 0.484."""
+    found = paired_means([(3.0, 2.0), (3.0, 1.0), (3.0, 0.0)])
+    assert found == pytest.approx((3.0, 1.0, -4.48433, 0.48433), abs=1e-5)
+    assert told("From a to b", "the entropy", found, "nats") == (
+        "From a to b, a change of the entropy is not shown: 3.000 to 1.000 nats (95 % interval -4.484 to +0.484)."
+    )
+    many = paired_means([(1.0, 0.5), (1.0, 0.4)] * 8)
+    assert many.high == pytest.approx(-0.55 + 1.959964 * 0.0516398 / 4, abs=1e-5)
+    assert many.shown
+    assert paired_means([(1.0, 2.0)]) is None

@@ -352,7 +352,7 @@ def test_files_of_ready_prompts_and_warm_up_rows_are_used_as_they_are(play):
     [
         (["held_out=null"], "give seeds and held_out, or gym"),
         (["gym={name: basic_arithmetic, seeds: 9, held_out: 7}"], "give seeds and held_out, or gym"),
-        (["seeds=null", "held_out=null", "gym={name: x, size: 9}"], "gym has name, seeds, held_out, seed and option"),
+        (["seeds=null", "held_out=null", "gym={name: x, size: 9}"], "gym has name, seeds, held_out, seed, option and"),
         (["seeds=null", "gym={name: basic_arithmetic, seeds: 9, held_out: 7}"], "give seeds and held_out, or gym"),
         (["repeats=0"], "repeats is below 1"),
         (["launcher=python -m"], "launcher is OpenRLHF's"),

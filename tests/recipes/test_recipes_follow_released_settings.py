@@ -31,6 +31,7 @@ OWN = {
     "reversegen_export.yaml",
     "tdpo_export.yaml",
     "pipelines/apo_demo.yaml",
+    "pipelines/reversegen_honesty_demo.yaml",
     "pipelines/reversegen_math_demo.yaml",
     "openrlhf/dpo_pl.sh",
     "pipelines/reversegen_safety_demo.yaml",

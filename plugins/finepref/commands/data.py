@@ -44,20 +44,25 @@ def gym(
     seed: Annotated[int, typer.Option(help="Seed; each one has its own endless list of questions.")] = 0,
     skip: Annotated[int, typer.Option(min=0, help="Questions to leave out at the start of the list.")] = 0,
     option: Annotated[list[str], typer.Option(help="Option of the data set, as key=value; repeatable.")] = [],  # noqa: B006
+    choices: Annotated[
+        int, typer.Option(min=0, max=26, help="Make multiple-choice questions with so many numbers; 0 = do not.")
+    ] = 0,
 ) -> None:
     """Different questions of any data set of reasoning-gym with answers: rows {id, prompt, chosen, answer}.
+
+    With --choices, whose questions need whole numbers for answers: rows {id, prompt, options, answer, chosen}.
 
     Two calls with the same seed share no question if one skips the questions of the other. `finepref judge --judge
     gym` uses the data set's own verifier.
     """
     from finepref.formats.jsonl import write_jsonl
     from finepref.pipelines.settings import overridden
-    from finepref.synth.data_sources.reasoning_gym import questions
+    from finepref.synth.data_sources.reasoning_gym import questions, with_choices
 
     check_outputs(output)
     with user_errors():
         rows = questions(name, n, seed=seed, skip=skip, options=overridden({}, option))
-        count = write_jsonl(output, rows)
+        count = write_jsonl(output, with_choices(rows, choices) if choices else rows)
     typer.echo(f"{output}: {count} questions of {name}")
 
 

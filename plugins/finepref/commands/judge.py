@@ -63,21 +63,24 @@ class ReadsName(StrEnum):
 @with_engine_options
 def judge(
     source: Annotated[
-        str, typer.Argument(metavar="INPUT", help=f"Rows with response (entropy: responses), or answers: {WHAT}.")
+        str,
+        typer.Argument(
+            metavar="INPUT", help=f"Rows with response (entropy: responses or letters), or answers: {WHAT}."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="The JSON Lines file of judged rows to write.")],
     name: Annotated[
         str,
         typer.Option(
             "--judge",
-            help="math, number, gym, contains, regex, entropy, refusal, classifier, guard, llm or a plugin.",
+            help="math, number, letter, gym, contains, regex, entropy, refusal, classifier, guard, llm or a plugin.",
         ),
     ],
     pattern: Annotated[str, typer.Option(help="contains, regex: the text that the response must contain.")] = "",
     absent: Annotated[
         bool, typer.Option("--absent", help="contains, regex: it must not contain it; refusal: it must not refuse.")
     ] = False,
-    same: Annotated[str, typer.Option(help="entropy: compare answers as text or as math.")] = "text",
+    same: Annotated[str, typer.Option(help="entropy: compare answers as text, as math or as letters.")] = "text",
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -267,21 +270,25 @@ def _judge(name: str, *, pattern: str, absent: bool, same: str, threshold: float
     """
     from finepref.synth.judges import by_model, by_rule, refusals, verdict
 
-    if threshold is not None and name in {"math", "number", "contains", "regex", "gym", "refusal", "llm"}:
+    if threshold is not None and name in {"math", "number", "letter", "contains", "regex", "gym", "refusal", "llm"}:
         raise ValueError(f"--threshold is for entropy, classifier and plugins, not for {name}")
     match name:
         case "math":
             return by_rule.math_answer
         case "number":
             return by_rule.number_answer
+        case "letter":
+            return by_rule.letter_answer
         case "contains" | "regex":
             if not pattern:
                 raise ValueError(f"--judge {name} needs --pattern")
             return by_rule.contains(pattern, regex=name == "regex", absent=absent)
         case "entropy":
-            if same not in {"text", "math"}:
-                raise ValueError(f"--same is text or math, not {same}")
             nats = by_rule.THRESHOLD if threshold is None else threshold
+            if same not in {"text", "math", "letters"}:
+                raise ValueError(f"--same is text, math or letters, not {same}")
+            if same == "letters":
+                return by_rule.letter_entropy(threshold=nats)
             return by_rule.entropy(by_rule.as_text if same == "text" else by_rule.as_math, threshold=nats)
         case "gym":
             from finepref.synth.judges.reasoning_gym import gym

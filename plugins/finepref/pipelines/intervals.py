@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-from finepref.synth.intervals import T_975, wilson
+from finepref.synth.intervals import student, wilson
 
 
 class Change(NamedTuple):
@@ -51,6 +51,19 @@ def paired(answers: Sequence[tuple[bool, bool]]) -> Change | None:
     return _newcombe((both + old_only, len(answers)), (both + new_only, len(answers)), correlation=correlation)
 
 
+def paired_means(values: Sequence[tuple[float, float]]) -> Change | None:
+    """The change of the mean of a figure of the same questions, each with its old and new one; None below two.
+
+    The interval is that of the mean difference: Student's t up to ten questions, above that the normal one.
+    """
+    if len(values) < 2:
+        return None
+    old, new = (fmean(side) for side in zip(*values, strict=True))
+    spread = stdev([after - before for before, after in values]) / math.sqrt(len(values))
+    wide = student(len(values) - 1) * spread
+    return Change(old, new, new - old - wide, new - old + wide)
+
+
 def _newcombe(old: tuple[int, int], new: tuple[int, int], *, correlation: float) -> Change:
     (first, second), ((low_1, high_1), (low_2, high_2)) = (
         [part / whole for part, whole in (old, new)],
@@ -74,21 +87,25 @@ def over_repeats(changes: Sequence[Change]) -> Change:
     if len(changes) == 1:
         return changes[0]
     each = [change.new - change.old for change in changes]
-    wide = T_975[min(len(each), len(T_975) + 1) - 2] * stdev(each) / math.sqrt(len(each))
+    wide = student(len(each) - 1) * stdev(each) / math.sqrt(len(each))
     return Change(old, new, min(low, new - old - wide), max(high, new - old + wide))
 
 
-def told(between: str, figure: str, change: Change | None) -> str:
-    """A sentence on a change of a share; only what is shown rose or fell.
+def told(between: str, figure: str, change: Change | None, unit: str = "") -> str:
+    """A sentence on a change of a share, or of a figure in a unit; only what is shown rose or fell.
 
     Args:
         between: what is compared, such as "From before to after".
         figure: the share, such as "the failure rate".
         change: None = there is nothing to compare.
+        unit: of the figure, such as "nats"; "" = it is a share.
     """
     if change is None:
         return f"{between}, {figure} cannot be compared: there is nothing to count."
     points = 100 * (change.new - change.old)
     said = f"{figure} {'rose' if points > 0 else 'fell'}" if change.shown else f"a change of {figure} is not shown"
+    if unit:
+        limits = f"95 % interval {change.low:+.3f} to {change.high:+.3f}"
+        return f"{between}, {said}: {change.old:.3f} to {change.new:.3f} {unit} ({limits})."
     limits = f"95 % interval {100 * change.low:+.1f} to {100 * change.high:+.1f}"
     return f"{between}, {said}: {change.old:.1%} to {change.new:.1%}, {points:+.1f} points ({limits})."

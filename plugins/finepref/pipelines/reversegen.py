@@ -84,7 +84,8 @@ def reversegen(
 
     Args:
         pipeline: the run's folder.
-        proposer, target: model folders or names; smollm2 = SmolLM2-135M-Instruct, which the run makes first.
+        proposer, target: model folders or names; smollm2 = SmolLM2-135M-Instruct, which the run makes first. If one of
+            them is, `validate` and `teacher` may have `model: smollm2` too.
         rounds: of DPO of the proposer.
         propose, dedup, validate, answer, judge, pair, improve, evaluate: options of the commands with these names;
             without `validate` all instructions are answered. `propose: {ready: FILE}` sends the few-shot prompts of a
@@ -96,7 +97,8 @@ def reversegen(
             are.
         warmup_training, proposer_training, target_training, export: `recipe`, and keys of LLaMA-Factory on top of it,
             or OpenRLHF's flags.
-        gym: take seeds and held-out questions from reasoning-gym: name, seeds, held_out (number of each), option.
+        gym: take seeds and held-out questions from reasoning-gym: name, seeds, held_out (number of each), option; and
+            choices, the number of options of multiple-choice questions that are made of them.
         seeds, held_out: your own files instead; seeds are not needed if warmup and propose have their own files.
         few_shot: options of both warmup and propose: shots, template, group.
         ask: the question to models, with {prompt} for the instruction.
@@ -131,7 +133,7 @@ def reversegen(
         raise ValueError("give seeds and held_out, or gym")
     if gym is not None and (seeds is not None or held_out is not None):
         raise ValueError("give seeds and held_out, or gym")
-    source = _Source(run, {"seed": seed, "option": [], **gym}) if gym is not None else None
+    source = _Source(run, {"seed": seed, "option": [], "choices": 0, **gym}) if gym is not None else None
     if source is not None:
         first, second = source.slice("data/seeds", "seeds"), source.slice("data/held_out", "held_out")
     else:
@@ -139,6 +141,10 @@ def reversegen(
     if "smollm2" in (proposer, target):
         made = str(run.smollm2())
         proposer, target = (made if name == "smollm2" else name for name in (proposer, target))
+        validate, teacher = (
+            section | {"model": made} if section and section.get("model") == "smollm2" else section
+            for section in (validate, teacher)
+        )
     loop = _Loop(
         run,
         trains,
@@ -389,16 +395,16 @@ class _Source:
 
     Args:
         run: the run.
-        section: name of the data set, seeds and held_out (number of questions of each), seed of the list, and option
-            (key=value of the data set).
+        section: name of the data set, seeds and held_out (number of questions of each), seed of the list, option
+            (key=value of the data set), and choices (options of each question; 0 = none).
 
     Raises:
         ValueError: an entry is missing or unknown.
     """
 
     def __init__(self, run: _Run, section: Section) -> None:
-        if section.keys() != {"name", "seeds", "held_out", "seed", "option"}:
-            raise ValueError(f"gym has name, seeds, held_out, seed and option, and not {', '.join(section)}")
+        if section.keys() != {"name", "seeds", "held_out", "seed", "option", "choices"}:
+            raise ValueError(f"gym has name, seeds, held_out, seed, option and choices, and not {', '.join(section)}")
         self.run, self.section = run, section
         self.counts = {name: int(str(section[name])) for name in ("seeds", "held_out")}
 
@@ -413,6 +419,7 @@ class _Source:
     def _made(self, step: str, count: int, skip: int) -> Path:
         made = self.run.pipeline.path(step, "questions.jsonl")
         section = {"n": count, "skip": skip, "seed": self.section["seed"]}
+        section |= {"choices": self.section["choices"]} if self.section["choices"] else {}
         words = ["finepref", "data", "gym", self.section["name"], *options(section)]
         chosen = self.section["option"]
         assert isinstance(chosen, list)

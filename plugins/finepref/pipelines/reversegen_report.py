@@ -15,10 +15,11 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from finepref.formats.files import write_json
-from finepref.pipelines.intervals import Change, independent, over_repeats, paired, told
+from finepref.pipelines.intervals import Change, independent, over_repeats, paired, paired_means, told
 from finepref.pipelines.report import commands, table
 from finepref.pipelines.steps import Pipeline
 from finepref.synth.intervals import wilson
+from finepref.synth.reversegen.given_answers import answered_right
 from finepref.synth.reversegen.instructions import read_dicts
 
 EXAMPLES = 4
@@ -51,7 +52,8 @@ class Read(NamedTuple):
         pairs: a round's name -> counts of `finepref reversegen pair`.
         after, control: figures on the held-out file; None = not trained.
         improve, control_records: counts of `finepref reversegen improve`.
-        answers: of the target before and after, and before and of the control: held-out id -> label.
+        answers: of the target before and after, and before and of the control: held-out id -> whether it was right.
+        entropies: the same: held-out id -> entropy in nats, of the judge `entropy`.
     """
 
     done: Repeat
@@ -62,6 +64,7 @@ class Read(NamedTuple):
     improve: Figures
     control_records: Figures
     answers: dict[str, dict[str, bool]]
+    entropies: dict[str, dict[str, float]]
 
     @property
     def last(self) -> str | None:
@@ -80,7 +83,8 @@ def write(pipeline: Pipeline, repeats: Sequence[Repeat], *, private: bool) -> No
     """
     read = [_figures(pipeline, each) for each in repeats]
     before, first = _read(pipeline.path("before/eval", "eval.json")), read[0]
-    changes = _changes(read, _labels(pipeline.path("before/judge", "judged.jsonl")))
+    held_out = pipeline.path("before/judge", "judged.jsonl")
+    changes = _changes(read, _labels(held_out), _entropies(held_out))
     own, *others = [_results(each) for each in read]
     results = own | {"before": before, "changes": {name: _plain(each) for name, each in changes.items()}}
     write_json(pipeline.folder / "results.json", results | ({"repeats": others} if others else {}))
@@ -160,6 +164,11 @@ def _figures(pipeline: Pipeline, done: Repeat) -> Read:
         improve=_read(path("improve/records", "improve.report.json")),
         control_records=_read(chosen) if done.control is not None and chosen.exists() else {},
         answers=answers,
+        entropies={
+            name: _entropies(path(f"{step}/judge", "judged.jsonl"))
+            for name, (step, trained) in arms.items()
+            if trained
+        },
         **evaluated,
     )
 
@@ -180,7 +189,7 @@ def _plain(change: Change | None) -> Figures | None:
     return None if change is None else change._asdict() | {"shown": change.shown}
 
 
-def _changes(read: Sequence[Read], before: dict[str, bool]) -> dict[str, Change | None]:
+def _changes(read: Sequence[Read], before: dict[str, bool], entropy: dict[str, float]) -> dict[str, Change | None]:
     """All comparisons that the report makes, by name; what was not trained is in none."""
     found: dict[str, Change | None] = {}
     trained = [(each.lines["round_1"], each.lines[each.last]) for each in read if each.last is not None]
@@ -196,6 +205,11 @@ def _changes(read: Sequence[Read], before: dict[str, bool]) -> dict[str, Change 
             found[name] = _mean(
                 _same(before if old is None else each.answers[old], each.answers[new]) for each in there
             )
+    if entropy and (there := [each for each in read if each.entropies.get("after")]):
+        found["entropy after and before"] = _mean(
+            paired_means([(nats, new[name]) for name, nats in entropy.items() if name in new])
+            for new in (each.entropies["after"] for each in there)
+        )
     return found
 
 
@@ -223,13 +237,17 @@ WORDS = {
     "invalid of proposed": (PROPOSERS, "the share of invalid proposals"),
     "accuracy after and before": ("From before to after", "the target's accuracy on held-out instructions"),
     "accuracy after and of the control": ("From the control to the target", "the accuracy on held-out instructions"),
+    "entropy after and before": ("From before to after", "the entropy of the target's answers to these", "nats"),
 }
 """What each comparison is about: between what, and which figure."""
 
 
 def _verdict(read: Sequence[Read], changes: dict[str, Change | None]) -> str:
     """The comparisons, each in a sentence that the figures support."""
-    said = [told(*WORDS[name], change) for name, change in changes.items()]
+    said = []
+    for name, change in changes.items():
+        between, figure, *unit = WORDS[name]
+        said.append(told(between, figure, change, *unit))
     if len(read) == 1 and read[0].last is not None:
         old, new = read[0].lines["round_1"], read[0].lines[read[0].last]
         said.append(
@@ -297,10 +315,12 @@ def _target(before: Figures, read: Sequence[Read]) -> str:
             shown.append((f"control{repeat}", _drawn(each.control_records), each.control))
     lines = []
     for name, records, figures in shown:
-        solved = figures["classes"]["solved"], _of_valid(figures)[1]
-        figured = [figures["classes"]["unjudged"], figures["entropy"], figures["average_precision"]]
-        lines.append([name, records, figures["rows"], _share(solved), *figured])
-    header = ["target", "trained on", "rows", "accuracy", "unjudged", "entropy (nats)", "average precision"]
+        figured = [
+            figures["classes"]["unjudged"],
+            *(figures.get(name) for name in ("entropy", "average_precision", "ece")),
+        ]
+        lines.append([name, records, figures["rows"], _share(_right(figures)), *figured])
+    header = ["target", "trained on", "rows", "accuracy", "unjudged", "entropy (nats)", "average precision", "ECE"]
     text = table(header, lines)
     if any(each.control is not None for each in read):
         text += (
@@ -409,7 +429,23 @@ def _read(path: Path) -> Figures:
 
 
 def _labels(path: Path) -> dict[str, bool]:
-    return {str(row["id"]): bool(row["label"]) for row in read_dicts(path)}
+    return {str(row["id"]): answered_right(row) for row in read_dicts(path)}
+
+
+def _entropies(path: Path) -> dict[str, float]:
+    verdicts = {str(row["id"]): row.get("verdict") for row in read_dicts(path)}
+    return {
+        name: float(each["score"])
+        for name, each in verdicts.items()
+        if isinstance(each, dict) and each.get("judge") == "entropy"
+    }
+
+
+def _right(figures: Figures) -> tuple[int, int]:
+    """(right answers, rows whose answer is known); with the judge `entropy` these are not the solved ones."""
+    if calibration := figures.get("calibration"):
+        return round(figures["accuracy"] * calibration["rows"]), calibration["rows"]
+    return figures["classes"]["solved"], _of_valid(figures)[1]
 
 
 def _ratio(count: tuple[int, int]) -> float | None:

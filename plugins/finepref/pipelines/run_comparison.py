@@ -20,7 +20,7 @@ from statistics import fmean, stdev, variance
 from typing import Any
 
 from finepref.pipelines.run_folders import Figure, Run
-from finepref.synth.intervals import T_975, bootstrap
+from finepref.synth.intervals import bootstrap, student
 
 HIGHER = re.compile(
     r"accurac|exact_match|pass@|margin|win_rate|average_precision|(?<![a-z])(acc|acc_norm|f1|mc[12]|auc)(?![a-z])"
@@ -300,7 +300,7 @@ def _over_seeds(
         freedom = int(sum(parts) ** 2 / below) if below else len(one) + len(two) - 2
     if error <= 1e-9 * max(abs(value) for value in (*one.values(), *two.values(), 1e-30)):
         return None
-    width = error * (T_975[max(freedom, 1) - 1] if freedom <= len(T_975) else 1.96 + 2.46 / freedom)
+    width = error * student(max(freedom, 1))
     return mean - width, mean + width
 
 

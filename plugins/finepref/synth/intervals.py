@@ -10,11 +10,16 @@ if TYPE_CHECKING:
 RESAMPLES = 2000
 Z = 1.959964
 """The 97.5 % quantile of the normal distribution."""
-T_975 = (
+_T_975 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
     *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 """Student's t at .975 for 1 to 30 degrees of freedom."""
+
+
+def student(freedom: int) -> float:
+    """Student's t at .975 for 1 degree of freedom or more."""
+    return _T_975[freedom - 1] if freedom <= len(_T_975) else Z + 2.46 / freedom
 
 
 def wilson(part: float, whole: float) -> tuple[float, float]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import random
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from finepref.formats import choices
 from finepref.formats.records import Message, content_id
 
 
@@ -51,6 +53,40 @@ def questions(
         if len(rows) == n + skip:
             return [*rows.values()][skip:]
     raise ValueError(f"reasoning-gym's {name} has {len(rows)} different questions among {size}: not {n + skip}")
+
+
+def with_choices(rows: Iterable[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Questions with a whole number for an answer as multiple-choice questions.
+
+    The other options are numbers near the answer, of the same sign; numbers and places are drawn by the question's id.
+
+    Args:
+        rows: of `questions`.
+        count: options of each.
+
+    Returns:
+        Rows {id, prompt, options, answer, chosen}; the prompt has the options, the answer is a letter.
+
+    Raises:
+        ValueError: an answer is no whole number, or there are more options than letters.
+    """
+    if not choices.FEWEST <= count <= len(choices.LETTERS):
+        raise ValueError(f"a question has {choices.FEWEST} to {len(choices.LETTERS)} options, not {count}")
+    made = []
+    for row in rows:
+        try:
+            right = int(row["answer"])
+        except ValueError:
+            raise ValueError(f"choices need whole numbers for answers, not {row['answer']!r:.80}") from None
+        chance = random.Random(row["id"])
+        near = [right + step for step in range(-2 * count, 2 * count + 1) if step]
+        numbers = [right, *chance.sample([each for each in near if (each < 0) == (right < 0)], count - 1)]
+        chance.shuffle(numbers)
+        options = choices.lettered([str(each) for each in numbers])
+        letter = choices.LETTERS[numbers.index(right)]
+        asked = {"id": row["id"], "prompt": choices.text(row["prompt"], [*options.values()]), "options": options}
+        made.append(asked | {"answer": letter, "chosen": f"{letter}. {right}"})
+    return made
 
 
 def list_seed(name: str, seed: int) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finepref.formats.problems import Problem
 from finepref.formats.records import Message
+from finepref.synth.engines import letters
 from finepref.synth.engines.checkpoint import (
     MERGED,
     accelerator,
@@ -70,11 +71,34 @@ class HfEngine:
         Raises:
             ValueError: the tokenizer has no chat template or no end-of-sequence token.
         """
+        yield from self._by_batch(requests, lambda batch, *loaded: _answer(*loaded, batch, self.noise))
+
+    def letters(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
+        """For each request the probabilities of the letters A to Z as the answer's first token, see `letters.read`.
+
+        For a request with `candidates` the probabilities that the answer begins with each of them, lettered in order.
+        One forward pass of the prompt; nothing is sampled. Raises like `generate`.
+        """
+
+        def answer(batch: list[Planned], *loaded: Any) -> list[Completion]:
+            return (
+                [_candidates(*loaded, each) for each in batch]
+                if batch[0].request.candidates
+                else _letters(*loaded, batch)
+            )
+
+        yield from self._by_batch(requests, answer)
+
+    def _by_batch(
+        self,
+        requests: Iterable[Request],
+        answer: Callable[[list[Planned], PreTrainedModel, PreTrainedTokenizerBase], list[Completion]],
+    ) -> Iterator[list[Completion]]:
         model, tokenizer = self._loaded
         room = context_of(self.name)
         for batch in self._batches(self._plans(requests, tokenizer, room)):
             if batch[0].limit:
-                yield _answer(model, tokenizer, batch, self.noise)
+                yield answer(batch, model, tokenizer)
             else:
                 yield [too_long(each, room) for each in batch]
 
@@ -128,10 +152,8 @@ def _answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[Planned], noise: str
 ) -> list[Completion]:
     import torch
-    from transformers import GenerationConfig
 
-    ends = end_tokens(model.generation_config, tokenizer)
-    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=ends[0])
+    ends = _ends(model, tokenizer)
     ids, mask = left_padded([plan.prompt for plan in batch], device=input_device(model))  # [B, T]
     with torch.inference_mode():
         output = model.generate(
@@ -142,6 +164,57 @@ def _answer(
             logits_processor=_processors([plan.request for plan in batch], noise),
         )[:, ids.shape[1] :].tolist()
     return [completion(plan, tokens, tokenizer, ends=ends) for plan, tokens in zip(batch, output, strict=True)]
+
+
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The end tokens; of the model's generation defaults nothing else is used."""
+    from transformers import GenerationConfig
+
+    ends = end_tokens(model.generation_config, tokenizer)
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=ends[0])
+    return ends
+
+
+def _letters(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[Planned]) -> list[Completion]:
+    """See `HfEngine.letters`; the first step of a greedy generation, so that positions and masks are those of it."""
+    import torch
+
+    _ends(model, tokenizer)
+    ids, mask = left_padded([plan.prompt for plan in batch], device=input_device(model))  # [B, T]
+    with torch.inference_mode():
+        made = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=1,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    probabilities = made.logits[0].double().softmax(-1).cpu()  # [B, V]
+    answers = []
+    for planned, row in zip(batch, probabilities, strict=True):
+        tokens = letters.letter_tokens(tokenizer, planned.prompt)
+        found = {letter: float(row[own].sum().log()) for letter, own in tokens.items()}
+        answers.append(letters.completion(planned.request.id, found, prompt_tokens=len(planned.prompt)))
+    return answers
+
+
+def _candidates(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, planned: Planned) -> Completion:
+    """See `HfEngine.letters`: the rows of a batch are the prompt with each candidate, padded at the right."""
+    import torch
+
+    texts = planned.request.candidates
+    answers = [letters.tokens_after(tokenizer, planned.prompt, text) for text in texts]
+    width = max(map(len, answers))
+    rows = [[*planned.prompt, *own, *[0] * (width - len(own))] for own in answers]
+    ids = torch.tensor(rows, device=input_device(model))  # [R, T]
+    with torch.inference_mode():
+        logits = model(input_ids=ids, logits_to_keep=width + 1, use_cache=False).logits[:, :-1].float()  # [R, W, V]
+    logps = logits.log_softmax(-1).gather(-1, ids[:, -width:, None].to(logits.device))[..., 0].double().cpu()  # [R, W]
+    found = {
+        letter: float(row[: len(own)].sum()) for letter, row, own in zip(letters.LETTERS, logps, answers, strict=False)
+    }
+    return letters.completion(planned.request.id, found, prompt_tokens=len(planned.prompt))
 
 
 def _processors(requests: Sequence[Request], noise: str) -> LogitsProcessorList:

@@ -34,7 +34,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question to a model; see `Sampling`. `seed` has an effect only if `temperature` is not 0."""
+    """One question to a model; see `Sampling`. `seed` has an effect only if `temperature` is not 0.
+
+    `candidates` are the answers whose probabilities are asked for, see `engines.letters`.
+    """
 
     id: str
     messages: tuple[Message, ...]
@@ -44,6 +47,7 @@ class Request:
     top_k: int = 0
     repetition_penalty: float = 1.0
     seed: int = 0
+    candidates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,17 +14,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from finepref.formats.bad_rows import BadRows
+from finepref.synth.data_sources.job_rows import rows_of
 from finepref.synth.dedup import normalised
 from finepref.synth.diversity import self_bleu
 from finepref.synth.intervals import wilson
-from finepref.synth.judges.by_rule import as_text
 from finepref.synth.judges.refusals import refused
 from finepref.synth.left_out import ENGINE, read_all
-from finepref.synth.reversegen.improve import majority
-from finepref.synth.reversegen.instructions import Row, read_dicts
+from finepref.synth.reversegen.given_answers import given_answer
+from finepref.synth.reversegen.instructions import INSTRUCTIONS, Row, read_dicts, read_instructions
 
 CLASSES = ("failing", "solved", "duplicate", "invalid", "unjudged", "unproposed")
 
@@ -47,7 +47,16 @@ def fates(files: Sequence[Path]) -> dict[str, Fate]:
         BadData: a file is not JSON Lines.
         ValueError: a row is missing, has no origin, or is in two places.
     """
-    return _fates(files, {path: read_dicts(path) for path in files})
+    return _fates(files, _contents(files, None))
+
+
+def _contents(files: Sequence[Path], bad_rows: BadRows | None) -> dict[Path, Sequence[Row]]:
+    """The rows of each file; the first may be of another layout, such as held-out questions of MMLU."""
+    given = rows_of(files[0], INSTRUCTIONS)
+    found: dict[Path, Sequence[Row]] = {}
+    if given.layout:
+        found[files[0]] = [{**each.row, "id": each.id} for each in read_instructions(given, bad_rows=bad_rows)]
+    return found | {path: read_dicts(path, bad_rows=bad_rows) for path in files if path not in found}
 
 
 def _fates(files: Sequence[Path], contents: Mapping[Path, Sequence[Row]]) -> dict[str, Fate]:
@@ -81,16 +90,19 @@ def measure(
     with Wilson's 95 % interval, and `accuracy` is the complement of the latter. `refusals` are the judged responses
     that refuse (see `judges.refusals`), `refusal_rate` their share of the judged rows with one response. `self_bleu`
     (ReverseGen's mean of BLEU-2 to BLEU-5) and `distinct` are those of the texts in the first file,
-    `self_bleu_failing` is that of the failing instructions. If the judge was `entropy`, `entropy` is the mean entropy
-    in nats, and `average_precision` is that of the ranking by entropy, lowest first, where a majority answer is right
-    if it begins with the row's `answer`.
+    `self_bleu_failing` is that of the failing instructions.
+
+    If the judge was `entropy`, `entropy` is the mean entropy in nats, and of the rows with an `answer`, `accuracy` is
+    the share whose most probable or most frequent answer is right (`given_answer`), `average_precision` that of the
+    ranking by confidence, as R-Tuning has it, and `ece` the calibration error of the confidence; `calibration` has all
+    of it, with the bins. `letters_outside` is the mean probability outside the letters of the options.
 
     Args:
         files: see `fates`.
         sample, seed: of `self_bleu`; compare sets of different sizes at the same sample size only.
         bad_rows: see `read_dicts`; rows that a step has rejected are invalid.
     """
-    contents = {path: read_dicts(path, bad_rows=bad_rows) for path in files}
+    contents = _contents(files, bad_rows)
     found = _fates(files, contents)
     classes = Counter(fate.kind for fate in found.values())
     judged = classes["failing"] + classes["solved"]
@@ -138,6 +150,21 @@ def _refusals(rows: Sequence[Row]) -> dict[str, float | None]:
     return {"refusals": count if responses else None, "refusal_rate": _share(count, len(responses))}
 
 
+def draw_calibration(found: Mapping[str, object], file: Path) -> None:
+    """Write the reliability diagram of what `measure` found; without a calibration, remove that of an earlier run.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    from finepref.synth.calibration import draw
+
+    calibration: Any = found["calibration"]
+    if calibration is None:
+        file.unlink(missing_ok=True)
+        return
+    draw(calibration, file, title="confidence in the given answer")
+
+
 def _ids(path: Path, rows: Sequence[Row]) -> dict[str, Row]:
     by_id = {str(row.get("id")): row for row in rows}
     if len(by_id) < len(rows) or any("id" not in row for row in rows):
@@ -149,23 +176,35 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _uncertainty(rows: Sequence[Row]) -> dict[str, float | None]:
-    measured: list[tuple[float, bool | None]] = []
-    for row in rows:
-        verdict = row.get("verdict")
-        if isinstance(verdict, Mapping) and verdict.get("judge") == "entropy":
-            gold = row.get("answer")
-            right = _begins(majority(row.get("responses")) or "", gold) if isinstance(gold, str) else None
-            measured.append((verdict["score"], right))
-    known = [(nats, right) for nats, right in measured if right is not None]
-    precision = None
+def _uncertainty(rows: Sequence[Row]) -> dict[str, object]:
+    """The figures of the judge `entropy`, see `measure`; none of them without its rows."""
+    scores = [verdict["score"] for row in rows if (verdict := _entropy_verdict(row))]
+    given = [found for row in rows if _entropy_verdict(row) and (found := given_answer(row))]
+    known = [(each.confidence, each.right) for each in given if each.right is not None]
+    outside = [float(share) for row in rows if isinstance(share := row.get("letters_outside"), int | float)]
+    found: dict[str, object] = {
+        "entropy": fmean(scores) if scores else None,
+        "letters_outside": fmean(outside) if outside else None,
+        "average_precision": None,
+        "ece": None,
+        "calibration": None,
+    }
+    if scores:
+        found["accuracy"] = _share(sum(right for _, right in known if right), len(known))
+    if not known:
+        return found
+    from finepref.synth.calibration import calibration
+
+    own = calibration([p for p, _ in known], [float(bool(right)) for _, right in known])
+    found |= {"ece": own["ece"], "calibration": own}
     if any(right for _, right in known):
         from sklearn.metrics import average_precision_score
 
-        precision = float(average_precision_score([right for _, right in known], [-nats for nats, _ in known]))
-    return {"entropy": fmean(nats for nats, _ in measured) if measured else None, "average_precision": precision}
+        ranked = average_precision_score([bool(right) for _, right in known], [p for p, _ in known])
+        found["average_precision"] = float(ranked)
+    return found
 
 
-def _begins(text: str, gold: str) -> bool:
-    words = as_text(gold)
-    return as_text(text)[: len(words)] == words
+def _entropy_verdict(row: Row) -> Mapping[str, float] | None:
+    verdict = row.get("verdict")
+    return verdict if isinstance(verdict, Mapping) and verdict.get("judge") == "entropy" else None

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from finepref.formats.bad_rows import BadRows
+from finepref.formats.choice_text import parse_choice
+from finepref.formats.choices import lettered, options_of
 from finepref.formats.identified import read_each, read_identified
 from finepref.formats.jsonl import write_jsonl
 from finepref.formats.records import Message, Prompt, content_id
 from finepref.formats.row import RowReader, kind_of
 from finepref.formats.row_source import RowSource
-from finepref.synth.ask import Job, ask_each
+from finepref.synth.ask import Job, ask, ask_each
 from finepref.synth.data_sources.job_rows import ALL, Wants, ends_in_question, question
-from finepref.synth.engines.protocol import Completion, Engine, Sampling, prompt_problems
+from finepref.synth.engines.protocol import Completion, Engine, Request, Sampling, prompt_problems
 from finepref.synth.left_out import LEFT_OUT, Ledger, Written, unanswered
 
 Row = Mapping[str, object]
@@ -55,9 +57,24 @@ def read_instructions(
     return read_identified(source, read, empty=True, bad_rows=bad_rows)
 
 
+def options_in(asked: Instruction) -> dict[str, str] | str:
+    """The options of a multiple-choice question, those of its row or else of its text; or why it has none."""
+    if (given := options_of(asked.row)) is not None:
+        return given
+    found = parse_choice(asked.prompt[-1].content)
+    return found if isinstance(found, str) else lettered(found.options)
+
+
 def asked_text(prompt: Prompt, template: str) -> Prompt:
-    """The prompt with its last turn put into a template with {prompt}."""
-    return (*prompt[:-1], Message(prompt[-1].role, template.format(prompt=prompt[-1].content)))
+    """The prompt with its last turn put into a template, see `templates.check_ask`."""
+    text = prompt[-1].content
+    return (*prompt[:-1], Message(prompt[-1].role, template.format(prompt=text, question=question_in(text))))
+
+
+def question_in(text: str) -> str:
+    """The question of a multiple-choice question without its options; any other text as it is."""
+    found = parse_choice(text)
+    return text if isinstance(found, str) else found.question
 
 
 def ask_times(
@@ -84,6 +101,28 @@ def ask_times(
     whole = replace(job, settings=own | dict(job.settings))
     found = ask_each(prompts, [str(number) for number in range(n)], engine=engine, sampling=sampling, job=whole)
     return {key: [*by_name.values()] for key, by_name in found.items()}
+
+
+def ask_letters(
+    prompts: Mapping[str, Prompt], options: Mapping[str, Mapping[str, str]], *, by: str, engine: Engine, job: Job
+) -> dict[str, Completion]:
+    """The probabilities of the options of each question, by id; see `engines.letters.read`.
+
+    Args:
+        prompts: id -> what is asked.
+        options: id -> letter -> option.
+        by: letters or options.
+        engine: of letters.
+        job: see `Job`.
+
+    Raises:
+        JournalBusy, JournalChanged, JournalDamaged: see `Journal`.
+    """
+    requests = [
+        Request(name, prompt, 1, candidates=tuple(options[name].values()) if by == "options" else ())
+        for name, prompt in prompts.items()
+    ]
+    return ask(requests, engine=engine, job=job)
 
 
 def engine_failure(answers: Sequence[Completion]) -> str:

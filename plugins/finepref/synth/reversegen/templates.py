@@ -19,6 +19,15 @@ def check_template(template: str, *required: str, optional: Sequence[str] = ()) 
     return template
 
 
+def check_ask(ask: str) -> str:
+    """The template of a question to a model: with {prompt}, or {question}, which is the prompt without its options.
+
+    Raises:
+        ValueError: it has neither, or an unknown field.
+    """
+    return check_template(ask, "question" if "{question}" in ask else "prompt", optional=("prompt", "question"))
+
+
 def version(*texts: str) -> str:
     """The version of a prompt, for the journal."""
     return "reversegen-" + hashlib.blake2b("\0".join(texts).encode(), digest_size=4).hexdigest()
