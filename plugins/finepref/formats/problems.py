@@ -129,6 +129,9 @@ CODES: dict[str, str] = {
     "FP262": "the token scores are of another kind than the stage reads",
     "FP263": "a response has no end token, which is to be trained",
     "FP264": "a pair has no margin, which the loss reads",
+    "FP310": "the texts of token ids are not known",
+    "FP311": "the texts are not those of the token ids",
+    "FP312": "a row is not one of a file of rejected rows",
 }
 """Code -> short meaning. Codes are never used again for another meaning (FP044, FP064, FP065, FP086, FP202, FP221)."""
 

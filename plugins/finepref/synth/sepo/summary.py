@@ -14,7 +14,7 @@ NEAR = 0.01
 """Scores within this distance of 0 count as near 0."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BARS, BARS_OVER = 24, (0.01, 0.99)
-"""A histogram has this many bars of one width, between these quantiles; what is beyond is in the first and last one."""
+"""A histogram has this many bars of one width between these quantiles; what is beyond is in the outer bars."""
 TOP = 5
 OFTEN = 5
 """A token is among the top ones only if it is scored this often, or if the file has few tokens."""
