@@ -32,7 +32,11 @@ def rows(records: int, tokens: int) -> Any:
     """Scored pairs."""
     draw = random.Random(0)
     for i in range(records):
-        row: dict[str, Any] = {"id": f"record-{i}", "prompt": " ".join(draw.choices(WORDS, k=40)), "tokenizer": "words"}
+        row: dict[str, Any] = {
+            "id": f"record-{i}",
+            "prompt": " ".join(draw.choices(WORDS, k=40)),
+            "tokenizer": "words",
+        }
         for side in ("chosen", "rejected"):
             words = [f"{word} " for word in draw.choices(WORDS, k=tokens)]
             ends = [0]
