@@ -16,11 +16,12 @@ import statistics
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-WORDS = "the a of in and so then total answer dozen eggs pages days week number sum".split()
+WORDS = ("the", "a", "of", "in", "and", "so", "total", "answer", "dozen", "eggs", "pages", "days", "number")
 STEPS = {
     "next": "KEYS.j()",
     "search": "$('search').value = 'no such text'; filter(); $('search').value = ''; filter()",
@@ -43,7 +44,7 @@ def rows(records: int, tokens: int) -> Any:
             for word in words:
                 ends.append(ends[-1] + len(word))
             row[side] = "".join(words)[:-1] + "."
-            row[f"{side}_offsets"] = [[start, end] for start, end in zip(ends, ends[1:], strict=False)]
+            row[f"{side}_offsets"] = [[start, end] for start, end in pairwise(ends)]
             row[f"{side}_scores"] = [round(draw.gauss(0, 1), 6) for _ in words]
         yield row
 

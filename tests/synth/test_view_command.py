@@ -8,6 +8,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 from array import array
 from pathlib import Path
 
@@ -288,3 +290,10 @@ def test_a_picture_without_a_browser_says_what_is_missing(rows, tmp_path, monkey
     outcome = CliRunner().invoke(app, ["view", str(rows(PAIR)), "--png", str(tmp_path / "a.png")])
     assert outcome.exit_code == 1
     assert "a picture needs one of chromium, " in outcome.output
+
+
+def test_data_as_it_is_needs_neither_torch_nor_transformers(rows, tmp_path):
+    words = ["view", str(rows(SCORED)), "--output", str(tmp_path / "page.html")]
+    program = "import sys\nsys.modules.update(torch=None, transformers=None)\nfrom finepref.cli import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert (done.returncode, len(data_of(tmp_path / "page.html")["records"])) == (0, 1), done.stderr

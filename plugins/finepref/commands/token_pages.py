@@ -20,7 +20,8 @@ from finepref.formats.files import replacing
 
 if TYPE_CHECKING:
     from finepref.hosts.forecast import Tokeniser
-    from finepref.hosts.token_view import Entry, StageView
+    from finepref.hosts.stage_view import StageView
+    from finepref.hosts.token_view import Entry
     from finepref.synth.data_sources.inputs import Input
 
 NEEDS = 'tokens need "finepref[model]"; a template by name needs LLaMA-Factory'
@@ -53,14 +54,14 @@ class Asked(NamedTuple):
         Raises:
             ValueError: options without a stage or a model, or values that the stage does not have.
         """
-        from finepref.hosts.token_view import StageView
-
         if not self.stage:
             if self.options:
                 raise ValueError(f"{self.options[0]} is an option of a stage: give --stage")
             return None
         if not self.model and (self.template or self.cutoff_len):
             raise ValueError("--template and --cutoff-len are about tokens: give --model too")
+        from finepref.hosts.stage_view import StageView
+
         stage, options = stage_and_options(self.stage, self.options, None, flag="")
         return StageView(stage, options, self.tokeniser() if self.model else None, self.seed)
 
@@ -108,11 +109,14 @@ def entries_of(inputs: Sequence[Input], view: StageView | None, first: int, coun
     Raises:
         BadData: FP201, the stage does not train on a format; or a file cannot be read.
     """
-    from finepref.hosts.token_view import looked_at
-    from finepref.hosts.view_sources import sources_of
+    from finepref.hosts.view_sources import entries_of_data, sources_of
 
-    formats, wanted = (view.stage.formats, f"stage {view.stage.name}") if view else ((), "")
-    return some(looked_at(islice(sources_of(inputs, formats, wanted), first - 1, None), view), count)
+    if view is None:
+        return some(islice(entries_of_data(inputs), first - 1, None), count)
+    from finepref.hosts.stage_view import looked_at
+
+    sources = sources_of(inputs, view.stage.formats, f"stage {view.stage.name}")
+    return some(looked_at(islice(sources, first - 1, None), view), count)
 
 
 def some(entries: Iterable[Entry], count: int) -> Shown:

@@ -73,7 +73,9 @@ def _response(response: Response) -> dict[str, Any]:
     if response.about:
         row["about"] = response.about
     row["text"] = "".join(response.texts)
-    row["sizes"] = [len(text) + sum(char > "\uffff" for char in text) for text in response.texts]
+    row["sizes"] = [
+        len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2 for text in response.texts
+    ]
     row["values"] = {name: _numbers(values) for name, values in response.values.items()}
     return row
 

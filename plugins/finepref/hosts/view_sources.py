@@ -12,14 +12,13 @@ from finepref.formats import records, scores
 from finepref.formats.jsonl import RawRow
 from finepref.formats.problems import CODES, BadData, Problem
 from finepref.hosts.reading import Sourced
-from finepref.hosts.token_view import CHARACTERS, TOKENS, Entry, Response, of_bad_row, of_data, token_texts
+from finepref.hosts.token_view import CHARACTERS, SIGNS, TOKENS, Entry, Response, of_bad_row, of_data, token_texts
 from finepref.methods.pair_rows import SIDES
 from finepref.synth.data_sources import files
 from finepref.synth.data_sources.inputs import Input, file_check, find_inputs, read_file
 from finepref.synth.sepo.score import DIGITS
 
 REJECTED, SCORES = "rejected", "scores"
-_SIGNS = {"chosen": 1, "rejected": -1}
 
 
 def kind_of(path: Path) -> str:
@@ -34,33 +33,47 @@ def kind_of(path: Path) -> str:
     return SCORES if {f"{side}_tokens" for side in SIDES} <= value.keys() else ""
 
 
-def sources_of(inputs: Iterable[Input], formats: Collection[str] = (), wanted: str = "") -> Iterator[Sourced | Entry]:
+def sources_of(inputs: Iterable[Input], formats: Collection[str], wanted: str) -> Iterator[Sourced | Entry]:
     """The records of files; a bad row is an entry with its problems.
 
     Args:
         inputs: the files.
-        formats: those that are wanted, () for all.
+        formats: those that are wanted.
         wanted: who wants them, for messages.
 
     Raises:
         BadData: FP201, a record of another format; or a file that cannot be read.
     """
+    for source, _ in _read(inputs):
+        if isinstance(source, Sourced):
+            formatting = next(each for each, kind in records.FORMATS.items() if type(source.record) is kind)
+            if formatting not in formats:
+                text = f"{wanted} trains on {' or '.join(formats)}, this file is {formatting}"
+                raise BadData([Problem(source.file, 0, "formatting", "FP201", text)])
+        yield source
+
+
+def entries_of_data(inputs: Iterable[Input]) -> Iterator[Entry]:
+    """The records of files as they are, with the KL of their tokens if they have it; and their bad rows.
+
+    Raises:
+        BadData: a file cannot be read.
+    """
+    for source, value in _read(inputs):
+        yield source if isinstance(source, Entry) else with_values(of_data(source), _kl_of(source.record, value))
+
+
+def _read(inputs: Iterable[Input]) -> Iterator[tuple[Sourced | Entry, object]]:
+    """Records and bad rows, with the row as it was read."""
     for file in inputs:
         name, check = str(file.path), file_check(file, repeats=True)
         for row in check.walk(read_file(file)):
             if row.problems and not row.raw.line:
                 raise BadData(row.problems)
             if row.problems:
-                yield _bad(name, row.raw, row.problems)
-                continue
-            for number, record in enumerate(row.records):
-                formatting = next(each for each, kind in records.FORMATS.items() if type(record) is kind)
-                if formats and formatting not in formats:
-                    text = f"{wanted} trains on {' or '.join(formats)}, this file is {formatting}"
-                    raise BadData([Problem(name, 0, "formatting", "FP201", text)])
-                source = Sourced(name, row.raw.line, record, int(number == 0))
-                kl = _kl_of(record, row.raw.value)
-                yield with_values(of_data(source), kl) if kl and not formats else source
+                yield _bad(name, row.raw, row.problems), None
+            for number, record in enumerate(() if row.problems else row.records):
+                yield Sourced(name, row.raw.line, record, int(number == 0)), row.raw.value
 
 
 def _bad(file: str, raw: RawRow, problems: Sequence[Problem]) -> Entry:
@@ -145,7 +158,7 @@ def scored_rows(path: Path, texts: Path | None, tokenizer: Any = None) -> Iterat
         more = {side: _columns(row, side) for side in SIDES}
         if texts is None:
             made = [
-                Response(side, "", _SIGNS[side], TOKENS, token_texts(tokenizer, row[f"{side}_tokens"]), more[side])
+                Response(side, "", SIGNS[side], TOKENS, token_texts(tokenizer, row[f"{side}_tokens"]), more[side])
                 for side in SIDES
             ]
             yield Entry(row["id"], f"{path}:{raw.line}", [], made)
@@ -185,4 +198,4 @@ def _columns(row: Mapping[str, Any], side: str) -> dict[str, list[float]]:
 
 def _by_id(path: Path) -> dict[str, Sourced]:
     inputs = find_inputs(str(path), "scored_pair", Path(), {}, None)
-    return {each.record.id: each for each in sources_of(inputs) if isinstance(each, Sourced)}
+    return {each.record.id: each for each, _ in _read(inputs) if isinstance(each, Sourced)}
