@@ -208,3 +208,16 @@ def test_long_texts_are_decoded_in_windows_and_stay_whole(tiny_model):
     assert len(texts) == len(ids)
     assert "".join(texts) == text
     assert "🦙" in texts
+
+
+def test_a_space_that_a_decoder_drops_at_the_beginning_stays_in_the_middle_of_long_texts():
+    """As in Llama 2: the decoder takes the space off the first token that it is given."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({"▁a": 0, "▁b": 1, "?": 2}, unk_token="?"))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="?")
+    text = " ".join("ab" * 50)
+    texts = token_texts(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert texts == ["a", *[" b", " a"] * 49, " b"]
