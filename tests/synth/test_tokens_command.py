@@ -60,6 +60,30 @@ def test_without_a_model_spans_are_shown_by_characters_and_their_weight_stands_b
     assert lines[-3] == "⟦right⟧"
 
 
+@pytest.mark.parametrize(
+    ("colours", "blue", "orange"), [("truecolor", "48;2;0;114;178", "48;2;178;82;0"), ("standard", "44", "43")]
+)
+def test_in_a_terminal_positive_weights_are_on_blue_and_negative_ones_on_orange_with_two_lines(colours, blue, orange):
+    from finepref.commands.tokens import _coloured
+    from finepref.hosts.token_view import Response
+    from rich.console import Console
+
+    text = _coloured(Response("a", "", 1, "tokens", ["x", "y", "z"], {"weight": [1, -1, 0]}), colours == "truecolor")
+    console = Console(color_system=colours, force_terminal=True)
+    with console.capture() as capture:
+        console.print(text)
+    assert capture.get() == f"\x1b[97;{blue}mx\x1b[0m\x1b[21;97;{orange}my\x1b[0mz\n"
+
+
+def test_in_a_terminal_there_are_colours_in_place_of_brackets(told, monkeypatch):
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLORTERM": "truecolor"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    output = told(SPANS | {"rejected_spans": [[2, 7]]}, "tdpo_sides=two", "--stage", "tdpo")
+    assert "a \x1b[97;48;2;0;114;178mwrong\x1b[0m word\n" in output
+    assert "⟦" not in output
+
+
 def test_with_a_model_the_tokens_are_those_of_its_chat_template(content, tiny_model):
     """The chosen response has no spans, so its five letters and the end token count."""
     found = content(SPANS, "tdpo_sides=two", "--stage", "tdpo", "--model", tiny_model)

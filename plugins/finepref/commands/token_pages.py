@@ -29,7 +29,7 @@ NOTHING_CUT = 2**31
 
 Options = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Options of the stage, as in the YAML of the run."),
+    typer.Argument(metavar="KEY=VALUE", help="Options of the stage, as in the YAML of the run."),
 ]
 StageName = Annotated[str, typer.Option("--stage", help="The stage that would train on the records.")]
 Model = Annotated[str, typer.Option("--model", help="Folder or name of the model; only its tokenizer is loaded.")]

@@ -134,7 +134,8 @@ def _print(entries: list[Entry], told: list[str]) -> None:
             console.print(Text(f"{role}: {text}", "dim"))
         for response in entry.responses:
             console.print(Text(_heading(response), "bold"))
-            console.print(_coloured(response) if console.is_terminal else Text(_plain(response)))
+            shades = console.color_system in ("256", "truecolor")
+            console.print(_coloured(response, shades) if console.is_terminal else Text(_plain(response)))
 
 
 def _heading(response: Response) -> str:
@@ -174,8 +175,11 @@ _UP = ("#003b5c", "#005a8c", "#0072b2")
 _DOWN = ("#5c2a00", "#8c4000", "#b25200")
 
 
-def _coloured(response: Response) -> Text:
-    """Tokens on blue (positive weight) or on orange and underlined twice (negative), darker if it is small."""
+def _coloured(response: Response, shades: bool) -> Text:
+    """Tokens on blue (positive weight) or on orange and underlined twice (negative), darker if it is small.
+
+    Without `shades`, on terminals of few colours, orange is yellow and both have one shade.
+    """
     from rich.text import Text
 
     found = [*_runs(response)]
@@ -186,7 +190,8 @@ def _coloured(response: Response) -> Text:
             made.append(text)
             continue
         shade = min(2, int(3 * abs(weight) / most))
-        made.append(text, f"white on {_UP[shade]}" if weight > 0 else f"white underline2 on {_DOWN[shade]}")
+        up, down = (_UP[shade], _DOWN[shade]) if shades else ("blue", "yellow")
+        made.append(text, f"bright_white on {up}" if weight > 0 else f"bright_white underline2 on {down}")
         if weight != 1 and abs(weight) != most:
             made.append(f"{weight:.2g}", "dim")
     return made
