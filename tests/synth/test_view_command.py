@@ -141,6 +141,17 @@ def test_a_file_of_rejected_rows_is_shown_with_place_row_and_problems(viewed, ro
     assert json.loads(record["responses"][-1]["text"]) == PAIR | {"id": "q", "rejected": "yes"}
 
 
+def test_bytes_that_are_no_text_are_shown_with_marks_for_what_is_missing(viewed, rows, tmp_path):
+    file, rejected = rows(PAIR), tmp_path / "rejected.jsonl"
+    with file.open("ab") as more:
+        more.write(b'{"id": "\xff"}\n')
+    words = ["validate", str(file), "--max-bad", "60%", "--rejected", str(rejected)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    (record,) = viewed(rejected)
+    assert record["problems"][0][0] == "FP003"
+    assert record["responses"][-1]["text"] == '{"id": "\ufffd"}'
+
+
 def test_a_row_that_is_none_of_a_file_of_rejected_rows_is_named(viewed, rows):
     good = {"file": "f", "line": 1, "row": "{}", "problems": []}
     output = viewed(rows(good, {"row": "{}"}, name="rejected.jsonl"), code=1)

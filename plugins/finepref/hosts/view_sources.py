@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -113,21 +114,23 @@ def rejected_rows(path: Path) -> Iterator[Entry]:
         if not isinstance(row, dict) or not isinstance(row.get("problems"), list):
             problem = Problem(str(path), raw.line, "problems", "FP312", "expected a row of a file of rejected rows")
             raise BadData([*raw.problems] or [problem])
-        text = row.get("row", row.get("row_base64", ""))
+        text = str(row.get("row", ""))
+        if "row_base64" in row:  # of bytes that are not UTF-8
+            text = base64.b64decode(str(row["row_base64"])).decode(errors="replace")
         file, line = str(row.get("file", path)), row.get("line", 0)
         problems = [_problem(file, line, each) for each in row["problems"]]
         try:
             value = json.loads(text)
         except ValueError:
             value = None
-        yield of_bad_row(file, line, str(text), problems, value)
+        yield of_bad_row(file, line, text, problems, value)
 
 
 def _problem(file: str, line: Any, given: Any) -> Problem:
     given = given if isinstance(given, Mapping) else {"message": str(given)}
     code, message = str(given.get("code", "")), str(given.get("message", ""))
     if code not in CODES:
-        code, message = "FP312", f"{code} {message}"
+        code, message = "FP312", f"{code}, a code that is not installed here: {message}"
     return Problem(file, line if isinstance(line, int) else 0, str(given.get("field", "")), code, message)
 
 
