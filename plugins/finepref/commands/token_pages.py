@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from finepref.commands.forecast import stage_and_options
-from finepref.commands.sequence_options import template_of
+from finepref.commands.forecast import stage_and_options, tokeniser_of
 from finepref.formats.files import replacing
 
 if TYPE_CHECKING:
@@ -75,16 +74,7 @@ class Asked(NamedTuple):
 
         if hint := missing_model_hint(self.model):
             raise FileNotFoundError(hint)
-        from finepref.hosts.forecast import Tokeniser
-        from finepref.methods import host_rules
-        from finepref.methods.pair_rows import CHAT_TEMPLATE
-        from finepref.synth.engines.checkpoint import load_tokenizer
-
-        made = template_of(self.template)
-        tokenizer = load_tokenizer(self.model, chat_template=made.name == CHAT_TEMPLATE)
-        longest = self.cutoff_len or NOTHING_CUT
-        encode = made.encoder(tokenizer)
-        return Tokeniser(tokenizer, made.name, encode, longest, "--cutoff-len", host_rules.llamafactory)
+        return tokeniser_of(self.model, self.template, self.cutoff_len or NOTHING_CUT)
 
     def about(self) -> list[str]:
         """Lines about it, for a page."""
