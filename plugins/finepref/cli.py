@@ -20,14 +20,16 @@ from finepref.commands import (
     reversegen,
     seapo,
     sepo,
+    tokens,
     validate,
+    view,
 )
 
 HELP = "Preference learning on LLaMA-Factory and OpenRLHF: check, make and score data, and run whole methods."
 
 app = typer.Typer(name="finepref", no_args_is_help=True, help=HELP, pretty_exceptions_enable=False)
 for command in (
-    *(doctor, validate, filter, convert, formats, data, model),
+    *(doctor, validate, filter, convert, formats, data, model, tokens, view),
     *(seapo, sepo, apo, reversegen, dedup, diversity, judge, margins, report),
 ):
     command.register(app)

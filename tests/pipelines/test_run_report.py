@@ -10,8 +10,9 @@ from statistics import stdev
 import pytest
 from finepref.cli import app
 from finepref.formats.problems import BadData
-from finepref.pipelines.run_comparison import T_975, compare
+from finepref.pipelines.run_comparison import compare
 from finepref.pipelines.run_folders import read_runs
+from finepref.synth.intervals import student
 from typer.testing import CliRunner
 
 RECEIPTS = ("finepref_receipt.json", "finepref_evaluation_receipt.json", "finepref_eval_receipt.json")
@@ -105,7 +106,7 @@ def test_seeds_that_differ_are_not_paired_and_a_seed_run_twice_counts_once(run_f
     found = comparison(*runs)
     low, high = found.differences["eval_acc"][0].seeds
     freedom = int(0.0005**2 / (0.0001**2 + 0.0004**2))
-    assert (high - low) / 2 == pytest.approx(T_975[freedom - 1] * 0.0005**0.5)
+    assert (high - low) / 2 == pytest.approx(student(freedom) * 0.0005**0.5)
     again = receipt(2)
     again["run"]["started"] = "later"
     twice = comparison(*runs, run_folder("a2_again", {"eval_acc": 0.52}, receipt=again))

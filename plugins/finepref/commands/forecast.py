@@ -39,13 +39,16 @@ class Judged(NamedTuple):
     verdict: Verdict
 
 
-def stage_and_options(name: str, given: Iterable[str], overlong: str | None) -> tuple[Stage, Options]:
+def stage_and_options(
+    name: str, given: Iterable[str], overlong: str | None, *, flag: str = "--set "
+) -> tuple[Stage, Options]:
     """A stage and its options as a run on LLaMA-Factory would have them.
 
     Args:
         name: of the stage.
         given: KEY=VALUE, values in YAML.
         overlong: the value of finepref_overlong; None = the stage's default.
+        flag: what stands before KEY=VALUE on the command line, for messages.
 
     Raises:
         ValueError: finepref has no such stage, or it has no such option or value.
@@ -63,7 +66,7 @@ def stage_and_options(name: str, given: Iterable[str], overlong: str | None) -> 
     for pair in given:
         key, equals, value = pair.partition("=")
         if not equals or key not in known:
-            raise ValueError(f"--set {pair}: stage {name} has the options {', '.join(sorted(known))}")
+            raise ValueError(f"{flag}{pair}: stage {name} has the options {', '.join(sorted(known))}")
         values[key] = yaml.safe_load(value)
     return stage, stage.options.read("llamafactory", values, in_yaml)
 

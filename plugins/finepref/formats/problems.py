@@ -141,6 +141,9 @@ CODES: dict[str, str] = {
     "FP307": "a file of a run cannot be read",
     "FP308": "a run to report on did not end",
     "FP309": "a run is given twice",
+    "FP310": "the texts of token ids are not known",
+    "FP311": "the texts are not those of the token ids",
+    "FP312": "a row is not one of a file of rejected rows",
 }
 """Code -> short meaning. Codes are never used again for another meaning (FP044, FP064, FP065, FP086, FP202, FP221)."""
 

@@ -72,7 +72,7 @@ def trained(request):
 
     def tokens(sourced: Sourced) -> list[tuple[str, float]]:
         row, texts = by_tokens(stage, sourced, options, module, template, data_args)
-        _, weights, _ = data.adapter_of(stage).weigh(PairRow.of(row), options, 42)
+        weights = data.adapter_of(stage).weigh(PairRow.of(row), options, 42).rejected
         first = next(i for i, label in enumerate(row["rejected_labels"]) if label != IGNORE_INDEX)
         found = list(weights)[-len(texts["rejected"]) :]
         return [*zip(texts["rejected"][first:], found[-len(texts["rejected"][first:]) :], strict=True)]

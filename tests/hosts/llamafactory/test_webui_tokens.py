@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import webui_form
 from conftest import DATASETS
 from finepref import stages
+from finepref.cli import app
 from sample_rows import span_rows, write_rows
+from typer.testing import CliRunner
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +130,21 @@ def test_a_pair_without_spans_has_nothing_to_mark_and_the_code_says_so(shown, tm
     everything = shown("tdpo", model="", **{"train.tdpo.tdpo_masks": "none"}, **where)
     assert everything.text == ["yes", "no"]
     assert len(everything.marked[0]) == 3
+
+
+@pytest.mark.parametrize("stage", ["sepo", "tdpo", "tgdpo", "tis_dpo", "cdpo", "confpo", "simper"])
+def test_finepref_tokens_tells_the_same_tokens_and_weights_as_the_view(shown, tiny_model, sums, stage):
+    """The view tokenises by the host's processor, the command without a host but for the template."""
+    found = shown(stage, 3, **{"train.cutoff_len": 2048})
+    words = ["tokens", DATASETS[stage], "--dataset-dir", str(sums), "--stage", stage, "--model", str(tiny_model)]
+    words += ["--template", "chatml", "--cutoff-len", "2048", "--record", "3", "--json"]
+    outcome = CliRunner().invoke(app, words)
+    assert outcome.exit_code == 0, outcome.output
+    responses = json.loads(outcome.stdout.splitlines()[-1])["responses"]
+    assert ["".join(each["texts"]) for each in responses] == found.text
+    marked = [
+        [(text, f"{weight:g}") for text, weight in zip(each["texts"], each["weight"], strict=True) if weight]
+        for each in responses
+    ]
+    assert marked == found.marked
+    assert any(marked)

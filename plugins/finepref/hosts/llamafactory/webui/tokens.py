@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from itertools import accumulate, islice, pairwise
+from itertools import islice
 from typing import Any
 
 import gradio as gr
 from llamafactory.data import get_template_and_fix_tokenizer
-from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.hparams import DataArguments, ModelArguments, finetuning_args
 from llamafactory.model import load_tokenizer
 
 from finepref import stages
-from finepref.formats import records, spans
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import BadData
 from finepref.hosts import packed, row_cache
@@ -24,14 +22,12 @@ from finepref.hosts.llamafactory.webui import forms
 from finepref.hosts.missing_model import missing_model_hint
 from finepref.hosts.patching import HostDrift
 from finepref.hosts.reading import Sourced, SourceReader
+from finepref.hosts.token_view import Piece, by_characters, pieces, token_texts, told_counts, turns_of, weighed
 from finepref.methods.checks import record_problems
 from finepref.methods.options import Options
-from finepref.methods.overlong import RESPONSE_CUT
-from finepref.methods.pair_rows import SIDES, PairRow, scores_of, spans_of
+from finepref.methods.pair_rows import SIDES
 
 ELEMENTS = ("tokens_tab", "tokens_record", "tokens_btn", "tokens_chosen", "tokens_rejected")
-SEED = 42  # the host's default; random selections depend on it
-Piece = tuple[str, float]  # some text, and its weight in the loss
 
 
 def selects(row: stages.Stage) -> bool:
@@ -94,17 +90,18 @@ def view(get: Callable[[str], Any]) -> tuple[str, Any, Any]:
             tokenized, texts = by_tokens(row, sourced, options, tokenizer_module, template, data_args)
         else:
             tokenized, texts = by_characters(record)
-        *weights, _ = data.adapter_of(row).weigh(PairRow.of(tokenized), options, SEED)
+        weights = weighed(tokenized, row, options)
     except (ValueError, OSError, HostDrift) as error:
         gr.Warning(str(error))
         return f"```\n{error}\n```", None, None
-    sides = [pieces(tokenized, side, texts[side], weight) for side, weight in zip(SIDES, weights, strict=True)]
-    counts = [
-        f"{side} {sum(weight != 0 for _, weight in side_pieces)} / {len(side_pieces)}"
-        for side, side_pieces in zip(SIDES, sides, strict=True)
-    ]
-    prompt = "\n".join(f"{message.role}: {message.content}" for message in record.prompt)
-    return f"**{name}** {number} `{record.id}`: {', '.join(counts)}\n```\n{prompt}\n```", *map(highlighted, sides)
+    found = {
+        side: pieces(tokenized[f"{side}_labels"], texts[side], weight)
+        for side, weight in zip(SIDES, weights, strict=True)
+    }
+    counts = told_counts((side, sum(weight != 0 for _, weight in each), len(each)) for side, each in found.items())
+    prompt = "\n".join(f"{role}: {text}" for role, text in turns_of(record.prompt))
+    shown = map(highlighted, found.values())
+    return f"**{name}** {number} `{record.id}`: {counts}\n```\n{prompt}\n```", *shown
 
 
 def find_record(row: stages.Stage, name: str, dataset_dir: str, number: int) -> Sourced:
@@ -172,52 +169,6 @@ def by_tokens(
         raise ValueError(f"the record is skipped: {tokenized['_skipped']}")
     tokenizer = tokenizer_module["tokenizer"]
     return tokenized, {side: token_texts(tokenizer, tokenized[f"{side}_input_ids"]) for side in SIDES}
-
-
-def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
-    """The text that each token adds; a character of several tokens comes with the last of them."""
-    texts, known = [], ""
-    for end in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if text.endswith("\ufffd") and end < len(ids):
-            text = known
-        texts.append(text[len(known) :])
-        known = text
-    return texts
-
-
-def by_characters(record: records.Record) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """As `by_tokens` without a tokenizer: the tokens are those of the scores, else single characters.
-
-    Raises:
-        ValueError: the record has scores without character offsets.
-    """
-    contrast = isinstance(record, records.ScoredPair) and record.score_kind == "contrast"
-    # As of a cut response: which token is the end token, if there is one, is not known.
-    row: dict[str, Any] = {"example_id": record.id, "mapped": False, "contrast": contrast, "cut": RESPONSE_CUT}
-    texts = {}
-    for side, text in zip(SIDES, (record.chosen, record.rejected), strict=True):
-        annotated = spans_of(record, side)
-        score, places = (), [(at, at + 1) for at in range(len(text))]
-        if isinstance(record, records.ScoredPair):
-            score, places = scores_of(record, side)
-            if not places:
-                raise ValueError("the scores have no offsets; choose the model whose tokenizer they belong to")
-        row[f"{side}_labels"] = [0] * len(places)
-        row[f"{side}_weight"] = spans.token_weights(annotated, places) if annotated else [1.0] * len(places)
-        row[f"{side}_score"] = list(score)
-        row[f"{side}_annotated"], row[f"{side}_scored"] = bool(annotated), bool(score)
-        ends = list(accumulate((end for _, end in places), max, initial=0))
-        texts[side] = [text[start:end] for start, end in pairwise(ends)]  # with characters between tokens
-    return row, texts
-
-
-def pieces(tokenized: dict[str, Any], side: str, texts: list[str], weights: list[float]) -> list[Piece]:
-    """Text and weight of each response token, without the prompt."""
-    labels = tokenized[f"{side}_labels"]
-    return [
-        (text, weight) for text, weight, label in zip(texts, weights, labels, strict=True) if label != IGNORE_INDEX
-    ]
 
 
 def highlighted(side: list[Piece]) -> list[tuple[str, str | None]]:
