@@ -1,0 +1,164 @@
+"""The prompts for one sentence: a request with worked examples, so that a small model too knows what is wanted.
+
+The examples are turns of a dialogue, in English or Chinese as the sentence is. All texts are our own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+
+from finepref.formats.records import Message
+from finepref.synth.engines.protocol import Request, request_seed
+
+ASK = {
+    "en": {
+        "correctness": (
+            "Rewrite the sentence so that it is wrong: change one fact, name, number or action in it. Keep all other "
+            "words. Reply with the rewritten sentence only."
+        ),
+        "logic": (
+            "Rewrite the sentence so that its reasoning is wrong: turn its conclusion or condition into the opposite. "
+            "Keep all other words. Reply with the rewritten sentence only."
+        ),
+        "hallucination": (
+            "Rewrite the sentence so that it contains one made-up detail, such as a person, a study, a date or a "
+            "number that does not exist. Keep all other words. Reply with the rewritten sentence only."
+        ),
+    },
+    "zh": {
+        "correctness": (
+            "改写这个句子，使它出错：改动其中一个事实、名称、数字或动作，其余文字不变。只回答改写后的句子。"
+        ),
+        "logic": "改写这个句子，使它的推理出错：把结论或条件改成相反的意思，其余文字不变。只回答改写后的句子。",
+        "hallucination": (
+            "改写这个句子，加入一个编造的细节，例如不存在的人物、研究、日期或数字，其余文字不变。只回答改写后的句子。"
+        ),
+    },
+}
+"""Language -> error type -> what is asked."""
+
+SHOTS = {
+    "en": {
+        "correctness": (
+            (
+                "The Danube flows through Vienna before it reaches Budapest.",
+                "The Danube flows through Madrid before it reaches Budapest.",
+            ),
+            ("Save the file before you close the editor.", "Delete the file before you close the editor."),
+            ("We need 4 * 12 = 48 apples for the whole class.", "We need 4 * 12 = 58 apples for the whole class."),
+            (
+                "In the story, a young baker opens a shop near the harbour.",
+                "In the story, a retired soldier opens a shop near the harbour.",
+            ),
+        ),
+        "logic": (
+            (
+                "Because the road was icy, the bus arrived an hour late.",
+                "Because the road was icy, the bus arrived an hour early.",
+            ),
+            (
+                "The repair costs more than we have, so we cannot afford it.",
+                "The repair costs more than we have, so we can easily afford it.",
+            ),
+            (
+                "If you train every week, your legs become stronger.",
+                "If you train every week, your legs become weaker.",
+            ),
+            (
+                "Overall, the new design saves time and should be kept.",
+                "Overall, the new design saves time and should be dropped.",
+            ),
+        ),
+        "hallucination": (
+            (
+                "A daily walk is good for the heart.",
+                "A daily walk is good for the heart, as Dr. Elena Marsh of Oakfield University proved in 1987.",
+            ),
+            (
+                "The museum has a large collection of coins.",
+                "The museum has a large collection of coins, among them the 240 silver coins of King Orvald.",
+            ),
+            (
+                "You can store the sauce in a closed jar.",
+                "You can store the sauce in a closed jar, which the Hartwell Food Report of 2012 calls the only way.",
+            ),
+            (
+                "This function returns the length of the list.",
+                "This function returns the length of the list, a rule that the Delmore committee added in 7.4.",
+            ),
+        ),
+    },
+    "zh": {
+        "correctness": (
+            ("多瑙河流经维也纳，然后到达布达佩斯。", "多瑙河流经马德里，然后到达布达佩斯。"),
+            ("关闭编辑器之前请先保存文件。", "关闭编辑器之前请先删除文件。"),
+            ("全班一共需要4 × 12 = 48个苹果。", "全班一共需要4 × 12 = 58个苹果。"),
+        ),
+        "logic": (
+            ("因为路面结冰，公交车晚到了一个小时。", "因为路面结冰，公交车早到了一个小时。"),
+            ("修理费超过了我们的预算，所以我们付不起。", "修理费超过了我们的预算，所以我们轻松付得起。"),
+            ("如果每周坚持训练，双腿会变得更强壮。", "如果每周坚持训练，双腿会变得更虚弱。"),
+        ),
+        "hallucination": (
+            ("每天散步对心脏有好处。", "每天散步对心脏有好处，橡田大学的马文清博士在1987年证明了这一点。"),
+            ("这家博物馆收藏了许多钱币。", "这家博物馆收藏了许多钱币，其中包括奥瓦德国王的240枚银币。"),
+            ("酱汁可以放在密封的罐子里。", "酱汁可以放在密封的罐子里，2012年的《哈特食品报告》称这是唯一安全的方法。"),
+        ),
+    },
+}
+"""Language -> error type -> (sentence, the same with an error)."""
+
+SHOTS_VERSION = "shots-" + hashlib.blake2b(repr((ASK, SHOTS)).encode(), digest_size=4).hexdigest()
+"""Changes with the texts above, so that no journal mixes answers to different prompts."""
+
+_CHINESE = re.compile(r"[\u3400-\u9fff]")
+
+
+def language(sentence: str) -> str:
+    """The language of the examples for a sentence: zh if it has Chinese characters, else en."""
+    return "zh" if _CHINESE.search(sentence) else "en"
+
+
+def shots(error_type: str, sentence: str) -> Mapping[str, str]:
+    """The examples for a sentence: sentence -> the same with an error. The sentence itself is not among them."""
+    pairs = SHOTS[language(sentence)][error_type]
+    return {old: new for old, new in pairs if old != sentence}
+
+
+def repeats(text: str, error_type: str, sentence: str) -> str | None:
+    """Why a text is no rewriting: it is an `example` of the request, or repeats the `request`; None if neither."""
+    own = _folded(text)
+    if any(own in (_folded(old), _folded(new)) for old, new in shots(error_type, sentence).items()):
+        return "example"
+    asked = _folded(ASK[language(sentence)][error_type])
+    return "request" if own and (own in asked or asked[:30] in own) and own not in _folded(sentence) else None
+
+
+def _folded(text: str) -> str:
+    return "".join(character for character in text.casefold() if character.isalnum())
+
+
+def sentence_request(
+    request_id: str, error_type: str, sentence: str, *, max_new_tokens: int, temperature: float, seed: int
+) -> Request:
+    """The request for one error in one sentence.
+
+    The answer has at most as many tokens as the sentence has characters, and 64, if `max_new_tokens` is not less.
+
+    Args:
+        request_id: of the answer in the journal.
+        error_type: correctness, logic or hallucination.
+        sentence: what is rewritten.
+        max_new_tokens: most tokens of an answer.
+        temperature: 0 is greedy.
+        seed: of this request.
+    """
+    asked = ASK[language(sentence)][error_type]
+    turns = []
+    for old, new in shots(error_type, sentence).items():
+        turns += [Message("user", f"{asked}\n\n{old}"), Message("assistant", new)]
+    turns.append(Message("user", f"{asked}\n\n{sentence}"))
+    room = min(max_new_tokens, max(64, len(sentence)))
+    return Request(request_id, tuple(turns), room, temperature, seed=request_seed(seed, request_id))
