@@ -55,7 +55,7 @@ class Scripted:
         for request in requests:
             if len(self.asked) == self.most:
                 raise KeyboardInterrupt
-            sentence = request.messages[-1].content.rpartition("\n\n")[2]
+            sentence = request.messages[-1].content
             self.asked.append((request.id, sentence, request.temperature))
             number = self.tries[request.id] = self.tries.get(request.id, 0) + 1
             text = self.answer(sentence, number)

@@ -1,9 +1,11 @@
 """Which sentence of an answer gets the error: a rule for each error type, in English and Chinese.
 
     correctness    sentences with a number, a name or a verb that states a fact
-    logic          sentences with a connective ("because", "therefore", "if"), and the last one, as the conclusion
+    logic          sentences with a connective ("because", "therefore", "if"), and the last that states something, as
+                   the conclusion
     hallucination  every sentence
 
+The only sentence of an answer is good for all.
 Questions, and sentences of fewer than `FEW` words, come last; so do those that speak to the reader ("Let me know if
 ..."), which state nothing.
 """
@@ -54,7 +56,8 @@ def candidates(error_type: str, found: Sequence[Sentence], *, seed: int, record_
         seed: of the order.
         record_id: orders differ between records.
     """
-    scores = {each: _score(error_type, each, found) for each in found}
+    conclusion = next((each for each in reversed(found) if not _weak(each.text)), found[-1] if found else None)
+    scores = {each: _score(error_type, each, each == conclusion, len(found) == 1) for each in found}
     order = [each for each in found if scores[each] is not None]
     drawn = {
         each: pick(1 << 32, seed=seed, epoch=0, record_id=f"{record_id}/{error_type}/{each.start}") for each in order
@@ -62,17 +65,29 @@ def candidates(error_type: str, found: Sequence[Sentence], *, seed: int, record_
     return sorted(order, key=lambda each: (-(scores[each] or 0), drawn[each]))
 
 
-def _score(error_type: str, sentence: Sentence, among: Sequence[Sentence]) -> int | None:
-    """How good a sentence is for an error type; None if its rule excludes it."""
+def _score(error_type: str, sentence: Sentence, conclusion: bool, only: bool) -> int | None:
+    """How good a sentence is for an error type; None if its rule excludes it.
+
+    Args:
+        error_type: correctness, logic or hallucination.
+        sentence: of an answer.
+        conclusion: it is the last one that states something.
+        only: the answer has no other sentence.
+    """
     text = sentence.text
     if error_type == "correctness":
         fits = 2 * bool(numbers(text) or names(text)) + bool(_FACT.search(text))
     elif error_type == "logic":
-        fits = 2 * bool(_CONNECTIVE.search(text)) + (sentence == among[-1])
+        fits = 2 * bool(_CONNECTIVE.search(text)) + conclusion
     else:
         fits = 1
-    if not fits:
+    if not fits and not only:
         return None
-    words = len(_WORD.findall(text))
-    weak = text.rstrip("\"'”’*_)").endswith(("?", "\uff1f")) + (words < FEW) + bool(_ADDRESS.match(text))
-    return 2 * fits + 2 * sentence.ended - 10 * weak - (words > MANY)
+    long = len(_WORD.findall(text)) > MANY
+    return 2 * fits + 2 * sentence.ended - 10 * _weak(text) - long
+
+
+def _weak(text: str) -> int:
+    """How many of these a sentence is: a question, a scrap, a word to the reader."""
+    question = text.rstrip("\"'”’*_)").endswith(("?", "\uff1f"))
+    return question + (len(_WORD.findall(text)) < FEW) + bool(_ADDRESS.match(text))

@@ -48,10 +48,6 @@ SHOTS = {
             ),
             ("Save the file before you close the editor.", "Delete the file before you close the editor."),
             ("We need 4 * 12 = 48 apples for the whole class.", "We need 4 * 12 = 58 apples for the whole class."),
-            (
-                "In the story, a young baker opens a shop near the harbour.",
-                "In the story, a retired soldier opens a shop near the harbour.",
-            ),
         ),
         "logic": (
             (
@@ -66,10 +62,6 @@ SHOTS = {
                 "If you train every week, your legs become stronger.",
                 "If you train every week, your legs become weaker.",
             ),
-            (
-                "Overall, the new design saves time and should be kept.",
-                "Overall, the new design saves time and should be dropped.",
-            ),
         ),
         "hallucination": (
             (
@@ -79,10 +71,6 @@ SHOTS = {
             (
                 "The museum has a large collection of coins.",
                 "The museum has a large collection of coins, among them the 240 silver coins of King Orvald.",
-            ),
-            (
-                "You can store the sauce in a closed jar.",
-                "You can store the sauce in a closed jar, which the Hartwell Food Report of 2012 calls the only way.",
             ),
             (
                 "This function returns the length of the list.",
@@ -112,6 +100,9 @@ SHOTS = {
 
 SHOTS_VERSION = "shots-" + hashlib.blake2b(repr((ASK, SHOTS)).encode(), digest_size=4).hexdigest()
 """Changes with the texts above, so that no journal mixes answers to different prompts."""
+
+LEAST_ROOM = 64
+"""Tokens that every answer may have."""
 
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 
@@ -145,7 +136,9 @@ def sentence_request(
 ) -> Request:
     """The request for one error in one sentence.
 
-    The answer has at most as many tokens as the sentence has characters, and 64, if `max_new_tokens` is not less.
+    The answer has room for about twice the sentence: a token for two bytes, and at least `LEAST_ROOM` tokens, if
+    `max_new_tokens` is not less. The instruction is in the first turn only, because most of the time of a small model
+    goes into reading the prompt.
 
     Args:
         request_id: of the answer in the journal.
@@ -158,7 +151,7 @@ def sentence_request(
     asked = ASK[language(sentence)][error_type]
     turns = []
     for old, new in shots(error_type, sentence).items():
-        turns += [Message("user", f"{asked}\n\n{old}"), Message("assistant", new)]
-    turns.append(Message("user", f"{asked}\n\n{sentence}"))
-    room = min(max_new_tokens, max(64, len(sentence)))
+        turns += [Message("user", old), Message("assistant", new)]
+    turns = [Message("user", f"{asked}\n\n{turns[0].content}"), *turns[1:], Message("user", sentence)]
+    room = min(max_new_tokens, max(LEAST_ROOM, len(sentence.encode()) // 2))
     return Request(request_id, tuple(turns), room, temperature, seed=request_seed(seed, request_id))
