@@ -16,6 +16,7 @@ from finepref.synth.seapo.gates import fault
         ("It lies near Bern.", "It lies near Basel.", {"name", "words"}),
         ("It is open.", "It is not open.", {"negation"}),
         ("It isn't open.", "It is open.", {"negation"}),
+        ("So it has 12 large arches, as in Bern.", "It has arches.", set()),
         ("It opens before noon.", "It opens after noon.", {"negation", "words"}),
         ("It is open.", "It is closed.", {"negation", "words"}),
         ("It makes you happy.", "It makes you sad.", {"words"}),

@@ -55,7 +55,7 @@ class Scripted:
         for request in requests:
             if len(self.asked) == self.most:
                 raise KeyboardInterrupt
-            sentence = request.messages[-1].content
+            sentence = request.messages[-1].content.rpartition("\n")[2]
             self.asked.append((request.id, sentence, request.temperature))
             number = self.tries[request.id] = self.tries.get(request.id, 0) + 1
             text = self.answer(sentence, number)

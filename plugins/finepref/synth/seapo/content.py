@@ -1,4 +1,4 @@
-"""What a rewriting changed: numbers, names, a negation or opposite, other words; or only the form.
+"""What a rewriting put in: numbers, names, a negation or opposite, other words; or nothing but another form.
 
 A cheap test, by lists of words, in English and Chinese. It tells a rewriting that changes no content word from one
 that does. It cannot tell a synonym from an error: "large" for "big" counts as another word.
@@ -53,20 +53,22 @@ def names(text: str) -> set[str]:
 
 
 def changes(old: str, new: str) -> set[str]:
-    """The kinds of changes between two texts; empty if nothing but order, form or function words differs.
+    """The kinds of changes between two texts; empty if nothing but order, form or function words is new.
+
+    What was only taken out is no change, because it seldom makes a text wrong; a negation is, either way.
 
     The form of a word is what follows its first four letters or more: "increase" and "increased" are one word, and so
     are "begins" and "beginning".
     """
     before, after = _words(old), _words(new)
     found = set()
-    if numbers(old) != numbers(new):
+    if numbers(new) - numbers(old):
         found.add(NUMBER)
-    if {name.casefold() for name in names(old) ^ names(new)} - ({*before} & {*after}):
+    if {name.casefold() for name in names(new)} - {*before}:
         found.add(NAME)
     if _negated(before) != _negated(after) or _opposed(before, after):
         found.add(NEGATION)
-    if _new(before, after) or _new(after, before):
+    if _new(after, before):
         found.add(WORDS)
     return found
 

@@ -14,27 +14,14 @@ from finepref.synth.engines.protocol import Request, request_seed
 
 ASK = {
     "en": {
-        "correctness": (
-            "Rewrite the sentence so that it is wrong: change one fact, name, number or action in it. Keep all other "
-            "words. Reply with the rewritten sentence only."
-        ),
-        "logic": (
-            "Rewrite the sentence so that its reasoning is wrong: turn its conclusion or condition into the opposite. "
-            "Keep all other words. Reply with the rewritten sentence only."
-        ),
-        "hallucination": (
-            "Rewrite the sentence so that it contains one made-up detail, such as a person, a study, a date or a "
-            "number that does not exist. Keep all other words. Reply with the rewritten sentence only."
-        ),
+        "correctness": "Make one fact in this sentence wrong:",
+        "logic": "Turn the conclusion of this sentence into the opposite:",
+        "hallucination": "Add a made-up detail to this sentence:",
     },
     "zh": {
-        "correctness": (
-            "改写这个句子，使它出错：改动其中一个事实、名称、数字或动作，其余文字不变。只回答改写后的句子。"
-        ),
-        "logic": "改写这个句子，使它的推理出错：把结论或条件改成相反的意思，其余文字不变。只回答改写后的句子。",
-        "hallucination": (
-            "改写这个句子，加入一个编造的细节，例如不存在的人物、研究、日期或数字，其余文字不变。只回答改写后的句子。"
-        ),
+        "correctness": "请把这句话里的一个事实改错\uff1a",
+        "logic": "请把这句话的结论改成相反的意思\uff1a",
+        "hallucination": "请在这句话里加入一个编造的细节\uff1a",
     },
 }
 """Language -> error type -> what is asked."""
@@ -137,8 +124,7 @@ def sentence_request(
     """The request for one error in one sentence.
 
     The answer has room for about twice the sentence: a token for two bytes, and at least `LEAST_ROOM` tokens, if
-    `max_new_tokens` is not less. The instruction is in the first turn only, because most of the time of a small model
-    goes into reading the prompt.
+    `max_new_tokens` is not less. The prompt is short, because most of the time of a small model goes into reading it.
 
     Args:
         request_id: of the answer in the journal.
@@ -151,7 +137,7 @@ def sentence_request(
     asked = ASK[language(sentence)][error_type]
     turns = []
     for old, new in shots(error_type, sentence).items():
-        turns += [Message("user", old), Message("assistant", new)]
-    turns = [Message("user", f"{asked}\n\n{turns[0].content}"), *turns[1:], Message("user", sentence)]
+        turns += [Message("user", f"{asked}\n{old}"), Message("assistant", new)]
+    turns.append(Message("user", f"{asked}\n{sentence}"))
     room = min(max_new_tokens, max(LEAST_ROOM, len(sentence.encode()) // 2))
     return Request(request_id, tuple(turns), room, temperature, seed=request_seed(seed, request_id))
