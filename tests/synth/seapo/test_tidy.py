@@ -54,6 +54,10 @@ def test_an_example_or_the_request_given_back_is_no_rewriting(error_type):
     assert repeats(ASK["en"][error_type], error_type, OLD) == "request"
     assert repeats(f"{ASK['en'][error_type]} {OLD}", error_type, OLD) == "request"
     assert repeats(NEW, error_type, OLD) is None
+    taken = " ".join(new.split()[-5:])
+    assert repeats(f"{OLD[:-1]}, {taken}", error_type, OLD) == ("example" if taken not in old else None)
+    assert repeats(f"The original sentence was: {NEW}", error_type, OLD) == "commentary"
+    assert repeats("The sentence is long.", error_type, "The sentence is short.") is None
     chinese = SHOTS["zh"][error_type][0][1]
     assert repeats(chinese, error_type, "北京是首都。") == "example"
 

@@ -88,9 +88,16 @@ SHOTS = {
 SHOTS_VERSION = "shots-" + hashlib.blake2b(repr((ASK, SHOTS)).encode(), digest_size=4).hexdigest()
 """Changes with the texts above, so that no journal mixes answers to different prompts."""
 
+RUN = 4
+"""So many words in a row (Chinese characters count as half a word) of an example are a copy of it."""
 LEAST_ROOM = 64
 """Tokens that every answer may have."""
 
+_WORD = re.compile(r"[\u3400-\u9fff]{2}|[^\W\u3400-\u9fff]+")
+_ABOUT = re.compile(
+    r"\b(?:this|the|original|rewritten|new|made-up) (?:sentence|statement|detail|rewriting)\b|这句话|这个句子|原句",
+    re.IGNORECASE,
+)
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 
 
@@ -106,12 +113,26 @@ def shots(error_type: str, sentence: str) -> Mapping[str, str]:
 
 
 def repeats(text: str, error_type: str, sentence: str) -> str | None:
-    """Why a text is no rewriting: it is an `example` of the request, or repeats the `request`; None if neither."""
+    """Why a text is no rewriting; None if it is none of these.
+
+    An `example`: it is one of the request's, or takes over `RUN` words of one in a row that the sentence has not. The
+    `request`: it repeats that. `commentary`: it speaks of the sentence.
+    """
     own = _folded(text)
-    if any(own in (_folded(old), _folded(new)) for old, new in shots(error_type, sentence).items()):
+    pairs = shots(error_type, sentence)
+    if any(own in (_folded(old), _folded(new)) for old, new in pairs.items()):
+        return "example"
+    if (_runs(text) - _runs(sentence)) & {run for new in pairs.values() for run in _runs(new)}:
         return "example"
     asked = _folded(ASK[language(sentence)][error_type])
-    return "request" if own and (own in asked or asked[:30] in own) and own not in _folded(sentence) else None
+    if own and (own in asked or asked[:30] in own) and own not in _folded(sentence):
+        return "request"
+    return "commentary" if _ABOUT.search(text) and not _ABOUT.search(sentence) else None
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    words = _WORD.findall(text.casefold())
+    return {tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)}
 
 
 def _folded(text: str) -> str:
