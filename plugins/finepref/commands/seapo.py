@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +32,23 @@ from finepref.formats.bad_rows import MAX_BAD, rejected_path
 if TYPE_CHECKING:
     from finepref.synth.seapo.inject import Injected
 
+
+class Unit(StrEnum):
+    """What a model rewrites."""
+
+    answer = "answer"
+    sentence = "sentence"
+
+
+class Changed(StrEnum):
+    """What a rewriting must change."""
+
+    any = "any"
+    words = "words"
+    facts = "facts"
+
+
+GATES = "Gates (cost no request)"
 NEEDS = 'a local model needs "finepref[model]"; vllm and ray are extras of their own; an adapter needs peft'
 
 
@@ -47,17 +65,47 @@ def inject(
     *,
     engine_options: EngineOptions,
     types: Annotated[str, typer.Option(help="Error types, with commas.")] = "correctness,logic,hallucination",
+    by: Annotated[
+        Unit,
+        typer.Option(help="What the model rewrites: the whole answer, or one sentence, which small models manage."),
+    ] = Unit.answer,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Random seed of sampling and of the rules.")] = 0,
-    variants: Annotated[int, typer.Option(min=1, help="Negatives of each type; above 1 needs a temperature.")] = 1,
+    variants: Annotated[
+        int, typer.Option(min=1, help="Negatives of each type; above 1 whole answers need a temperature.")
+    ] = 1,
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Ask again so often for what a gate rejects (by sentence: the next one); default 0, by sentence 3.",
+            show_default=False,
+        ),
+    ] = None,
+    retry_temperature: Annotated[float, typer.Option(min=0.0, help="Temperature of these requests.")] = 0.7,
     check: Annotated[bool, typer.Option("--check", help="Keep only errors that the model confirms.")] = False,
     also: Annotated[str, typer.Option(help="Further formats to write: feedback, pair, span_pair.")] = "",
     work_dir: Annotated[Path | None, typer.Option(help="Folder of the journal; default: beside the output.")] = None,
-    min_edit: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least share of changed words.")] = 0.001,
-    max_edit: Annotated[float, typer.Option(min=0.0, max=1.0, help="Greatest share of changed words.")] = 0.7,
-    min_length_ratio: Annotated[float, typer.Option(min=0.0, help="Least length / length of the answer.")] = 0.5,
-    max_length_ratio: Annotated[float, typer.Option(min=0.0, help="Greatest length / length of the answer.")] = 2.0,
+    min_edit: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Least share of changed words.", rich_help_panel=GATES)
+    ] = 0.001,
+    max_edit: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Greatest share of changed words.", rich_help_panel=GATES)
+    ] = 0.7,
+    min_length_ratio: Annotated[
+        float, typer.Option(min=0.0, help="Least length / length of the original.", rich_help_panel=GATES)
+    ] = 0.5,
+    max_length_ratio: Annotated[
+        float, typer.Option(min=0.0, help="Greatest length / length of the original.", rich_help_panel=GATES)
+    ] = 2.0,
+    change: Annotated[
+        Changed,
+        typer.Option(
+            help="What must be changed: any character, a content word, or a number, name or negation.",
+            rich_help_panel=GATES,
+        ),
+    ] = Changed.words,
     layout: Format = "",
     dataset_dir: DatasetDir = IN_DATASET_INFO,
     column: Column = [],  # noqa: B006 (typer copies defaults)
@@ -67,9 +115,9 @@ def inject(
 ) -> None:
     """Rewrite good answers with one error of each type (SeaPO). An interrupted run resumes.
 
-    The API key of an endpoint is read from OPENAI_API_KEY. Other gates (--min-edit to --max-length-ratio) cost no
-    request: the answers are in the journal. Exit code 1: bad input, no usable negative, or requests that the engine
-    failed on; the same command repeats those.
+    The API key of an endpoint is read from OPENAI_API_KEY. With other gates (--min-edit to --change) the same command
+    judges the answers in the journal again, at no cost; only what it then rejects, and has tries left, is asked for.
+    Exit code 1: bad input, no usable negative, or requests that the engine failed on; the same command repeats those.
     """
     from finepref.synth.seapo.inject import inject as run
     from finepref.synth.seapo.inject import outputs
@@ -87,6 +135,9 @@ def inject(
             temperature=temperature,
             seed=seed,
             count=variants,
+            by=by.value,
+            retries=retries,
+            retry_temperature=retry_temperature,
             check=check,
             also=further,
             bad_rows=bad,
@@ -94,35 +145,35 @@ def inject(
             max_edit=max_edit,
             min_length_ratio=min_length_ratio,
             max_length_ratio=max_length_ratio,
+            change=change.value,
         )
     usable = ", ".join(f"{name} {count}" for name, count in outcome.negatives.items())
     typer.echo(f"{output}: {outcome.written} records with {outcome.negatives.total()} negatives ({usable})")
     if outcome.taken_off:
         told = ", ".join(f"{count} with a {what}" for what, count in sorted(outcome.taken_off.items()))
         typer.echo(f"taken off the answers: {told}")
+    if len(outcome.tries) > 1:
+        told = ", ".join(f"{each['usable']} of {each['asked']}" for each in outcome.tries)
+        typer.echo(f"usable by try: {told}")
     if len(outcome.rejected):
-        report = output.with_suffix(".report.json")
+        report = output.with_suffix(".report.md")
         typer.echo(f"{report}: {len(outcome.rejected)} rejected, {outcome.failed} records without a negative")
-        _print_rejected(outcome)
+        _print_yield(outcome)
     exit_if_unanswered(outcome.rejected.unanswered)
     exit_if_empty(outcome.written, output, "see the reasons above", allowed=allow_empty)
 
 
-def _print_rejected(outcome: Injected) -> None:
-    """Print a table of the rejected texts by type and reason, with an example of what a gate measured."""
+def _print_yield(outcome: Injected) -> None:
+    """Print the table of usable and rejected texts by type and reason, with an example of what a gate measured."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from finepref.synth.left_out import ENGINE
 
-    counts = outcome.rejected.counts_by_kind
-    reasons = sorted({reason for by_reason in counts.values() for reason in by_reason})
-    table = Table("reason", *counts, "for example", title="Rejected texts", title_justify="left")
-    for reason in reasons:
-        table.add_row(
-            reason, *(str(counts[name][reason]) for name in counts), Text(outcome.examples.get(reason, "")[:120])
-        )
+    table = Table("", *outcome.names, "for example", title="Usable negatives, rejected texts", title_justify="left")
+    for reason, *counts in outcome.yields():
+        table.add_row(reason, *counts, Text(outcome.examples.get(reason, "")[:120]))
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)

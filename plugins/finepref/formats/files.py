@@ -53,6 +53,12 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
         file.write(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2).encode() + b"\n")
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text to `path` in UTF-8, atomically."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's directory entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -119,6 +119,11 @@ def kind(name: str) -> str:
     return name.partition("-")[0]
 
 
+def number_of(name: str) -> int:
+    """The number of a variant, such as 2 for logic-2, and 1 for logic."""
+    return int(name.partition("-")[2] or 1)
+
+
 def _question(source: Source) -> str:
     if len(source.prompt) == 1:
         return source.prompt[0].content
