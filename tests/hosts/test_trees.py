@@ -215,6 +215,16 @@ def test_responses_with_little_in_common_stay_rows_or_become_trees_of_one_row():
     assert len(made["sources"]) == 2 * 38
 
 
+@pytest.mark.parametrize(("tokens", "branching"), [(2000, True), (6000, False)])
+def test_long_responses_with_a_short_prompt_stay_rows_because_of_the_square_of_the_mask(tokens, branching):
+    """A quarter is prompt, so a tree has 7/4 of a row's tokens, and a quarter of one is saved: 49/4 n <= 2^15."""
+    prompt, rest = range(tokens // 4), 3 * tokens // 4
+    rows = [row(*prompt, *range(start, start + rest)) for start in (10**5, 10**6)]
+    assert (make(rows, [[0, 1]], tokens) is not None) == branching
+    same = [row(*prompt, *range(10**5, 10**5 + rest - 1), last) for last in (1, 2)]
+    assert make(same, [[0, 1]], tokens)["branching"]  # all but the last token is shared
+
+
 def test_a_batch_of_which_nothing_is_read_keeps_the_head_in_the_graph():
     made = make([row(1, 2, 3, 4, start=9)] * 2, [[0, 1]], 16)
     wanted = Trees.of(made, torch.bool).wanted

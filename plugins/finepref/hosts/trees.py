@@ -26,6 +26,9 @@ from finepref.synth.scorers.token_tree import mask
 
 LEAST = 0.05
 """The smallest share of a batch's tokens, padding included, for which trees are made."""
+MASK = 2**15
+"""Elements of the masks that a saved token may cost: about as many as the hidden states that gradient checkpointing
+keeps of a token in a model of 1B. Masks grow with the square of a tree."""
 MULTIPLE = 8
 """The number of nodes in a row is a multiple of it, as the host's rows; kernels with a mask want that."""
 
@@ -132,8 +135,8 @@ def make(
         groups: the indices of the responses of each record, each index once.
         columns: L.
         chosen: the first so many rows are the chosen responses of pairs.
-        always: whether to make rows in this form also where trees save less than `LEAST`: then each response is a
-            tree by itself, which does not branch.
+        always: whether to make rows in this form also where trees save less than `LEAST`, or cost more than `MASK`:
+            then each response is a tree by itself, which does not branch and needs no mask.
 
     Returns:
         None if trees are not worth it, else what `Trees.of` takes:
@@ -147,11 +150,11 @@ def make(
     """
     trees = [_grown([rows[i].ids for i in group]) for group in groups]
     cells = len(trees) * _width(trees)
-    if branching := cells <= (1 - LEAST) * len(rows) * columns:
-        pass
-    elif not always:
+    saved = len(rows) * columns - cells
+    branching = saved >= LEAST * len(rows) * columns and cells * _width(trees) <= MASK * saved
+    if not branching and not always:
         return None
-    else:
+    if not branching:
         groups, trees = [[i] for i in range(len(rows))], [_grown([row.ids]) for row in rows]
     width = _width(trees)
     ids, depths = np.zeros((2, len(trees), width), dtype=np.int64)
