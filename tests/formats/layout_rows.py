@@ -8,11 +8,13 @@ whose rows need another file. It draws (write, records), where write(folder) giv
 from __future__ import annotations
 
 import csv
+import json
 import re
 from itertools import pairwise
 
 from finepref.formats.apo_samples import read_apo_samples
 from finepref.formats.jsonl import write_jsonl
+from finepref.formats.r_tuning import read_r_tuning
 from finepref.formats.ragtruth import read_ragtruth
 from finepref.formats.sepo_csv import read_sepo_csv
 from hypothesis import strategies as st
@@ -465,6 +467,76 @@ def reply(text):
     return (text, answer(text), [answer(text)])[len(text) % 3]
 
 
+@st.composite
+def choice(draw, written):
+    """A question with different options; `written` makes a row of it, with the place of the answer or None."""
+    question, subject = draw(LINE), draw(st.none() | LINE)
+    words = st.text("abé数", min_size=1, max_size=4).map(lambda word: f"o{word}")
+    options = draw(st.lists(words, min_size=2, max_size=6, unique_by=lambda text: text.casefold()))
+    answer = draw(st.none() | st.integers(0, len(options) - 1))
+    own = {"question": question, "options": options}
+    own |= {"answer": "ABCDEF"[answer]} if answer is not None else {}
+    own |= {"subject": subject} if subject else {}
+    row = written(question, options, answer)
+    return (row | {"subject": subject} if subject else row), [own]
+
+
+def labelled_options(question, options, answer):
+    labels = [str(i + 1) for i in range(len(options))] if len(question) % 2 else [*"ABCDEF"[: len(options)]]
+    return labels, "" if answer is None else labels[answer]
+
+
+def arc(question, options, answer):
+    labels, key = labelled_options(question, options, answer)
+    return {"question": question, "choices": {"text": options, "label": labels}, "answerKey": key}
+
+
+def arc_stem(question, options, answer):
+    labels, key = labelled_options(question, options, answer)
+    items = [{"text": text, "label": label} for text, label in zip(options, labels, strict=True)]
+    return {"question": {"stem": question, "choices": items}, "answerKey": key}
+
+
+def in_columns(question, options, answer):
+    key = "" if answer is None else "ABCDEF"[answer]
+    return {"question": question, **dict(zip("ABCDEF", options, strict=False)), "answer": key}
+
+
+def own_choice(question, options, answer):
+    given = dict(zip("ABCDEF", options, strict=False)) if len(question) % 2 else options
+    return {"question": question, "options": given} | ({} if answer is None else {"answer": "ABCDEF"[answer]})
+
+
+def mmlu(question, options, answer):
+    key = "" if answer is None else answer if len(question) % 2 else "ABCDEF"[answer]
+    return {"question": question, "choices": options, "answer": key}
+
+
+@st.composite
+def r_tuning(draw):
+    """R-Tuning's lists by subject, or in place of a list the text of ReverseGen's release."""
+    drawn = draw(st.lists(choice(own_choice), min_size=1, max_size=4, unique_by=lambda each: str(each[1])))
+    content, rows = {}, []
+    for _, (own,) in drawn:
+        subject = own.get("subject", "law")
+        key = own.get("answer", "")
+        item = [own["question"], *own["options"], key]
+        if key and own["question"][:1].isalpha() and draw(st.booleans()):
+            shown = [f"{letter}. {text}" for letter, text in zip("ABCDEF", own["options"], strict=False)]
+            item = "\n".join([f"{own['question']} x?", *shown, f"Answer:{key}."])
+            own = own | {"question": f"{own['question']} x?"}
+        content.setdefault(subject, []).append(item)
+        rows.append(own | {"subject": subject})
+    rows.sort(key=lambda row: [*content].index(row["subject"]))
+
+    def write(folder):
+        (folder / "questions.json").write_text(json.dumps(content, indent=draw_indent), encoding="utf-8")
+        return read_r_tuning(folder / "questions.json")
+
+    draw_indent = draw(st.none() | st.just(2))
+    return write, rows
+
+
 HALUEVAL_PAIR = different(TEXT).map(
     lambda both: ({"right_answer": both[0], "hallucinated_answer": both[1]}, two(*both))
 )
@@ -479,6 +551,11 @@ ROWS = {
     "ranked": own_format(RATED),
     "feedback": own_format(LABELLED),
     "pair": own_format(CHOSEN_REJECTED, MARGIN),
+    "choice": with_id(choice(own_choice)),
+    "mmlu": with_id(choice(mmlu)),
+    "mmlu_columns": with_id(choice(in_columns)),
+    "arc": with_id(choice(arc)),
+    "arc_stem": with_id(choice(arc_stem)),
     "granular": with_id(granular()),
     "finegrained_rlhf": with_id(fine_grained(passages=True)),
     "finegrained_rlhf_question": with_id(fine_grained(passages=False)),
@@ -711,4 +788,4 @@ def sepo_csv(draw):
     return write, [record]
 
 
-FILES = {"ragtruth": ragtruth(), "apo_samples": apo_samples(), "sepo_csv": sepo_csv()}
+FILES = {"r_tuning": r_tuning(), "ragtruth": ragtruth(), "apo_samples": apo_samples(), "sepo_csv": sepo_csv()}

@@ -552,6 +552,7 @@ def test_every_name_can_be_asked_for_its_format():
         "ranked",
         "feedback",
         "negatives",
+        "choice",
     }
     assert json.dumps(layouts.names())
 

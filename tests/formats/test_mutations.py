@@ -52,6 +52,7 @@ GOOD = {
         "spans": {"logic": [{"start": 0, "end": 3, "weight": 2}]},
         "rejected": "meh",
     },
+    "choice": {"id": "a", "question": "q?", "options": ["x", "y", "z"], "answer": "B", "subject": "law"},
     "granular": {"prompt": "q", "correct_response": "one", "incorrect_response": "two", "masked_region": [0, 2, 1]},
     "apo_rm": {"text": ["\n\nHuman: q\n\nAssistant:<sep> a", "\n\nHuman: q\n\nAssistant:<sep> b"], "scores": [1, 0]},
     "reversegen": {"prompt": "q", "positive": "a", "negative": "b"},

@@ -6,6 +6,7 @@ import pytest
 from finepref.formats.records import (
     FIELDS,
     FORMATS,
+    Choice,
     Feedback,
     Message,
     Negatives,
@@ -41,6 +42,8 @@ RECORDS = [
     Feedback("a", USER, "wrong", False, "logic"),
     Negatives("a", USER, "good", {"logic": "bad", "my-own_type2": "worse"}, {"logic": (Span(0, 3),)}, "meh"),
     Negatives("a", (Message("system", "s"), *USER, Message("assistant", "b"), Message("user", "c")), "g", {"x": "h"}),
+    Choice("a", "q?", ("one", "two"), "B", "law"),
+    Choice("a", "q?", ("one", "two", "three")),
 ]
 
 

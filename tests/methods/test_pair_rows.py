@@ -70,6 +70,7 @@ ROWS = {
         "spans": {"logic": [[0, 1]]},
         "rejected": "no",
     },
+    "choice": {"id": "a", "question": "q?", "options": {"A": "x", "B": "y"}, "answer": "B", "subject": "law"},
 }
 
 

@@ -36,16 +36,19 @@ NEEDS = 'judges need "finepref[synth]", and models "finepref[model]"; vllm and r
 @with_engine_options
 def judge(
     source: Annotated[
-        str, typer.Argument(metavar="INPUT", help=f"Rows with response (entropy: responses), or answers: {WHAT}.")
+        str,
+        typer.Argument(
+            metavar="INPUT", help=f"Rows with response (entropy: responses or letters), or answers: {WHAT}."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="The JSON Lines file of judged rows to write.")],
     name: Annotated[
         str,
-        typer.Option("--judge", help="math, number, gym, contains, regex, entropy, guard, llm or a plugin."),
+        typer.Option("--judge", help="math, number, letter, gym, contains, regex, entropy, guard, llm or a plugin."),
     ],
     pattern: Annotated[str, typer.Option(help="contains, regex: the text that the response must contain.")] = "",
     absent: Annotated[bool, typer.Option("--absent", help="contains, regex: it must not contain it.")] = False,
-    same: Annotated[str, typer.Option(help="entropy: compare answers as text or as math.")] = "text",
+    same: Annotated[str, typer.Option(help="entropy: compare answers as text, as math or as letters.")] = "text",
     threshold: Annotated[float, typer.Option(min=0.0, help="entropy: a row fails at this many nats or more.")] = 1.193,
     rubric: Annotated[str, typer.Option(help="llm: what makes an answer pass; @FILE reads a file.")] = "",
     engine: Annotated[EngineName, typer.Option(help="guard, llm: a local model or an endpoint.")] = EngineName.hf,
@@ -120,13 +123,17 @@ def _judge(name: str, *, pattern: str, absent: bool, same: str, threshold: float
             return by_rule.math_answer
         case "number":
             return by_rule.number_answer
+        case "letter":
+            return by_rule.letter_answer
         case "contains" | "regex":
             if not pattern:
                 raise ValueError(f"--judge {name} needs --pattern")
             return by_rule.contains(pattern, regex=name == "regex", absent=absent)
         case "entropy":
-            if same not in {"text", "math"}:
-                raise ValueError(f"--same is text or math, not {same}")
+            if same not in {"text", "math", "letters"}:
+                raise ValueError(f"--same is text, math or letters, not {same}")
+            if same == "letters":
+                return by_rule.letter_entropy(threshold=threshold)
             return by_rule.entropy(by_rule.as_text if same == "text" else by_rule.as_math, threshold=threshold)
         case "gym":
             from finepref.synth.judges.reasoning_gym import gym

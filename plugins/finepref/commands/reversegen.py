@@ -66,6 +66,14 @@ class By(StrEnum):
     arithmetic = "arithmetic"
     llm = "llm"
     agreement = "agreement"
+    choice = "choice"
+
+
+class AnswerBy(StrEnum):
+    """How a model's answer is read."""
+
+    text = "text"
+    letters = "letters"
 
 
 def warmup(
@@ -159,12 +167,22 @@ def propose(
 def validate(
     source: Rows,
     output: Output,
-    by: Annotated[By, typer.Option(help="An exact parser, a model's verdict, or agreement of a teacher's answers.")],
+    by: Annotated[
+        By,
+        typer.Option(
+            help="A parser (arithmetic, choice), a model's verdict (llm), or agreement of a teacher's answers; choice "
+            "asks a teacher for the right option if --model is given."
+        ),
+    ],
     max_numbers: Annotated[int, typer.Option(min=2, help="arithmetic: most numbers in an exercise.")] = 3,
     max_digits: Annotated[int, typer.Option(min=1, help="arithmetic: most digits of a number.")] = 4,
     rubric: Annotated[str, typer.Option(help="llm: what makes an instruction answerable; @FILE reads a file.")] = "",
-    n: Annotated[int, typer.Option("--n", min=1, help="agreement: answers to each row.")] = 5,
-    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="agreement: share that must agree.")] = 0.6,
+    options: Annotated[int, typer.Option(min=0, help="choice: options that a question must have; 0 = 2 or more.")] = 0,
+    computed: Annotated[
+        bool, typer.Option("--computed", help="choice: the question is an exercise, and one option has its value.")
+    ] = False,
+    n: Annotated[int, typer.Option("--n", min=1, help="agreement, choice: answers to each row.")] = 5,
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="agreement, choice: share that must agree.")] = 0.6,
     same: Annotated[str, typer.Option(help="agreement: compare answers as text or as math.")] = "math",
     ask: Ask = "{prompt}",
     engine: EngineChoice = EngineName.hf,
@@ -183,7 +201,7 @@ def validate(
     max_bad: MaxBad = MAX_BAD,
     allow_empty: AllowEmpty = False,
 ) -> None:
-    """Pass on the instructions that can be answered; arithmetic and agreement also give the right answer.
+    """Pass on the instructions that can be answered; arithmetic, agreement and choice also give the right answer.
 
     The others go to `<stem>.left_out.jsonl`: invalid, or unjudged if there is no clear verdict.
     """
@@ -192,12 +210,20 @@ def validate(
 
     rows = _input(source, layout, dataset_dir, column, output)
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
-        if by is not By.arithmetic and not model:
+        if by in (By.llm, By.agreement) and not model:
             raise ValueError(f"--by {by.value} needs --model")
+        if by is not By.choice and (options or computed):
+            raise ValueError("--options and --computed are for --by choice")
+        if computed and model:
+            raise ValueError("with --computed no teacher is asked: leave --model out")
         asked = {"max_new_tokens": max_new_tokens, "seed": seed, "work_dir": work_dir, "bad_rows": bad}
         if by is By.arithmetic:
             limits = {"max_numbers": max_numbers, "max_digits": max_digits}
             outcome = steps.validate_arithmetic(rows, output, bad_rows=bad, **limits)
+        elif by is By.choice:
+            teacher = engine_for(engine, model, engine_options) if model else None
+            own = {"n": n, "share": share, "temperature": temperature, "ask": text_of(ask), "computed": computed}
+            outcome = steps.validate_choice(rows, output, engine=teacher, options=options, **own, **asked)
         elif by is By.llm:
             answering = engine_for(engine, model, engine_options)
             given = text_of(rubric) or steps.RUBRIC
@@ -217,6 +243,10 @@ def answer(
     source: Rows,
     output: Output,
     model: Model,
+    by: Annotated[
+        AnswerBy,
+        typer.Option(help="letters: the probabilities of the options' letters as the first token, without sampling."),
+    ] = AnswerBy.text,
     n: Annotated[int, typer.Option("--n", min=1, help="Answers to each row; above 1 needs a temperature.")] = 1,
     ask: Ask = "{prompt}",
     engine: EngineChoice = EngineName.hf,
@@ -238,26 +268,35 @@ def answer(
 ) -> None:
     """A model's answer to each row: `response`, or `responses` with --n above 1. Continue with `finepref judge`.
 
+    --by letters reads multiple-choice questions: `letters` {"A": 0.4, ...}, with --engine hf.
+
     Rows without an answer go to `<stem>.left_out.jsonl`; the same command repeats those that the engine failed on.
     """
-    from finepref.synth.reversegen.answer import answer as run
+    from finepref.synth.engines.letters import letters_of
+    from finepref.synth.reversegen import answer as steps
 
     rows = _input(source, layout, dataset_dir, column, output)
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
-        outcome = run(
-            rows,
-            output,
-            engine=engine_for(engine, model, engine_options),
-            n=n,
-            ask=text_of(ask),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            work_dir=work_dir,
-            failing=failing,
-            bad_rows=bad,
-        )
+        own = {"ask": text_of(ask), "work_dir": work_dir, "failing": failing, "bad_rows": bad}
+        if by is AnswerBy.letters:
+            if n > 1 or temperature or top_p < 1:
+                raise ValueError("--by letters samples nothing: leave --n, --temperature and --top-p out")
+            answering = letters_of(engine_for(engine, model, engine_options), f"--engine {engine.value}")
+            outcome, outside = steps.answer_by_letters(rows, output, engine=answering, **own)
+            if outside is not None:
+                typer.echo(f"probability of all other first tokens: {outside:.3f} (mean)")
+        else:
+            outcome = steps.answer(
+                rows,
+                output,
+                engine=engine_for(engine, model, engine_options),
+                n=n,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                **own,
+            )
     _report(output, outcome, keep_going, allow_empty)
 
 
@@ -292,7 +331,7 @@ def improve(
         str, typer.Option(help=f"Rows of any layout, whose prompts must not be in the records: {WHAT}.")
     ] = "",
     ask: Ask = "{prompt}",
-    template: Annotated[str, typer.Option(help="The response, with {answer} or {majority}.")] = "{answer}",
+    template: Annotated[str, typer.Option(help="The response, with {answer}, {letter} or {majority}.")] = "{answer}",
     solved_template: Annotated[str, typer.Option(help="Also use solved instructions, with this response.")] = "",
     layout: Format = "",
     dataset_dir: DatasetDir = IN_DATASET_INFO,
@@ -336,14 +375,22 @@ def evaluate(
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
 ) -> None:
-    """Failure rate, accuracy, self-BLEU and entropy, and the class in which every row ends."""
-    from finepref.formats.files import write_json
-    from finepref.synth.reversegen.evaluate import measure
+    """Failure rate, accuracy, self-BLEU, entropy and calibration, and the class in which every row ends.
 
-    check_outputs(output, rejected_path(output), inputs=files)
+    A reliability diagram goes to `<stem>_reliability.png` if the judge was entropy and answers are known.
+    """
+    from finepref.formats.files import write_json
+    from finepref.synth.reversegen.evaluate import draw_calibration, measure
+
+    diagram = output.with_name(f"{output.stem}_reliability.png")
+    check_outputs(output, diagram, rejected_path(output), inputs=files)
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as bad:
         found = measure(files, sample=sample, seed=seed, bad_rows=bad)
         write_json(output, found)
+        try:
+            draw_calibration(found, diagram)
+        except ModuleNotFoundError as error:
+            typer.echo(f"no reliability diagram, because {error.name} is not installed", err=True)
         typer.echo(json.dumps({name: found[name] for name in ("classes", "failure_rate", "accuracy", "self_bleu")}))
 
 

@@ -65,6 +65,10 @@ FIELD_TEXTS = {
     "error_type": "name, optional: the error in an undesirable response",
     "negatives": "{error type: text}; or one column per error type, named in `columns`",
     "spans": "{error type: spans}, optional: the injected error in each negative",
+    "question": "text: the question without its options",
+    "options": "{label: text}, or a list of texts: two or more different ones",
+    "answer": "text, optional: the label of the right option, or its text",
+    "subject": "text, optional: such as the subject of an exam",
 }
 """What each field holds. In negatives rows, `rejected` is optional: the original rejected response."""
 
@@ -81,6 +85,7 @@ KIND_TEXTS = {
     "messages": "messages",
     "single": "one message",
     "objects": "objects",
+    "options": "list or object",
     "reply": "text or messages",
     "response": "text or a call",
 }
@@ -158,6 +163,17 @@ FORMATS_SHOWN: dict[str, Format] = {
         {"prompt": _PARIS, "responses": ["Paris.", "I do not know.", "Lyon."], "scores": [1.0, 0.2, -1.0]},
         {"file_name": "ranked.jsonl", "formatting": "ranked"},
         (*_PROMPT_CODES, "FP007", "FP008", "FP050", "FP051", "FP052", "FP053", "FP054", "FP060"),
+    ),
+    "choice": Format(
+        "A multiple-choice question, for the commands that ask models, such as `reversegen`. No stage trains on it.",
+        {
+            "question": _PARIS,
+            "options": {"A": "Lyon", "B": "Paris", "C": "Nice"},
+            "answer": "B",
+            "subject": "geography",
+        },
+        {"file_name": "questions.jsonl", "formatting": "choice"},
+        ("FP008", "FP010", "FP011", "FP012", "FP015", "FP023", "FP060", "FP088", "FP280", "FP281", "FP282", "FP283"),
     ),
 }
 
@@ -316,4 +332,4 @@ rows joined by prompt, where a record needs both labels (`convert`, OpenRLHF). F
 FP080 to FP087, FP090 and FP094 to FP096: other layouts. FP100 to FP108: layouts with spans or steps, of which FP100 to
 FP103 are notes that leave a row good. FP091: `bad_rows: skip`. FP092 and FP093: recognising a layout. FP110 and FP111:
 reading data. FP112: a command that needs other rows. FP120: a good row without a record. FP121 and FP122: notes.
-FP2nn: a stage."""
+FP280 to FP284: multiple-choice questions. All other FP2nn: a stage."""

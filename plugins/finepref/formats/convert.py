@@ -8,6 +8,8 @@
     feedback   | joined by prompt to negatives, then as negatives | interleaved     | joined by prompt
     negatives  | one per type  | the injected spans | 1, then 0s | one row per text | unchanged
 
+Multiple-choice questions (`choice`) are only rewritten as such.
+
 Fields that the target cannot hold are counted in `Converter.left_out`.
 """
 
@@ -24,6 +26,7 @@ from finepref.formats.check import SeenIds
 from finepref.formats.negatives import join_feedback
 from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import (
+    Choice,
     Feedback,
     Negatives,
     Pair,
@@ -47,6 +50,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "ranked": ("ranked", "pair"),
     "feedback": ("feedback", "negatives", "pair", "span_pair", "ranked"),
     "negatives": ("negatives", "feedback", "pair", "span_pair", "ranked"),
+    "choice": ("choice",),
 }
 """Format -> the formats it converts to; itself, to rewrite a file in canonical form."""
 
@@ -132,7 +136,7 @@ class Converter:
         match self.target, record:
             case ("pair", Pair()) | ("span_pair", SpanPair()) | ("ranked", Ranked()) | ("negatives", Negatives()):
                 return [record]
-            case "scored_pair", ScoredPair():
+            case ("scored_pair", ScoredPair()) | ("choice", Choice()):
                 return [record]
             case "feedback", _:
                 return [*self._as_feedback(record)]

@@ -318,6 +318,14 @@ def _loads(text: str) -> object:
     return value
 
 
+def refusing_loads(text: str, name: str) -> object:
+    """One JSON value, which may go over several lines, or the Problem of a text that is none; `name` is the file."""
+    try:
+        return _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        return _problem(error, name, error.lineno if isinstance(error, json.JSONDecodeError) else 0)
+
+
 def _finite(members: Iterable[Any]) -> bool:
     """Whether the decoded JSON values contain no infinite number, at any depth."""
     for member in members:

@@ -166,6 +166,7 @@ KINDS: dict[str, Callable[[object], bool]] = {
     "edited": lambda value: type(value) is str and has_edits(value),
     "list": lambda value: isinstance(value, list | tuple),
     "object": lambda value: isinstance(value, Mapping),
+    "options": lambda value: isinstance(value, Mapping | list | tuple) and len(value) > 0,
     "integer": lambda value: type(value) is int,
     "number": lambda value: type(value) in (int, float),
     "label": _is_label,

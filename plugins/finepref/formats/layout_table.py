@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from functools import cache, partial
 from importlib.metadata import entry_points
 
+from finepref.formats import layout_choices as choose
 from finepref.formats import layout_fields as take
 from finepref.formats import layout_spans as marks
+from finepref.formats.choices import LETTERS
 from finepref.formats.layout import Field, Layout, problems_of
 from finepref.formats.layout import recognise as first_of
 from finepref.formats.record_types import FIELDS
@@ -56,6 +58,7 @@ _PREDICTION = ("question:text", "prediction 1:text", "feedback:object")
 _MARKED = {"text": "Lyon", "confidence": 0.4, "severity": "major", "start": 6, "end": 10}
 _RIGHT, _WRONG = {"sents": [_A], "type": ["no_hallucination"]}, {"sents": [_B], "type": ["hallucination"]}
 _EDITS = "It is <entity><mark>Paris</mark><delete>Lyon</delete></entity>."
+_CITIES = ["Lyon", "Paris", "Nice"]
 _SHEPHERD = "2+2*2? Step 1: 2*2=4. {0}\nStep 2: The answer is 8. {1}".format
 
 BUILT_IN = (
@@ -80,6 +83,60 @@ BUILT_IN = (
         "finepref",
         {"prompt": _Q, "chosen": _A, "negatives": {"hallucination": _B}},
         ("chosen:response", "negatives:object"),
+    ),
+    Layout(
+        "choice",
+        "choice",
+        "finepref; MMLU-Pro, MedQA",
+        {"question": _Q, "options": {"A": "Lyon", "B": "Paris"}, "answer": "B", "subject": "geography"},
+        ("question:text", "options:options"),
+    ),
+    Layout(
+        "mmlu",
+        "choice",
+        "cais/mmlu: `answer` is the place of an option, from 0, or a letter",
+        {"question": _Q, "subject": "geography", "choices": _CITIES, "answer": 1},
+        ("question:text", "choices:list", "answer"),
+        make=choose.listed,
+        also=("id", "question", "subject", "choices", "answer"),
+    ),
+    Layout(
+        "mmlu_columns",
+        "choice",
+        "MMLU as a table, C-Eval, CMMLU: an option a column",
+        {"question": _Q, "A": "Lyon", "B": "Paris", "C": "Nice", "answer": "B"},
+        ("question|Question:text", "A", "B", "answer|Answer|target"),
+        make=choose.in_columns,
+        also=("id", "question", "Question", "subject", *LETTERS, "answer", "Answer", "target"),
+    ),
+    Layout(
+        "arc",
+        "choice",
+        "allenai/ai2_arc, CommonsenseQA, OpenBookQA on the hub",
+        {"id": "q7", "question": _Q, "choices": {"text": _CITIES, "label": ["1", "2", "3"]}, "answerKey": "2"},
+        ("question|question_stem:text", "choices.text:list", "choices.label:list", "answerKey"),
+        make=choose.by_labels,
+        also=("id", "question", "question_stem", "subject", "choices", "answerKey"),
+    ),
+    Layout(
+        "arc_stem",
+        "choice",
+        "ARC's own files",
+        {
+            "id": "q7",
+            "question": {"stem": _Q, "choices": [{"text": "Lyon", "label": "A"}, {"text": "Paris", "label": "B"}]},
+            "answerKey": "B",
+        },
+        ("question.stem:text", "question.choices:objects", "answerKey"),
+        make=choose.of_stem,
+        also=("id", "question", "subject", "answerKey"),
+    ),
+    Layout(
+        "r_tuning",
+        "choice",
+        "R-Tuning, and ReverseGen's questions: a file of lists by subject",
+        {"geography": [[_Q, *_CITIES, "B"]]},
+        by_row=False,
     ),
     Layout(
         "granular",

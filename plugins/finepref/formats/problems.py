@@ -129,6 +129,11 @@ CODES: dict[str, str] = {
     "FP262": "the token scores are of another kind than the stage reads",
     "FP263": "a response has no end token, which is to be trained",
     "FP264": "a pair has no margin, which the loss reads",
+    "FP280": "the options of a question are too few, too many or not different",
+    "FP281": "the answer of a question names none of its options, or two",
+    "FP282": "the labels of options do not fit the options",
+    "FP283": "a multiple-choice question with further turns or tools",
+    "FP284": "the questions of a subject are not a list",
 }
 """Code -> short meaning. Codes are never used again for another meaning (FP044, FP064, FP065, FP086, FP202, FP221)."""
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from finepref.formats.choices import lettered
 from finepref.formats.record_types import (
     FIELDS,
     FORMATS,
+    Choice,
     Feedback,
     Negatives,
     Pair,
@@ -27,9 +29,13 @@ def to_row(record: Record) -> dict[str, object]:
     A prompt of one user turn is written as `prompt`, any other as `messages`. Default values are omitted. A response
     that calls functions is {function_call: text}.
     """
+    if isinstance(record, Choice):
+        row: dict[str, object] = {"id": record.id, "question": record.question, "options": lettered(record.options)}
+        named = {"answer": record.answer, "subject": record.subject}
+        return row | {name: text for name, text in named.items() if text}
     tools, turns = split_tools(record.prompt)
     if len(turns) == 1 and turns[0].role == "user":
-        row: dict[str, object] = {"id": record.id, "prompt": turns[0].content}
+        row = {"id": record.id, "prompt": turns[0].content}
     else:
         row = {"id": record.id, "messages": [turn._asdict() for turn in turns]}
     if tools:
@@ -83,6 +89,8 @@ def revive(row: Mapping[str, object], formatting: str) -> Record:
     """The record of a row that `to_row` wrote, not checked again: `parse` has accepted it."""
     kind = FORMATS[formatting]
     values: dict[str, Any] = {name: value for name, value in row.items() if name in FIELDS[formatting]}
+    if kind is Choice:
+        return Choice(**values | {"options": tuple(values["options"].values())})
     if "messages" in values:
         values["prompt"] = tuple(Message(**turn) for turn in values.pop("messages"))
     else:

@@ -1,4 +1,4 @@
-"""The six record types, named by shape, and the fields of their rows."""
+"""The seven record types, named by shape, and the fields of their rows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from finepref.formats import choices
 from finepref.formats.row import TOOLS, Message, Span
 from finepref.formats.tool_calls import FunctionCall
 
@@ -106,7 +107,23 @@ class Negatives:
     rejected: str | None = None
 
 
-Record = Pair | SpanPair | ScoredPair | Ranked | Feedback | Negatives
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A multiple-choice question, its options in order, and the letter of the right one, "" if it is not known."""
+
+    id: str
+    question: str
+    options: tuple[str, ...]
+    answer: str = ""
+    subject: str = ""
+
+    @property
+    def prompt(self) -> Prompt:
+        """The question with its lettered options, as it is asked."""
+        return (Message("user", choices.text(self.question, self.options)),)
+
+
+Record = Pair | SpanPair | ScoredPair | Ranked | Feedback | Negatives | Choice
 
 FORMATS: dict[str, type[Record]] = {
     "pair": Pair,
@@ -115,10 +132,12 @@ FORMATS: dict[str, type[Record]] = {
     "ranked": Ranked,
     "feedback": Feedback,
     "negatives": Negatives,
+    "choice": Choice,
 }
 
 COMMON_FIELDS = ("id", "prompt", "query", "input", "history", "system", "messages", "tools")
-"""Fields of every format: `messages`, or `prompt` with an optional `system`, `query`, `input` and `history`; `tools`.
+"""Fields of every format but `choice`: `messages`, or `prompt` with an optional `system`, `query`, `input` and
+`history`; `tools`.
 
 As in the hosts, `query`, or `input`, is joined to the prompt in a new line; `history` holds earlier turns, [user,
 assistant] each.
@@ -143,6 +162,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "ranked": (*COMMON_FIELDS, "responses", "scores", "kind"),
     "feedback": (*COMMON_FIELDS, "response", "label", "error_type"),
     "negatives": (*COMMON_FIELDS, "chosen", "negatives", "spans", "rejected"),
+    "choice": ("id", "question", "options", "answer", "subject"),
 }
 """The fields of each format, in the order of `to_row`."""
 

@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Literal
 
 from finepref.formats import layout_table
+from finepref.formats.choices import read_answer, read_options
 from finepref.formats.problems import Problem
 from finepref.formats.record_rows import revive, to_row
 from finepref.formats.record_types import (
     COMMON_FIELDS,
     FIELDS,
     FORMATS,
+    Choice,
     Feedback,
     Negatives,
     Pair,
@@ -25,13 +27,25 @@ from finepref.formats.record_types import (
     content_id,
     split_tools,
 )
-from finepref.formats.row import ASSISTANTS, MEDIA, Message, RowReader, Span, is_type_name, kind_of, shown
+from finepref.formats.row import (
+    ASSISTANTS,
+    MEDIA,
+    PROMPT_COLUMNS,
+    Message,
+    RowReader,
+    Span,
+    is_nothing,
+    is_type_name,
+    kind_of,
+    shown,
+)
 from finepref.formats.tool_calls import FunctionCall
 
 __all__ = [
     "COMMON_FIELDS",
     "FIELDS",
     "FORMATS",
+    "Choice",
     "Feedback",
     "FunctionCall",
     "Message",
@@ -105,6 +119,8 @@ def parse_with(
             return _ranked(reader)
         case "feedback":
             return _feedback(reader, error_type, error_types)
+        case "choice":
+            return _choice(reader)
         case _:
             return _negatives(reader, error_types)
 
@@ -337,6 +353,25 @@ def _check_type(reader: RowReader, name: str, field: str, allowed: Collection[st
         reader.note(field, "FP031", f"{name[:80]!a} is not the name of an error type")
     elif allowed is not None and name not in allowed:
         reader.note(field, "FP036", f"{name[:80]!a} is not one of {', '.join(sorted(allowed))}")
+
+
+def _choice(reader: RowReader) -> Choice | None:
+    given, question = reader.id(), reader.required_text("question")
+    subject = reader.optional_text("subject") if reader.values.get("subject") != "" else None
+    for name in sorted(PROMPT_COLUMNS & reader.values.keys()):
+        if not is_nothing(reader.values[name]):
+            reader.note(
+                reader.column(name), "FP283", f"a multiple-choice question has no {name}: put it into question"
+            )
+    if "options" not in reader.values:
+        reader.missing("options")
+        return None
+    options = read_options(reader, reader.values["options"], reader.column("options"))
+    answer = read_answer(reader, reader.values.get("answer"), reader.column("answer"), options)
+    if reader.problems:
+        return None
+    found = Choice(given or "", question, options.texts, answer, subject or "")
+    return found if given else replace(found, id=content_id(found.prompt))
 
 
 def _two_responses(reader: RowReader) -> tuple[str, str]:

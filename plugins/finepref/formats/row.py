@@ -46,6 +46,11 @@ MESSAGE_KEYS = frozenset(
 _NOTHING: tuple[object, ...] = (None, "", [], {}, (), "[]", "{}", "null")
 
 
+def is_nothing(value: object) -> bool:
+    """Whether a value of a column stands for none: null, or an empty text, list or object."""
+    return value in _NOTHING
+
+
 class Message(NamedTuple):
     """One turn; role is "system", "user", "assistant", "observation" (a tool's result), "function_call" or `TOOLS`.
 

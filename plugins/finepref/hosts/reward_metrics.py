@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from finepref.losses.calibration import calibration_error, reliability
+from finepref.synth.reliability_diagram import draw
 
 KINDS = ("human", "apo")
 MOST_GAPS = 8  # up to this many score gaps get an accuracy each; if there are more, each quarter of the pairs gets one
@@ -145,23 +146,13 @@ def preferences(margin: Tensor) -> tuple[Tensor, Tensor]:
 
 def draw_reliability(pairs: Pairs, file: Path) -> None:
     """Write the reliability diagram of the pairs as a PNG file."""
-    from matplotlib.figure import Figure
-
     probabilities, labels = preferences(pairs.margin)
     count, confidence, accuracy = (part.tolist() for part in reliability(probabilities, labels))
     errors = calibration_error(probabilities, labels)
-    filled = [i for i, size in enumerate(count) if size]
-    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
-    axis = figure.subplots()
-    axis.plot([0, 1], [0, 1], color="gray", linewidth=0.8, linestyle="--")
-    axis.bar([(i + 0.5) / len(count) for i in filled], [accuracy[i] for i in filled], width=0.09, alpha=0.5)
-    axis.plot([confidence[i] for i in filled], [accuracy[i] for i in filled], marker="o")
-    axis.set_xlim(0, 1)
-    axis.set_ylim(0, 1)
-    axis.set_xlabel("probability that a response is preferred")
-    axis.set_ylabel("share of cases in which it is")
-    axis.set_title(
-        f"{len(pairs.gap)} pairs: ECE {errors.expected:.3f}, ACE {errors.average:.3f}, MCE {errors.maximum:.3f}"
+    draw(
+        [(i / len(count), confidence[i], accuracy[i]) for i, n in enumerate(count) if n],
+        file,
+        x="probability that a response is preferred",
+        y="share of cases in which it is",
+        title=f"{len(pairs.gap)} pairs: ECE {errors.expected:.3f}, ACE {errors.average:.3f}, MCE {errors.maximum:.3f}",
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)

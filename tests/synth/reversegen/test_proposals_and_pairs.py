@@ -8,7 +8,8 @@ import pytest
 from finepref.synth.dedup import normalised
 from finepref.synth.engines.protocol import Completion
 from finepref.synth.reversegen.few_shots import FewShot, Seed, few_shots
-from finepref.synth.reversegen.improve import improvements, majority
+from finepref.synth.reversegen.given_answers import majority
+from finepref.synth.reversegen.improve import improvements
 from finepref.synth.reversegen.pair import pairs
 from finepref.synth.reversegen.propose import proposal
 from finepref.synth.reversegen.templates import check_template

@@ -16,6 +16,7 @@ from finepref.formats.jsonl import RawRow, read_chunks
 from finepref.formats.layouts import UNKNOWN, ParseRow
 from finepref.formats.pool import ordered_map
 from finepref.formats.problems import BadData, Problem
+from finepref.formats.r_tuning import read_r_tuning
 from finepref.formats.ragtruth import SOURCES, read_ragtruth
 from finepref.formats.sepo_csv import Tokens, read_sepo_csv
 from finepref.formats.tables import typed
@@ -220,6 +221,8 @@ def read_file(
         return read_apo_samples(file.path, golden)
     if file.layout == "ragtruth":
         return read_ragtruth(file.path, file.path.with_name(SOURCES))
+    if file.layout == "r_tuning":
+        return read_r_tuning(file.path)
     if file.layout == "sepo_csv":
         if tokenize is None:
             raise ValueError("sepo_csv needs the tokenizer of the scoring: --tokenizer")

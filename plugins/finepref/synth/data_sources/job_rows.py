@@ -20,10 +20,11 @@ from typing import NamedTuple
 from finepref.formats import layouts
 from finepref.formats.check import digest, is_content_id, parse_rows
 from finepref.formats.checked_rows import Checked
+from finepref.formats.choices import lettered
 from finepref.formats.dataset_info import FILE_NAME
 from finepref.formats.jsonl import RawRow
 from finepref.formats.problems import CODES, BadData, Problem
-from finepref.formats.records import FIELDS, Feedback, Prompt, Ranked, Record, content_id
+from finepref.formats.records import FIELDS, Choice, Feedback, Prompt, Ranked, Record, content_id
 from finepref.formats.row_source import Part
 from finepref.synth.data_sources.inputs import Input, find_inputs, read_file, values_of
 
@@ -31,8 +32,11 @@ log = logging.getLogger(__name__)
 
 SUPERVISED = "supervised"
 """In `Wants.formats`: single good answers (`layouts.SUPERVISED`)."""
-TAKEN_NAMES = frozenset({name for fields in FIELDS.values() for name in fields})
-"""Names of our fields: a column of this name that a layout does not read is not kept, or it would be read as ours."""
+TAKEN_NAMES = frozenset({name for format_, fields in FIELDS.items() if format_ != "choice" for name in fields})
+"""Names of our fields: a column of this name that a layout does not read is not kept, or it would be read as ours.
+
+Those of `choice` are not among them: `answer` and `subject` beside other records have the same meaning.
+"""
 
 
 class Given(NamedTuple):
@@ -153,7 +157,7 @@ class JobRows:
         if not named:
             return ""
         format_ = SUPERVISED if named in layouts.SUPERVISED else layouts.native_format(named)
-        by_row = layouts.find(named).by_row or named == "ragtruth"
+        by_row = layouts.find(named).by_row or named in ("ragtruth", "r_tuning")
         if format_ not in self.wants.formats or not by_row:
             text = f"{self.wants.job} takes {self.wants.what}; the rows are of layout {named} ({format_})"
             if format_ != SUPERVISED:
@@ -338,8 +342,20 @@ def ends_in_question(row: Mapping[str, object]) -> bool:
 
 
 def question(record: Record, told: Counter[str]) -> Row:
-    """The prompt of a record; each prompt once."""
-    return Row(prompt_fields(record.prompt), content_id(record.prompt))
+    """The prompt of a record; each prompt once. Of a multiple-choice question also its options and its answer."""
+    fields = prompt_fields(record.prompt)
+    if isinstance(record, Choice):
+        fields |= choice_fields(record)
+    return Row(fields, content_id(record.prompt))
+
+
+def choice_fields(record: Choice) -> dict[str, object]:
+    """The options of a question, and if they are known its answer, as a letter and as a text, and its subject."""
+    options = lettered(record.options)
+    found: dict[str, object] = {"options": options}
+    if record.answer:
+        found |= {"answer": record.answer, "chosen": f"{record.answer}. {options[record.answer]}"}
+    return found | ({"subject": record.subject} if record.subject else {})
 
 
 def answer_of(record: Record, told: Counter[str]) -> str | None:
@@ -351,6 +367,8 @@ def answer_of(record: Record, told: Counter[str]) -> str | None:
     if isinstance(record, Ranked):
         told["responses below the best left out"] += len(record.responses) - 1
         return record.responses[max(range(len(record.scores)), key=record.scores.__getitem__)]
+    if isinstance(record, Choice):
+        return str(choice_fields(record).get("chosen", "")) or None
     told["records whose spans are not kept"] += bool(
         getattr(record, "chosen_spans", ()) or getattr(record, "rejected_spans", ())
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from finepref.formats.problems import Problem
 from finepref.formats.records import Message
+from finepref.synth.engines import letters
 from finepref.synth.engines.checkpoint import (
     MERGED,
     accelerator,
@@ -62,11 +63,25 @@ class HfEngine:
         Raises:
             ValueError: the tokenizer has no chat template or no end-of-sequence token.
         """
+        yield from self._by_batch(requests, lambda batch, *loaded: _answer(*loaded, batch, self.noise))
+
+    def letters(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
+        """For each request the probabilities of the letters A to Z as the answer's first token, see `letters.read`.
+
+        One forward pass of the prompt; nothing is sampled. Raises like `generate`.
+        """
+        yield from self._by_batch(requests, lambda batch, *loaded: _letters(*loaded, batch))
+
+    def _by_batch(
+        self,
+        requests: Iterable[Request],
+        answer: Callable[[list[Planned], PreTrainedModel, PreTrainedTokenizerBase], list[Completion]],
+    ) -> Iterator[list[Completion]]:
         model, tokenizer = self._loaded
         room = context_of(self.name)
         for batch in self._batches(self._plans(requests, tokenizer, room)):
             if batch[0].limit:
-                yield _answer(model, tokenizer, batch, self.noise)
+                yield answer(batch, model, tokenizer)
             else:
                 yield [too_long(each, room) for each in batch]
 
@@ -120,10 +135,8 @@ def _answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[Planned], noise: str
 ) -> list[Completion]:
     import torch
-    from transformers import GenerationConfig
 
-    ends = end_tokens(model.generation_config, tokenizer)
-    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=ends[0])
+    ends = _ends(model, tokenizer)
     ids, mask = left_padded([plan.prompt for plan in batch], device=input_device(model))  # [B, T]
     with torch.inference_mode():
         output = model.generate(
@@ -134,6 +147,39 @@ def _answer(
             logits_processor=_processors([plan.request for plan in batch], noise),
         )[:, ids.shape[1] :].tolist()
     return [completion(plan, tokens, tokenizer, ends=ends) for plan, tokens in zip(batch, output, strict=True)]
+
+
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The end tokens; of the model's generation defaults nothing else is used."""
+    from transformers import GenerationConfig
+
+    ends = end_tokens(model.generation_config, tokenizer)
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=ends[0])
+    return ends
+
+
+def _letters(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[Planned]) -> list[Completion]:
+    """See `HfEngine.letters`; the first step of a greedy generation, so that positions and masks are those of it."""
+    import torch
+
+    _ends(model, tokenizer)
+    ids, mask = left_padded([plan.prompt for plan in batch], device=input_device(model))  # [B, T]
+    with torch.inference_mode():
+        made = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=1,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    probabilities = made.logits[0].double().softmax(-1).cpu()  # [B, V]
+    answers = []
+    for planned, row in zip(batch, probabilities, strict=True):
+        tokens = letters.letter_tokens(tokenizer, planned.prompt)
+        found = {letter: float(row[own].sum()) for letter, own in tokens.items()}
+        answers.append(letters.completion(planned.request.id, found, prompt_tokens=len(planned.prompt)))
+    return answers
 
 
 def _processors(requests: Sequence[Request], noise: str) -> LogitsProcessorList:

@@ -1,13 +1,16 @@
-"""Judges by rule: mathematics, numbers, texts, and the agreement of several answers."""
+"""Judges by rule: mathematics, numbers, letters of options, texts, and the agreement of several answers."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 
+from finepref.formats.choices import options_of
 from finepref.formats.row import is_text
+from finepref.synth.judges.letters import letter_of
 from finepref.synth.judges.verdict import Row, Rule, Verdict
 
 THRESHOLD = 1.193
@@ -76,21 +79,91 @@ def contains(pattern: str, *, regex: bool = False, absent: bool = False) -> Rule
 def entropy(same: Callable[[str], object], *, threshold: float = THRESHOLD) -> Rule:
     """A judge that passes a row if its `responses` agree: their entropy in nats is below the threshold.
 
+    A row with `letters`, a distribution over the options of a question, is judged by its entropy.
+
     Args:
         same: gives equal values for answers that count as equal, such as `as_text`.
         threshold: the row fails at this entropy or above.
     """
 
     def judge(row: Row) -> Verdict:
+        if "letters" in row:
+            return _entropy_of_letters(row["letters"], threshold)
         responses = row.get("responses")
         if not isinstance(responses, Sequence) or len(responses) < 2 or not all(map(is_text, responses)):
-            return Verdict(None, "the row needs two texts or more in responses")
+            return Verdict(None, "the row needs two texts or more in responses, or letters")
         groups = groups_of_equals(responses, same)
-        shares = [len(members) / len(responses) for members in groups]
-        nats = -sum(share * math.log(share) for share in shares)
+        nats = _nats(len(members) / len(responses) for members in groups)
         return Verdict(nats < threshold, f"{len(groups)} different answers of {len(responses)}", nats)
 
     return judge
+
+
+def letter_entropy(*, threshold: float = THRESHOLD) -> Rule:
+    """The judge `entropy` for multiple-choice questions: sampled answers are equal if they give the same letter.
+
+    Answers without a letter are one group of their own, and counted; a row of which no answer has one is unjudged. A
+    row with `letters` is judged by these.
+
+    Args:
+        threshold: the row fails at this entropy or above.
+    """
+
+    def judge(row: Row) -> Verdict:
+        if "letters" in row:
+            return _entropy_of_letters(row["letters"], threshold)
+        responses = row.get("responses")
+        if not isinstance(responses, Sequence) or len(responses) < 2 or not all(isinstance(r, str) for r in responses):
+            return Verdict(None, "the row needs two texts or more in responses, or letters")
+        counts = Counter(letter_of(text, options_of(row)).letter for text in responses)
+        if counts[""] == len(responses):
+            return Verdict(None, "no answer has the letter of an option")
+        nats = _nats(count / len(responses) for count in counts.values())
+        told = ", ".join(f"{letter or 'no letter'} {count}" for letter, count in counts.most_common())
+        return Verdict(nats < threshold, f"of {len(responses)} answers: {told}", nats)
+
+    return judge
+
+
+def _entropy_of_letters(letters: object, threshold: float) -> Verdict:
+    """The verdict on a distribution over the letters of the options."""
+    values = [*letters.values()] if isinstance(letters, Mapping) else []
+    if len(values) < 2 or not all(type(p) in (int, float) and 0 <= p <= 1 for p in values):
+        return Verdict(None, "letters is not an object of two probabilities or more")
+    if abs(sum(values) - 1) > 1e-3:
+        return Verdict(None, f"the probabilities of letters add up to {sum(values):.4g} and not to 1")
+    nats = _nats(values)
+    assert isinstance(letters, Mapping)
+    best = max(letters, key=lambda letter: letters[letter])
+    return Verdict(nats < threshold, f"{best} with probability {letters[best]:.3f}", nats)
+
+
+def _nats(shares: Iterable[float]) -> float:
+    return -sum(share * math.log(share) for share in shares if share > 0)
+
+
+def letter_answer(row: Row) -> Verdict:
+    """Whether the letter that the response gives is that of the row's `answer`; one without a letter is unjudged.
+
+    A row with `letters` answers with the most probable one.
+    """
+    options = options_of(row)
+    gold = row.get("answer")
+    wanted = letter_of(gold, options).letter if is_text(gold) else ""
+    if not wanted:
+        return Verdict(None, "the row needs the answer, the letter of an option")
+    if isinstance(row.get("letters"), Mapping):
+        letters: Mapping[str, float] = row["letters"]  # type: ignore[assignment]
+        return Verdict(max(letters, key=lambda letter: letters[letter]) == wanted)
+    response = row.get("response")
+    if not isinstance(response, str):
+        return Verdict(None, "the row needs the text response")
+    found = letter_of(response, options)
+    return (
+        Verdict(found.letter == wanted, f"the answer is {found.letter}")
+        if found.letter
+        else Verdict(None, found.reason)
+    )
 
 
 def groups_of_equals(answers: Iterable[str], same: Callable[[str], object]) -> list[list[str]]:

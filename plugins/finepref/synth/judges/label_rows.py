@@ -40,7 +40,7 @@ def _answer(record: Record, told: Counter[str]) -> Row:
 WANTS = Wants(
     "judge",
     "rows with a response and no label",
-    lambda row: not {"response", "responses"}.isdisjoint(row),
+    lambda row: not {"response", "responses", "letters"}.isdisjoint(row),
     None,
     (SUPERVISED,),
     _answer,
@@ -65,8 +65,8 @@ def judge(
     `<stem>.unjudged.jsonl` with the reason and are never used as data.
 
     Args:
-        source: rows with `response` (entropy: `responses`); a judge by a model also needs prompt or messages. Of sets
-            for supervised training the answer is the response.
+        source: rows with `response` (entropy: `responses` or `letters`); a judge by a model also needs prompt or
+            messages. Of sets for supervised training the answer is the response.
         output: the JSON Lines file to write.
         judge: a rule, or a judge by a model together with `engine`.
         name: of the judge, for the rows and the journal.

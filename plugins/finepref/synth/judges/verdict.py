@@ -2,9 +2,10 @@
 
     math       the last mathematical answer of the response equals the row's `answer` (math-verify)
     number     the last number of the response equals the row's `answer`, so that repeating the question is no answer
+    letter     the letter of an option that the response gives is the row's `answer`
     gym        reasoning-gym's verifier of the row's task gives the response full marks
     contains   the response contains a text, or matches a regular expression
-    entropy    n sampled answers agree: their entropy over groups of equal answers is below a threshold
+    entropy    n sampled answers agree, or a distribution over letters is sharp: their entropy is below a threshold
     guard      a guard model calls the dialogue safe (Llama Guard and models with the same output)
     llm        a model that is shown a rubric answers with a JSON verdict
 

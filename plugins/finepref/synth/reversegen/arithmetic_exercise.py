@@ -62,3 +62,11 @@ def exercise(text: str, *, max_numbers: int = 3, max_digits: int = 4) -> Exercis
         return f"a number of more than {max_digits} digits"
     value = computed(expression)
     return "not one computation" if value is None else Exercise(expression, value)
+
+
+def value_of(text: str) -> Fraction | None:
+    """The number that a text is, such as the option of a question; None if it is none."""
+    try:
+        return Fraction(text.strip().rstrip(".").replace("−", "-").replace(",", ""))
+    except (ValueError, ZeroDivisionError):
+        return None

@@ -11,14 +11,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from finepref.formats.bad_rows import BadRows
 from finepref.synth.dedup import normalised
 from finepref.synth.diversity import self_bleu
-from finepref.synth.judges.by_rule import as_text
 from finepref.synth.left_out import read_all
-from finepref.synth.reversegen.improve import majority
+from finepref.synth.reversegen.given_answers import given_answer
 from finepref.synth.reversegen.instructions import Row, read_dicts
 
 CLASSES = ("failing", "solved", "duplicate", "invalid", "unjudged", "unproposed")
@@ -73,9 +72,12 @@ def measure(
 
     `classes` and `reasons` count all rows; `failure_rate` is the share of failing rows, `failure_rate_judged` that
     among rows with a verdict, and `accuracy` its complement; `self_bleu` (ReverseGen's mean of BLEU-2 to BLEU-5) and
-    `distinct` are those of the texts in the first file. If the judge was `entropy`, `entropy` is the mean entropy in
-    nats, and `average_precision` is that of the ranking by entropy, lowest first, where a majority answer is right if
-    it begins with the row's `answer`.
+    `distinct` are those of the texts in the first file.
+
+    If the judge was `entropy`, `entropy` is the mean entropy in nats, and of the rows with an `answer`, `accuracy` is
+    the share whose most probable or most frequent answer is right (`given_answer`), `average_precision` that of the
+    ranking by confidence, as R-Tuning has it, and `ece` the calibration error of the confidence; `calibration` has all
+    of it, with the bins. `letters_outside` is the mean probability outside the letters of the options.
 
     Args:
         files: see `fates`.
@@ -106,6 +108,27 @@ def measure(
     }
 
 
+def draw_calibration(found: Mapping[str, object], file: Path) -> None:
+    """Write the reliability diagram of what `measure` found; without a calibration, remove that of an earlier run.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    from finepref.synth.reliability_diagram import draw
+
+    calibration: Any = found["calibration"]
+    if calibration is None:
+        file.unlink(missing_ok=True)
+        return
+    draw(
+        [(each["from"], each["confidence"], each["accuracy"]) for each in calibration["bins"]],
+        file,
+        x="confidence in the answer",
+        y="share of such answers that are right",
+        title=f"{calibration['rows']} rows: ECE {calibration['ece']:.3f}",
+    )
+
+
 def _ids(path: Path, rows: Sequence[Row]) -> dict[str, Row]:
     by_id = {str(row.get("id")): row for row in rows}
     if len(by_id) < len(rows) or any("id" not in row for row in rows):
@@ -117,23 +140,52 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _uncertainty(rows: Sequence[Row]) -> dict[str, float | None]:
-    measured: list[tuple[float, bool | None]] = []
-    for row in rows:
-        verdict = row.get("verdict")
-        if isinstance(verdict, Mapping) and verdict.get("judge") == "entropy":
-            gold = row.get("answer")
-            right = _begins(majority(row.get("responses")) or "", gold) if isinstance(gold, str) else None
-            measured.append((verdict["score"], right))
-    known = [(nats, right) for nats, right in measured if right is not None]
-    precision = None
+def _uncertainty(rows: Sequence[Row]) -> dict[str, object]:
+    """The figures of the judge `entropy`, see `measure`; none of them without its rows."""
+    scores = [verdict["score"] for row in rows if (verdict := _entropy_verdict(row))]
+    given = [found for row in rows if _entropy_verdict(row) and (found := given_answer(row))]
+    known = [(each.confidence, each.right) for each in given if each.right is not None]
+    outside = [float(share) for row in rows if isinstance(share := row.get("letters_outside"), int | float)]
+    found: dict[str, object] = {
+        "entropy": fmean(scores) if scores else None,
+        "letters_outside": fmean(outside) if outside else None,
+        "average_precision": None,
+        "ece": None,
+        "calibration": None,
+    }
+    if scores:
+        found["accuracy"] = _share(sum(right for _, right in known if right), len(known))
+    if not known:
+        return found
+    import torch
+
+    from finepref.losses.calibration import calibration_error, reliability
+
+    confidence = torch.tensor([p for p, _ in known], dtype=torch.float64)
+    labels = torch.tensor([float(bool(right)) for _, right in known], dtype=torch.float64)
+    errors, bins = calibration_error(confidence, labels), reliability(confidence, labels)
+    size = len(bins.count)
+    found["ece"] = errors.expected
+    found["calibration"] = {
+        "rows": len(known),
+        "confidence": float(confidence.mean()),
+        "ece": errors.expected,
+        "ace": errors.average,
+        "mce": errors.maximum,
+        "bins": [
+            {"from": i / size, "to": (i + 1) / size, "n": int(n), "confidence": p, "accuracy": share}
+            for i, (n, p, share) in enumerate(zip(*(part.tolist() for part in bins), strict=True))
+            if n
+        ],
+    }
     if any(right for _, right in known):
         from sklearn.metrics import average_precision_score
 
-        precision = float(average_precision_score([right for _, right in known], [-nats for nats, _ in known]))
-    return {"entropy": fmean(nats for nats, _ in measured) if measured else None, "average_precision": precision}
+        ranked = average_precision_score([bool(right) for _, right in known], [p for p, _ in known])
+        found["average_precision"] = float(ranked)
+    return found
 
 
-def _begins(text: str, gold: str) -> bool:
-    words = as_text(gold)
-    return as_text(text)[: len(words)] == words
+def _entropy_verdict(row: Row) -> Mapping[str, float] | None:
+    verdict = row.get("verdict")
+    return verdict if isinstance(verdict, Mapping) and verdict.get("judge") == "entropy" else None

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.identified import read_each, read_identified
-from finepref.formats.records import Record, content_id
+from finepref.formats.records import Choice, Record, content_id
 from finepref.formats.row import RowReader
 from finepref.formats.row_source import RowSource
 from finepref.synth.data_sources.job_rows import ALL, Row, Wants
@@ -70,7 +70,10 @@ def seed_of(record: Record, told: Counter[str]) -> Row | None:
         told["dialogues of several turns left out"] += 1
         return None
     told["system turns not kept"] += len(before)
-    return Row({"prompt": last.content}, content_id((last,)))
+    fields: dict[str, object] = {"prompt": last.content}
+    if isinstance(record, Choice) and record.subject:
+        fields["subject"] = record.subject
+    return Row(fields, content_id((last,)))
 
 
 SEEDS = Wants("reversegen", "instructions", is_seed, None, ALL, seed_of)

@@ -7,11 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from finepref.formats.bad_rows import BadRows
+from finepref.formats.choices import options_of
 from finepref.formats.files import write_json
 from finepref.formats.jsonl import write_jsonl
 from finepref.synth.data_sources.job_rows import Rows, rows_of
 from finepref.synth.dedup import normalised
+from finepref.synth.judges.letters import letter_of
 from finepref.synth.left_out import Ledger, Written
+from finepref.synth.reversegen.given_answers import given_answer
 from finepref.synth.reversegen.instructions import INSTRUCTIONS, Row, read_instructions, read_judged
 from finepref.synth.reversegen.templates import check_template, filled
 
@@ -43,7 +46,7 @@ def improve(
     """
     check_template(ask, "prompt")
     for text in filter(None, (template, solved_template)):
-        check_template(text, optional=("answer", "majority"))
+        check_template(text, optional=("answer", "letter", "majority"))
     judged = [row for path in paths for row in read_judged(path, ("id", "prompt"), bad_rows=bad_rows)]
     if repeated := [name for name, count in Counter(str(row["id"]) for row in judged).items() if count > 1]:
         raise ValueError(f"the id {repeated[0]} occurs twice: each round needs its own seed")
@@ -74,22 +77,34 @@ def improvements(
 ) -> Iterator[tuple[str, dict[str, object]]]:
     """For each judged proposal, "" and its training record for the target, or a reason and the row that is left out.
 
+    With the judge `entropy` a label says that the target was certain. Where it is known whether it was also right (the
+    row has an `answer`), only a certain and right answer counts as solved: R-Tuning's wording (arXiv 2311.09677) is
+    then `template` "{answer} I am unsure." and `solved_template` "{answer} I am sure.".
+
     Args:
         judged: proposals with `label`; those that the target solved are left out without a `solved_template`.
         answers: good answers by id; otherwise a row's own `chosen` is used.
         exclude: instructions that must not be in the training data, such as those of the evaluation.
         ask: the prompt for the target, with {prompt}.
-        template: of the response, with {answer} (the good one) or {majority} (the most frequent of the responses).
+        template: of the response, with {answer} (the good one), {letter} (the right one of a multiple-choice question)
+            or {majority} (the target's own: the most probable letter with its option, or the most frequent response).
         solved_template: the same for instructions that the target solved.
     """
     known, barred = set[str](), {normalised(text) for text in exclude}
     for row in judged:
-        wanted = solved_template if row["label"] else template
+        given, options = given_answer(row), options_of(row)
+        solved = bool(row["label"]) and not (given and given.right is False)
+        wanted = solved_template if solved else template
         prompt, row_id = str(row["prompt"]), str(row["id"])
         if not wanted:
             yield "solved", dict(row)
             continue
-        fields = {"answer": answers.get(row_id, row.get("chosen")), "majority": majority(row.get("responses"))}
+        good = answers.get(row_id, row.get("chosen"))
+        fields = {"answer": good, "letter": None, "majority": given.text if given else None}
+        if options is not None:
+            right = letter_of(str(good), options).letter if good is not None else ""
+            fields["letter"] = right or None
+            fields["majority"] = f"{given.text}. {options[given.text]}" if given and given.text in options else None
         if normalised(prompt) in barred:
             yield "excluded", dict(row)
         elif any(value is None and f"{{{name}}}" in wanted for name, value in fields.items()):
@@ -102,14 +117,3 @@ def improvements(
                 "",
                 {"id": row_id, "prompt": filled(ask, prompt=prompt), "response": filled(wanted, **fields)},
             )
-
-
-def majority(responses: object) -> str | None:
-    """The most frequent of several responses, the first one on a tie; None without responses."""
-    if not isinstance(responses, list) or not responses:
-        return None
-    first: dict[str, str] = {}
-    counts = Counter(normalised(each) for each in responses)
-    for each in responses:
-        first.setdefault(normalised(each), each)
-    return first[counts.most_common(1)[0][0]]

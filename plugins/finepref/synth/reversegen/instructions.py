@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from finepref.formats.bad_rows import BadRows
+from finepref.formats.choice_text import parse_choice
+from finepref.formats.choices import lettered, options_of
 from finepref.formats.identified import read_each, read_identified
 from finepref.formats.jsonl import write_jsonl
 from finepref.formats.records import Message, Prompt, content_id
@@ -53,6 +55,14 @@ def read_instructions(
         return Instruction(given or content_id(prompt), prompt, {**reader.row})
 
     return read_identified(source, read, empty=True, bad_rows=bad_rows)
+
+
+def options_in(asked: Instruction) -> dict[str, str] | str:
+    """The options of a multiple-choice question, those of its row or else of its text; or why it has none."""
+    if (given := options_of(asked.row)) is not None:
+        return given
+    found = parse_choice(asked.prompt[-1].content)
+    return found if isinstance(found, str) else lettered(found.options)
 
 
 def asked_text(prompt: Prompt, template: str) -> Prompt:
