@@ -11,6 +11,7 @@ from finepref.commands import (
     dedup,
     diversity,
     doctor,
+    eval,
     filter,
     formats,
     judge,
@@ -26,7 +27,7 @@ HELP = "Preference learning on LLaMA-Factory and OpenRLHF: check, make and score
 app = typer.Typer(name="finepref", no_args_is_help=True, help=HELP, pretty_exceptions_enable=False)
 for command in (
     *(doctor, validate, filter, convert, formats, data, model),
-    *(seapo, sepo, apo, reversegen, dedup, diversity, judge),
+    *(seapo, sepo, apo, reversegen, dedup, diversity, judge, eval),
 ):
     command.register(app)
 

@@ -134,6 +134,11 @@ CODES: dict[str, str] = {
     "FP282": "the labels of options do not fit the options",
     "FP283": "a multiple-choice question with further turns or tools",
     "FP284": "the questions of a subject are not a list",
+    "FP300": "a task to evaluate is not known, or asked for in two ways",
+    "FP301": "the data or the metric of a task cannot be read",
+    "FP302": "the folder of results holds those of another model, or with other settings",
+    "FP303": "a task needs a package, data or an option that is not there",
+    "FP304": "the data leave nothing to measure",
 }
 """Code -> short meaning. Codes are never used again for another meaning (FP044, FP064, FP065, FP086, FP202, FP221)."""
 

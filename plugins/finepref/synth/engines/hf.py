@@ -41,17 +41,26 @@ class HfEngine:
         batch_size: requests per batch. Floating-point sums depend on it, so keep it when a job resumes.
         merge_system: see `checkpoint.rendered`.
         device_map: see `checkpoint.load_network`.
+        adapter: folder or hub name of a peft adapter to put on the model.
     """
 
-    def __init__(self, model: str, *, batch_size: int = 8, merge_system: bool = False, device_map: str = "") -> None:
-        self.name = model
+    def __init__(
+        self,
+        model: str,
+        *,
+        batch_size: int = 8,
+        merge_system: bool = False,
+        device_map: str = "",
+        adapter: str | None = None,
+    ) -> None:
+        self.name, self.adapter = model, adapter
         self.batch_size = batch_size
         self.merge_system = merge_system
         self.device_map = device_map
         device = accelerator()
         self.noise = "cpu" if device is None else device.type
         drawn = "" if device is None else f"+{device.type}-noise"
-        self.model = f"hf:{identity(model)}" + (MERGED if merge_system else "") + drawn
+        self.model = f"hf:{identity(model, adapter)}" + (MERGED if merge_system else "") + drawn
 
     def prompt_problems(self, messages: Sequence[Message], *, file: str, line: int) -> list[Problem]:
         """See `protocol.prompt_problems`."""
@@ -110,7 +119,7 @@ class HfEngine:
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return load_model(self.name, device_map=self.device_map)
+        return load_model(self.name, adapter=self.adapter, device_map=self.device_map)
 
 
 def left_padded(rows: Sequence[Sequence[int]], *, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

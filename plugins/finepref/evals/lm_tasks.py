@@ -1,0 +1,321 @@
+"""Tasks of lm-eval on a model: loaded before the model is, run one after the other, each with a store of its answers.
+
+lm-eval's cache keeps every answer as it comes (but no sampled ones), so a task that is killed resumes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from math import exp, isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from finepref.evals.model_folder import Result, Target
+from finepref.evals.suites import LOCAL, SUITES, Wanted
+from finepref.formats.problems import BadData, Problem
+
+EXTRA = 'the tasks are lm-eval\'s: pip install "finepref[eval]"'
+UNSAFE = "--confirm-run-unsafe-code"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of lm-eval by its own names; see `lm-eval run --help`.
+
+    Attributes:
+        backend: hf or vllm.
+        model_args: of the backend, besides model and adapter.
+        batch_size: a number, "auto" or "auto:N".
+        device: such as cuda:0; "" = the backend's default.
+        num_fewshot: in place of that of a task's file and of a suite.
+        limit: documents of each task; below 1 a share.
+        seed: of few-shot examples and sampling.
+        apply_chat_template, fewshot_as_multiturn, system_instruction: how prompts are written.
+        gen_kwargs: in place of those of a task's file.
+        include_path: folder of further task files.
+        confirm_run_unsafe_code: allows tasks that run code of the model.
+        log_samples: keep documents and prompts in the samples, not only metrics and answers.
+    """
+
+    backend: str = "hf"
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: str = "1"
+    device: str = ""
+    num_fewshot: int | None = None
+    limit: float | None = None
+    seed: int = 1234
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool = True
+    system_instruction: str = ""
+    gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    include_path: str = ""
+    confirm_run_unsafe_code: bool = False
+    log_samples: bool = False
+
+    def settings(self, task: Wanted) -> dict[str, Any]:
+        """What the result of a task depends on, besides the model: the same settings give the same result."""
+        names = ("backend", "limit", "seed", "apply_chat_template", "fewshot_as_multiturn", "system_instruction")
+        own = {name: asdict(self)[name] for name in (*names, "gen_kwargs", "model_args")}
+        shots = task.num_fewshot if self.num_fewshot is None else self.num_fewshot
+        return own | {"num_fewshot": shots, "changes": dict(task.changes), "metric_options": task.metric_options}
+
+
+class Loaded(NamedTuple):
+    """A task of lm-eval with its documents: the task or group itself, and all tasks in it by name."""
+
+    wanted: Wanted
+    top: Sequence[Any]
+    tasks: Mapping[str, Any]
+
+
+def load(wanted: Sequence[Wanted], options: Options) -> list[Loaded]:
+    """Read tasks and their data, before any model is loaded.
+
+    Raises:
+        BadData: lm-eval has no such task (FP300), its data or metric cannot be had (FP301), it needs a package that
+            is not installed or an option that is not given (FP303).
+        ModuleNotFoundError: lm-eval is not installed.
+    """
+    if options.confirm_run_unsafe_code:
+        os.environ.setdefault("HF_ALLOW_CODE_EVAL", "1")  # asked for by the metric, when its module is imported
+    manager = _manager(options.include_path)
+    known = {*manager.all_tasks}
+    if unknown := [each.name for each in wanted if each.name not in known and not Path(each.name).is_file()]:
+        raise BadData([Problem(name, 0, "", "FP300", _unknown(name, known)) for name in unknown])
+    return [_load(manager, each, options) for each in wanted]
+
+
+def _load(manager: Any, wanted: Wanted, options: Options) -> Loaded:
+    with _problems_of(wanted.name):
+        found = manager.load([{"task": wanted.name, **wanted.changes}] if wanted.changes else [wanted.name])
+    tasks, group = found["tasks"], found["groups"].get(wanted.name)
+    unsafe = [name for name, task in tasks.items() if getattr(task, "UNSAFE_CODE", False)]
+    if unsafe and not options.confirm_run_unsafe_code:
+        text = f"{unsafe[0]} runs code that the model writes: {UNSAFE} allows it, --skip {wanted.name} leaves it out"
+        raise BadData([Problem(wanted.name, 0, "", "FP303", text)])
+    for task in tasks.values():
+        if wanted.num_fewshot is not None:
+            task.set_config("num_fewshot", wanted.num_fewshot)
+        for metric, changed in wanted.metric_options.items():
+            if metric not in task._metric_fn_kwargs:
+                raise BadData([Problem(wanted.name, 0, "", "FP300", f"lm-eval's {task.task_name} has no {metric}")])
+            task._metric_fn_kwargs[metric] = {**task._metric_fn_kwargs[metric], **changed}
+    return Loaded(wanted, [*tasks.values()] if group is None else [group], tasks)
+
+
+@contextmanager
+def _problems_of(name: str) -> Iterator[None]:
+    """What goes wrong when a task is read, as a coded problem."""
+    try:
+        yield
+    except (ModuleNotFoundError, AssertionError) as error:  # tasks check versions of packages by assertions
+        told = " ".join(str(error).split())
+        text = f'{told[:300]}; finepref\'s extra has what its suites need: pip install "finepref[eval]"'
+        raise BadData([Problem(name, 0, "", "FP303", text)]) from error
+    except OSError as error:  # of the hub's client and of datasets, and of local files
+        told = " ".join(str(error).split())
+        advice = (
+            "without a network: run it once where there is one, copy ~/.cache/huggingface (or HF_HOME) and set "
+            f"HF_HUB_OFFLINE=1; or --skip {name}"
+        )
+        raise BadData([Problem(name, 0, "", "FP301", f"{told[:300]}; {advice}")]) from error
+
+
+def _unknown(name: str, known: set[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, [*known, *SUITES, *LOCAL], n=3)
+    told = f", perhaps {' or '.join(near)}" if near else ""
+    return f"is no suite, no task of finepref's own and none of lm-eval{told}; `finepref eval --list` names suites"
+
+
+@cache
+def _manager(include_path: str) -> Any:
+    try:
+        from lm_eval.tasks import TaskManager
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "lm_eval":
+            raise
+        raise ModuleNotFoundError(EXTRA, name="lm_eval") from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return TaskManager(include_path=include_path or None)
+
+
+def backend(target: Target, options: Options) -> Any:
+    """The model in lm-eval's backend.
+
+    Raises:
+        ModuleNotFoundError: vLLM is not installed.
+        OSError, ValueError: the model cannot be loaded.
+    """
+    from lm_eval.api.registry import get_model
+
+    from finepref.synth.engines.checkpoint import accelerator
+
+    given: dict[str, Any] = {"pretrained": target.model, "tokenizer": target.tokenizer, "dtype": "auto"}
+    if target.adapter:
+        given["peft" if options.backend == "hf" else "lora_local_path"] = target.adapter
+    device = options.device
+    if options.backend == "hf" and not device:  # its own default is cuda, which a torch without it does not know
+        device = str(accelerator() or "cpu")
+    further = {"batch_size": options.batch_size, "device": device or None}
+    return get_model(options.backend).create_from_arg_obj({**given, **options.model_args}, further)
+
+
+def run(loaded: Loaded, model: Any, options: Options, work: Path) -> dict[str, Result]:
+    """Run a task of lm-eval.
+
+    Args:
+        loaded: the task.
+        model: see `backend`.
+        options: of lm-eval.
+        work: folder of the answers so far.
+
+    Returns:
+        The results by name: first of the task or group itself, then of the tasks in a group.
+
+    Raises:
+        ValueError: lm-eval refuses the task for this model, such as a chat template that is not there.
+    """
+    from lm_eval import simple_evaluate
+
+    limit = options.limit
+    found = simple_evaluate(
+        model=model,
+        tasks=[*loaded.top],
+        num_fewshot=options.num_fewshot,
+        batch_size=options.batch_size,
+        use_cache=str(work / "answers"),
+        limit=int(limit) if limit is not None and limit >= 1 else limit,
+        log_samples=True,
+        system_instruction=options.system_instruction or None,
+        apply_chat_template=options.apply_chat_template,
+        fewshot_as_multiturn=options.fewshot_as_multiturn,
+        gen_kwargs=dict(options.gen_kwargs) or None,
+        task_manager=_manager(options.include_path),
+        random_seed=options.seed,
+        numpy_random_seed=options.seed,
+        torch_random_seed=options.seed,
+        fewshot_random_seed=options.seed,
+        confirm_run_unsafe_code=options.confirm_run_unsafe_code,
+        bootstrap_iters=1000,
+    )
+    own = {name: _result(name, task, found, options) for name, task in loaded.tasks.items()}
+    name = loaded.wanted.name
+    if name in own:
+        return own
+    return {name: _of_group(name, found, own), **own}
+
+
+def _result(name: str, task: Any, found: Mapping[str, Any], options: Options) -> Result:
+    metrics = _metrics(found["results"][name], found["higher_is_better"].get(name, {}))
+    samples = found["samples"][name]
+    rows = [_sample(each, log=options.log_samples) for each in samples]
+    calibrated = [each for each in (_confidence(task, sample) for sample in samples) if each]
+    if calibrated:
+        metrics |= _calibration(calibrated)
+        for row, (confidence, right) in zip(rows, calibrated, strict=False):
+            if len(calibrated) == len(rows):
+                row |= {"confidence": confidence, "right": right}
+    size = found["n-samples"][name]
+    told = {
+        "num_fewshot": found["n-shot"].get(name),
+        "version": found["versions"].get(name),
+        "documents": size["original"],
+    }
+    return Result(size["effective"], metrics, {}, rows, told)
+
+
+def _of_group(name: str, found: Mapping[str, Any], own: Mapping[str, Result]) -> Result:
+    """The result of a group; where lm-eval gives none, the mean over all documents of its tasks."""
+    size = sum(each.n for each in own.values())
+    given = found.get("groups", {}).get(name) or found["results"].get(name, {})
+    metrics = _metrics(given, found["higher_is_better"].get(name, {}))
+    for metric in {each for result in own.values() for each in result.metrics} - metrics.keys():
+        parts = [(result.n / size, result.metrics[metric]) for result in own.values() if metric in result.metrics]
+        if len(parts) == len(own):
+            value = sum(share * part["value"] for share, part in parts)
+            metrics[metric] = {**parts[0][1], "value": value, "stderr": None}
+    told = {"tasks": [*own], "documents": sum(each.told["documents"] for each in own.values())}
+    return Result(size, metrics, {}, [], told)
+
+
+def _metrics(given: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """lm-eval's "acc,none" and "acc_stderr,none" as one entry each. The options of pass@k are part of its name."""
+    metrics: dict[str, dict[str, Any]] = {}
+    for name, value in given.items():
+        metric, comma, kind = name.partition(",")
+        if not comma or metric.endswith("_stderr"):
+            continue
+        if isinstance(value, Mapping):
+            metrics |= {f"{each},{kind}": {"value": one, "stderr": None} for each, one in value.items()}
+            continue
+        if not isinstance(value, int | float):
+            continue
+        error = given.get(f"{metric}_stderr,{kind}")
+        has_error = isinstance(error, int | float) and isfinite(error)
+        metrics[name] = {
+            "value": float(value) if isfinite(value) else None,
+            "stderr": float(error) if has_error else None,
+            "higher_is_better": higher.get(metric),
+        }
+    return metrics
+
+
+def _sample(sample: Mapping[str, Any], *, log: bool) -> dict[str, Any]:
+    """A document's row: number, digest of its text, metrics, answers; with `log` its prompt and text."""
+    row = {"id": f"{sample['doc_id']}/{sample['filter']}", "doc_hash": sample["doc_hash"]}
+    row |= {name: _plain(sample[name]) for name in sample["metrics"]}
+    row["answers"] = _plain(sample["filtered_resps"])
+    if log:
+        row |= {name: _plain(sample[name]) for name in ("doc", "target", "arguments", "resps")}
+    return row
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return value if isfinite(value) else str(value)
+    return value if isinstance(value, str | int | bool) or value is None else str(value)
+
+
+def _confidence(task: Any, sample: Mapping[str, Any]) -> tuple[float, bool] | None:
+    """(probability of the most probable choice, whether it is right) of a multiple-choice document, else None."""
+    choices = sample["filtered_resps"]
+    if task.OUTPUT_TYPE != "multiple_choice" or type(sample["target"]) is not int or len(choices) < 2:
+        return None
+    logps = [choice[0] for choice in choices]
+    if len(logps) <= sample["target"] or len(logps) != len(task.doc_to_choice(sample["doc"])):
+        return None
+    best = max(logps)
+    total = sum(exp(each - best) for each in logps)
+    return 1 / total, logps.index(best) == sample["target"]
+
+
+def _calibration(calibrated: Sequence[tuple[float, bool]]) -> dict[str, dict[str, Any]]:
+    import torch
+
+    from finepref.losses.calibration import calibration_error
+
+    confidence, right = (torch.tensor(each, dtype=torch.float64) for each in zip(*calibrated, strict=True))
+    errors = calibration_error(confidence, right)
+    found = {"ece": errors.expected, "ace": errors.average, "mce": errors.maximum, "confidence": confidence.mean()}
+    return {
+        f"{name},none": {
+            "value": float(value),
+            "stderr": None,
+            "higher_is_better": None if name == "confidence" else False,
+        }
+        for name, value in found.items()
+    }
