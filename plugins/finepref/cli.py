@@ -15,6 +15,7 @@ from finepref.commands import (
     filter,
     formats,
     judge,
+    margins,
     model,
     reversegen,
     seapo,
@@ -27,7 +28,7 @@ HELP = "Preference learning on LLaMA-Factory and OpenRLHF: check, make and score
 app = typer.Typer(name="finepref", no_args_is_help=True, help=HELP, pretty_exceptions_enable=False)
 for command in (
     *(doctor, validate, filter, convert, formats, data, model),
-    *(seapo, sepo, apo, reversegen, dedup, diversity, judge, eval),
+    *(seapo, sepo, apo, reversegen, dedup, diversity, judge, margins, eval),
 ):
     command.register(app)
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from finepref.losses import apo_rm, calibration, sepo, tdpo
+from finepref.losses import apo_rm, sepo, tdpo
 from finepref.losses.ops import TokenLogps, position_kl, reduce, token_logps
+from finepref.synth import calibration
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -214,9 +214,11 @@ def score(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     several = len(sources) > 1
     targets = [output / _output_name(source) if several else output for source in sources]
-    beside = [each for file in targets for each in (file, file.with_suffix(".left_out.jsonl"), rejected_path(file))]
+    suffixes = (".left_out.jsonl", ".report.json")
+    beside = [each for file in targets for each in (file, *map(file.with_suffix, suffixes), rejected_path(file))]
     inputs = [input_of(source, layout, dataset_dir, column, *beside) for source in sources]
     with user_errors(NEEDS):
+        from finepref.formats.files import write_json
         from finepref.synth.apo.reward_model import RewardModel
         from finepref.synth.apo.score import score as run
 
@@ -240,6 +242,8 @@ def score(
             folder = work_dir / target.stem if work_dir and several else work_dir
             with bad_rows_of(target, bad_rows, max_bad) as collected:
                 outcome = run(source, target, model=reward, cut=cut, bad_rows=collected, work_dir=folder)
+            counts = {name: getattr(outcome, name) for name in ("rows", "responses", "empty", "cut")}
+            write_json(target.with_suffix(".report.json"), {"job": "apo score", "model": str(model), **counts})
             for part, count in sorted(outcome.cut_counts.items()):
                 names = [name for name, cut in outcome.cut_rows.items() if part in cut.split(",")]
                 typer.echo(f"{count} rows have a {part} that is cut, such as {', '.join(names[:3])}", err=True)
@@ -290,37 +294,51 @@ def evaluate(
     bad_rows: BadRowsPolicy = Policy.error,
     max_bad: MaxBad = MAX_BAD,
 ) -> None:
-    """Compare rewards with scores: accuracy, ECE, ACE, MCE. For samples without scores: mean reward and win rate."""
+    """Compare rewards with scores: accuracy and calibration. For samples without scores: mean reward and win rate.
+
+    Each pair of differently scored responses counts once, with confidence sigmoid of the difference of the rewards.
+    """
     from finepref.formats.files import write_json
     from finepref.hosts import reward_metrics
-    from finepref.synth.apo.scored import read_scored, win_rate
+    from finepref.synth.apo.scored import read_scored, scored_by, win_rate
+    from finepref.synth.calibration import described
 
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    told: list[str] = []
     files = [Path(source.partition("=")[2] or source) for source in sources]
     check_outputs(output, rejected_path(output), inputs=[*files, against])
     with user_errors(NEEDS), bad_rows_of(output, bad_rows, max_bad) as collected:
         for source in sources:
-            name, given, file = source.partition("=")
-            path = Path(file if given else source)
+            name, given, after = source.partition("=")
+            path = Path(after if given else source)
             name = name if given else path.stem
             if name in found:
                 raise ValueError(f"two files have the name {name}: give NAME=FILE")
-            rows = read_scored(path, bad_rows=collected)
+            rows = read_scored(path, ids=against is not None, bad_rows=collected)
             rewards = [[reward for reward in row.rewards if reward is not None] for row in rows]
             empty = sum(map(len, (row.rewards for row in rows))) - sum(map(len, rewards))
-            figures = found[name] = {"records": len(rows), "responses": sum(map(len, rewards)), "empty": empty}
+            model = scored_by(path)
+            figures = found[name] = {"model": model} if model else {}
+            figures |= {"records": len(rows), "responses": sum(map(len, rewards)), "empty": empty}
             if all(row.scores for row in rows):
                 tensors = reward_metrics.padded(rewards, [row.scores for row in rows], [row.kind for row in rows])
                 figures |= reward_metrics.metrics(*tensors)
+                own = reward_metrics.calibration_of(reward_metrics.pairs_of(*tensors[:3]))
+                figures["calibration"] = own
+                told += [f"{name}: {line}" for line in described(own)]
                 if diagram:
-                    pairs = reward_metrics.pairs_of(*tensors[:3])
-                    reward_metrics.draw_reliability(pairs, output.with_name(f"{name}_reliability.png"))
+                    title = f"{model}, on {name}" if model else name
+                    file = output.with_name(f"{name}_reliability.png")
+                    reward_metrics.draw_reliability(own, file, title=title)
             elif figures["responses"]:
                 figures["rewards/mean"] = sum(map(sum, rewards)) / figures["responses"]
             if against is not None and not any(row.scores for row in rows):
                 figures["win_rate"] = win_rate(rows, read_scored(against, bad_rows=collected))
         write_json(output, found)
-    typer.echo(json.dumps(found, indent=2))
+    flat = {name: {key: value for key, value in own.items() if key != "calibration"} for name, own in found.items()}
+    typer.echo(json.dumps(flat, indent=2))
+    for line in told:
+        typer.echo(line)
 
 
 def export(

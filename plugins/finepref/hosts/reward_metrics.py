@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from finepref.losses.calibration import calibration_error, reliability
-from finepref.synth.reliability_diagram import draw
+from finepref.synth.calibration import calibration, calibration_error, draw, of_margins
 
 KINDS = ("human", "apo")
 MOST_GAPS = 8  # up to this many score gaps get an accuracy each; if there are more, each quarter of the pairs gets one
@@ -98,7 +97,7 @@ def metrics(rewards: Tensor, scores: Tensor, present: Tensor, is_apo: Tensor) ->
     pairs = pairs_of(rewards, scores, present)
     for name, members in by_gap(pairs.gap):
         found[f"rewards/accuracies/gap_{name}"] = (pairs.margin[members] > 0).double().mean().item()
-    errors = calibration_error(*preferences(pairs.margin))
+    errors = calibration_error(*of_margins(pairs.margin.double()))
     return found | {f"calibration/{name}": value for name, value in zip(("ece", "ace", "mce"), errors, strict=True)}
 
 
@@ -138,21 +137,11 @@ def by_gap(gap: Tensor) -> list[tuple[str, Tensor]]:
     return groups
 
 
-def preferences(margin: Tensor) -> tuple[Tensor, Tensor]:
-    """(probability that i is preferred, whether it is) for both orders of each pair, as in the authors' code: [2P]."""
-    both = torch.cat((margin, -margin)).double()
-    return both.sigmoid(), torch.cat((torch.ones_like(margin), torch.zeros_like(margin)))
+def calibration_of(pairs: Pairs) -> dict[str, Any]:
+    """All figures of the calibration of the pairs, see `calibration`; pairs of one record are drawn together."""
+    return calibration(*of_margins(pairs.margin.double()), groups=pairs.record)
 
 
-def draw_reliability(pairs: Pairs, file: Path) -> None:
-    """Write the reliability diagram of the pairs as a PNG file."""
-    probabilities, labels = preferences(pairs.margin)
-    count, confidence, accuracy = (part.tolist() for part in reliability(probabilities, labels))
-    errors = calibration_error(probabilities, labels)
-    draw(
-        [(i / len(count), confidence[i], accuracy[i]) for i, n in enumerate(count) if n],
-        file,
-        x="probability that a response is preferred",
-        y="share of cases in which it is",
-        title=f"{len(pairs.gap)} pairs: ECE {errors.expected:.3f}, ACE {errors.average:.3f}, MCE {errors.maximum:.3f}",
-    )
+def draw_reliability(found: Mapping[str, Any], file: Path, *, title: str) -> None:
+    """Write the reliability diagram of what `calibration_of` found as a PNG file."""
+    draw(found, file, title=title, lowest=0.5, unit="pairs")

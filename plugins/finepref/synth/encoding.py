@@ -69,8 +69,10 @@ def by_chat_template(tokenizer: PreTrainedTokenizerBase) -> Encode:
     return encode
 
 
-def by_prompt_and_end_token(tokenizer: PreTrainedTokenizerBase) -> Encode:
+def by_prompt_and_end_token(tokenizer: PreTrainedTokenizerBase, *, merge_system: bool = False) -> Encode:
     """The prompt by the tokenizer's chat template; the response is its text on its own and the end token.
+
+    `merge_system`: see `checkpoint.rendered`.
 
     The function raises RefusedByTemplateError; a response that calls functions has no such form.
     """
@@ -80,7 +82,8 @@ def by_prompt_and_end_token(tokenizer: PreTrainedTokenizerBase) -> Encode:
             raise ToolsRefusedError("the response calls functions, which only a chat template can write", "chosen")
         encoded = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)
         ids = [*encoded["input_ids"], tokenizer.eos_token_id]
-        return Tokens(prompt_ids(tokenizer, prompt), ids, 0, [*map(tuple, encoded["offset_mapping"])])
+        before = prompt_ids(tokenizer, prompt, merge_system=merge_system)
+        return Tokens(before, ids, 0, [*map(tuple, encoded["offset_mapping"])])
 
     return encode
 

@@ -360,22 +360,37 @@ def test_a_row_without_usable_rewards_is_named(file, row, code, field):
 
 
 def test_accuracy_and_calibration_are_those_of_the_pairs_by_hand(file, tmp_path):
-    """Margins 2 (right) and -1 (wrong); of two pairs, in both orders: sigmoid(2) = .881, .119, .269, .731.
+    """Margins 2 (right) and -1 (wrong), each pair once: confidences sigmoid(2) = .881 and sigmoid(1) = .731.
 
-    Four bins of one case each: the gaps are 1 - .881, .119, 1 - .269 and .731, all shares 1/4.
+    Two bins of one pair each: the gaps are 1 - .881 = .119 and .731, both shares 1/2.
     """
     rows = [
         scored("a", ["x", "y"], [1.0, -1.0], scores=[3, 0]),
         scored("b", ["x", "y"], [0.0, 1.0], scores=[1, 0], kind="apo"),
     ]
     output = tmp_path / "eval.json"
-    run("eval", f"both={file('scored.jsonl', rows)}", "--output", output, "--diagram")
+    scores = file("scored.jsonl", rows)
+    scores.with_suffix(".report.json").write_text(json.dumps({"job": "apo score", "model": "saves/reward"}))
+    told = run("eval", f"both={scores}", "--output", output, "--diagram")
     found = json.loads(output.read_text())["both"]
+    assert found["model"] == "saves/reward"
     assert (found["records"], found["responses"], found["empty"]) == (2, 4, 0)
     assert found["rewards/accuracies"] == 0.5
     assert (found["rewards/accuracies/human"], found["rewards/accuracies/apo"]) == (1, 0)
-    assert found["calibration/ece"] == pytest.approx((2 * 0.119203 + 2 * 0.731059) / 4, abs=1e-6)
+    assert found["calibration/ece"] == pytest.approx((0.119203 + 0.731059) / 2, abs=1e-6)
+    bins = [(each["n"], each["confidence"], each["accuracy"]) for each in found["calibration"]["bins"]]
+    assert bins == [(1, pytest.approx(0.731059, abs=1e-6), 0), (1, pytest.approx(0.880797, abs=1e-6), 1)]
+    assert "both: neither over- nor underconfidence is shown" in told
     assert (tmp_path / "both_reliability.png").stat().st_size > 1000
+
+
+def test_rewards_are_compared_with_scores_without_ids_but_a_win_rate_needs_them(file, tmp_path):
+    rows = [{key: value for key, value in scored("x", ["a", "b"], [1.0, 0.0], scores=[1, 0]).items() if key != "id"}]
+    words = ("eval", file("scored.jsonl", [*rows, *rows]), "--output", tmp_path / "eval.json")
+    run(*words)
+    found = json.loads((tmp_path / "eval.json").read_text())["scored"]
+    assert (found["records"], found["calibration"]["n"]) == (2, 2)
+    assert "FP010" in run(*words, "--against", file("other.jsonl", [scored("x", ["a"], [1.0])]), code=1)
 
 
 def test_win_rate_and_mean_reward_of_samples_by_hand(file, tmp_path):

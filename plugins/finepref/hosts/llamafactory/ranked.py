@@ -126,7 +126,9 @@ class RankedTrainer(Batched, PairwiseTrainer):
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         if self.is_world_process_zero():
             file = Path(self.args.output_dir, f"{metric_key_prefix.replace('/', '_')}_reliability.png")
-            reward_metrics.draw_reliability(reward_metrics.pairs_of(rewards, scores, present), file)
+            own = reward_metrics.calibration_of(reward_metrics.pairs_of(rewards, scores, present))
+            title = f"{Path(self.args.output_dir).name}, step {self.state.global_step}"
+            reward_metrics.draw_reliability(own, file, title=title)
         return output
 
     def write_scores(self, datasets: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -37,17 +39,27 @@ class Scored(NamedTuple):
         return row | {"rewards": [*self.rewards]}
 
 
-def read_scored(path: Path, *, bad_rows: BadRows | None = None) -> list[Scored]:
+def read_scored(path: Path, *, ids: bool = True, bad_rows: BadRows | None = None) -> list[Scored]:
     """The rows that `finepref apo score` wrote.
 
     Args:
         path: the file.
+        ids: every row must have an id; otherwise a row without one is named by its line.
         bad_rows: collects rows with a problem; None = each is an error.
 
     Raises:
         BadData: there are bad rows that `bad_rows` does not accept.
     """
-    return read_identified(path, _scored, bad_rows=bad_rows)
+    return read_identified(path, partial(_scored, ids=ids), bad_rows=bad_rows)
+
+
+def scored_by(path: Path) -> str:
+    """The model that gave the rewards of a file, as its report names it; "" without a report."""
+    try:
+        report = json.loads(path.with_suffix(".report.json").read_bytes())
+    except (OSError, ValueError):
+        return ""
+    return str(report["model"]) if isinstance(report, dict) and report.get("job") == "apo score" else ""
 
 
 def texts_of(reader: RowReader) -> tuple[str, ...]:
@@ -74,8 +86,10 @@ def win_rate(ours: Sequence[Scored], theirs: Sequence[Scored]) -> float:
     return sum(_wins(scored, others[scored.id]) for scored in ours) / len(ours)
 
 
-def _scored(reader: RowReader) -> Scored:
+def _scored(reader: RowReader, *, ids: bool) -> Scored:
     given, prompt = reader.id(), reader.prompt()
+    if given is None and not ids and "id" not in reader.row:
+        given = f"line {reader.line}"
     if given is None:
         reader.missing("id")
     texts = texts_of(reader)

@@ -159,7 +159,7 @@ def _uncertainty(rows: Sequence[Row]) -> dict[str, object]:
         return found
     import torch
 
-    from finepref.losses.calibration import calibration_error, reliability
+    from finepref.synth.calibration import calibration_error, reliability
 
     confidence = torch.tensor([p for p, _ in known], dtype=torch.float64)
     labels = torch.tensor([float(bool(right)) for _, right in known], dtype=torch.float64)

@@ -1,52 +1,21 @@
-"""Held-out margins: how much more probable a good answer is to a model than the same answer with an error.
+"""Held-out margins of one model: how much more probable a good answer is than the same answer with an error.
 
-The margin of a negative is the mean log-probability per token of the chosen answer minus that of the negative, each
-after the prompt in the chat template. The tokens of an answer include the end-of-sequence token. A negative repeats
-the chosen answer up to its error, so the model reads that part only once (`scorers.hf`).
+The margin of a negative is the mean log-probability per token of the chosen answer minus that of the negative, see
+`synth.margins`, which compares several models.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from finepref.formats.bad_rows import BadRows
-from finepref.formats.check import read_records
 from finepref.formats.files import write_json
-from finepref.formats.jsonl import RawRow
-from finepref.formats.negatives import LACKING, join_feedback
-from finepref.formats.problems import CODES, Problem
-from finepref.formats.records import Feedback, FunctionCall, Negatives, Record, to_row
-from finepref.synth.data_sources.job_rows import Placed, Row, Rows, Wants, rows_of
-
-
-def _joined(placed: Sequence[Placed], told: Counter[str]) -> Iterator[tuple[str, RawRow]]:
-    """Records of negatives, of feedback that is joined by prompt; prompts that give none are counted by code."""
-    raws = {(each.file, each.raw.line): each.raw for each in placed}
-    rows = [(each.file, each.raw.line, each.record) for each in placed if isinstance(each.record, Feedback)]
-    joined, problems = join_feedback(rows)
-    for problem in problems:
-        if problem.code in LACKING:
-            told[f"{problem.code}, {CODES[problem.code]}"] += 1
-        else:
-            yield problem.file, raws[problem.file, problem.line]._replace(value=None, problems=[problem])
-    for each in joined:
-        yield each.file, raws[each.file, each.line]._replace(value=to_row(each.record), problems=[])
-
-
-WANTS = Wants(
-    "seapo margins",
-    "negatives, or feedback",
-    lambda row: "negatives" in row,
-    ("negatives",),
-    ("negatives", "feedback"),
-    lambda record, told: Row({name: value for name, value in to_row(record).items() if name != "id"}),
-    {"feedback": _joined},
-)
+from finepref.synth.ask import work_folder
+from finepref.synth.data_sources.job_rows import Rows
+from finepref.synth.margins import Model, measure
 
 
 def margins(
@@ -75,55 +44,17 @@ def margins(
         BadData: see `read_records`.
         ValueError: the model has no chat template.
     """
-    from tqdm import tqdm
-
-    from finepref.synth.engines.checkpoint import (
-        context_of,
-        load_network,
-        load_tokenizer,
-        prompt_ids,
-        template_problems,
-    )
-    from finepref.synth.scorers.hf import Reader
-    from finepref.synth.scorers.protocol import Item
-
-    loaded = cache(lambda: (load_tokenizer(model), context_of(model)))  # only if there is a good record
-
-    def item(record: Negatives) -> Item:
-        tokenizer, _ = loaded()
-        texts = {"": record.chosen, **record.negatives}
-        tokens = {
-            name: [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            for name, text in texts.items()
-        }
-        return Item(record.id, prompt_ids(tokenizer, record.prompt, merge_system=merge_system), tokens)
-
-    def problems(record: Record, line: int) -> list[Problem]:
-        assert isinstance(record, Negatives)
-        tokenizer, room = loaded()
-        if found := template_problems(tokenizer, record.prompt, file="", line=line, merge_system=merge_system):
-            return found
-        calls = [
-            name
-            for name, text in {"chosen": record.chosen, **record.negatives}.items()
-            if isinstance(text, FunctionCall)
-        ]
-        if calls:
-            told = "the margins are those of texts, and the response calls functions"
-            return [Problem("", line, calls[0], "FP242", told)]
-        whole = item(record)
-        longest = len(whole.prompt) + max(map(len, whole.responses.values()))
-        told = f"prompt and longest answer have {longest} tokens, and the model has room for {room}"
-        return [Problem("", line, "", "FP241", told)] if longest > room else []
-
-    found = read_records(rows_of(data, WANTS), "negatives", bad_rows=bad_rows, check=problems)
-    records = [record for record in found if isinstance(record, Negatives)]
-    reader = Reader(load_network(model, adapter=adapter))
-    measured: dict[str, tuple[float, dict[str, float]]] = {}
-    for record in tqdm(records, desc="seapo margins", unit="record", disable=None):
-        (logps,) = reader.logps([item(record)])
-        means = {name: logps[name].double().mean().item() for name in logps}
-        measured[record.id] = means.pop(""), means
+    found = measure(
+        data,
+        [Model("", model, adapter)],
+        job="seapo margins",
+        pairs=False,
+        merge_system=merge_system,
+        bad_rows=bad_rows,
+        work_dir=work_folder(output, None),
+    )[""]
+    means = {record: {name: each["mean"] for name, each in sides.items()} for record, sides in found.items()}
+    measured = {record: (own.pop(""), own) for record, own in means.items()}
     result = {
         "model": model,
         "adapter": adapter,
