@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from tiny_llama import byte_tokenizer, save_tiny_llama
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
 
 CHOICE = """\
 task: tiny_choice
@@ -43,15 +46,27 @@ GROUP = """\
 group: tiny_group
 task: [tiny_choice, tiny_answer]
 """
-RUNS_CODE = ANSWER.replace("task: tiny_answer", "task: tiny_code\nunsafe_code: true\nrepeats: 1") + ""
+RUNS_CODE = ANSWER.replace("task: tiny_answer", "task: tiny_code\nunsafe_code: true")
+BEST_OF = ANSWER.replace("task: tiny_answer", "task: tiny_best")
+BEST_OF = BEST_OF.replace("exact_match", "!function metrics.best_of\n    k: [1]")
+BEST_OF += "filter_list: [{{name: all, filter: [{{function: custom, filter_fn: !function metrics.all_of}}]}}]\n"
+METRICS = """
+def best_of(references, predictions, k):
+    return {f"best@{n}": float(len({*predictions[0][:n]})) for n in k}
+
+
+def all_of(resps, docs):
+    return resps
+"""
 
 
 @pytest.fixture(scope="session", autouse=True)
-def offline(tmp_path_factory):
-    """The hub's client asks nothing, and keeps what datasets prepares in a folder of the test."""
+def prepared(tmp_path_factory):
+    """What datasets prepares lies in a folder of the test."""
+    import datasets
+
     patch = pytest.MonkeyPatch()
-    patch.setenv("HF_HUB_OFFLINE", "1")
-    patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+    patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
     yield
     patch.undo()
 
@@ -92,7 +107,8 @@ def tasks(tmp_path_factory) -> Path:
         for i in range(24)
     ]
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    for name, text in {"choice": CHOICE, "answer": ANSWER, "code": RUNS_CODE}.items():
+    for name, text in {"choice": CHOICE, "answer": ANSWER, "code": RUNS_CODE, "best": BEST_OF}.items():
         (folder / f"{name}.yaml").write_text(text.format(data=data))
     (folder / "group.yaml").write_text(GROUP)
+    (folder / "metrics.py").write_text(METRICS)
     return folder

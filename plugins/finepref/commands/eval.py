@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -70,7 +69,7 @@ def evaluate(
     base: Annotated[str, typer.Option(help="The model under adapter folders; default: the one they name.")] = "",
     backend: Annotated[Backend, typer.Option(help="What runs the model.")] = Backend.hf,
     data: Annotated[
-        list[str], typer.Option(metavar="[TASK=]INPUT", help=f"Data of an own task, repeatable: {WHAT}.")
+        list[str], typer.Option(metavar="[TASK,...=]INPUT", help=f"Data of own tasks, repeatable: {WHAT}.")
     ] = [],  # noqa: B006 (typer copies defaults)
     skip: Annotated[list[str], typer.Option(help="A task of a suite to leave out; repeatable.")] = [],  # noqa: B006
     limit: Annotated[
@@ -83,8 +82,11 @@ def evaluate(
         ),
     ] = None,
     batch_size: Annotated[
-        str, typer.Option("--batch-size", "--batch_size", help="lm-eval: a number, auto or auto:N.")
-    ] = "1",
+        str,
+        typer.Option(
+            "--batch-size", "--batch_size", help="lm-eval: a number, auto or auto:N; default: 1, vllm: auto."
+        ),
+    ] = "",
     device: Annotated[str, typer.Option(help="lm-eval: such as cuda:1.")] = "",
     model_args: Annotated[
         str, typer.Option("--model-args", "--model_args", help="lm-eval: NAME=VALUE,... of the backend.")
@@ -168,6 +170,9 @@ def evaluate(
         from finepref.evals.run import evaluate as run
         from finepref.evals.suites import wanted
 
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            told = "--model-args parallelize=True, or --backend vllm --model-args tensor_parallel_size=N"
+            raise ValueError(f"finepref eval is one process; for several GPUs: {told}")
         names = [each.strip() for one in what for each in one.split(",") if each.strip()]
         files = _data(data, names, layout, dataset_dir, column)
         tasks = wanted(names, data=files, skip=[each for one in skip for each in one.split(",")])
@@ -254,32 +259,27 @@ def _targets(models: list[str], adapter: str, base: str) -> list[Target]:
     """The models, each with the name of its folder.
 
     Raises:
-        ValueError: an adapter for several models, or two models have one name.
-        FileNotFoundError: an adapter's folder names no base.
+        ValueError: an adapter for several models, a folder of an adapter that names no base, or two models of a name.
     """
     from finepref.evals.model_folder import Target, file_name
+    from finepref.synth.margins import model_at
 
     if adapter and len(models) > 1:
         raise ValueError("--adapter is for one model: give folders of adapters as --model")
     found: dict[str, Target] = {}
     for given in models:
-        name, named, path = given.partition("=")
-        path = path if named and not Path(given).exists() else given
-        own = Path(path) / "adapter_config.json"
-        default = Path(path).resolve().name if Path(path).is_dir() else path.replace("/", "--")
-        if named and path != given:
-            default = name
-        if own.is_file():
-            below = base or json.loads(own.read_bytes()).get("base_model_name_or_path")
-            if not below:
-                raise FileNotFoundError(f"{own} names no model: give it with --base")
-            target = Target(file_name(default), below, path)
-        else:
-            under = f"+{Path(adapter).resolve().name}" if adapter and path == given else ""
-            target = Target(file_name(default + under), path, adapter or None)
-        if target.name in found:
-            raise ValueError(f"two models have the name {target.name}: give NAME={path}")
-        found[target.name] = target
+        own = model_at(given)
+        path, on = own.path, own.adapter
+        name = own.name or Path(path).resolve().name
+        if on and base:
+            path = base
+        if adapter:
+            if on:
+                raise ValueError(f"{on} is an adapter itself: leave --adapter out, or give the model under it")
+            on, name = adapter, name if given.startswith(f"{name}=") else f"{name}+{Path(adapter).resolve().name}"
+        if file_name(name) in found:
+            raise ValueError(f"two models have the name {name}: give NAME={on or path}")
+        found[file_name(name)] = Target(file_name(name), path, on)
     return [*found.values()]
 
 
@@ -297,15 +297,17 @@ def _data(given: list[str], names: list[str], layout: str, dataset_dir: Path, co
     needing = [*dict.fromkeys(each for each in needing if each in NEED_DATA)]
     found: dict[str, Any] = {}
     for each in given:
-        task, named, source = each.partition("=")
-        if task not in NEED_DATA or not named:
+        names_, named, source = each.partition("=")
+        own = [name.strip() for name in names_.split(",")]
+        if not named or not {*own} <= {*NEED_DATA}:
             if len(needing) != 1:
                 told = f"say for which task it is: --data TASK={each}, where TASK is one of {', '.join(NEED_DATA)}"
                 raise ValueError(f"--data {each}: {told}")
-            task, source = needing[0], each
-        if task in found:
-            raise ValueError(f"--data: {task} has two inputs")
-        found[task] = given_of(source, layout, dataset_dir, column)
+            own, source = needing, each
+        for task in own:
+            if task in found:
+                raise ValueError(f"--data: {task} has two inputs")
+            found[task] = given_of(source, layout, dataset_dir, column)
     return found
 
 

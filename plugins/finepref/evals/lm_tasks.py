@@ -30,7 +30,7 @@ class Options:
     Attributes:
         backend: hf or vllm.
         model_args: of the backend, besides model and adapter.
-        batch_size: a number, "auto" or "auto:N".
+        batch_size: a number, "auto" or "auto:N"; "" = 1 with hf, auto with vllm.
         device: such as cuda:0; "" = the backend's default.
         num_fewshot: in place of that of a task's file and of a suite.
         limit: documents of each task; below 1 a share.
@@ -44,7 +44,7 @@ class Options:
 
     backend: str = "hf"
     model_args: Mapping[str, Any] = field(default_factory=dict)
-    batch_size: str = "1"
+    batch_size: str = ""
     device: str = ""
     num_fewshot: int | None = None
     limit: float | None = None
@@ -92,7 +92,7 @@ def load(wanted: Sequence[Wanted], options: Options) -> list[Loaded]:
 
 def _load(manager: Any, wanted: Wanted, options: Options) -> Loaded:
     with _problems_of(wanted.name):
-        found = manager.load([{"task": wanted.name, **wanted.changes}] if wanted.changes else [wanted.name])
+        found = manager.load([wanted.name])
     tasks, group = found["tasks"], found["groups"].get(wanted.name)
     unsafe = [name for name, task in tasks.items() if getattr(task, "UNSAFE_CODE", False)]
     if unsafe and not options.confirm_run_unsafe_code:
@@ -101,6 +101,8 @@ def _load(manager: Any, wanted: Wanted, options: Options) -> Loaded:
     for task in tasks.values():
         if wanted.num_fewshot is not None:
             task.set_config("num_fewshot", wanted.num_fewshot)
+        for name, value in wanted.changes.items():
+            task.set_config(name, dict(value) if isinstance(value, Mapping) else value, isinstance(value, Mapping))
         for metric, changed in wanted.metric_options.items():
             if metric not in task._metric_fn_kwargs:
                 raise BadData([Problem(wanted.name, 0, "", "FP300", f"lm-eval's {task.task_name} has no {metric}")])
@@ -163,7 +165,8 @@ def backend(target: Target, options: Options) -> Any:
     device = options.device
     if options.backend == "hf" and not device:  # its own default is cuda, which a torch without it does not know
         device = str(accelerator() or "cpu")
-    further = {"batch_size": options.batch_size, "device": device or None}
+    batch = options.batch_size or ("auto" if options.backend == "vllm" else "1")
+    further = {"batch_size": batch, "device": device or None}
     return get_model(options.backend).create_from_arg_obj({**given, **options.model_args}, further)
 
 
@@ -189,7 +192,6 @@ def run(loaded: Loaded, model: Any, options: Options, work: Path) -> dict[str, R
         model=model,
         tasks=[*loaded.top],
         num_fewshot=options.num_fewshot,
-        batch_size=options.batch_size,
         use_cache=str(work / "answers"),
         limit=int(limit) if limit is not None and limit >= 1 else limit,
         log_samples=True,
@@ -205,43 +207,55 @@ def run(loaded: Loaded, model: Any, options: Options, work: Path) -> dict[str, R
         confirm_run_unsafe_code=options.confirm_run_unsafe_code,
         bootstrap_iters=1000,
     )
-    own = {name: _result(name, task, found, options) for name, task in loaded.tasks.items()}
     name = loaded.wanted.name
-    if name in own:
+    alone = name in loaded.tasks
+    own = {each: _result(each, task, found, options, alone=alone) for each, task in loaded.tasks.items()}
+    if alone:
         return own
     return {name: _of_group(name, found, own), **own}
 
 
-def _result(name: str, task: Any, found: Mapping[str, Any], options: Options) -> Result:
+def _result(name: str, task: Any, found: Mapping[str, Any], options: Options, *, alone: bool) -> Result:
+    """The result of one task; with its calibration if it is not part of a group, whose calibration is that of all."""
     metrics = _metrics(found["results"][name], found["higher_is_better"].get(name, {}))
     samples = found["samples"][name]
     rows = [_sample(each, log=options.log_samples) for each in samples]
-    calibrated = [each for each in (_confidence(task, sample) for sample in samples) if each]
-    if calibrated:
-        metrics |= _calibration(calibrated)
-        for row, (confidence, right) in zip(rows, calibrated, strict=False):
-            if len(calibrated) == len(rows):
-                row |= {"confidence": confidence, "right": right}
+    for row, sample in zip(rows, samples, strict=True):
+        row |= _confidence(task, sample)
     size = found["n-samples"][name]
-    told = {
+    told: dict[str, Any] = {
         "num_fewshot": found["n-shot"].get(name),
         "version": found["versions"].get(name),
         "documents": size["original"],
     }
+    if alone:
+        metrics, told = _with_calibration(metrics, told, rows)
     return Result(size["effective"], metrics, {}, rows, told)
 
 
+def _with_calibration(
+    metrics: dict[str, dict[str, Any]], told: dict[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Metrics and facts with the calibration of the rows, if all of them have a confidence."""
+    given = [(row["confidence"], row["right"]) for row in rows if "confidence" in row]
+    if not given or len(given) < len(rows):
+        return metrics, told
+    figures, whole = _calibration(given)
+    return metrics | figures, told | {"calibration": whole}
+
+
 def _of_group(name: str, found: Mapping[str, Any], own: Mapping[str, Result]) -> Result:
-    """The result of a group; where lm-eval gives none, the mean over all documents of its tasks."""
+    """The result of a group; where lm-eval gives no figure, the mean over all documents of its tasks."""
     size = sum(each.n for each in own.values())
     given = found.get("groups", {}).get(name) or found["results"].get(name, {})
     metrics = _metrics(given, found["higher_is_better"].get(name, {}))
-    for metric in {each for result in own.values() for each in result.metrics} - metrics.keys():
+    for metric in sorted({each for result in own.values() for each in result.metrics} - metrics.keys()):
         parts = [(result.n / size, result.metrics[metric]) for result in own.values() if metric in result.metrics]
-        if len(parts) == len(own):
+        if len(parts) == len(own) and all(part["value"] is not None for _, part in parts):
             value = sum(share * part["value"] for share, part in parts)
             metrics[metric] = {**parts[0][1], "value": value, "stderr": None}
-    told = {"tasks": [*own], "documents": sum(each.told["documents"] for each in own.values())}
+    told: dict[str, Any] = {"tasks": [*own], "documents": sum(each.told["documents"] for each in own.values())}
+    metrics, told = _with_calibration(metrics, told, [row for each in own.values() for row in each.samples])
     return Result(size, metrics, {}, [], told)
 
 
@@ -290,32 +304,28 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | bool) or value is None else str(value)
 
 
-def _confidence(task: Any, sample: Mapping[str, Any]) -> tuple[float, bool] | None:
-    """(probability of the most probable choice, whether it is right) of a multiple-choice document, else None."""
-    choices = sample["filtered_resps"]
-    if task.OUTPUT_TYPE != "multiple_choice" or type(sample["target"]) is not int or len(choices) < 2:
-        return None
+def _confidence(task: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
+    """{confidence, right} of a document with one right choice, {} of another one.
+
+    The confidence is the probability of the most probable choice among the choices, without regard to length, as in
+    the metric acc.
+    """
+    choices, target = sample["filtered_resps"], sample["target"]
+    if task.OUTPUT_TYPE != "multiple_choice" or task.config.process_results is not None or type(target) is not int:
+        return {}
     logps = [choice[0] for choice in choices]
-    if len(logps) <= sample["target"] or len(logps) != len(task.doc_to_choice(sample["doc"])):
-        return None
+    if len(logps) < 2 or len(logps) != len(task.doc_to_choice(sample["doc"])):
+        return {}
     best = max(logps)
-    total = sum(exp(each - best) for each in logps)
-    return 1 / total, logps.index(best) == sample["target"]
+    return {"confidence": 1 / sum(exp(each - best) for each in logps), "right": logps.index(best) == target}
 
 
-def _calibration(calibrated: Sequence[tuple[float, bool]]) -> dict[str, dict[str, Any]]:
-    import torch
+def _calibration(calibrated: Sequence[tuple[float, bool]]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The calibration of the most probable choices: as metrics, and with bins and intervals."""
+    from finepref.synth.calibration import ERRORS, calibration
 
-    from finepref.losses.calibration import calibration_error
-
-    confidence, right = (torch.tensor(each, dtype=torch.float64) for each in zip(*calibrated, strict=True))
-    errors = calibration_error(confidence, right)
-    found = {"ece": errors.expected, "ace": errors.average, "mce": errors.maximum, "confidence": confidence.mean()}
-    return {
-        f"{name},none": {
-            "value": float(value),
-            "stderr": None,
-            "higher_is_better": None if name == "confidence" else False,
-        }
-        for name, value in found.items()
-    }
+    confidence, right = zip(*calibrated, strict=True)
+    found = calibration(confidence, right)
+    metrics = {f"{name},none": {"value": found[name], "stderr": None, "higher_is_better": False} for name in ERRORS}
+    metrics["confidence,none"] = {"value": found["confidence"], "stderr": None, "higher_is_better": None}
+    return metrics, found

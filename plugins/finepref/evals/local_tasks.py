@@ -16,7 +16,7 @@ from finepref.evals.model_folder import Result, Target
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.jsonl import write_jsonl
 from finepref.formats.problems import BadData, Problem
-from finepref.synth.data_sources.job_rows import Rows, Wants, rows_of
+from finepref.synth.data_sources.job_rows import JobRows, Rows, rows_of
 from finepref.synth.engines.protocol import Engine
 
 QUESTIONS = 200
@@ -66,7 +66,7 @@ class Local:
         if source is None:
             text = f"needs data: --data {name}=FILE, or --skip {name}"
             raise BadData([Problem(task, 0, "", "FP303", text)])
-        rows = rows_of(source, _wants(name))
+        rows = _rows(name, source)
         own |= {"data": str(source) if isinstance(source, Path) else source.name, "data_sha256": rows.digest()}
         own["merge_system"] = self.merge_system
         if name == "preferences":
@@ -112,7 +112,7 @@ class Local:
         source = self.data[task]
         if self.limit is None:
             return source
-        rows = rows_of(source, _wants(task))
+        rows = _rows(task, source)
         found = [raw for part in rows.parts() for raw in part.rows]
         if problems := [problem for raw in found for problem in raw.problems]:
             raise BadData(problems)
@@ -129,18 +129,19 @@ def metric(values: Iterable[float], *, higher_is_better: bool | None = True) -> 
     return {"value": fmean(found), "stderr": error, "higher_is_better": higher_is_better}
 
 
-def _wants(task: str) -> Wants:
+def _rows(task: str, source: Rows) -> JobRows:
+    """The rows of a task's data."""
     if task == "preferences":
         from finepref.synth.apo.score import WANTS
 
-        return WANTS
+        return rows_of(source, WANTS)
     if task == "letters":
         from finepref.synth.reversegen.instructions import INSTRUCTIONS
 
-        return INSTRUCTIONS
-    from finepref.synth.seapo.margins import WANTS as NEGATIVES
+        return rows_of(source, INSTRUCTIONS)
+    from finepref.synth.margins import Input
 
-    return NEGATIVES
+    return Input(source, f"eval {task}", pairs=False).rows
 
 
 def _gym(local: Local, task: str, work: Path, bad: BadRows) -> Result:
@@ -240,8 +241,9 @@ def _preferences(local: Local, task: str, work: Path, bad: BadRows) -> Result:
     }
     metrics["accuracy"]["value"] = found["rewards/accuracies"]  # over pairs, as in training and `apo eval`
     metrics["margin"]["value"] = found["rewards/margins"]
+    calibrated = reward_metrics.calibration_of(pairs)
     for name in ("ece", "ace", "mce"):
-        metrics[name] = {"value": found[f"calibration/{name}"], "stderr": None, "higher_is_better": False}
+        metrics[name] = {"value": calibrated[name], "stderr": None, "higher_is_better": False}
     by: TYPED = {}
     for subset in sorted({*groups.values()}):
         members = [each for each in samples if each.get("subset") == subset]
@@ -250,7 +252,7 @@ def _preferences(local: Local, task: str, work: Path, bad: BadRows) -> Result:
     if sections := rewardbench(by):
         whole = {"value": fmean(sections.values()), "stderr": None, "higher_is_better": True}
         metrics["rewardbench"] = whole
-    told = {"pairs": len(pairs.gap), "reward": local.scoring.model, **left_out}
+    told = {"pairs": len(pairs.gap), "reward": local.scoring.model, "calibration": calibrated, **left_out}
     return Result(len(samples), metrics, by, samples, {**told, **({"sections": sections} if sections else {})})
 
 
@@ -293,7 +295,7 @@ def rewardbench(by: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 def _groups(source: Rows) -> dict[str, str]:
     """id -> `subset` of the rows that have both."""
     found = {}
-    for part in rows_of(source, _wants("preferences")).parts():
+    for part in _rows("preferences", source).parts():
         for raw in part.rows:
             row = raw.value or {}
             if "id" in row and isinstance(row.get("subset"), str):
@@ -344,7 +346,7 @@ def _detection(local: Local, task: str, work: Path, bad: BadRows) -> Result:
     from finepref.synth.engines.letters import letters_of
 
     engine = letters_of(local.answering, f"--backend {local.backend}")
-    data = rows_of(local.first(task, work), _wants(task))
+    data = _rows(task, local.first(task, work))
     found = detect(data, engine=engine, folder=work / "journal", bad_rows=bad)
     samples = [
         {

@@ -91,6 +91,7 @@ class ModelFolder:
         self.folder, self.target, self.overwrite = output / target.name, target, overwrite
         self._lock = FileLock(self.folder / "lock", timeout=0)
         self._receipt: dict[str, Any] = {}
+        self._runs: list[dict[str, Any]] = []
 
     def __enter__(self) -> ModelFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -112,8 +113,9 @@ class ModelFolder:
         self._lock.release()
 
     def work(self, task: str, settings: Mapping[str, Any]) -> Path:
-        """The folder of an unfinished task; other settings have another one."""
-        told = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
+        """The folder of an unfinished task; other settings, and a model that was changed, have another one."""
+        parts = [settings, self._receipt["model"], self._receipt["adapter"]]
+        told = hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=4).hexdigest()
         folder = self.folder / "work" / f"{file_name(task)}-{told}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -147,7 +149,8 @@ class ModelFolder:
 
     def keep(self, task: str, settings: Mapping[str, Any], result: Result) -> None:
         """Write the result of a task, and what all tasks give together."""
-        write_jsonl(self.folder / "samples" / f"{file_name(task)}.jsonl", result.samples)
+        if result.samples:  # a group has none of its own
+            write_jsonl(self.folder / "samples" / f"{file_name(task)}.jsonl", result.samples)
         own = {"format": FORMAT, "task": task, "n": result.n, "metrics": result.metrics, "by": result.by}
         write_json(self._task(task), {**own, **result.told, "settings": settings})
         self.summarise()
@@ -162,19 +165,15 @@ class ModelFolder:
         return content
 
     def ran(self, tasks: Sequence[str], seconds: float, further: Mapping[str, Any]) -> None:
-        """Add a command to the receipt, which tells what it ran and for how long.
+        """Write the receipt, with this command as the last of its runs.
 
         Args:
-            tasks: that it ran; those that were finished before are not among them.
+            tasks: that it ran so far; those that were finished before are not among them.
             seconds: wall time.
             further: facts for the receipt, such as the chat template's digest.
         """
-        self._receipt |= further
-        self._receipt["runs"] = [
-            *self._receipt.get("runs", []),
-            {"at": now(), "command": sys.argv, "tasks": [*tasks], "seconds": round(seconds, 1)},
-        ]
-        write_json(self.folder / RECEIPT, self._receipt)
+        run = {"at": now(), "command": sys.argv, "tasks": [*tasks], "seconds": round(seconds, 1)}
+        write_json(self.folder / RECEIPT, self._receipt | further | {"runs": [*self._runs, run]})
 
     def _task(self, task: str) -> Path:
         return self.folder / "tasks" / f"{file_name(task)}.json"
@@ -204,7 +203,7 @@ class ModelFolder:
                 told = f"holds the results of another {part} ({names[0]}; now {names[1]})"
                 text = f"{told}: name the model anew, NAME=FOLDER, or choose another --output"
                 raise BadData([Problem(str(self.folder), 0, "", "FP302", text)])
-        self._receipt["runs"] = before.get("runs", [])
+        self._runs = before.get("runs", [])
 
 
 def eval_versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -63,6 +64,10 @@ def evaluate(job: Job, say: Callable[[str], None] = lambda line: None) -> dict[s
                 say(f"{target.name}: {done} of {len(job.tasks)} tasks are finished")
             if missing := [each for each in waiting if not each.local and each.name not in loaded]:
                 loaded |= {each.wanted.name: each for each in lm_tasks.load(missing, job.options)}
+            for each in waiting:
+                for part in loaded[each.name].tasks if each.name in loaded else ():
+                    folder.finished(part, settings[each.name])  # raises before any work, if another result is there
+            template = _template(target, job.options) if waiting else {}
             start, ran, model = monotonic(), list[str](), None
             for place, each in enumerate(waiting, start=1):
                 say(
@@ -77,8 +82,10 @@ def evaluate(job: Job, say: Callable[[str], None] = lambda line: None) -> dict[s
                 for name, result in reversed(results.items()):  # a group last: it is there if all of its tasks are
                     folder.keep(name, settings[each.name], result)
                 shutil.rmtree(work)
+                with suppress(OSError):  # others are unfinished
+                    work.parent.rmdir()
                 ran.append(each.name)
-                folder.ran(ran, monotonic() - start, _template(target, job.options))
+                folder.ran(ran, monotonic() - start, template)
             found[target.name] = folder.summarise()
     return found
 
