@@ -103,7 +103,7 @@ def tasks(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
     data = folder / "sums.jsonl"
     rows = [
-        {"question": f"What is {i} + {i}?", "choices": [str(2 * i + 1), str(2 * i), str(2 * i + 3)], "answer": 1}
+        {"question": f"What is {i} + {i}?", "choices": [f"not {i}", f"{2 * i}.", f"about {i}"], "answer": 1}
         for i in range(24)
     ]
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
