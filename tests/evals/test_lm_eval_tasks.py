@@ -81,6 +81,7 @@ def test_accuracy_and_confidence_are_those_of_the_answers(out):
         right.append(logps[1] == max(logps))
         confidence.append(math.exp(max(logps)) / sum(map(math.exp, logps)))
     assert found["metrics"]["acc,none"]["value"] == pytest.approx(sum(right) / 6)
+    assert [row["acc,none"] for row in samples(out, "tiny_choice")] == right
     assert found["metrics"]["confidence,none"]["value"] == pytest.approx(sum(confidence) / 6)
     assert found["calibration"]["n"] == 6
     assert (found["n"], found["documents"], found["num_fewshot"]) == (6, 24, 0)

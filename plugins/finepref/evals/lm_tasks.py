@@ -282,9 +282,9 @@ def _metrics(given: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str, d
 
 
 def _sample(sample: Mapping[str, Any], *, log: bool) -> dict[str, Any]:
-    """A document's row: number, digest of its text, metrics, answers; with `log` its prompt and text."""
+    """A document's row: number, digest of its text, metrics as the task's, answers; with `log` prompt and text."""
     row = {"id": f"{sample['doc_id']}/{sample['filter']}", "doc_hash": sample["doc_hash"]}
-    row |= {name: _plain(sample[name]) for name in sample["metrics"]}
+    row |= {f"{name},{sample['filter']}": _plain(sample[name]) for name in sample["metrics"]}
     row["answers"] = _plain(sample["filtered_resps"])
     if log:
         row |= {name: _plain(sample[name]) for name in ("doc", "target", "arguments", "resps")}
