@@ -162,6 +162,11 @@ def backend(target: Target, options: Options) -> Any:
     given: dict[str, Any] = {"pretrained": target.model, "tokenizer": target.tokenizer, "dtype": "auto"}
     if target.adapter:
         given["peft" if options.backend == "hf" else "lora_local_path"] = target.adapter
+    if options.backend == "vllm":  # whose "auto" reads weights in float32 as bfloat16
+        from transformers import AutoConfig
+
+        dtype = AutoConfig.from_pretrained(target.model).dtype
+        given["dtype"] = str(dtype).removeprefix("torch.") if dtype else "auto"
     device = options.device
     if options.backend == "hf" and not device:  # its own default is cuda, which a torch without it does not know
         device = str(accelerator() or "cpu")
