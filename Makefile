@@ -1,12 +1,13 @@
 # make demo   install, then train and measure SeaPO on a real small model; ends in demo/report.md
 # make test   install, then run every test; make test-fast, in under four minutes, what needs no host
-.PHONY: demo test test-fast test-core test-chaos test-llamafactory test-pipelines test-openrlhf test-cross test-vllm bench bench-gpu \
-	lint format docs clean
+.PHONY: demo test test-fast test-core test-chaos test-llamafactory test-pipelines test-openrlhf test-cross test-vllm test-eval \
+	bench bench-gpu lint format docs clean
 
 CORE := .venvs/core/bin
 LLAMAFACTORY := .venvs/llamafactory/bin
 OPENRLHF := .venvs/openrlhf/bin
 VLLM := .venvs/vllm/bin
+EVAL := .venvs/eval/bin
 
 # Tests run tiny models: one thread each is fastest.
 export OMP_NUM_THREADS ?= 1
@@ -19,9 +20,9 @@ demo: env-llamafactory
 # of them whatever fails. Each prints in one piece at its end.
 test: lint
 	$(MAKE) --jobs=2 --keep-going --output-sync=target \
-		test-llamafactory test-openrlhf test-pipelines test-vllm test-core test-cross
+		test-llamafactory test-openrlhf test-pipelines test-vllm test-core test-cross test-eval
 
-OF_HOSTS := $(addprefix --ignore=tests/, hosts/llamafactory hosts/openrlhf hosts/cross engines)
+OF_HOSTS := $(addprefix --ignore=tests/, hosts/llamafactory hosts/openrlhf hosts/cross engines evals)
 
 # For daily work: no host, nothing slow.
 test-fast: env-core
@@ -55,6 +56,10 @@ test-cross: env-llamafactory env-openrlhf
 test-vllm: env-vllm
 	$(VLLM)/python -m pytest tests/engines
 
+# `finepref eval` with lm-eval, offline: a minute.
+test-eval: env-eval
+	$(EVAL)/python -m pytest tests/evals
+
 # Training against its peers, on an idle machine: results into benchmarks/results, tables into benchmarks/README.md.
 # PAIRS is a file of LLaMA-Factory's dpo_en_demo; without it, the host's source archive is downloaded.
 BENCH := $(LLAMAFACTORY)/python benchmarks/training
@@ -82,7 +87,7 @@ format: env-core
 	$(CORE)/ruff check --fix .
 	$(CORE)/ruff format .
 
-# Make an environment from its lock file: env-core, env-llamafactory, env-openrlhf, env-vllm, and env-trl for `bench`.
+# Make an environment from its lock file: env-core, env-llamafactory, env-openrlhf, env-vllm, env-eval, and env-trl for `bench`.
 env-%:
 	@scripts/make_env.sh $*
 

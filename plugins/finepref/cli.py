@@ -11,6 +11,7 @@ from finepref.commands import (
     dedup,
     diversity,
     doctor,
+    eval,
     filter,
     formats,
     judge,
@@ -30,7 +31,7 @@ HELP = "Preference learning on LLaMA-Factory and OpenRLHF: check, make and score
 app = typer.Typer(name="finepref", no_args_is_help=True, help=HELP, pretty_exceptions_enable=False)
 for command in (
     *(doctor, validate, filter, convert, formats, data, model, tokens, view),
-    *(seapo, sepo, apo, reversegen, dedup, diversity, judge, margins, report),
+    *(seapo, sepo, apo, reversegen, dedup, diversity, judge, margins, eval, report),
 ):
     command.register(app)
 

@@ -50,7 +50,16 @@ def test_tools_are_the_first_turn_of_the_prompt_however_they_are_written(given):
     assert to_row(record) == {"id": "a", "prompt": Q, "tools": TEXT, "chosen": A, "rejected": "No."}
 
 
-@pytest.mark.parametrize("layout", [layout.name for layout in BUILT_IN if layout.by_row])
+BY_ROW = [layout.name for layout in BUILT_IN if layout.by_row]
+OF_CHOICES = [name for name in BY_ROW if layouts.native_format(name) == "choice"]
+
+
+@pytest.mark.parametrize("layout", OF_CHOICES)
+def test_tools_of_a_multiple_choice_question_are_refused(layout):
+    assert ("FP283", "tools") in codes(read({**layouts.find(layout).sample, "tools": TOOLS}, layout))
+
+
+@pytest.mark.parametrize("layout", [name for name in BY_ROW if name not in OF_CHOICES])
 def test_tools_are_read_in_every_layout_and_are_not_an_ignored_column(layout):
     sample = layouts.find(layout).sample
     found = read({**sample, "tools": TOOLS}, layout)

@@ -18,9 +18,10 @@ MAY_IMPORT = {
     "methods": {"formats", "losses"},
     "synth": {"methods", "formats", "losses"},
     "hosts": {"methods", "synth", "formats", "losses"},
+    "evals": {"hosts", "methods", "synth", "formats", "losses"},
     "pipelines": {"synth", "formats"},
-    "commands": {"pipelines", "hosts", "methods", "synth", "formats", "losses"},
-    "cli": {"commands", "pipelines", "hosts", "methods", "synth", "formats", "losses"},
+    "commands": {"evals", "pipelines", "hosts", "methods", "synth", "formats", "losses"},
+    "cli": {"commands", "evals", "pipelines", "hosts", "methods", "synth", "formats", "losses"},
     "attach": set(),
     "stages": {"methods", "formats"},
 }

@@ -54,7 +54,7 @@ def paired(answers: Sequence[tuple[bool, bool]]) -> Change | None:
 def paired_means(values: Sequence[tuple[float, float]]) -> Change | None:
     """The change of the mean of a figure of the same questions, each with its old and new one; None below two.
 
-    The interval is that of the mean difference: Student's t up to ten questions, above that the normal one.
+    The interval is that of the mean difference, by Student's t.
     """
     if len(values) < 2:
         return None

@@ -41,6 +41,7 @@ class HfEngine:
         batch_size: requests per batch. Floating-point sums depend on it, so keep it when a job resumes.
         merge_system, variables: see `checkpoint.rendered`. The journal's `prompt_version` tells the variables.
         device_map: see `checkpoint.load_network`.
+        adapter: folder or hub name of a peft adapter to put on the model.
     """
 
     def __init__(
@@ -51,15 +52,16 @@ class HfEngine:
         merge_system: bool = False,
         device_map: str = "",
         variables: Mapping[str, object] | None = None,
+        adapter: str | None = None,
     ) -> None:
-        self.name = model
+        self.name, self.adapter = model, adapter
         self.batch_size = batch_size
         self.written = {"merge_system": merge_system, "variables": variables}
         self.device_map = device_map
         device = accelerator()
         self.noise = "cpu" if device is None else device.type
         drawn = "" if device is None else f"+{device.type}-noise"
-        self.model = f"hf:{identity(model)}" + (MERGED if merge_system else "") + drawn
+        self.model = f"hf:{identity(model, adapter)}" + (MERGED if merge_system else "") + drawn
 
     def prompt_problems(self, messages: Sequence[Message], *, file: str, line: int) -> list[Problem]:
         """See `protocol.prompt_problems`."""
@@ -127,7 +129,7 @@ class HfEngine:
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return load_model(self.name, device_map=self.device_map)
+        return load_model(self.name, adapter=self.adapter, device_map=self.device_map)
 
 
 def left_padded(rows: Sequence[Sequence[int]], *, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
