@@ -62,9 +62,10 @@ test-eval: env-eval
 
 # Training against its peers, on an idle machine: results into benchmarks/results, tables into benchmarks/README.md.
 # PAIRS is a file of LLaMA-Factory's dpo_en_demo; without it, the host's source archive is downloaded.
+# One round takes under half an hour on two cores; ROUNDS=3 shows the spread.
 BENCH := $(LLAMAFACTORY)/python benchmarks/training
 RESULTS := benchmarks/results
-ROUNDS ?= 2
+ROUNDS ?= 1
 
 bench: env-llamafactory env-openrlhf env-trl
 	$(BENCH) --rounds $(ROUNDS) $(if $(PAIRS),--pairs $(PAIRS)) --json $(RESULTS)/training.json
