@@ -20,7 +20,7 @@ WAYS = [
             "ds__zero_stage": 3,
         },
     ),
-    (1, {"ds__lora__rank": 4}),
+    (1, {"ds__lora__rank": 4, "ds__lora__target_modules": "all-linear"}),
     (2, {"ds__lora__rank": 4, "ds__zero_stage": 2, "model__gradient_checkpointing_enable": True}),
 ]
 MORE = {

@@ -137,6 +137,10 @@ def main_block(module: str) -> CodeType:
     return compile(ast.Module(blocks[0], type_ignores=[]), file, "exec")
 
 
+EVERY_LINEAR = "all-linear"
+"""peft's word, the flag's default. The flag itself gives a list, in which peft takes it for the name of a layer."""
+
+
 class _Parser(argparse.ArgumentParser):
     """The host's parser; our flags are added when the host has added its own."""
 
@@ -161,6 +165,8 @@ class _Parser(argparse.ArgumentParser):
         if not compat.has_flash_attn():
             self.set_defaults(**{"ds.attn_implementation": "sdpa"})
         parsed = super().parse_args(args, namespace)
+        if vars(parsed)["ds.lora.target_modules"] == [EVERY_LINEAR]:
+            setattr(parsed, "ds.lora.target_modules", EVERY_LINEAR)
         self.flat = argparse.Namespace(**vars(parsed))
         return parsed
 
