@@ -67,7 +67,7 @@ def training_text(result: dict[str, Any]) -> list[str]:
     load = f"{min(machine['load']):.1f} to {max(machine['load']):.1f}"
     return [
         f"Commit {result['commit']}, {result['when']}; {machine['cores']} cores ({machine['device']}), "
-        f"{result['threads']} threads, load {load}, {result['rounds']} rounds. {rows}.",
+        f"{result['threads']} threads, load {load}, rounds: {result['rounds']}. {rows}.",
         "",
         *claims_table(result["claims"]),
         "",
