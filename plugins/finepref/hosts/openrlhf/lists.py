@@ -47,6 +47,11 @@ class Batch(NamedTuple):
         """How many tokens are read."""
         return self.tokens["tokens"]
 
+    @property
+    def rejected_from(self) -> int:
+        """0, as no KL is read."""
+        return 0
+
 
 def order_of(rows: Sequence[RankedRow]) -> list[tuple[int, int]]:
     """(record, response) of the N responses in their order."""

@@ -227,6 +227,11 @@ class Batch(NamedTuple):
         """How many tokens have a weight."""
         return sum(self.tokens[f"{side}_selected"] for side in SIDES)
 
+    @property
+    def rejected_from(self) -> int:
+        """How many of them are in chosen responses, which come first."""
+        return self.tokens["chosen_selected"]
+
 
 def batch_of(rows: list[PairSequences], *, shares: bool = False) -> Batch:
     """The weights of a micro-batch whose responses are padded on the right, and its trees if they are wanted."""
@@ -283,8 +288,7 @@ class PairTrainer(Sharer, Accounted, DPOTrainer):
             rows = trees.Trees.of(batch.trees, self.sharing.mask)
         else:
             ring, full = self.strategy.ring_attn_group, self.run.options.full_logits
-            rejected_from = batch.tokens["chosen_selected"]
-            rows = forward.Rows(ids, mask, batch.weight != 0, batch.needed, ring, full, rejected_from)
+            rows = forward.Rows(ids, mask, batch.weight != 0, batch.needed, ring, full, batch.rejected_from)
         reference = None
         if batch.reference is not None:
             reference = Reference(torch.where(batch.weight != 0, batch.reference, 0.0))
