@@ -237,7 +237,7 @@ def validate(
         elif by is By.choice:
             teacher = engine_for(engine, model, engine_options) if model else None
             if teacher is not None and read is not AnswerBy.text:
-                teacher = letters_of(teacher, f"--engine {engine.value}", read.value)
+                teacher = letters_of(teacher, f"--engine {engine.value}", f"--read {read.value} needs --engine hf")
             own = {
                 "read": read.value,
                 "n": n,
@@ -304,7 +304,8 @@ def answer(
         if by is not AnswerBy.text:
             if n > 1 or temperature or top_p < 1:
                 raise ValueError(f"--by {by.value} samples nothing: leave --n, --temperature and --top-p out")
-            answering = letters_of(engine_for(engine, model, engine_options), f"--engine {engine.value}", by.value)
+            needs = f"--by {by.value} needs --engine hf, or sample (--n 10) and judge with --same letters"
+            answering = letters_of(engine_for(engine, model, engine_options), f"--engine {engine.value}", needs)
             outcome, outside = steps.answer_by_letters(rows, output, engine=answering, by=by.value, **own)
             if outside is not None:
                 typer.echo(f"probability of all other answers: {outside:.3f} (mean)")

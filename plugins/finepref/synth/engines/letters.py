@@ -53,23 +53,20 @@ class Letters:
         return self.engine.groups(requests)
 
 
-def letters_of(engine: Engine, name: str, by: str) -> Engine:
+def letters_of(engine: Engine, name: str, needs: str) -> Engine:
     """The engine that gives an engine's letters.
 
     Args:
         engine: in this process, or in workers.
         name: of the engine, for the message.
-        by: letters or options, for the message.
+        needs: what needs which engine, for the message.
 
     Raises:
         ValueError: it does not give probabilities.
     """
     inner = engine.engine if isinstance(engine, RayEngine) else engine
     if not hasattr(inner, "letters"):
-        raise ValueError(
-            f"--by {by} needs --engine hf: {name} does not give the probabilities of given answers. "
-            "With it, sample answers (--by text --n 10 --temperature 1) and judge them with --same letters"
-        )
+        raise ValueError(f"{needs}: {name} does not give the probabilities of given answers")
     own = Letters(inner)
     return RayEngine(own, engine.workers) if isinstance(engine, RayEngine) else own
 
