@@ -101,7 +101,9 @@ def test_an_engine_without_probabilities_is_refused_by_name_and_workers_have_the
     with pytest.raises(ValueError, match=r"letters need hf: --engine vllm does not give"):
         letters.letters_of(VllmEngine(str(tiny_model)), "--engine vllm", "letters need hf")
     engine = HfEngine(str(tiny_model))
-    found = letters.letters_of(RayEngine(engine, Workers(count=1, cpus=1.0, gpus=0.0)), "--engine hf", "letters need hf")
+    found = letters.letters_of(
+        RayEngine(engine, Workers(count=1, cpus=1.0, gpus=0.0)), "--engine hf", "letters need hf"
+    )
     assert isinstance(found, RayEngine)
     assert found.model == f"{engine.model}:letters"
     assert isinstance(found.engine, letters.Letters)
