@@ -75,9 +75,10 @@ class Fused(torch.autograd.Function):  # type: ignore[misc]
         for start, stop in head.chunks(len(rows), ctx.kl_from):
             part = _chunk(ctx, rows, head, targets, start, stop, room)
             _ = [*part.values()]
-            both = [each[start:stop].unsqueeze(-1) for each in given]
-            of_kl = part.of_kl().mul_(both[1]) if start >= ctx.kl_from else 0
-            slope = part.of_nll().mul_(-both[0]).add_(of_kl)
+            of_kl = part.of_kl() if start >= ctx.kl_from else None
+            slope = part.of_nll().mul_(-given[0][start:stop].unsqueeze(-1))
+            if of_kl is not None:
+                slope += of_kl.mul_(given[1][start:stop].unsqueeze(-1))
             if of_bias is not None:
                 of_bias += slope.sum(0)
             slope = slope.to(ctx.dtype)
@@ -93,8 +94,6 @@ class Fused(torch.autograd.Function):  # type: ignore[misc]
 
 def _chunk(ctx: Any, rows: Tensor, head: Head, targets: Tensor, start: int, stop: int, room: Any) -> Chunk:
     """A chunk, with the reference's logits as they are under the autocast of the forward pass."""
-    theirs = None
-    if ctx.reference is not None:
-        with autocast_to(rows.device.type, ctx.autocast):
-            theirs = ctx.reference(start, stop)
+    with autocast_to(rows.device.type, ctx.autocast):
+        theirs = ctx.reference and ctx.reference(start, stop)
     return Chunk(rows[start:stop], head, targets[start:stop], theirs, room)
