@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from finepref.formats.markdown_table import table
 from finepref.pipelines import llamafactory
-from finepref.pipelines.report import table
 from finepref.pipelines.settings import call, load, options
 
 

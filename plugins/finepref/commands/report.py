@@ -11,7 +11,6 @@ from finepref.commands.errors import user_errors
 from finepref.commands.outputs import check_outputs
 
 FILES = ("report.md", "report.html", "report.csv", "report.json", "figures.png", "curves.png")
-EVAL_RECEIPT = "finepref_eval_receipt.json"
 
 
 def report(
@@ -40,13 +39,14 @@ def report(
             raise typer.BadParameter(f"{output} is not a folder", param_hint="--output")
         check_outputs(*(output / name for name in FILES), inputs=[])
     with user_errors("numpy is needed for intervals, and matplotlib for plots"):
+        from finepref.evals.model_folder import RECEIPT
         from finepref.hosts.receipt import EVALUATION, FILE_NAME
         from finepref.pipelines.run_comparison import compare
         from finepref.pipelines.run_folders import read_runs
         from finepref.pipelines.run_report import write
 
         names = [each.strip() for each in only.split(",") if each.strip()]
-        found = read_runs(runs, (FILE_NAME, EVALUATION, EVAL_RECEIPT), unfinished=unfinished)
+        found = read_runs(runs, (FILE_NAME, EVALUATION, RECEIPT), unfinished=unfinished)
         compared = compare([each.only(names) for each in found] if names else found, seed=seed)
         if not compared.table:
             raise ValueError(f"no figure of these runs has {only!r} in its name")

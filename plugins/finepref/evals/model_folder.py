@@ -18,8 +18,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from finepref.evals.suites import SUITES, table
 from finepref.formats.files import write_json
 from finepref.formats.jsonl import write_jsonl
@@ -27,7 +25,7 @@ from finepref.formats.problems import BadData, Problem
 from finepref.hosts import model_identity
 from finepref.hosts.receipt import now, versions
 from finepref.hosts.receipt import read as read_receipt
-from finepref.synth.journal import JournalBusy
+from finepref.synth.journal import locked
 
 RECEIPT = "finepref_eval_receipt.json"
 RESULTS = "results.json"
@@ -89,16 +87,11 @@ class ModelFolder:
 
     def __init__(self, output: Path, target: Target, *, overwrite: bool = False) -> None:
         self.folder, self.target, self.overwrite = output / target.name, target, overwrite
-        self._lock = FileLock(self.folder / "lock", timeout=0)
         self._receipt: dict[str, Any] = {}
         self._runs: list[dict[str, Any]] = []
 
     def __enter__(self) -> ModelFolder:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise JournalBusy(f"{self.folder} is in use by another process") from None
+        self._lock = locked(self.folder)
         try:
             self._receipt = self._described()
             self._check_model()

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from finepref.pipelines.report import commands, table
+from finepref.formats.markdown_table import table
+from finepref.pipelines.report import commands
 from finepref.pipelines.steps import Pipeline
 
 Figures = Mapping[str, Mapping[str, float]]

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import NamedTuple
 
-from finepref.synth.intervals import student, wilson
+from finepref.synth.intervals import NOT_SHOWN, half_width, shown, wilson
 
 
 class Change(NamedTuple):
@@ -26,7 +26,7 @@ class Change(NamedTuple):
     @property
     def shown(self) -> bool:
         """Whether the interval excludes 0."""
-        return self.low > 0 or self.high < 0
+        return shown(self.low, self.high) != NOT_SHOWN
 
 
 def independent(old: tuple[int, int], new: tuple[int, int]) -> Change | None:
@@ -59,8 +59,7 @@ def paired_means(values: Sequence[tuple[float, float]]) -> Change | None:
     if len(values) < 2:
         return None
     old, new = (fmean(side) for side in zip(*values, strict=True))
-    spread = stdev([after - before for before, after in values]) / math.sqrt(len(values))
-    wide = student(len(values) - 1) * spread
+    wide = half_width([after - before for before, after in values])
     return Change(old, new, new - old - wide, new - old + wide)
 
 
@@ -86,8 +85,7 @@ def over_repeats(changes: Sequence[Change]) -> Change:
     old, new, low, high = (fmean(values) for values in zip(*changes, strict=True))
     if len(changes) == 1:
         return changes[0]
-    each = [change.new - change.old for change in changes]
-    wide = student(len(each) - 1) * stdev(each) / math.sqrt(len(each))
+    wide = half_width([change.new - change.old for change in changes])
     return Change(old, new, min(low, new - old - wide), max(high, new - old + wide))
 
 

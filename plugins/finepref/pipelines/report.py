@@ -1,13 +1,10 @@
-"""Tables and lists of commands for the reports of all pipelines."""
+"""The list of commands in the reports of all pipelines."""
 
 from __future__ import annotations
 
 import shlex
 
-from finepref.formats.markdown_table import table
 from finepref.pipelines.steps import Pipeline
-
-__all__ = ["commands", "table"]
 
 
 def commands(run: Pipeline) -> str:

@@ -15,8 +15,9 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from finepref.formats.files import write_json
+from finepref.formats.markdown_table import table
 from finepref.pipelines.intervals import Change, independent, over_repeats, paired, paired_means, told
-from finepref.pipelines.report import commands, table
+from finepref.pipelines.report import commands
 from finepref.pipelines.steps import Pipeline
 from finepref.synth.intervals import wilson
 from finepref.synth.reversegen.given_answers import answered_right

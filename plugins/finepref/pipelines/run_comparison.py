@@ -20,7 +20,7 @@ from statistics import fmean, stdev, variance
 from typing import Any
 
 from finepref.pipelines.run_folders import Figure, Run
-from finepref.synth.intervals import bootstrap, student
+from finepref.synth.intervals import NOT_SHOWN, bootstrap, shown, student
 
 HIGHER = re.compile(
     r"accurac|exact_match|pass@|margin|win_rate|average_precision|(?<![a-z])(acc|acc_norm|f1|mc[12]|auc)(?![a-z])"
@@ -242,10 +242,10 @@ def _difference(first: Group, other: Group, name: str, seed: int) -> Difference 
         why = "no seed differs from another" if several else "no values per record, and fewer than two seeds each"
         if len({*before.values, *after.values}) == 1:
             why = EQUAL
-        return Difference(value, None, 0, None, "not shown", why)
-    if all(low > 0 for low, _ in intervals) or all(high < 0 for _, high in intervals):
+        return Difference(value, None, 0, None, NOT_SHOWN, why)
+    if len(words := {shown(*each) for each in intervals}) == 1 and NOT_SHOWN not in words:
         return Difference(value, records, number, by_seed, _word(first, name, value))
-    return Difference(value, records, number, by_seed, "not shown", "an interval holds 0")
+    return Difference(value, records, number, by_seed, NOT_SHOWN, "an interval holds 0")
 
 
 def _other_unit(first: Group, other: Group, name: str) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from statistics import stdev
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 RESAMPLES = 2000
+NOT_SHOWN = "not shown"
 Z = 1.959964
 """The 97.5 % quantile of the normal distribution."""
 _T_975 = (
@@ -20,6 +24,11 @@ _T_975 = (
 def student(freedom: int) -> float:
     """Student's t at .975 for 1 degree of freedom or more."""
     return _T_975[freedom - 1] if freedom <= len(_T_975) else Z + 2.46 / freedom
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of Student's 95 % interval of the mean of two values or more."""
+    return student(len(values) - 1) * stdev(values) / math.sqrt(len(values))
 
 
 def wilson(part: float, whole: float) -> tuple[float, float]:
@@ -69,4 +78,4 @@ def bootstrap(
 
 def shown(low: float, high: float) -> str:
     """What an interval of a difference shows: "higher", "lower", or "not shown" if it holds 0 or is not known."""
-    return "higher" if low > 0 else "lower" if high < 0 else "not shown"
+    return "higher" if low > 0 else "lower" if high < 0 else NOT_SHOWN

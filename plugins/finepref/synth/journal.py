@@ -44,6 +44,21 @@ class JournalChanged(ValueError):  # noqa: N818
         super().__init__("\n".join([f"{directory} holds the answers of another job:", *lines, advice]))
 
 
+def locked(folder: Path) -> FileLock:
+    """Make a folder if need be and take its lock for this process; the caller releases it.
+
+    Raises:
+        JournalBusy: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise JournalBusy(f"{folder} is in use by another process") from None
+    return lock
+
+
 class Journal:
     """The finished work of one job; a context manager, with one writer per directory at a time.
 
@@ -87,7 +102,6 @@ class Journal:
         }
         self.done: dict[str, dict[str, object]] = {}
         self.torn_bytes = 0
-        self._lock = FileLock(self.directory / "lock", timeout=0)
 
     def __enter__(self) -> Journal:
         """Take the lock, compare the manifest, read the finished entries.
@@ -95,11 +109,7 @@ class Journal:
         Raises:
             JournalBusy, JournalChanged, JournalDamaged.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise JournalBusy(f"{self.directory} is in use by another process") from None
+        self._lock = locked(self.directory)
         try:
             self._check_manifest()
             self._file = open(self.directory / "journal.jsonl", "a+b", buffering=0)
