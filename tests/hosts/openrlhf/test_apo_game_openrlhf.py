@@ -72,7 +72,8 @@ def test_a_training_that_is_killed_and_gone_on_with_changes_nothing_that_comes_a
     shutil.rmtree(whole / "round_1/reward")
     shutil.rmtree(whole / "round_1/scored")
     process = play(game, whole, warm)
-    while not (whole / "round_1/reward/checkpoints/latest").exists():
+    latest = whole / "round_1/reward/checkpoints/latest"
+    while not (latest.exists() and latest.read_text()):  # it is made before its text is in it
         assert process.poll() is None, whole.with_suffix(".log").read_text()[-4000:]
         time.sleep(0.002)
     kill(process, whole)
