@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from finepref.pipelines.steps import Pipeline, PipelineBusy, StepChanged, StepFailed, content_digest
 
@@ -32,6 +33,13 @@ def write(pipeline: Pipeline, step: str, text: str = "a", **more) -> None:
 
 def calls(pipeline: Pipeline, step: str) -> int:
     return len(pipeline.path(step, "calls").read_text())
+
+
+def runs(number: int) -> bool:
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_finished_step_is_not_run_again(tmp_path, capsys):
@@ -198,6 +206,29 @@ with Pipeline({str(tmp_path / "run")!r}) as pipeline:
         except PipelineBusy:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_told_to_end_ends_all_processes_of_its_step(tmp_path, number):
+    """As llamafactory-cli does, the command starts another process, and does not pass the signal on."""
+    program = f"""
+import sys
+from finepref.pipelines.steps import Pipeline
+with Pipeline({str(tmp_path / "run")!r}) as pipeline:
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[2], sys.argv[1]])"
+    slow = "import os, sys, time; open(sys.argv[1] + '/pid.txt', 'w').write(str(os.getpid())); time.sleep(600)"
+    pipeline.run("slow", [sys.executable, "-c", code, pipeline.path("slow"), slow], outputs=[])
+"""
+    run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
+    noted = tmp_path / "run" / "slow" / "pid.txt"
+    while not (noted.exists() and noted.read_text()):
+        assert run.poll() is None
+        time.sleep(0.02)
+    run.send_signal(number)
+    assert run.wait(timeout=60) == 128 + number
+    assert not runs(int(noted.read_text()))
+    with Pipeline(tmp_path / "run") as pipeline:
+        assert "outputs" not in json.loads(pipeline.path("slow", "step.json").read_text())
 
 
 def test_the_digest_of_a_folder_depends_on_names_and_bytes_and_not_on_its_place(tmp_path):

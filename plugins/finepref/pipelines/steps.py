@@ -11,6 +11,7 @@ the step's folder until it ends and not in the user's cache.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -18,13 +19,17 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
+
+import psutil
 
 from finepref.formats.files import write_json
 
@@ -37,6 +42,10 @@ KINDS = re.compile(
     r"^(?:(?:[\w.]+: )?([A-Z]{2,8}\d{3}) |([\w.]+(?:Error|Exception|Interrupt|Changed|Damaged|Busy))\b)", re.M
 )
 """A problem's code, or the class of an error, at the beginning of a line."""
+
+
+GRACE = 20.0
+"""Seconds that the processes of a step have to end when the run is told to."""
 
 
 class StepChanged(ValueError):  # noqa: N818
@@ -55,6 +64,7 @@ class Pipeline:
     """The steps of one folder; a context manager, with one run per folder at a time.
 
     The commands inherit the lock, so that a second run cannot start while commands of a killed run are still running.
+    SIGTERM and SIGHUP, as a scheduler or a closed terminal sends them, end the step's processes and then the run.
 
     Args:
         folder: of the run; created if it does not exist. It contains the folders of all steps.
@@ -80,11 +90,16 @@ class Pipeline:
         except BlockingIOError:
             self._lock.close()
             raise PipelineBusy(f"{self.folder} is in use by another run, or by a step that it left behind") from None
+        self._handlers = {}
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         self._lock.close()
 
     def path(self, step: str, name: str = "") -> Path:
@@ -210,8 +225,7 @@ class Pipeline:
                 sys.stdout.flush()
             return process.wait()
         finally:
-            process.terminate()
-            process.wait()
+            _end(process)
 
     def _in_private(self, step: str, words: list[str], variables: Mapping[str, str]) -> int:
         """Run a command of a private step; returns its exit status.
@@ -235,8 +249,7 @@ class Pipeline:
             try:
                 code = process.wait()
             finally:
-                process.terminate()
-                process.wait()
+                _end(process)
         finally:
             os.close(own)
         if code == 0:
@@ -252,6 +265,25 @@ class Pipeline:
         kinds = ", ".join(dict.fromkeys(first or second for first, second in KINDS.findall(told)[-8:]))
         named = f" ({kinds})" if kinds else ""
         return f"{step} ended with code {code}{named}; {path} has its errors, which may repeat private texts"
+
+
+def _leave(number: int, _frame: object) -> NoReturn:
+    """End the process as a shell tells of a signal, by an exception, so that the step is ended too."""
+    raise SystemExit(128 + number)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command, if it still runs, and all processes that it has started: launchers do not always pass it on."""
+    if process.poll() is None:
+        command = psutil.Process(process.pid)
+        running = [*command.children(recursive=True), command]
+        for each in running:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.terminate()
+        for each in psutil.wait_procs(running, timeout=GRACE)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+    process.wait()
 
 
 def folders(*models: str) -> list[Path]:
