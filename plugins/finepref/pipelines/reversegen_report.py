@@ -7,71 +7,34 @@ shown (`finepref.pipelines.intervals`).
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 from finepref.formats.files import write_json
 from finepref.formats.markdown_table import table
-from finepref.pipelines.intervals import Change, independent, over_repeats, paired, paired_means, told
+from finepref.pipelines.intervals import Change, told
 from finepref.pipelines.report import commands
+from finepref.pipelines.reversegen_figures import (
+    Figures,
+    Read,
+    Repeat,
+    changes_between,
+    entropies,
+    failing_of_valid,
+    figures_of,
+    invalid_of_proposed,
+    labels,
+    read_object,
+    right_answers,
+)
 from finepref.pipelines.steps import Pipeline
 from finepref.synth.intervals import wilson
-from finepref.synth.reversegen.given_answers import answered_right
 from finepref.synth.reversegen.instructions import read_dicts
 
 EXAMPLES = 4
-
-Figures = dict[str, Any]
-
-
-class Repeat(NamedTuple):
-    """What one repeat of the loop trained.
-
-    Attributes:
-        folder: of its steps, "" for the first repeat or such as "repeat_2/".
-        rounds: of each round, whether the proposer was trained on its pairs.
-        target: whether the target was trained.
-        control: the same of the control; None = none was asked for.
-    """
-
-    folder: str
-    rounds: tuple[bool, ...]
-    target: bool
-    control: bool | None = None
-
-
-class Read(NamedTuple):
-    """The figures of one repeat.
-
-    Attributes:
-        done: what it trained.
-        lines: the proposer's name -> figures of its proposals.
-        pairs: a round's name -> counts of `finepref reversegen pair`.
-        after, control: figures on the held-out file; None = not trained.
-        improve, control_records: counts of `finepref reversegen improve`.
-        answers: of the target before and after, and before and of the control: held-out id -> whether it was right.
-        entropies: the same: held-out id -> entropy in nats, of the judge `entropy`.
-    """
-
-    done: Repeat
-    lines: dict[str, Figures]
-    pairs: dict[str, Figures]
-    after: Figures | None
-    control: Figures | None
-    improve: Figures
-    control_records: Figures
-    answers: dict[str, dict[str, bool]]
-    entropies: dict[str, dict[str, float]]
-
-    @property
-    def last(self) -> str | None:
-        """The last line whose proposer was trained by the round before it; None if no round trained it."""
-        trained = [name for name, now in zip([*self.lines][1:], self.done.rounds, strict=True) if now]
-        return trained[-1] if trained else None
 
 
 def write(pipeline: Pipeline, repeats: Sequence[Repeat], *, private: bool) -> None:
@@ -82,10 +45,10 @@ def write(pipeline: Pipeline, repeats: Sequence[Repeat], *, private: bool) -> No
         repeats: what each repeat trained, the first one first.
         private: show no instruction.
     """
-    read = [_figures(pipeline, each) for each in repeats]
-    before, first = _read(pipeline.path("before/eval", "eval.json")), read[0]
+    read = [figures_of(pipeline, each) for each in repeats]
+    before, first = read_object(pipeline.path("before/eval", "eval.json")), read[0]
     held_out = pipeline.path("before/judge", "judged.jsonl")
-    changes = _changes(read, _labels(held_out), _entropies(held_out))
+    changes = changes_between(read, labels(held_out), entropies(held_out))
     own, *others = [_results(each) for each in read]
     results = own | {"before": before, "changes": {name: _plain(each) for name, each in changes.items()}}
     write_json(pipeline.folder / "results.json", results | ({"repeats": others} if others else {}))
@@ -143,37 +106,6 @@ def _which(what: str, trained: Sequence[bool], why: str) -> str:
     return f"{what}{where}: {why}. Nothing is compared with it."
 
 
-def _figures(pipeline: Pipeline, done: Repeat) -> Read:
-    """Read what the steps of a repeat wrote."""
-
-    def path(step: str, name: str) -> Path:
-        return pipeline.path(f"{done.folder}{step}", name)
-
-    numbered = [f"round_{number}" for number in range(1, len(done.rounds) + 1)]
-    arms = {"after": ("after", done.target), "control": ("control/after", bool(done.control))}
-    answers = {
-        name: _labels(path(f"{step}/judge", "judged.jsonl")) for name, (step, trained) in arms.items() if trained
-    }
-    evaluated = {
-        name: _read(path(f"{step}/eval", "eval.json")) if trained else None for name, (step, trained) in arms.items()
-    }
-    chosen = path("control/records", "improve.report.json")
-    return Read(
-        done,
-        lines={name: _read(path(f"{name}/eval", "eval.json")) for name in (*numbered, "final")},
-        pairs={name: _read(path(f"{name}/pair", "pairs.report.json")) for name in numbered},
-        improve=_read(path("improve/records", "improve.report.json")),
-        control_records=_read(chosen) if done.control is not None and chosen.exists() else {},
-        answers=answers,
-        entropies={
-            name: _entropies(path(f"{step}/judge", "judged.jsonl"))
-            for name, (step, trained) in arms.items()
-            if trained
-        },
-        **evaluated,
-    )
-
-
 def _results(each: Read) -> Figures:
     trained = {"proposer": [*each.done.rounds], "target": each.done.target, "control": each.done.control}
     return {
@@ -188,48 +120,6 @@ def _results(each: Read) -> Figures:
 
 def _plain(change: Change | None) -> Figures | None:
     return None if change is None else change._asdict() | {"shown": change.shown}
-
-
-def _changes(read: Sequence[Read], before: dict[str, bool], entropy: dict[str, float]) -> dict[str, Change | None]:
-    """All comparisons that the report makes, by name; what was not trained is in none."""
-    found: dict[str, Change | None] = {}
-    trained = [(each.lines["round_1"], each.lines[each.last]) for each in read if each.last is not None]
-    for name, count in (("failing of valid", _of_valid), ("invalid of proposed", _invalid)):
-        if trained:
-            found[name] = _mean(independent(count(old), count(new)) for old, new in trained)
-    for name, old, new in (
-        ("accuracy after and before", None, "after"),
-        ("accuracy after and of the control", "control", "after"),
-    ):
-        there = [each for each in read if {new, old or new} <= each.answers.keys()]
-        if there:
-            found[name] = _mean(
-                _same(before if old is None else each.answers[old], each.answers[new]) for each in there
-            )
-    if entropy and (there := [each for each in read if each.entropies.get("after")]):
-        found["entropy after and before"] = _mean(
-            paired_means([(nats, new[name]) for name, nats in entropy.items() if name in new])
-            for new in (each.entropies["after"] for each in there)
-        )
-    return found
-
-
-def _mean(changes: Iterator[Change | None]) -> Change | None:
-    there = [each for each in changes if each is not None]
-    return over_repeats(there) if there else None
-
-
-def _same(old: dict[str, bool], new: dict[str, bool]) -> Change | None:
-    """The change over the questions that have a verdict in both."""
-    return paired([(label, new[name]) for name, label in old.items() if name in new])
-
-
-def _of_valid(each: Figures) -> tuple[int, int]:
-    return each["classes"]["failing"], each["classes"]["failing"] + each["classes"]["solved"]
-
-
-def _invalid(each: Figures) -> tuple[int, int]:
-    return each["classes"]["invalid"], each["rows"]
 
 
 PROPOSERS = "From the warm-up proposer to the last trained one"
@@ -271,7 +161,7 @@ def _rounds(each: Read) -> str:
         trained.append(f"{count} pairs of {name}" if now else f"not trained ({count} pairs in {name})")
     lines = []
     for (name, figures), how in zip(each.lines.items(), trained, strict=True):
-        rates = [_share(_of_valid(figures)), _share(_invalid(figures))]
+        rates = [_share(failing_of_valid(figures)), _share(invalid_of_proposed(figures))]
         lines.append([name, how, figures["rows"], *figures["classes"].values(), *rates])
         lines[-1] += [figures["self_bleu"], _percent(figures["distinct"]), figures["entropy"]]
     return table(header, lines)
@@ -320,7 +210,7 @@ def _target(before: Figures, read: Sequence[Read]) -> str:
             figures["classes"]["unjudged"],
             *(figures.get(name) for name in ("entropy", "average_precision", "ece")),
         ]
-        lines.append([name, records, figures["rows"], _share(_right(figures)), *figured])
+        lines.append([name, records, figures["rows"], _share(right_answers(figures)), *figured])
     header = ["target", "trained on", "rows", "accuracy", "unjudged", "entropy (nats)", "average precision", "ECE"]
     text = table(header, lines)
     if any(each.control is not None for each in read):
@@ -355,10 +245,10 @@ def _untrained(read: Sequence[Read]) -> str:
 def _over_repeats(read: Sequence[Read], before: Figures) -> str:
     """Each figure in every repeat, with mean and spread."""
     rows: list[tuple[str, list[float | None]]] = [
-        ("failing of valid, warm-up", [_ratio(_of_valid(next(iter(each.lines.values())))) for each in read]),
+        ("failing of valid, warm-up", [_ratio(failing_of_valid(next(iter(each.lines.values())))) for each in read]),
         (
             "failing of valid, last trained",
-            [None if each.last is None else _ratio(_of_valid(each.lines[each.last])) for each in read],
+            [None if each.last is None else _ratio(failing_of_valid(each.lines[each.last])) for each in read],
         ),
         ("accuracy before", [before["accuracy"]] * len(read)),
         ("accuracy after", [None if each.after is None else each.after["accuracy"] for each in read]),
@@ -403,14 +293,14 @@ def _plot(path: Path, read: Sequence[Read]) -> None:
     axis = figure.subplots()
     for each in read:
         names, first = [*each.lines], each is read[0]
-        rates = [_ratio(_of_valid(each.lines[name])) for name in names]
+        rates = [_ratio(failing_of_valid(each.lines[name])) for name in names]
         if first:
-            spans = [wilson(*_of_valid(each.lines[name])) for name in names]
+            spans = [wilson(*failing_of_valid(each.lines[name])) for name in names]
             values = [math.nan if rate is None else rate for rate in rates]
             errors = [[abs(rate - span[side]) for rate, span in zip(values, spans, strict=True)] for side in (0, 1)]
             axis.errorbar(range(len(names)), values, errors, marker="o", capsize=4, label="failing of valid (95 %)")
             for label, figures in (
-                ("invalid of proposed", [_ratio(_invalid(each.lines[name])) for name in names]),
+                ("invalid of proposed", [_ratio(invalid_of_proposed(each.lines[name])) for name in names]),
                 ("self-BLEU", [each.lines[name]["self_bleu"] for name in names]),
                 ("distinct texts", [each.lines[name]["distinct"] for name in names]),
             ):
@@ -422,31 +312,6 @@ def _plot(path: Path, read: Sequence[Read]) -> None:
     axis.set_ylim(0, 1.02)
     axis.legend()
     figure.savefig(path, dpi=120)
-
-
-def _read(path: Path) -> Figures:
-    found: Figures = json.loads(path.read_bytes())
-    return found
-
-
-def _labels(path: Path) -> dict[str, bool]:
-    return {str(row["id"]): answered_right(row) for row in read_dicts(path)}
-
-
-def _entropies(path: Path) -> dict[str, float]:
-    verdicts = {str(row["id"]): row.get("verdict") for row in read_dicts(path)}
-    return {
-        name: float(each["score"])
-        for name, each in verdicts.items()
-        if isinstance(each, dict) and each.get("judge") == "entropy"
-    }
-
-
-def _right(figures: Figures) -> tuple[int, int]:
-    """(right answers, rows whose answer is known); with the judge `entropy` these are not the solved ones."""
-    if calibration := figures.get("calibration"):
-        return round(figures["accuracy"] * calibration["rows"]), calibration["rows"]
-    return figures["classes"]["solved"], _of_valid(figures)[1]
 
 
 def _ratio(count: tuple[int, int]) -> float | None:
