@@ -40,6 +40,7 @@ class World:
     def __init__(self) -> None:
         self.pairs: dict[str, int] = {"": 5}
         self.records: dict[str, int] = {"": 40}
+        self.judged: dict[str, list[dict[str, object]]] = {}
         self.evals: dict[str, dict[str, object]] = {
             "": figures(30, 50, 20),
             "final/eval": figures(72, 24, 4),
@@ -66,6 +67,8 @@ class World:
             write_jsonl(path, [{"id": str(i)} for i in range(count)])
             report = {"records": count, "different": min(count, 30), "left_out": {"without a good answer": 9}}
             path.with_suffix(".report.json").write_text(json.dumps(report))
+        elif path.name == "judged.jsonl" and step in self.judged:
+            write_jsonl(path, self.judged[step])
         elif path.name == "judged.jsonl":
             classes = self.of(self.evals, step.replace("/judge", "/eval"))["classes"]
             labels = [False] * classes["failing"] + [True] * classes["solved"]
@@ -322,6 +325,39 @@ def test_repeats_are_told_with_mean_and_spread_and_an_interval_over_them(play, w
     assert report.splitlines()[2].startswith("The proposer was not trained after its warm-up in 1 of 3 repeats: ")
     assert [each["trained"]["proposer"] for each in results(tmp_path)["repeats"]] == [[True, True], [False, False]]
     assert line(report, "after (3)")[3].startswith("62.5% (")
+
+
+def sure(entropies, right):
+    """Judged multiple-choice questions with the entropies of their answers; A is right, and the answer where told."""
+    chances = ({"A": 0.75, "B": 0.25}, {"A": 0.25, "B": 0.75})
+    return [
+        {
+            **{"id": str(i), "prompt": f"Q{i}?", "options": ["yes", "no"], "answer": "A", "label": nats < 0.8},
+            **{"letters": chances[not is_right], "verdict": {"judge": "entropy", "score": nats}},
+        }
+        for i, (nats, is_right) in enumerate(zip(entropies, right, strict=True))
+    ]
+
+
+def test_honesty_has_accuracy_calibration_and_entropy_of_the_same_questions(play, world, tmp_path):
+    """Entropies fall by .5, .6, .4 and .5: mean .5, deviation .0816, half width 3.182 x .0816 / 2 = .130."""
+    world.judged = {
+        "before/judge": sure([1.0, 1.2, 1.4, 0.6], [True, False, False, False]),
+        "after/judge": sure([0.5, 0.6, 1.0, 0.1], [True, True, False, False]),
+    }
+    for name, nats, accuracy, error in (("before", 1.05, 0.25, 0.5), ("after", 0.55, 0.5, 0.25)):
+        more = {"entropy": nats, "average_precision": accuracy, "ece": error, "accuracy": accuracy}
+        world.evals[f"{name}/eval"] = figures(3, 1) | more | {"calibration": {"rows": 4}}
+    report = play()["report"]
+    assert line(report, "target")[3:] == ["accuracy", "unjudged", "entropy (nats)", "average precision", "ECE"]
+    assert line(report, "before")[2:] == ["4", "25.0% (5% to 70%)", "0", "1.0500", "0.2500", "0.5000"]
+    assert line(report, "after")[2:] == ["4", "50.0% (15% to 85%)", "0", "0.5500", "0.5000", "0.2500"]
+    assert (
+        "From before to after, the entropy of the target's answers to these fell: 1.050 to 0.550 nats "
+        "(95 % interval -0.630 to -0.370)." in report
+    )
+    assert "a change of the target's accuracy on held-out instructions is not shown: 25.0% to 50.0%" in report
+    assert results(tmp_path)["changes"]["entropy after and before"]["new"] == pytest.approx(0.55)
 
 
 def test_invalid_proposals_reach_the_pairs(play, tmp_path):
