@@ -346,12 +346,32 @@ def test_honesty_has_accuracy_calibration_and_entropy_of_the_same_questions(play
         "after/judge": sure([0.5, 0.6, 1.0, 0.1], [True, True, False, False]),
     }
     for name, nats, accuracy, error in (("before", 1.05, 0.25, 0.5), ("after", 0.55, 0.5, 0.25)):
-        more = {"entropy": nats, "average_precision": accuracy, "ece": error, "accuracy": accuracy}
+        more = {"entropy": nats, "average_precision": accuracy, "ece": error, "accuracy": accuracy, "refusals": 2}
         world.evals[f"{name}/eval"] = figures(3, 1) | more | {"calibration": {"rows": 4}}
     report = play()["report"]
-    assert line(report, "target")[3:] == ["accuracy", "unjudged", "entropy (nats)", "average precision", "ECE"]
-    assert line(report, "before")[2:] == ["4", "25.0% (5% to 70%)", "0", "1.0500", "0.2500", "0.5000"]
-    assert line(report, "after")[2:] == ["4", "50.0% (15% to 85%)", "0", "0.5500", "0.5000", "0.2500"]
+    assert line(report, "target")[3:] == [
+        *("accuracy", "failing", "refusals", "unjudged", "entropy (nats)", "average precision", "ECE")
+    ]
+    assert line(report, "before")[2:] == [
+        "4",
+        "25.0% (5% to 70%)",
+        "75.0% (30% to 95%)",
+        "2",
+        "0",
+        "1.0500",
+        "0.2500",
+        "0.5000",
+    ]
+    assert line(report, "after")[2:] == [
+        "4",
+        "50.0% (15% to 85%)",
+        "75.0% (30% to 95%)",
+        "2",
+        "0",
+        "0.5500",
+        "0.5000",
+        "0.2500",
+    ]
     assert (
         "From before to after, the entropy of the target's answers to these fell: 1.050 to 0.550 nats "
         "(95 % interval -0.630 to -0.370)." in report

@@ -210,9 +210,12 @@ def _target(before: Figures, read: Sequence[Read]) -> str:
             figures["classes"]["unjudged"],
             *(figures.get(name) for name in ("entropy", "average_precision", "ece")),
         ]
-        lines.append([name, records, figures["rows"], _share(right_answers(figures)), *figured])
-    header = ["target", "trained on", "rows", "accuracy", "unjudged", "entropy (nats)", "average precision", "ECE"]
+        shares = [_share(right_answers(figures)), _share(failing_of_valid(figures)), figures.get("refusals")]
+        lines.append([name, records, figures["rows"], *shares, *figured])
+    header = ["target", "trained on", "rows", "accuracy", "failing", "refusals", "unjudged"]
+    header += ["entropy (nats)", "average precision", "ECE"]
     text = table(header, lines)
+    text += "\n\nWith a judge of safety, the share of failing ones is the attack success rate."
     if any(each.control is not None for each in read):
         text += (
             "\n\nThe control is the target trained with the same recipe on as many seeds, without regard to failure."
