@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from statistics import stdev
+from statistics import fmean, stdev
 
 import pytest
 from finepref.cli import app
@@ -244,6 +244,34 @@ def test_negatives_of_one_record_are_drawn_together(run_folder):
         assert each.number == 10 * len(kinds)
         widths.append(each.records[1] - each.records[0])
     assert widths[0] == pytest.approx(widths[1])
+
+
+def test_figures_of_each_error_type_are_compared_over_its_own_records(run_folder):
+    """Ten records each with an error in logic and one in facts; only the margins of logic are higher."""
+    folders = []
+    for name, more in (("x", 0.0), ("y", 1.0)):
+        value = {kind: [(kind == "logic") * more + i % 3 for i in range(10)] for kind in ("logic", "facts")}
+        rows = [{"id": f"{i}/{kind}", "type": kind, "margin": m} for kind in value for i, m in enumerate(value[kind])]
+        task = {
+            "metrics": {"margin": {"value": fmean(row["margin"] for row in rows), "higher_is_better": True}},
+            "by": {kind: {"n": 10, "margin": fmean(own), "low": 0.0} for kind, own in value.items()},
+        }
+        files = {"results.json": {"tasks": {"t": task}}, "samples/t.jsonl": "\n".join(map(json.dumps, rows))}
+        folders.append(run_folder(name, files=files))
+    found = comparison(*folders).differences
+    assert {name: (row[0].verdict, row[0].number) for name, row in found.items()} == {
+        "t margin": ("better", 20),
+        "t margin, logic": ("better", 10),
+        "t margin, facts": ("not shown", 10),
+    }
+
+
+def test_of_a_task_with_many_groups_the_report_says_where_their_figures_are(run_folder):
+    by = {f"subject {i}": {"n": 1, "acc": 1.0} for i in range(57)}
+    task = {"metrics": {"acc": {"value": 1.0}}, "by": by}
+    found = comparison(run_folder("x", files={"results.json": {"tasks": {"mmlu": task}}}))
+    assert [*found.table] == ["mmlu acc"]
+    assert any("the figures of mmlu's 57 groups are in results.json only" in note for note in found.notes)
 
 
 def test_each_model_of_a_margins_file_is_a_run(run_folder, tmp_path):

@@ -28,6 +28,9 @@ UNREAD = re.compile(
     r"elapsed_time|remaining_time|grad_norm|model_preparation_time|num_input_tokens_seen)$"
 )
 LOOKED_FOR = "receipt, trainer_state.json, trainer_log.jsonl, *_results.json, eval.json, results.json or margins.json"
+GROUPED_BY = ("type", "subset", "subject")
+GROUPS = 12
+"""Of a task with more groups, such as MMLU's subjects, the figures of each are not shown."""
 RECEIPT_FIELDS = ("stage", "settings", "seed", "datasets", "run")
 
 
@@ -140,7 +143,9 @@ def _folder(folder: Path, label: str, receipts: Sequence[str], *, unfinished: bo
         figures |= {key: Figure(value) for key, value in _numbers(_json(folder / "eval.json"))}
         figures |= _pairs(folder / "eval.pairs.jsonl", figures)
     if (folder / "results.json").is_file():
-        figures |= _own_results(folder, _json(folder / "results.json"))
+        own, left_out = _own_results(folder, _json(folder / "results.json"))
+        figures |= own
+        notes += left_out
     figures |= _lm_eval(folder)
     if (folder / "margins.json").is_file():
         found = _file(folder / "margins.json", "", receipts)
@@ -250,9 +255,14 @@ def _pairs(file: Path, known: Mapping[str, Figure]) -> dict[str, Figure]:
     }
 
 
-def _own_results(folder: Path, found: Mapping[str, Any]) -> dict[str, Figure]:
-    """Of `finepref eval`: {tasks: {task: {metrics: {name: {value, higher_is_better}}, by: ...}}}."""
+def _own_results(folder: Path, found: Mapping[str, Any]) -> tuple[dict[str, Figure], list[str]]:
+    """Of `finepref eval`: {tasks: {task: {metrics: {name: {value, higher_is_better}}, by: {group: {name: value}}}}}.
+
+    Returns:
+        The figures, also those of each error type, subset or subject; and notes on tasks with too many of these.
+    """
     figures: dict[str, Figure] = {}
+    notes = []
     for task, result in (found.get("tasks") or {}).items():
         file = re.sub(r"[^\w.@-]+", "_", task)
         rows = _rows(folder / "samples" / f"{file}.jsonl")
@@ -262,6 +272,25 @@ def _own_results(folder: Path, found: Mapping[str, Any]) -> dict[str, Figure]:
                 own = [row for row in rows if not chosen or str(row.get("id", "")).endswith(f"/{chosen}")]
                 records = _records([{**row, "id": _key(row)} for row in own], name, "id", metric["value"])
                 figures[_shown(task, name, chosen)] = Figure(metric["value"], metric.get("higher_is_better"), records)
+        groups = result.get("by") or {}
+        if len(groups) > GROUPS:
+            notes.append(f"the figures of {task}'s {len(groups)} groups are in results.json only")
+        elif len(groups) > 1:
+            figures |= _by_group(task, groups, result.get("metrics") or {}, rows)
+    return figures, notes
+
+
+def _by_group(
+    task: str, groups: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Figure]:
+    """A task's figures of each error type, subset or subject of its rows."""
+    figures: dict[str, Figure] = {}
+    for group, values in groups.items():
+        own = [{**row, "id": _key(row)} for row in rows if group in (row.get(name) for name in GROUPED_BY)]
+        for name, value in values.items():
+            if name in metrics and _is_number(value):
+                better = metrics[name].get("higher_is_better")
+                figures[f"{task} {name}, {group}"] = Figure(value, better, _records(own, name, "id", value))
     return figures
 
 
