@@ -38,6 +38,28 @@ def requests(texts=TEXTS, max_new_tokens=24, **more) -> list[Request]:
     return [Request(text, (Message("user", text),), max_new_tokens, **more) for text in texts]
 
 
+@pytest.mark.parametrize("candidates", [(), ("x", "a B", "yes")])
+def test_the_probabilities_of_letters_and_of_options_are_those_of_hf(tiny_model, candidates):
+    asked = requests(max_new_tokens=1, candidates=candidates)
+    asked.append(Request("long", (Message("user", "word " * 60),), 1, candidates=candidates))
+    found = {each.id: each for together in engine(tiny_model).letters(asked) for each in together}
+    expected = {each.id: each for together in HfEngine(str(tiny_model)).letters(asked) for each in together}
+    assert found.keys() == expected.keys()
+    assert found["long"] == expected["long"]
+    assert "tokens and the model room for 256" in found["long"].error
+    for name in TEXTS:
+        told, wanted = (json.loads(each[name].text) for each in (found, expected))
+        assert [*told] == [*wanted]
+        assert len(told) == (len(candidates) or 26)
+        assert told == pytest.approx(wanted, abs=1e-4)
+
+
+def test_an_option_that_changes_probabilities_is_refused(tiny_model):
+    changed = VllmEngine(str(tiny_model), logprobs_mode="processed_logits")
+    with pytest.raises(ValueError, match="logprobs_mode changes the probabilities: remove it"):
+        next(changed.letters(requests(max_new_tokens=1)))
+
+
 def penalised(logits: torch.Tensor, ids: list[int], penalty: float) -> torch.Tensor:
     seen = torch.tensor(sorted({*ids}))
     logits[seen] = torch.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)

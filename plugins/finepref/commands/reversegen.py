@@ -237,7 +237,9 @@ def validate(
         elif by is By.choice:
             teacher = engine_for(engine, model, engine_options) if model else None
             if teacher is not None and read is not AnswerBy.text:
-                teacher = letters_of(teacher, f"--engine {engine.value}", f"--read {read.value} needs --engine hf")
+                teacher = letters_of(
+                    teacher, f"--engine {engine.value}", f"--read {read.value} needs --engine hf or vllm"
+                )
             own = {
                 "read": read.value,
                 "n": n,
@@ -291,7 +293,7 @@ def answer(
 ) -> None:
     """A model's answer to each row: `response`, or `responses` with --n above 1. Continue with `finepref judge`.
 
-    --by letters and --by options read multiple-choice questions: `letters` {"A": 0.4, ...}, with --engine hf.
+    --by letters and --by options read multiple-choice questions: `letters` {"A": 0.4, ...}, with --engine hf or vllm.
 
     Rows without an answer go to `<stem>.left_out.jsonl`; the same command repeats those that the engine failed on.
     """
@@ -304,7 +306,7 @@ def answer(
         if by is not AnswerBy.text:
             if n > 1 or temperature or top_p < 1:
                 raise ValueError(f"--by {by.value} samples nothing: leave --n, --temperature and --top-p out")
-            needs = f"--by {by.value} needs --engine hf, or sample (--n 10) and judge with --same letters"
+            needs = f"--by {by.value} needs --engine hf or vllm, or sample (--n 10) and judge with --same letters"
             answering = letters_of(engine_for(engine, model, engine_options), f"--engine {engine.value}", needs)
             outcome, outside = steps.answer_by_letters(rows, output, engine=answering, by=by.value, **own)
             if outside is not None:

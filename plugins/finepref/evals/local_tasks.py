@@ -312,7 +312,7 @@ def _letters(local: Local, task: str, work: Path, bad: BadRows) -> Result:
     from finepref.synth.reversegen.given_answers import given_answer
 
     answered, judged = work / "answers.jsonl", work / "judged.jsonl"
-    engine = letters_of(local.answering, f"--backend {local.backend}", f"{task} needs --backend hf")
+    engine = letters_of(local.answering, f"--backend {local.backend}", f"{task} needs --backend hf or vllm")
     wrote, outside = answer_by_letters(
         local.first(task, work), answered, engine=engine, work_dir=work / "journal", bad_rows=bad
     )
@@ -345,7 +345,7 @@ def _detection(local: Local, task: str, work: Path, bad: BadRows) -> Result:
     from finepref.evals.detection import auroc, detect
     from finepref.synth.engines.letters import letters_of
 
-    engine = letters_of(local.answering, f"--backend {local.backend}", f"{task} needs --backend hf")
+    engine = letters_of(local.answering, f"--backend {local.backend}", f"{task} needs --backend hf or vllm")
     data = _rows(task, local.first(task, work))
     found = detect(data, engine=engine, folder=work / "journal", bad_rows=bad)
     samples = [

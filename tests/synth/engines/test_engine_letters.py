@@ -11,6 +11,7 @@ from finepref.formats.records import Message
 from finepref.synth.engines import letters
 from finepref.synth.engines.checkpoint import prompt_ids
 from finepref.synth.engines.hf import HfEngine
+from finepref.synth.engines.openai import OpenAIEngine
 from finepref.synth.engines.protocol import Request
 from finepref.synth.engines.ray import RayEngine
 from finepref.synth.engines.vllm import VllmEngine
@@ -98,11 +99,13 @@ def test_what_cannot_be_read_is_told_by_name():
 
 
 def test_an_engine_without_probabilities_is_refused_by_name_and_workers_have_the_letters_inside(tiny_model):
-    with pytest.raises(ValueError, match=r"letters need hf: --engine vllm does not give"):
-        letters.letters_of(VllmEngine(str(tiny_model)), "--engine vllm", "letters need hf")
+    endpoint = OpenAIEngine("m", base_url="http://127.0.0.1:1/v1")
+    with pytest.raises(ValueError, match=r"letters need hf or vllm: --engine openai does not give"):
+        letters.letters_of(endpoint, "--engine openai", "letters need hf or vllm")
+    assert letters.letters_of(VllmEngine("m"), "--engine vllm", "letters need hf or vllm").model.endswith(":letters")
     engine = HfEngine(str(tiny_model))
     found = letters.letters_of(
-        RayEngine(engine, Workers(count=1, cpus=1.0, gpus=0.0)), "--engine hf", "letters need hf"
+        RayEngine(engine, Workers(count=1, cpus=1.0, gpus=0.0)), "--engine hf", "letters need hf or vllm"
     )
     assert isinstance(found, RayEngine)
     assert found.model == f"{engine.model}:letters"

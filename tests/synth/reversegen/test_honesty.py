@@ -265,7 +265,7 @@ def test_letters_are_not_sampled_and_an_engine_without_them_is_refused(run, tmp_
     assert (code, told) == (1, "--by letters samples nothing: leave --n, --temperature and --top-p out")
     code, told = run(*words, "--engine", "openai", engine=object())
     assert code == 1
-    assert told.startswith("--by letters needs --engine hf, or sample (--n 10)")
+    assert told.startswith("--by letters needs --engine hf or vllm, or sample (--n 10)")
     assert "--engine openai does not give" in told
 
 

@@ -8,6 +8,7 @@ bits: if two tokens are almost equally probable, another run may choose the othe
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from finepref.formats.problems import Problem
 from finepref.formats.records import Message
+from finepref.synth.engines import letters
 from finepref.synth.engines.checkpoint import MERGED, identity, load_tokenizer, template_problems
 from finepref.synth.engines.protocol import Completion, Request
 from finepref.synth.engines.token_requests import Planned, completion, end_tokens, plan, too_long
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-    from vllm import EngineArgs
+    from vllm import EngineArgs, LLMEngine
 
 GROUP = 256
 """Requests that a worker receives at a time if several workers divide the work (`groups`)."""
@@ -89,6 +91,32 @@ class VllmEngine:
         finally:
             engine.abort_request([names[request_id] for request_id in under_way], internal=True)
 
+    def letters(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
+        """See `HfEngine.letters`; the probabilities are the model's own, before any sampling setting.
+
+        Raises:
+            ValueError: as `generate`; or the options have `logprobs_mode`, which would change the probabilities.
+        """
+        if "logprobs_mode" in self.options:
+            raise ValueError("vLLM's option logprobs_mode changes the probabilities: remove it")
+        engine, tokenizer, _ = self._loaded
+        room = engine.model_config.max_model_len
+        for group in self.groups(requests):
+            plans, texts = [], []
+            for planned in (plan(request, tokenizer, room=room, **self.written) for request in group):
+                answers = {
+                    letter: letters.tokens_after(tokenizer, planned.prompt, text)
+                    for letter, text in zip(letters.LETTERS, planned.request.candidates, strict=False)
+                }
+                if not planned.limit or len(planned.prompt) + max(map(len, answers.values()), default=0) > room:
+                    yield [too_long(planned, room)]
+                elif answers:
+                    texts.append((planned, answers))
+                else:
+                    plans.append(planned)
+            yield from _letters(engine, tokenizer, plans)
+            yield from _candidates(engine, texts)
+
     def groups(self, requests: Iterable[Request]) -> list[list[Request]]:
         """Requests in order, in groups that are large enough to keep an engine busy."""
         ordered = [*requests]
@@ -153,6 +181,56 @@ def _sampling(planned: Planned, ends: list[int]) -> Any:
         )
     except VLLMValidationError as error:
         raise ValueError(str(error)) from None
+
+
+def _letters(
+    engine: LLMEngine, tokenizer: PreTrainedTokenizerBase, plans: Iterable[Planned]
+) -> Iterator[list[Completion]]:
+    """See `VllmEngine.letters`: of one generated token, the log-probability of each token that writes a letter."""
+    from vllm import SamplingParams
+
+    asked: dict[str, tuple[Planned, dict[str, list[int]]]] = {}
+    for planned in plans:
+        tokens = letters.letter_tokens(tokenizer, planned.prompt)
+        if not tokens:
+            yield [letters.completion(planned.request.id, {}, prompt_tokens=len(planned.prompt))]
+            continue
+        wanted = sorted({token for own in tokens.values() for token in own})
+        settings = SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=wanted, detokenize=False)
+        engine.add_request(str(len(asked)), {"prompt_token_ids": planned.prompt}, settings)
+        asked[str(len(asked))] = planned, tokens
+    while engine.has_unfinished_requests():
+        ready = []
+        for output in engine.step():
+            if output.finished:
+                (planned, tokens), logps = asked[output.request_id], output.outputs[0].logprobs[0]
+                found = {
+                    letter: math.log(math.fsum(math.exp(logps[token].logprob) for token in own))
+                    for letter, own in tokens.items()
+                }
+                ready.append(letters.completion(planned.request.id, found, prompt_tokens=len(planned.prompt)))
+        if ready:
+            yield ready
+
+
+def _candidates(
+    engine: LLMEngine, texts: Sequence[tuple[Planned, Mapping[str, Sequence[int]]]]
+) -> Iterator[list[Completion]]:
+    """See `VllmEngine.letters`: each text is scored as a response to the prompt."""
+    from finepref.synth.scorers.protocol import Item
+    from finepref.synth.scorers.vllm import read
+
+    asked = {str(number): planned for number, (planned, _) in enumerate(texts)}
+    items = [Item(str(number), planned.prompt, answers) for number, (planned, answers) in enumerate(texts)]
+    for ready in read(engine, items):
+        yield [
+            letters.completion(
+                asked[number].request.id,
+                {letter: float(logps.double().sum()) for letter, logps in own.items()},
+                prompt_tokens=len(asked[number].prompt),
+            )
+            for number, own in ready
+        ]
 
 
 def _completion(planned: Planned, output: Any, tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> Completion:
