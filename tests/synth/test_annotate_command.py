@@ -370,10 +370,19 @@ def test_marks_that_spans_cannot_tell_are_read_back_from_the_file(opened, rows, 
     assert (item.given["chosen"], left_out) == ((Mark(6, 11, "bad", 0.5),), {})
 
 
-@pytest.mark.parametrize("row", [SUM, SPANS | {"margin": 1.0, "note": "x"}])
-def test_columns_that_span_pairs_have_no_place_for_are_told(rows, tmp_path, row):
+SCORES = {"tokenizer": "letters", "chosen_scores": [0.5], "rejected_scores": [0.5]}
+
+
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        (SUM, {"margin"}),
+        (SPANS | {"margin": 1.0, "note": "x"}, {"margin", "note"}),
+        (PAIR | SCORES, {"token scores"}),
+    ],
+)
+def test_what_span_pairs_have_no_place_for_is_told(rows, tmp_path, row, names):
     told = invoke(rows(row), "--output", tmp_path / "marks.jsonl", "--no-page")
-    names = {*row} & {"margin", "note"}
     assert {line.partition(":")[0] for line in told.splitlines() if "not kept" in line} == names
     assert "(1 rows)" in told
 

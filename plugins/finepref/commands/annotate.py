@@ -93,7 +93,7 @@ def page(
         if first > len(items):
             raise ValueError(f"{', '.join(sources)} has no record {first}")
         for name, rows in sorted(left_out.items()):
-            typer.echo(f"{name}: not kept, span pairs have no place for it ({rows} rows)")
+            typer.echo(f"{name}: not kept, span pairs have no place for that ({rows} rows)")
         with Annotation(items, work_dir or work_path(output)) as annotation:
             if not no_page:
                 title = Path(sources[0]).name + (f" and {len(sources) - 1} more" if sources[1:] else "")

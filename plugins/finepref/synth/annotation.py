@@ -22,7 +22,7 @@ from finepref.formats.jsonl import write_aside, write_jsonl
 from finepref.formats.marks import SIDES, Byside, Mark
 from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import FORMATS as KINDS_OF_RECORDS
-from finepref.formats.records import Pair, Record, SpanPair, content_id, to_row
+from finepref.formats.records import Pair, Record, ScoredPair, SpanPair, content_id, to_row
 from finepref.synth.data_sources.inputs import Input, file_check, read_file
 from finepref.synth.journal import Journal
 
@@ -122,7 +122,7 @@ def work_path(output: Path) -> Path:
 
 
 def read_items(inputs: Iterable[Input], bad_rows: BadRows) -> tuple[list[Item], Counter[str]]:
-    """The pairs of files that are one set; and the columns that span pairs have no place for: name -> number of rows.
+    """The pairs of files that are one set; and what of them span pairs have no place for: name -> number of rows.
 
     Args:
         inputs: the files.
@@ -140,6 +140,7 @@ def read_items(inputs: Iterable[Input], bad_rows: BadRows) -> tuple[list[Item], 
             for row in bad_rows.good(name, check.walk(read_file(source))):
                 items += [item_of(name, row.raw.line, record, row.raw.value or {}) for record in row.records]
                 left_out["margin"] += sum(getattr(record, "margin", None) is not None for record in row.records)
+                left_out["token scores"] += sum(isinstance(record, ScoredPair) for record in row.records)
             left_out.update(check.ignored)
             bad_rows.problems += [problem for problem in check.of_file if problem not in bad_rows.problems]
     bad_rows.settle()
@@ -153,7 +154,7 @@ def item_of(file: str, line: int, record: Record, row: Mapping[str, object]) -> 
     Raises:
         BadData: FP320, it is no pair; or its column `marks` cannot be (FP322, FP323, FP326).
     """
-    if isinstance(record, Pair):
+    if isinstance(record, Pair | ScoredPair):
         record = SpanPair(record.id, record.prompt, record.chosen, record.rejected)
     if isinstance(record, SpanPair):
         given = {side: of_marks.of_spans(getattr(record, f"{side}_spans"), side) for side in SIDES}

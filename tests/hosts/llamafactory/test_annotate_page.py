@@ -95,6 +95,8 @@ def test_a_set_is_annotated_by_keys_alone_and_trains_at_once(annotate, run, tmp_
     webui_browser.until(lambda: annotate.title() == "sum", "the next record", seconds=30)
     press(Keys.TAB, Keys.END, Keys.ARROW_LEFT, "H", "w", "1" + Keys.ENTER, "b")
     annotate.saved('Bad, weight 1: "43", saved.')
+    press(Keys.SHIFT + Keys.TAB + Keys.NULL, "L", "b")
+    annotate.saved('Bad, weight 1: "17", saved.')
     press("n")
     assert annotate.title() == "moon"
     press(Keys.ENTER)
@@ -104,7 +106,7 @@ def test_a_set_is_annotated_by_keys_alone_and_trains_at_once(annotate, run, tmp_
     assert "marks.jsonl: 2 span pairs" in told
     assert spans_in(annotate.output) == {
         "paris": {"chosen": [("Paris", 1)], "rejected": [("Lyon", 0.5)]},
-        "sum": {"rejected": [("43", 1)]},
+        "sum": {"chosen": [(" + 25 = 42.", 1)], "rejected": [("43", 1)]},  # all but what is bad
     }
     (row,) = map(json.loads, annotate.output.with_suffix(".unmarked.jsonl").read_text().splitlines())
     assert row == ROWS[2]
@@ -113,7 +115,6 @@ def test_a_set_is_annotated_by_keys_alone_and_trains_at_once(annotate, run, tmp_
     done = run(name="tdpo_spans", dataset="annotated", dataset_dir=str(tmp_path), tdpo_sides="two", max_steps=2)
     tokens = done.receipt["tokens"]
     assert done.receipt["rows"]["in_training_set"] == 2
-    # the spans of three responses, and all of the fourth, which has none
     assert 0 < tokens["rejected_selected"] < tokens["rejected_responses"]
     assert 0 < tokens["chosen_selected"] < tokens["chosen_responses"]
     assert [entry["step"] for entry in done.log if "loss" in entry] == [1, 2]
