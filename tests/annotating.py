@@ -91,9 +91,9 @@ class Command:
         self.process.kill()
         self.process.wait()
 
-    def end(self) -> str:
-        """Ctrl-C; what the command tells at its end."""
-        self.process.send_signal(signal.SIGINT)
+    def end(self, number: int = signal.SIGINT) -> str:
+        """Ctrl-C, or another signal; what the command tells at its end."""
+        self.process.send_signal(number)
         told = self.process.stdout.read()
         assert self.process.wait() == 0, told
         return told

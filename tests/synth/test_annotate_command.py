@@ -10,6 +10,7 @@ import hashlib
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -421,7 +422,7 @@ def test_the_input_is_not_overwritten_and_a_record_must_be_there(rows, tmp_path)
     assert "has no record 2" in invoke(file, "--output", tmp_path / "m.jsonl", "--record", 2, "--no-page", code=1)
 
 
-def test_the_page_of_a_part_says_which_and_that_more_follow(rows, tmp_path):
+def test_the_page_of_a_part_says_which_and_sigterm_writes_all_that_is_marked(rows, tmp_path):
     rows(PAIR, SUM, SPANS)
     words = ["rows.jsonl", "--output", "marks.jsonl", "--record", "2", "--count", "1"]
     with annotator(tmp_path, *words) as command:
@@ -431,7 +432,7 @@ def test_the_page_of_a_part_says_which_and_that_more_follow(rows, tmp_path):
         assert client.data()["about"] == [told]
         assert [record["id"] for record in client.data()["records"]] == ["sum"]
         client.mark(0, "chosen", 0, 2, "good")
-        command.end()
+        command.end(signal.SIGTERM)
     assert [json.loads(row)["id"] for row in (tmp_path / "marks.jsonl").read_text().splitlines()] == ["sum", "s"]
 
 

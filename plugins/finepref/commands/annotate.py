@@ -155,13 +155,14 @@ def _serve(annotation: Any, output: Path, title: str, window: dict[str, int], *,
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """A block that SIGTERM ends as Ctrl-C does."""
+    """A block that SIGTERM ends as Ctrl-C does; and Ctrl-C too where a shell has the command ignore it."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

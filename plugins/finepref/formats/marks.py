@@ -31,7 +31,7 @@ class Mark(NamedTuple):
 
 Marks = tuple[Mark, ...]
 """The marks of one response, sorted; they do not overlap, and those that touch differ in kind or weight."""
-Byside = Mapping[str, Marks]
+BySide = Mapping[str, Marks]
 """Side ("chosen", "rejected") -> the marks of that response."""
 
 
@@ -91,12 +91,12 @@ def to_spans(marks: Marks, side: str, length: int) -> tuple[Span, ...] | None:
     return spans if not spans or any(span.weight for span in spans) else None
 
 
-def against(marks: Byside) -> bool:
+def against(marks: BySide) -> bool:
     """Whether a mark goes against its response, bad in chosen or good in rejected: spans cannot tell it."""
     return any(mark.kind != ("good" if side == "chosen" else "bad") for side in SIDES for mark in marks[side])
 
 
-def to_lists(marks: Byside) -> dict[str, list[list[object]]]:
+def to_lists(marks: BySide) -> dict[str, list[list[object]]]:
     """Marks for JSON: side -> [start, end, kind, weight] each."""
     return {side: [[*mark] for mark in marks[side]] for side in SIDES}
 

@@ -19,10 +19,9 @@ from finepref.formats import marks as of_marks
 from finepref.formats.bad_rows import BadRows
 from finepref.formats.check import SeenIds
 from finepref.formats.jsonl import write_aside, write_jsonl
-from finepref.formats.marks import SIDES, Byside, Mark
+from finepref.formats.marks import SIDES, BySide, Mark
 from finepref.formats.problems import BadData, Problem
-from finepref.formats.records import FORMATS as KINDS_OF_RECORDS
-from finepref.formats.records import Pair, Record, ScoredPair, SpanPair, content_id, to_row
+from finepref.formats.records import FORMATS, Pair, Record, ScoredPair, SpanPair, content_id, to_row
 from finepref.synth.data_sources.inputs import Input, file_check, read_file
 from finepref.synth.journal import Journal
 
@@ -41,7 +40,7 @@ class Item(NamedTuple):
     file: str
     line: int
     record: SpanPair
-    given: Byside
+    given: BySide
 
     @property
     def place(self) -> str:
@@ -67,7 +66,7 @@ class State(NamedTuple):
         touched: the annotator has changed or confirmed something; else the marks are the data's spans.
     """
 
-    marks: Byside
+    marks: BySide
     done: bool = False
     touched: bool = False
 
@@ -162,7 +161,7 @@ def item_of(file: str, line: int, record: Record, row: Mapping[str, object]) -> 
             lengths = {side: len(getattr(record, side)) for side in SIDES}
             given = of_marks.of_lists(row["marks"], lengths, file=file, line=line)
         return Item(file, line, record, given)
-    name = next(name for name, kind in KINDS_OF_RECORDS.items() if type(record) is kind)
+    name = next(name for name, kind in FORMATS.items() if type(record) is kind)
     text = f"marks are for pairs, the file has {name}; try `finepref convert --to pair`"
     raise BadData([Problem(file, 0, "formatting", "FP320", text)])
 
@@ -289,7 +288,7 @@ class Annotation:
             self._append(number, before, undoes=True)
             return number
 
-    def _step(self, number: int, state: State, marks: Byside, done: bool) -> None:
+    def _step(self, number: int, state: State, marks: BySide, done: bool) -> None:
         new = State(marks, done, True)
         if new != state and (done != state.done or marks != state.marks):
             self._append(number, new, undoes=False)
@@ -329,7 +328,7 @@ class Annotation:
         return Outcome(len(rows), given, len(unmarked), waiting, +left_out, elsewhere)
 
 
-def row_of(record: SpanPair, marks: Byside) -> tuple[dict[str, object], bool]:
+def row_of(record: SpanPair, marks: BySide) -> tuple[dict[str, object], bool]:
     """A record with marks as a row of span_pair, and whether a stage can train on its spans.
 
     Without spans the row is that of a pair. Marks that go against their response are kept in a column `marks`.
@@ -342,7 +341,7 @@ def row_of(record: SpanPair, marks: Byside) -> tuple[dict[str, object], bool]:
     return _with_marks(row, marks), fits
 
 
-def _with_marks(row: dict[str, object], marks: Byside) -> dict[str, object]:
+def _with_marks(row: dict[str, object], marks: BySide) -> dict[str, object]:
     return row | ({"marks": of_marks.to_lists(marks)} if of_marks.against(marks) else {})
 
 
