@@ -285,7 +285,7 @@ def test_a_step_that_cannot_be_is_refused_and_changes_nothing(served, step, stat
     assert served.annotation.steps == 0
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"\xff", b"{"])
+@pytest.mark.parametrize("body", [b"", b"[]", b"\xff", b"{", b"[" * MAX_BODY])
 def test_what_is_no_step_is_refused(served, body):
     client = served.client
     assert client.request("POST", f"{client.path}step", body, Origin=f"http://{client.host}")[0] == 400

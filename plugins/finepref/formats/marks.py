@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from finepref.formats.problems import BadData, Problem
-from finepref.formats.row import Span, kind_of
+from finepref.formats.row import INT64, Span, kind_of
 
 SIDES = ("chosen", "rejected")
 KINDS = ("good", "bad")
@@ -144,7 +144,7 @@ def mark_of(
     if type(start) is not int or type(end) is not int or not 0 <= start < end <= length:
         text = f"[{start!s:.20}, {end!s:.20}) is no part of the {length} characters of the response"
         raise _bad(file, line, field, "FP322", text)
-    if type(weight) not in (int, float) or not 0 <= weight < math.inf:
+    if type(weight) not in (int, float) or not 0 <= weight < INT64:
         raise _bad(file, line, field, "FP323", f"expected a number from 0 on, got {weight!s:.20}")
     if kind not in KINDS:
         raise _bad(file, line, field, "FP326", f"expected good or bad, got {kind!s:.20}")

@@ -188,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return HTTPStatus.OK, self.server.step(asked)
         except BadData as error:
             return HTTPStatus.BAD_REQUEST, {"error": str(error.problems[0])}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return HTTPStatus.BAD_REQUEST, {"error": str(error)}
         except OSError as error:
             return HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)}

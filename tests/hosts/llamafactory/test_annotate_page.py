@@ -267,6 +267,15 @@ def test_a_text_is_never_code_and_only_the_annotator_is_asked(annotate):
 
 def test_keys_are_shown_records_found_and_the_theme_changed(annotate):
     annotate.start()
+    annotate.press("L", "b")
+    annotate.saved("Bad")
+    annotate.press("j", Keys.ENTER)
+    webui_browser.until(lambda: annotate.title() == "moon", "the next record", seconds=30)
+    found = {}
+    for kind in ("open", "marked", "none", ""):
+        script = "const e = $('kind'); e.value = arguments[0]; e.dispatchEvent(new Event('input')); return state.shown"
+        found[kind] = [record["id"] for record in annotate.run(script, kind)]
+    assert found == {"open": ["moon"], "marked": ["paris"], "none": ["sum"], "": ["paris", "sum", "moon"]}
     assert {"h", "l", "H", "L", "Tab"} <= {*annotate.texts("#keys kbd")}
     annotate.press("?")
     assert "the selection, or the mark at the caret, is good" in annotate.texts("dialog")[0]
