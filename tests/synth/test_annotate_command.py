@@ -100,6 +100,7 @@ def test_every_record_is_in_one_file_or_counted(opened, rows, written):
         assert annotation.waiting() == 3  # `s` has spans that nobody has confirmed
     assert [row["id"] for row in found] == ["sum", "s"]
     assert found[1]["rejected_spans"] == [{"start": 0, "end": 3, "weight": 0.5}]
+    assert [row.get("annotated") for row in found] == [None, False]
     assert [row["id"] for row in unmarked] == ["seen", "nothing"]
     assert (outcome.given, outcome.unmarked, outcome.waiting) == (1, 2, 2)
     assert outcome.left_out == {"nothing left to train on": 1}
@@ -484,7 +485,7 @@ def test_two_annotators_are_merged_with_the_agreement_of_what_both_looked_at(peo
     assert found["only"]["chosen_spans"] == [{"start": 6, "end": 11, "weight": 0.5}]
     assert found.keys() == {"sum", "only"}
     assert (tmp_path / "both.unmarked.jsonl").read_text().count("\n") == 1
-    assert (report["records_in_both"], report["records_in_one"], report["characters"]) == (2, [1, 0], 27)
+    assert (report["seen_by_both"], report["seen_by_one"], report["characters"]) == (2, [1, 0], 27)
     # 22 of 27 the same; bad: 4 and 5, none: 23 and 22, so n^2 p_e = 4 * 5 + 23 * 22 = 526 and n^2 = 729
     assert report["same"] == pytest.approx(22 / 27)
     assert report["kappa"] == pytest.approx((27 * 22 - 526) / (729 - 526))
@@ -492,6 +493,25 @@ def test_two_annotators_are_merged_with_the_agreement_of_what_both_looked_at(peo
     assert [each["id"] for each in report["records"]] == ["s", "sum"]  # the least agreement first
     assert "Cohen's kappa 0.335" in told
     assert "least agreement: s (66.7%), sum (88.9%)" in told
+
+
+def test_spans_of_the_input_that_somebody_did_not_look_at_are_no_agreement(opened, rows, tmp_path):
+    """Of three records with the same spans in both files one was looked at by both, one by the second, one by none."""
+    rows(*(SPANS | {"id": name, "prompt": name} for name in ("both", "second", "none")))
+    for name, numbers in (("ann", [0]), ("bob", [0, 1])):
+        with opened(tmp_path / "rows.jsonl") as annotation:
+            for number in numbers:
+                annotation.finish(number)
+            annotation.mark(numbers[-1], "rejected", Mark(0, 3, "bad", 1.0))
+            annotation.write(tmp_path / f"{name}.jsonl")
+            while annotation.undo() is not None:
+                pass
+    told, found, report = merged([tmp_path / "ann.jsonl", tmp_path / "bob.jsonl"], tmp_path)
+    assert (report["seen_by_both"], report["seen_by_one"], report["seen_by_nobody"]) == (1, [0, 1], 1)
+    assert report["characters"] == len("yes") + len("not so")
+    weights = {name: (row["rejected_spans"][0].get("weight", 1), row.get("annotated")) for name, row in found.items()}
+    assert weights == {"both": (0.75, None), "second": (1, None), "none": (0.5, False)}
+    assert "1 records have spans of the input, at which neither looked" in told
 
 
 def test_keeping_what_either_marked_keeps_no_contradiction(people, tmp_path):

@@ -26,6 +26,8 @@ from finepref.synth.data_sources.inputs import Input, file_check, read_file
 from finepref.synth.journal import Journal
 
 JOB, VERSION = "annotate", "1"
+SEEN = "annotated"
+"""Column of a row, false where nobody has looked at the spans of the input."""
 
 
 class Item(NamedTuple):
@@ -143,7 +145,7 @@ def read_items(inputs: Iterable[Input], bad_rows: BadRows) -> tuple[list[Item], 
             left_out.update(check.ignored)
             bad_rows.problems += [problem for problem in check.of_file if problem not in bad_rows.problems]
     bad_rows.settle()
-    del left_out["marks"]
+    del left_out["marks"], left_out[SEEN]
     return items, +left_out
 
 
@@ -303,7 +305,8 @@ class Annotation:
     def write(self, output: Path) -> Outcome:
         """Write the span pairs, and beside them the records that were looked at and give none.
 
-        Rows are in the order of the input. A row whose marks go against its response has them in a column `marks` too.
+        Rows are in the order of the input. A row whose marks go against its response has them in a column `marks` too,
+        and one that nobody has looked at has `annotated: false`.
         """
         with self._lock:
             left_out: Counter[str] = Counter()
@@ -313,7 +316,7 @@ class Annotation:
             for item, state in zip(self.items, self._states, strict=True):
                 has_spans = any(state.marks.values())
                 if not state.touched and has_spans:
-                    rows.append(_with_marks(to_row(item.record), state.marks))
+                    rows.append(_with_marks(to_row(item.record), state.marks) | {SEEN: False})
                     given += 1
                 elif state.open:
                     waiting += 1

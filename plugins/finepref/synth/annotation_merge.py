@@ -15,7 +15,7 @@ from finepref.formats.jsonl import write_aside, write_jsonl
 from finepref.formats.marks import KINDS, NONE, SIDES, Agreement, Marks, Run
 from finepref.formats.problems import BadData, Problem
 from finepref.formats.records import Prompt, Record, SpanPair, content_id
-from finepref.synth.annotation import item_of, row_of, unmarked_path
+from finepref.synth.annotation import SEEN, item_of, row_of, unmarked_path
 from finepref.synth.data_sources.inputs import Input, file_check, read_file
 
 EXAMPLES = 3
@@ -23,12 +23,16 @@ EXAMPLES = 3
 
 
 class Annotated(NamedTuple):
-    """A record with the marks that an annotator gave it; `record` has no spans."""
+    """A record with the marks that an annotator gave it; `record` has no spans.
+
+    `seen` is False if the marks are spans of the input, which the annotator has not looked at.
+    """
 
     file: str
     line: int
     record: SpanPair
     marks: Mapping[str, Marks]
+    seen: bool
 
     @property
     def texts(self) -> tuple[Prompt, str, str]:
@@ -44,6 +48,7 @@ class Merged(NamedTuple):
         by_record: id -> the agreement on this record.
         both: number of records that both looked at.
         only: number of records that only the first, and only the second, looked at; their marks are taken as they are.
+        nobody: number of records with spans of the input at which neither looked.
         rows: number of span pairs that were written.
         unmarked: number of records without one.
     """
@@ -52,6 +57,7 @@ class Merged(NamedTuple):
     by_record: Mapping[str, Agreement]
     both: int
     only: tuple[int, int]
+    nobody: int
     rows: int
     unmarked: int
 
@@ -59,8 +65,8 @@ class Merged(NamedTuple):
         """Lines for the user."""
         found, table = self.agreement, self.agreement.table
         lines = [
-            f"{self.both} records in both files, {found.characters} characters: the same said of {found.same:.1%}, "
-            f"Cohen's kappa {_number(found.kappa)}",
+            f"{self.both} records that both looked at, {found.characters} characters: "
+            f"the same said of {found.same:.1%}, Cohen's kappa {_number(found.kappa)}",
             f"of the characters that either marked, both marked {_share(found.overlap)} alike; "
             f"{table.get(KINDS, 0) + table.get(KINDS[::-1], 0)} characters are good to one and bad to the other",
         ]
@@ -68,7 +74,9 @@ class Merged(NamedTuple):
         if lowest:
             lines.append("least agreement: " + ", ".join(f"{name} ({same:.1%})" for same, name in lowest))
         if any(self.only):
-            lines.append(f"records in one file only, taken as they are: {self.only[0]} and {self.only[1]}")
+            lines.append(f"records that one alone looked at, taken as they are: {self.only[0]} and {self.only[1]}")
+        if self.nobody:
+            lines.append(f"{self.nobody} records have spans of the input, at which neither looked")
         lines.append(f"{output}: {self.rows} span pairs")
         if self.unmarked:
             lines.append(f"{unmarked_path(output)}: {self.unmarked} records without a span in the end")
@@ -113,7 +121,8 @@ def _annotated(file: str, line: int, record: Record, row: Mapping[str, object]) 
     record, marks = item_of(file, line, record, row)[2:]
     # Without an id the record is known by its texts, not by the spans, which differ between annotators.
     name = record.id if "id" in row else content_id(record.prompt, record.chosen, record.rejected)
-    return Annotated(file, line, replace(record, id=name, chosen_spans=(), rejected_spans=()), marks)
+    plain = replace(record, id=name, chosen_spans=(), rejected_spans=())
+    return Annotated(file, line, plain, marks, row.get(SEEN) is not False)
 
 
 def merge(first: Path, second: Path, output: Path, *, keep: str) -> Merged:
@@ -130,25 +139,29 @@ def merge(first: Path, second: Path, output: Path, *, keep: str) -> Merged:
         BadData: bad rows; no record is in both (FP324); a record has other texts in the other file (FP325).
     """
     one, two = read_annotated(first), read_annotated(second)
-    shared = [name for name in one if name in two]
-    if not shared:
-        text = f"none of its {len(one)} records is in {second}, which has {len(two)}"
-        raise BadData([Problem(str(first), 0, "id", "FP324", text)])
-    if other := [_other_text(one[name], two[name]) for name in shared if one[name].texts != two[name].texts]:
+    common = [name for name in one if name in two]
+    if other := [_other_text(one[name], two[name]) for name in common if one[name].texts != two[name].texts]:
         raise BadData(other)
+    seen = [{name for name, each in people.items() if each.seen} for people in (one, two)]
+    shared = [name for name in common if name in seen[0] & seen[1]]
+    if not shared:
+        text = f"none of its {len(seen[0])} annotated records is annotated in {second}, which has {len(seen[1])}"
+        raise BadData([Problem(str(first), 0, "id", "FP324", text)])
     runs = {name: _runs(one[name], two[name]) for name in shared}
     by_record = {name: of_marks.agreement(run for side in SIDES for run in runs[name][side]) for name in shared}
     rows: list[dict[str, object]] = []
     unmarked: list[dict[str, object]] = []
-    for name, each in {**one, **{name: each for name, each in two.items() if name not in one}}.items():
+    for name in {**one, **two}:
+        each = _taken(one.get(name), two.get(name))
         marks = {side: of_marks.merged(runs[name][side], keep) for side in SIDES} if name in runs else each.marks
         row, fits = row_of(_with_side(each, two.get(name)), marks)
-        (rows if fits else unmarked).append(row)
+        (rows if fits else unmarked).append(row if each.seen else row | {SEEN: False})
     found = Merged(
         of_marks.agreement(run for each in runs.values() for side in SIDES for run in each[side]),
         by_record,
         len(shared),
-        (len(one) - len(shared), len(two) - len(shared)),
+        (len(seen[0]) - len(shared), len(seen[1]) - len(shared)),
+        len({**one, **two}.keys() - seen[0] - seen[1]),
         len(rows),
         len(unmarked),
     )
@@ -161,6 +174,12 @@ def merge(first: Path, second: Path, output: Path, *, keep: str) -> Merged:
 def _other_text(first: Annotated, second: Annotated) -> Problem:
     text = f"it differs from {first.file}:{first.line}"
     return Problem(second.file, second.line, "", "FP325", text, second.record.id)
+
+
+def _taken(first: Annotated | None, second: Annotated | None) -> Annotated:
+    """The one of two that was looked at, or else that is there; the first if that is so of both."""
+    there = [each for each in (first, second) if each is not None]
+    return max(there, key=lambda each: each.seen)
 
 
 def _with_side(first: Annotated, second: Annotated | None) -> SpanPair:
@@ -183,8 +202,9 @@ def _report(found: Merged, first: Path, second: Path, keep: str) -> dict[str, ob
         "keep": keep,
         **_figures(found.agreement),
         "table": {a: {b: found.agreement.table.get((a, b), 0) for b in kinds} for a in kinds},
-        "records_in_both": found.both,
-        "records_in_one": [*found.only],
+        "seen_by_both": found.both,
+        "seen_by_one": [*found.only],
+        "seen_by_nobody": found.nobody,
         "span_pairs": found.rows,
         "unmarked": found.unmarked,
         "records": records,
