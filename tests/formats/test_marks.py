@@ -113,7 +113,7 @@ def test_marks_that_cannot_be_are_refused_with_place_and_code(value, code):
     assert (problem.code, problem.file, problem.line) == (code, "a.jsonl", 7)
 
 
-@pytest.mark.parametrize("weight", [math.nan, math.inf, 10**400, True, None])
+@pytest.mark.parametrize("weight", [math.nan, math.inf, pytest.param(10**400, id="huge"), True, None])
 def test_a_weight_is_a_number(weight):
     with pytest.raises(BadData, match="FP323"):
         mark_of(0, 1, "good", weight, length=3)
