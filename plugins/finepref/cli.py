@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from finepref.commands import (
+    annotate,
     apo,
     convert,
     data,
@@ -30,7 +31,7 @@ HELP = "Preference learning on LLaMA-Factory and OpenRLHF: check, make and score
 
 app = typer.Typer(name="finepref", no_args_is_help=True, help=HELP, pretty_exceptions_enable=False)
 for command in (
-    *(doctor, validate, filter, convert, formats, data, model, tokens, view),
+    *(doctor, validate, filter, convert, formats, data, model, tokens, view, annotate),
     *(seapo, sepo, apo, reversegen, dedup, diversity, judge, margins, eval, report),
 ):
     command.register(app)

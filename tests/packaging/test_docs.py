@@ -55,6 +55,8 @@ def test_every_command_of_a_page_has_the_options_that_it_is_shown_with(page):
     for words in commands(page):
         command, rest = get_command(app), words
         while hasattr(command, "commands"):
+            if rest[0] not in command.commands and (default := getattr(command, "default", "")):
+                rest = [default, *rest]  # `finepref annotate FILE`
             assert rest[0] in command.commands, words
             command, rest = command.commands[rest[0]], rest[1:]
         command.make_context(words[0], list(rest))

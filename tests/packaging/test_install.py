@@ -76,7 +76,8 @@ def test_the_wheel_holds_start_up_files_cards_and_data_sets(wheel):
     assert names >= STARTUP
     assert "finepref/patches/llamafactory/run-kto.toml" in names
     assert {"finepref/dataset_info/dataset_info.json", "finepref/dataset_info/samples/seapo_demo.jsonl"} <= names
-    assert {"finepref/hosts/view.html", "finepref/hosts/llamafactory/webui/texts.toml"} <= names
+    pages = {f"finepref/hosts/{name}" for name in ("view.html", "annotate.html", "page.css", "page.js")}
+    assert {*pages, "finepref/hosts/llamafactory/webui/texts.toml"} <= names
     assert not [name for name in names if name.startswith(("tests", "examples"))]
 
 

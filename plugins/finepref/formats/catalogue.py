@@ -346,4 +346,4 @@ rows joined by prompt, where a record needs both labels (`convert`, OpenRLHF). F
 FP080 to FP087, FP090 and FP094 to FP096: other layouts. FP100 to FP108: layouts with spans or steps, of which FP100 to
 FP103 are notes that leave a row good. FP091: `bad_rows: skip`. FP092 and FP093: recognising a layout. FP110 and FP111:
 reading data. FP112: a command that needs other rows. FP120: a good row without a record. FP121 and FP122: notes.
-FP280 to FP284: multiple-choice questions. All other FP2nn: a stage."""
+FP280 to FP284: multiple-choice questions. FP320 to FP326: `finepref annotate`. All other FP2nn: a stage."""

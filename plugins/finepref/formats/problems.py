@@ -149,6 +149,13 @@ CODES: dict[str, str] = {
     "FP310": "the texts of token ids are not known",
     "FP311": "the texts are not those of the token ids",
     "FP312": "a row is not one of a file of rejected rows",
+    "FP320": "a record to annotate is not a pair",
+    "FP321": "the marks belong to another text",
+    "FP322": "a mark is on no characters of the response, or on those of another mark",
+    "FP323": "the weight of a mark is not a number from 0 on",
+    "FP324": "two annotators have no record in common",
+    "FP325": "a record has other texts in the file of the other annotator",
+    "FP326": "marks are not of the form that the annotator writes",
 }
 """Code -> short meaning. Codes are never used again for another meaning (FP044, FP064, FP065, FP086, FP202, FP221)."""
 

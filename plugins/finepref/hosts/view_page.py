@@ -1,7 +1,8 @@
 """One HTML page with records and their tokens: self-contained, and no request leaves it.
 
-The page is `view.html`, beside this file, with the records as JSON in it. Its policy (Content-Security-Policy) allows
-the page's own script and style by their hashes and nothing else, and its script writes texts as text, so that what a
+The page is `view.html`, beside this file, with the records as JSON in it. `filled` makes it, and the annotator's page
+(`annotate_page`), from parts that both have: `page.css` and `page.js`. A page's policy (Content-Security-Policy)
+allows its own script and style by their hashes and nothing else, and its script writes texts as text, so that what a
 record holds is never run.
 """
 
@@ -22,6 +23,8 @@ from finepref.hosts.token_view import Entry, Response
 DIGITS = 6
 """Decimals of values in the page: those of score files, so that the page selects the tokens that training selects."""
 _PLACE_OF_DATA, _PLACE_OF_POLICY, _PLACE_OF_TITLE = "__DATA__", "__POLICY__", "__TITLE__"
+_PARTS = {"/*__PAGE_CSS__*/": "page.css", "/*__PAGE_JS__*/": "page.js"}
+"""Place in a template -> the file that all pages have there."""
 
 
 def page(entries: Iterable[Entry], *, title: str, about: Sequence[str] = (), colour: str = "") -> str:
@@ -33,15 +36,34 @@ def page(entries: Iterable[Entry], *, title: str, about: Sequence[str] = (), col
         about: lines about all of them, such as the stage and the model.
         colour: the values to colour by at first; "" = the first of weight, reward, span and others that there are.
     """
-    data = {"title": title, "about": list(about), "colour": colour, "records": [*map(_row, entries)]}
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    template = files("finepref.hosts").joinpath("view.html").read_text(encoding="utf-8")
+    data = {"about": list(about), "colour": colour, "records": [*map(row_of, entries)]}
+    return filled("view.html", data, title=title)
+
+
+def filled(name: str, data: Mapping[str, Any], *, title: str, connects: str = "'none'") -> str:
+    """A template of this folder as a page.
+
+    Args:
+        name: of the template.
+        data: what its script reads, JSON-ready.
+        title: of the page.
+        connects: where its script may send requests, as the policy says it.
+    """
+    text = json.dumps({"title": title, **data}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    template = _file(name)
+    for place, part in _PARTS.items():
+        template = template.replace(place, _file(part))
     policy = "; ".join(
         ["default-src 'none'", "base-uri 'none'", "form-action 'none'"]
+        + ([] if connects == "'none'" else [f"connect-src {connects}"])
         + [f"{kind}-src '{_hash(template, kind)}'" for kind in ("script", "style")]
     )
     before, after = template.replace(_PLACE_OF_POLICY, policy).split(_PLACE_OF_DATA)
-    return before.replace(_PLACE_OF_TITLE, _escaped(title)) + text + after
+    return before.replace(_PLACE_OF_TITLE, _escaped(title)) + text.replace("<", "\\u003c") + after
+
+
+def _file(name: str) -> str:
+    return files("finepref.hosts").joinpath(name).read_text(encoding="utf-8")
 
 
 def _hash(template: str, kind: str) -> str:
@@ -54,8 +76,8 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _row(entry: Entry) -> dict[str, Any]:
-    """An entry as the page's script reads it."""
+def row_of(entry: Entry) -> dict[str, Any]:
+    """An entry as the script of a page reads it."""
     row: dict[str, Any] = {"id": entry.id, "at": entry.place, "turns": [*map(list, entry.prompt)]}
     row["responses"] = [*map(_response, entry.responses)]
     if entry.errors:
