@@ -1,8 +1,9 @@
-"""What a release is made of: the sdist, the workflow of GitHub, the hooks of pre-commit, citation and changelog."""
+"""What a release is made of: sdist, GitHub's workflow, pre-commit hooks, citation, changelog, the Chinese README."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from finepref.methods import BUILT_IN
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
@@ -188,3 +190,33 @@ def test_the_changelog_has_the_newest_version_first_and_that_of_the_package():
     unreleased = [version for version, when in headings if when == "unreleased"]
     assert unreleased in ([], [headings[0][0]])
     assert all(re.fullmatch(r"unreleased|\d{4}-\d\d-\d\d.*", when) for _, when in headings)
+
+
+def commands(page: str) -> list[list[list[str]]]:
+    """The words of each command in each block of a page, without comments, which are translated."""
+    blocks = re.findall(r"^```(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+    lines = ([*block.replace("\\\n", " ").splitlines()] for block in blocks)
+    return [[words for line in block if (words := shlex.split(line, comments=True))] for block in lines]
+
+
+def test_the_chinese_readme_has_the_commands_of_the_english_one():
+    assert commands("README_zh.md") == commands("README.md")
+    assert ["make", "demo"] in commands("README.md")[0]
+
+
+def test_the_readmes_link_each_other_and_have_the_same_picture():
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_zh.md"))
+    assert "](README_zh.md)" in english
+    assert "](README.md)" in chinese
+    pictures = [re.findall(r"!\[.*?\]\((.*?)\)", text) for text in (english, chinese)]
+    assert pictures[0] == pictures[1] != []
+
+
+@pytest.mark.parametrize("stage", BUILT_IN, ids=lambda stage: stage.name)
+def test_the_chinese_readme_has_every_stage_with_its_papers_as_the_english_one_and_a_recipe(stage):
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_zh.md"))
+    (row,) = (line for line in chinese.splitlines() if line.startswith(f"| `{stage.name}` |"))
+    assert f"]({stage.recipe})" in row
+    (original,) = (line for line in english.splitlines() if re.match(rf"\| \[.*\]\(.*{stage.name}(\.md)?\) \|", line))
+    papers = [re.findall(r"https://arxiv\.org/abs/[\d.]+", line) for line in (row, original)]
+    assert papers[0] == papers[1]
