@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,3 +148,50 @@ echo "Setting up chromium-driver (1.2) ..."
     command = [sys.executable, str(PROGRESS), "--log", str(tmp_path / "log"), "chromium", "--", "sh", "-c", script]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment(tmp_path))
     assert re.fullmatch(r"chromium: installed 2 of 2 packages, 76\.0 MB, 0:\d\d\n", shown.stdout)
+
+
+def test_make_env_counts_its_lock_keeps_the_log_and_leaves_no_stamp_when_pip_fails(tmp_path):
+    """python3.11 is a script: it makes an environment whose pip installs torch and fails at the others."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks" / "small.txt").write_text("torch==2.13.0\nnumpy==2.0\nflash-attn==2.8.3\n")
+    pip = """#!/bin/sh
+SITE=.venvs/small/lib/python3.11/site-packages
+case "$*" in
+*torch==2.13.0)
+    echo "Installing collected packages: torch"
+    mkdir "$SITE/torch-2.13.0.dist-info" && echo "torch/a.py,,700000000" >"$SITE/torch-2.13.0.dist-info/RECORD" ;;
+*) echo "ERROR: no room"; exit 1 ;;
+esac
+"""
+    python = f"""#!/bin/sh
+case "$1 $2" in
+-c*) exit 0 ;;
+"-m venv") mkdir -p "$3/bin" "$3/lib/python3.11/site-packages" && cp pip "$3/bin" ;;
+*) exec "{sys.executable}" "$@" ;;
+esac
+"""
+    (tmp_path / "pip").write_text(pip)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3.11").write_text(python)
+    for path in (tmp_path / "pip", tmp_path / "bin" / "python3.11"):
+        path.chmod(0o755)
+    made = subprocess.run(
+        ["bash", str(tmp_path / "scripts" / "make_env.sh"), "small"],
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path, PATH=f"{tmp_path / 'bin'}:/usr/bin:/bin"),
+    )
+    assert made.returncode == 1
+    lines = made.stdout.splitlines()
+    assert lines[:2] == [
+        "making .venvs/small from locks/small.txt",
+        "    2 packages; log: .venvs/small/install.log",
+    ]
+    assert re.fullmatch(r"small: torch and what it needs: installed 1 of 2 packages, 700\.0 MB, 0:\d\d", lines[2])
+    assert lines[-2] == "ERROR: no room"
+    failed = r"small: the other packages: failed with code 1 after 0:\d\d; log: \.venvs/small/install\.log"
+    assert re.fullmatch(failed, lines[-1])
+    assert not (tmp_path / ".venvs" / "small" / ".stamp").exists()
