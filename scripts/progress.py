@@ -166,14 +166,17 @@ def run(command: list[str], state: State, screen: Screen, log: Path) -> int:
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
         try:
-            while reader.is_alive():
+            ended = False
+            while not ended:
                 reader.join(timeout=0.5)
+                ended = not reader.is_alive()  # asked before the warnings are taken, so that none comes after
                 while warnings:
                     screen.say(warnings.pop(0))
                 screen.show(state)
             code = process.wait()
         except KeyboardInterrupt:
             process.wait()
+            reader.join(timeout=1)
             screen.say(f"{screen.title}: stopped; log: {log}")
             return 130
     return code
@@ -200,8 +203,8 @@ def main() -> int:
         screen.say("\n".join(line for line in end if not NOISE.search(line)))
         screen.say(f"{options.title}: failed with code {code} after {elapsed(screen.started)}; log: {options.log}")
         return code
-    state.installing, state.now = True, ""
-    _, text = state.share_and_text()
+    state.now = ""
+    _, text = state.share_and_text() if state.installing else (None, "done")
     screen.say(f"{options.title}: {text}, {elapsed(screen.started)}")
     return 0
 

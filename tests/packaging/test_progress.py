@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import os
 import pty
 import re
@@ -9,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -124,6 +127,31 @@ def test_the_yanked_warning_does_not_stand_on_the_line_of_the_bar(site):
     assert "\r\x1b[K" + YANKED.rstrip("\n") in on_terminal(site, PIP + INSTALLED)
 
 
+def test_a_warning_is_shown_even_if_the_command_has_ended_before_anybody_looks(site, monkeypatch):
+    spec = importlib.util.spec_from_file_location("progress", PROGRESS)
+    progress = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(progress)
+
+    class AtOnce:
+        """A thread that has ended when it was started."""
+
+        def __init__(self, target, daemon):
+            self.start = target
+
+        def join(self, timeout):
+            pass
+
+        def is_alive(self):
+            return False
+
+    monkeypatch.setattr(progress, "threading", SimpleNamespace(Thread=AtOnce))
+    shown = io.StringIO()
+    state = progress.State(set(), None)
+    screen = progress.Screen(shown, "core: packages")
+    assert progress.run(["sh", "-c", f'echo "{YANKED.strip()}"'], state, screen, site.parents[3] / "log") == 0
+    assert shown.getvalue() == YANKED
+
+
 def test_under_make_that_keeps_output_back_lines_go_to_the_terminal_itself(site, tmp_path):
     terminal = tmp_path / "terminal"
     terminal.touch()
@@ -195,3 +223,44 @@ esac
     failed = r"small: the other packages: failed with code 1 after 0:\d\d; log: \.venvs/small/install\.log"
     assert re.fullmatch(failed, lines[-1])
     assert not (tmp_path / ".venvs" / "small" / ".stamp").exists()
+
+
+def browser(folder: Path, apt: str) -> subprocess.CompletedProcess[str]:
+    """scripts/make_browser.sh for root on a machine without Chromium, where apt-get is a script."""
+    (folder / "bin").mkdir()
+    for name in ("bash", "dirname", "env", "mktemp", "rm", "sh"):
+        (folder / "bin" / name).symlink_to(shutil.which(name))
+    (folder / "bin" / "python3").symlink_to(sys.executable)
+    for name, text in (("id", "echo 0"), ("apt-get", apt)):
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / "bin" / name).chmod(0o755)
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts" / "make_browser.sh")],
+        capture_output=True,
+        text=True,
+        env=environment(folder, PATH=str(folder / "bin"), TMPDIR=str(folder)),
+    )
+
+
+def test_the_browser_is_installed_in_two_steps_and_the_log_of_a_success_is_removed(tmp_path):
+    apt = """[ "$1" = update ] && exit 0
+echo "0 upgraded, 2 newly installed, 0 to remove and 3 not upgraded."
+echo "Get:1 http://example.org/debian stable/main amd64 chromium amd64 1.2 [70.5 MB]"
+echo "Setting up chromium (1.2) ..."
+echo "Setting up chromium-driver (1.2) ..."
+"""
+    made = browser(tmp_path, apt)
+    begin, update, install = made.stdout.splitlines()
+    assert re.fullmatch(rf"installing chromium chromium-driver; log: {tmp_path}/\S+\.log", begin)
+    assert re.fullmatch(r"list of packages: done, 0:\d\d", update)
+    assert re.fullmatch(r"chromium chromium-driver: installed 2 of 2 packages, 70\.5 MB, 0:\d\d", install)
+    assert (made.returncode, made.stderr, list(tmp_path.glob("*.log"))) == (0, "", [])
+
+
+def test_a_browser_that_cannot_be_installed_is_told_with_the_end_of_the_log_which_is_kept(tmp_path):
+    made = browser(tmp_path, """echo "E: Unable to locate package chromium"; [ "$1" = update ] || exit 100""")
+    assert made.returncode == 100
+    (log,) = tmp_path.glob("*.log")
+    assert "\nE: Unable to locate package chromium\n" in made.stdout
+    failed = f"chromium chromium-driver: failed with code 100 after 0:\\d\\d; log: {re.escape(str(log))}"
+    assert re.fullmatch(failed, made.stdout.splitlines()[-1])
