@@ -88,15 +88,15 @@ format: env-core
 	$(CORE)/ruff check --fix .
 	$(CORE)/ruff format .
 
+# Make an environment from its lock file: env-core, env-llamafactory, env-openrlhf, env-vllm, env-eval, and env-trl for `bench`.
+env-%:
+	@scripts/make_env.sh $*
+
 # Wheel and sdist into dist/; tests/packaging has what they must hold. build/ could hold files of an older tree.
 .PHONY: dist
 dist: env-core
 	rm -rf build dist
 	$(CORE)/python -m build --no-isolation
-
-# Make an environment from its lock file: env-core, env-llamafactory, env-openrlhf, env-vllm, env-eval, and env-trl for `bench`.
-env-%:
-	@scripts/make_env.sh $*
 
 clean:
 	rm -rf .venvs .bench build dist demo plugins/*.egg-info
