@@ -92,5 +92,11 @@ format: env-core
 env-%:
 	@scripts/make_env.sh $*
 
+# Wheel and sdist into dist/; tests/packaging has what they must hold. build/ could hold files of an older tree.
+.PHONY: dist
+dist: env-core
+	rm -rf build dist
+	$(CORE)/python -m build --no-isolation
+
 clean:
 	rm -rf .venvs .bench build dist demo plugins/*.egg-info

@@ -43,27 +43,34 @@ class Demo:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.log = folder / "demo.log"
         self.commands: list[tuple[str, float]] = []
         (folder / "data").mkdir(parents=True, exist_ok=True)
+        self.log.unlink(missing_ok=True)
 
-    def run(self, *words: object) -> None:
-        """One command of this environment, its output to the terminal and to demo.log."""
-        command = [str(word) for word in words]
-        shown = shlex.join(command)
-        print(f"\n$ {shown}", flush=True)
-        started = time.monotonic()
-        environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
-        with (self.folder / "demo.log").open("a", encoding="utf-8") as log:
-            log.write(f"$ {shown}\n")
-            process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT
-            )
-            for line in process.stdout:
-                log.write(line)
-                print(line, end="", flush=True)
-        if process.wait() != 0:
-            sys.exit(f"demo: this step failed with code {process.returncode}: {shown}")
-        self.commands.append((shown, time.monotonic() - started))
+    def run(self, steps: list[list[object]]) -> None:
+        """Commands of this environment, one after the other, their output to the terminal and to demo.log."""
+        begun = time.monotonic()
+        print(f"{len(steps)} steps; log: {self.log}", flush=True)
+        for number, step in enumerate(steps, 1):
+            command = [str(word) for word in step]
+            shown = shlex.join(command)
+            started = time.monotonic()
+            minutes, seconds = divmod(int(started - begun), 60)
+            print(f"\nstep {number} of {len(steps)}, after {minutes}:{seconds:02}\n$ {shown}", flush=True)
+            environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
+            with self.log.open("a", encoding="utf-8") as log:
+                log.write(f"$ {shown}\n")
+                process = subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT
+                )
+                for line in process.stdout:
+                    log.write(line)
+                    print(line, end="", flush=True)
+            if process.wait() != 0:
+                code = process.returncode
+                sys.exit(f"demo: step {number} of {len(steps)} failed with code {code}: {shown}\nlog: {self.log}")
+            self.commands.append((shown, time.monotonic() - started))
 
 
 def main() -> None:
@@ -71,33 +78,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"))
     folder = parser.parse_args().output
-    if (folder / "demo.log").exists():
-        (folder / "demo.log").unlink()
     demo = Demo(folder)
     model, data = folder / "models" / "smollm2", folder / "data"
     train, held_out = data / "seapo_gsm.jsonl", data / "held_out.jsonl"
-
-    demo.run("finepref", "model", "smollm2", "--output", model)
-    for name, count, skip in (("train", TRAIN_QUESTIONS, 0), ("test", HELD_OUT_QUESTIONS, TRAIN_QUESTIONS)):
-        questions = data / f"gsm_{name}.jsonl"
-        demo.run("finepref", "data", "gsm", "--n", count, "--skip", skip, "--seed", SEED, "--output", questions)
-    for name, output in (("train", train), ("test", held_out)):
-        source = data / f"gsm_{name}.jsonl"
-        demo.run("finepref", "seapo", "inject", source, "--engine", "rules", "--seed", SEED, "--output", output)
     table = {"seapo_gsm": {"file_name": train.name, "formatting": "negatives"}}
     (data / "dataset_info.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-
     before, after = folder / "margins_before.json", folder / "margins_after.json"
-    demo.run("finepref", "seapo", "margins", "--model", model, "--data", held_out, "--output", before)
     adapter, merged = folder / "saves" / "seapo_kto", folder / "saves" / "seapo_merged"
     shutil.rmtree(adapter, ignore_errors=True)
+
+    steps: list[list[object]] = [["finepref", "model", "smollm2", "--output", model]]
+    for name, count, skip in (("train", TRAIN_QUESTIONS, 0), ("test", HELD_OUT_QUESTIONS, TRAIN_QUESTIONS)):
+        questions = data / f"gsm_{name}.jsonl"
+        steps.append(["finepref", "data", "gsm", "--n", count, "--skip", skip, "--seed", SEED, "--output", questions])
+    for name, output in (("train", train), ("test", held_out)):
+        source = data / f"gsm_{name}.jsonl"
+        steps.append(["finepref", "seapo", "inject", source, "--engine", "rules", "--seed", SEED, "--output", output])
+    steps.append(["finepref", "seapo", "margins", "--model", model, "--data", held_out, "--output", before])
     overrides = {"model_name_or_path": model, "dataset_dir": data, "dataset": "seapo_gsm", "output_dir": adapter}
-    overrides |= TRAIN_OVERRIDES
-    demo.run("llamafactory-cli", "train", "examples/seapo_kto.yaml", *(f"{k}={v}" for k, v in overrides.items()))
     export = {"model_name_or_path": model, "adapter_name_or_path": adapter, "export_dir": merged, "template": "chatml"}
     export["infer_dtype"] = "float32"
-    demo.run("llamafactory-cli", "export", "examples/seapo_export.yaml", *(f"{k}={v}" for k, v in export.items()))
-    demo.run("finepref", "seapo", "margins", "--model", merged, "--data", held_out, "--output", after)
+    for verb, recipe, keys in (("train", "kto", overrides | TRAIN_OVERRIDES), ("export", "export", export)):
+        pairs = [f"{key}={value}" for key, value in keys.items()]
+        steps.append(["llamafactory-cli", verb, f"examples/seapo_{recipe}.yaml", *pairs])
+    steps.append(["finepref", "seapo", "margins", "--model", merged, "--data", held_out, "--output", after])
+    demo.run(steps)
 
     write_report(demo, adapter, json.loads(before.read_text()), json.loads(after.read_text()))
 

@@ -12,10 +12,11 @@ if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
     echo "    sudo apt-get install --no-install-recommends chromium chromium-driver" >&2
     exit 2
 fi
-echo "installing ${missing[*]}"
-log=$(mktemp)
-if ! { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
-    tail -20 "$log" >&2
-    exit 1
-fi
+log=$(mktemp --suffix=.log)
+install() { # TITLE ARGUMENT...
+    python3 "$(dirname "$0")/progress.py" --log "$log" "$1" -- env DEBIAN_FRONTEND=noninteractive apt-get "${@:2}"
+}
+echo "installing ${missing[*]}; log: $log"
+install "list of packages" update
+install "${missing[*]}" install -y --no-install-recommends "${missing[@]}"
 rm -f "$log"

@@ -33,19 +33,30 @@ fi
 
 python=$(command -v python3.11 || command -v python3)
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "finepref needs Python 3.11 or newer" >&2; exit 2; }
-echo "making $env from $lock"
+say() { # at once, also under `make --output-sync`
+    if [ -n "${MAKE_TERMOUT:-}" ]; then echo "$1" >"$MAKE_TERMOUT"; else echo "$1"; fi
+}
+say "making $env from $lock"
 rm -rf "$env"
 "$python" -m venv "$env"
-pip=("$env/bin/pip" --disable-pip-version-check --quiet)
-# torch first and with its dependencies: which these are depends on the build that this machine's index serves.
-"${pip[@]}" install --constraint "$lock" "$(grep '^torch==' "$lock")"
 # Not flash-attn, which is compiled against torch for half an hour: docs/install.md says how to add it.
-"${pip[@]}" install --no-deps --requirement <(grep -v '^flash-attn==' "$lock")
+grep -v '^flash-attn==' "$lock" >"$env/requirements.txt"
+log=$env/install.log
+say "    $(grep -c == "$env/requirements.txt") packages; log: $log"
+install() { # TITLE ARGUMENT...
+    "$python" scripts/progress.py --log "$log" --lock "$env/requirements.txt" --into "$env" "$name: $1" -- \
+        "$env/bin/pip" --disable-pip-version-check install --progress-bar off "${@:2}"
+}
+# torch first and with its dependencies: which these are depends on the build that this machine's index serves.
+if torch=$(grep '^torch==' "$lock"); then
+    install "torch and what it needs" --constraint "$lock" "$torch"
+fi
+install "the other packages" --no-deps --requirement "$env/requirements.txt"
 if [ "$name" = llamafactory ] && ! grep -q '^torchvision==' "$lock"; then
     # The host imports torchaudio for audio models only; its compiled half fits another torch, its Python half does not need it.
     rm -f "$env"/lib/python3*/site-packages/torchaudio/lib/*.so
 fi
-"${pip[@]}" install --no-deps --no-build-isolation --editable .
+install "finepref itself" --no-deps --no-build-isolation --editable .
 if [[ "$lock" == *-cu1* ]]; then
     "$env/bin/python" -c 'import sys, torch; torch.cuda.is_available() or sys.exit(
         f"torch {torch.__version__} (CUDA {torch.version.cuda}) does not see the GPU that nvidia-smi sees")'

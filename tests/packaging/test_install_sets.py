@@ -112,7 +112,7 @@ def make(folder: Path, cuda: str, capability: str) -> subprocess.CompletedProces
         ["bash", str(folder / "scripts" / "make_env.sh"), "llamafactory"],
         capture_output=True,
         text=True,
-        env={**os.environ, "PATH": path},
+        env={**os.environ, "PATH": path, "MAKE_TERMOUT": ""},
     )
 
 
