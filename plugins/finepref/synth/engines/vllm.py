@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +19,13 @@ from finepref.synth.engines import letters
 from finepref.synth.engines.checkpoint import MERGED, identity, load_tokenizer, template_problems
 from finepref.synth.engines.protocol import Completion, Request
 from finepref.synth.engines.token_requests import Planned, completion, end_tokens, plan, too_long
+from finepref.synth.engines.vllm_settings import engine_args
+from finepref.synth.scorers.protocol import Item
+from finepref.synth.scorers.vllm import read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-    from vllm import EngineArgs, LLMEngine
+    from vllm import LLMEngine
 
 GROUP = 256
 """Requests that a worker receives at a time if several workers divide the work (`groups`)."""
@@ -141,28 +142,6 @@ class VllmEngine:
         return LLMEngine.from_engine_args(settings), tokenizer, end_tokens(defaults, tokenizer)
 
 
-def engine_args(model: str, **options: Any) -> EngineArgs:
-    """vLLM's settings for a model in this process, in the checkpoint's number format unless another is given.
-
-    Raises:
-        ValueError: vLLM has no such option.
-    """
-    # In this process: no child survives a kill, and the schedule depends on the requests only.
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    from transformers import AutoConfig
-    from vllm import EngineArgs
-
-    if unknown := options.keys() - {each.name for each in fields(EngineArgs)}:
-        raise ValueError(f"vLLM has no option {', '.join(sorted(unknown))}")
-    config = AutoConfig.from_pretrained(model)
-    dtype = str(config.dtype).removeprefix("torch.") if config.dtype else "auto"
-    quiet = {"disable_log_stats": True, "use_tqdm_on_load": False, "skip_tokenizer_init": True}
-    return EngineArgs(model=model, generation_config="vllm", **({"dtype": dtype} | quiet | options))
-
-
 def _sampling(planned: Planned, ends: list[int]) -> Any:
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError
@@ -217,9 +196,6 @@ def _candidates(
     engine: LLMEngine, texts: Sequence[tuple[Planned, Mapping[str, Sequence[int]]]]
 ) -> Iterator[list[Completion]]:
     """See `VllmEngine.letters`: each text is scored as a response to the prompt."""
-    from finepref.synth.scorers.protocol import Item
-    from finepref.synth.scorers.vllm import read
-
     asked = {str(number): planned for number, (planned, _) in enumerate(texts)}
     items = [Item(str(number), planned.prompt, answers) for number, (planned, answers) in enumerate(texts)]
     for ready in read(engine, items):

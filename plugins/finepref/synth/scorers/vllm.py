@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from finepref.synth.engines.checkpoint import identity
-from finepref.synth.engines.vllm import engine_args
+from finepref.synth.engines.vllm_settings import engine_args
 from finepref.synth.scorers.protocol import Item, LocalScorer, Logps, Read
 
 if TYPE_CHECKING:
