@@ -12,6 +12,7 @@ from finepref.formats.jsonl import write_jsonl
 from finepref.pipelines import settings
 from finepref.pipelines.reversegen import LearntNothing, reversegen
 from finepref.pipelines.steps import Pipeline
+from finepref.synth.calibration import calibration
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
@@ -347,7 +348,8 @@ def test_honesty_has_accuracy_calibration_and_entropy_of_the_same_questions(play
     }
     for name, nats, accuracy, error in (("before", 1.05, 0.25, 0.5), ("after", 0.55, 0.5, 0.25)):
         more = {"entropy": nats, "average_precision": accuracy, "ece": error, "accuracy": accuracy, "refusals": 2}
-        world.evals[f"{name}/eval"] = figures(3, 1) | more | {"calibration": {"rows": 4}}
+        own = calibration([0.75] * 4, [float(i < 4 * accuracy) for i in range(4)])  # as `eval` writes it
+        world.evals[f"{name}/eval"] = figures(3, 1) | more | {"calibration": own}
     report = play()["report"]
     assert line(report, "target")[3:] == [
         *("accuracy", "failing", "refusals", "unjudged", "entropy (nats)", "average precision", "ECE")

@@ -160,5 +160,5 @@ def entropies(path: Path) -> dict[str, float]:
 def right_answers(figures: Figures) -> tuple[int, int]:
     """(right answers, rows whose answer is known); with the judge `entropy` these are not the solved ones."""
     if calibration := figures.get("calibration"):
-        return round(figures["accuracy"] * calibration["rows"]), calibration["rows"]
+        return round(figures["accuracy"] * calibration["n"]), calibration["n"]
     return figures["classes"]["solved"], failing_of_valid(figures)[1]
