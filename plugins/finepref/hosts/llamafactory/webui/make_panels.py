@@ -1,0 +1,237 @@
+"""The forms that make data sets: `finepref sepo score` and `finepref seapo inject` with progress and abort."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from finepref.hosts.llamafactory.webui import forms, made, texts
+from finepref.hosts.llamafactory.webui.jobs import JobBusy, State, Status
+from finepref.synth.seapo.prompts import ERRORS
+
+EVERY = 2.0
+"""Seconds between two looks at a job's folder."""
+ENGINES = ("hf", "vllm", "openai", "rules")
+HOST = ("training_stage", "dataset_dir", "dataset", "cutoff_len")
+"""Elements of the host's Train tab that a form reads."""
+TOP = ("lang", "model_name", "finetuning_type", "model_path", "template")
+SCORING = ("tab", "dataset", "reference", "oracle", "name", "options", "start", "stop", "use")
+INJECTING = ("tab", "dataset", "engine", "model", "url", "types", "by", "name", "options", "start", "stop", "use")
+ELEMENTS = tuple(f"{kind}_{name}" for kind, names in (("scoring", SCORING), ("inject", INJECTING)) for name in names)
+
+
+class Seen(NamedTuple):
+    """What a browser tab shows of a kind of job."""
+
+    html: str
+    name: str
+    running: bool
+    ready: bool
+
+
+def build(kind: made.Kind) -> dict[str, Any]:
+    """Make the elements of a form, by name. Must be called inside an accordion."""
+    found = _score_inputs() if kind is made.SCORE else _inject_inputs()
+    with gr.Row():
+        found |= {"start": gr.Button(variant="primary"), "stop": gr.Button(variant="stop", interactive=False)}
+        found["use"] = gr.Button(interactive=False)
+    found["status"] = gr.HTML()
+    return {f"{kind.key}_{name}": element for name, element in found.items()}
+
+
+def _score_inputs() -> dict[str, Any]:
+    with gr.Row():
+        dataset = gr.Dropdown(choices=[], value=None, allow_custom_value=True)
+        reference = gr.Textbox(value="", max_lines=1)
+        oracle = gr.Dropdown(choices=[], value=None, allow_custom_value=True)
+    with gr.Row():
+        name, options = gr.Textbox(value="", max_lines=1), gr.Textbox(value="", max_lines=1)
+    return {"dataset": dataset, "reference": reference, "oracle": oracle, "name": name, "options": options}
+
+
+def _inject_inputs() -> dict[str, Any]:
+    with gr.Row():
+        dataset = gr.Dropdown(choices=[], value=None, allow_custom_value=True)
+        engine = gr.Dropdown(choices=[*ENGINES], value="hf")
+        model, url = gr.Textbox(value="", max_lines=1), gr.Textbox(value="", max_lines=1)
+    with gr.Row():
+        types = gr.Dropdown(choices=[*ERRORS], value=[*ERRORS], multiselect=True)
+        by = gr.Dropdown(choices=["answer", "sentence"], value="answer")
+        name, options = gr.Textbox(value="", max_lines=1), gr.Textbox(value="", max_lines=1)
+    found = {"dataset": dataset, "engine": engine, "model": model, "url": url}
+    return found | {"types": types, "by": by, "name": name, "options": options}
+
+
+class Panel:
+    """One form with the host's elements that it reads and sets.
+
+    Args:
+        kind: what it makes.
+        engine: the host's.
+        elements: all elements of the Train tab by name.
+        timer: ticks while the page is open.
+    """
+
+    def __init__(self, kind: made.Kind, engine: Any, elements: dict[str, Any], timer: gr.Timer) -> None:
+        self.kind, self.engine, self.elements, self.timer = kind, engine, elements, timer
+        own = [name for name in elements if name.startswith(f"{kind.key}_") and name not in self._shown_names()]
+        overlong = [name for name in elements if name.endswith(".finepref_overlong")]
+        self.inputs = {name: elements[name] for name in (*HOST, *own, *overlong)}
+        self.inputs |= {name: engine.manager.get_elem_by_id(f"top.{name}") for name in TOP}
+
+    def _shown_names(self) -> tuple[str, ...]:
+        return tuple(f"{self.kind.key}_{name}" for name in ("status", "start", "stop", "use", "tab"))
+
+    def wire(self, after_use: Callable[[Any], None]) -> None:
+        """Connect the elements.
+
+        Args:
+            after_use: is called with the event of a made data set having been chosen.
+        """
+        status, start, stop, use = (self._own(name) for name in ("status", "start", "stop", "use"))
+        seen = gr.State(None)
+        inputs, outputs = {*self.inputs.values(), seen}, [status, stop, use, seen]
+        quiet = {"queue": False, "show_progress": "hidden"}
+        start.click(lambda values: self.start(self._get(values), values[seen]), inputs, outputs, **quiet)
+        stop.click(lambda values: self.stop(self._get(values), values[seen]), inputs, outputs, queue=False)
+        self.timer.tick(lambda values: self.look(self._get(values), values[seen]), inputs, outputs, **quiet)
+        chosen = [self.elements["dataset"], self.elements["tokens_record"], self.elements["tokens_tab"]]
+        after_use(use.click(lambda values: self.use(self._get(values), values[seen]), inputs, chosen, **quiet))
+        dataset, oracle = self._own("dataset"), self.elements.get(f"{self.kind.key}_oracle")
+        folder = self.elements["dataset_dir"]
+        dataset.focus(
+            lambda folder: gr.Dropdown(choices=made.sources(self.kind, folder)), [folder], [dataset], **quiet
+        )
+        if oracle is not None:
+            top = [self.inputs["model_name"], self.inputs["finetuning_type"]]
+            oracle.focus(lambda *top: gr.Dropdown(choices=checkpoints(*top)), top, [oracle], **quiet)
+
+    def _own(self, name: str) -> Any:
+        return self.elements[f"{self.kind.key}_{name}"]
+
+    def _get(self, values: dict[Any, Any]) -> made.Get:
+        """Values by name; an option of the chosen stage by its key."""
+        label = values[self.inputs["training_stage"]]
+        row = forms.chosen(label)
+
+        def get(name: str) -> Any:
+            element = self.inputs.get(name) or self.inputs.get(forms.element_name(row, name) if row else name)
+            return values.get(element)
+
+        return get
+
+    def start(self, get: made.Get, seen: Seen | None) -> list[Any]:
+        """Start the form's command, unless its output is being made already."""
+        row = forms.chosen(get("training_stage"))
+        try:
+            if self.engine.demo_mode:
+                raise made.Refused("demo")
+            if row is None:
+                raise made.Refused("no_stage")
+            job, record = made.prepare(self.kind, get, row)
+            job.start(record)
+        except made.Refused as error:
+            gr.Warning(phrase(get("lang"), error.key, **error.values))
+            return self.look(get, seen)
+        except JobBusy:
+            gr.Warning(phrase(get("lang"), "busy", name=made.name_of(self.kind, get)))
+            return self.look(get, seen)
+        except OSError as error:
+            gr.Warning(str(error))
+            return self.look(get, seen)
+        return self.look(get, None)
+
+    def stop(self, get: made.Get, seen: Seen | None) -> list[Any]:
+        """End the job that this tab shows."""
+        if seen is not None and seen.running:
+            made.job_of(get("dataset_dir"), seen.name).abort()
+        return self.look(get, None)
+
+    def look(self, get: made.Get, seen: Seen | None) -> list[Any]:
+        """What the tab should show: status, both buttons, and that; nothing new if it shows that already."""
+        status, row = made.shown(self.kind, get), forms.chosen(get("training_stage"))
+        if status is None:
+            now = Seen("", "", False, False)
+        else:
+            ready = row is not None and bool(made.for_stage(status, row))
+            now = Seen(described(status, get("lang")), status.name, status.state is State.running, ready)
+        if seen == now:
+            return [gr.skip()] * 4
+        return [now.html, gr.Button(interactive=now.running), gr.Button(interactive=now.ready), now]
+
+    def use(self, get: made.Get, seen: Seen | None) -> list[Any]:
+        """Choose the made data set in the Train tab, and open the view of tokens at its first record."""
+        row = forms.chosen(get("training_stage"))
+        status = made.job_of(get("dataset_dir"), seen.name).status() if seen and seen.name else None
+        name = made.for_stage(status, row) if status and row else ""
+        if not name:
+            return [gr.skip()] * 3
+        return [gr.Dropdown(value=[name]), 1, gr.Accordion(open=True)]
+
+
+def checkpoints(model_name: str, finetuning_type: str) -> list[str]:
+    """Folders of what the web UI has trained of a model."""
+    from llamafactory.webui.common import get_save_dir
+
+    if not model_name:
+        return []
+    folder = Path(get_save_dir(model_name, finetuning_type))
+    names = ("adapter_config.json", "config.json")
+    return [str(path) for path in sorted(folder.glob("*")) if any((path / name).is_file() for name in names)]
+
+
+def phrase(lang: str | None, key: str, **values: object) -> str:
+    """A sentence of texts.toml in a language of the web UI."""
+    return texts.phrase(key, lang or "en").format(**values)
+
+
+def described(status: Status, lang: str | None) -> str:
+    """A job as HTML: what it is doing, its bar, what is wrong, and its last lines. All that it printed is escaped."""
+    progress = status.progress
+    words = [phrase(lang, str(status.state), name=status.name)]
+    bar = ""
+    if status.state is State.running:
+        share = status.share
+        if share is not None:
+            words.append(f"{share:.0%}")
+            bar = f'<progress max="1" value="{share:.3f}" style="width: 100%"></progress>'
+        else:
+            bar = '<progress max="1" style="width: 100%"></progress>'
+        if progress.part:
+            words.append(phrase(lang, "part", part=progress.part, done=progress.done, total=progress.total))
+            if "?" not in progress.left:
+                words.append(phrase(lang, "left", left=progress.left))
+    if status.result is not None and status.result.added:
+        words.append(phrase(lang, "added", names=", ".join(status.result.added)))
+    html = [f"<p><b>{escape(words[0])}</b> {escape(' · '.join(words[1:]))}</p>", bar]
+    if status.state is State.failed:
+        html.append(
+            _box(cause(status, lang), "border-left: 4px solid var(--error-border-color, #c00); padding-left: 8px")
+        )
+    lines = [*status.lines, *([progress.note] if status.state is State.running and progress.note else [])]
+    if lines:
+        html.append(_box("\n".join(lines), "opacity: 0.8; font-size: 0.85em; max-height: 16em"))
+    return f'<div class="finepref-job">{"".join(html)}</div>'
+
+
+def _box(text: str, style: str) -> str:
+    return f'<pre style="white-space: pre-wrap; overflow: auto; margin: 4px 0; {style}">{escape(text)}</pre>'
+
+
+def cause(status: Status, lang: str | None) -> str:
+    """Why a job failed: the problem of its outputs, the last error of a traceback, or the last lines printed."""
+    result = status.result
+    if result is None:
+        return ""
+    if result.problem:
+        return result.problem
+    if result.code < 0:
+        return phrase(lang, "killed", signal=-result.code)
+    text = "\n".join(status.lines)
+    raised = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt): (.+(?:\n\S.*)*)", text, re.MULTILINE)
+    return raised[-1] if raised else "\n".join(status.lines[-4:]) or f"exit code {result.code}"
