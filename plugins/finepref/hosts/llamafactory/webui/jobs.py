@@ -57,6 +57,7 @@ class Record:
 
     Attributes:
         kind: which form it comes from.
+        stage: the label of the stage for which it was started.
         command: its words.
         dataset_dir: the folder of the dataset_info.json to which the outputs are added.
         sets: file of an output, relative to that folder -> its name and format as a data set.
@@ -66,6 +67,7 @@ class Record:
     """
 
     kind: str
+    stage: str = ""
     command: Sequence[str]
     dataset_dir: str
     sets: Mapping[str, tuple[str, str]]
@@ -198,7 +200,7 @@ class Job:
                     told = True
                 time.sleep(0.05)
 
-    def status(self, lines: int = 12) -> Status | None:
+    def status(self, lines: int = 20) -> Status | None:
         """What it is doing, and the last lines of what it has printed; None if nothing was ever started."""
         running = self.running()  # first, so that a job that ends meanwhile is not told as stopped
         record, result = self._read(RECORD), self._read(RESULT)

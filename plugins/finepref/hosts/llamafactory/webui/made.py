@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,35 @@ def job_of(dataset_dir: str, name: str) -> Job:
     return Job(folder_of(dataset_dir) / f"{name}{SUFFIX}")
 
 
+def sets_of(kind: Kind, name: str) -> dict[str, tuple[str, str]]:
+    """The files of a job, relative to the data folder -> name and format of each as a data set."""
+    return {
+        f"{FOLDER}/{name}{ending}": (f"{name}{of_set}", formatting)
+        for ending, (of_set, formatting) in kind.outputs.items()
+    }
+
+
+def places(dataset_dir: str, name: str) -> list[str]:
+    """The first options of each command: where it reads and writes."""
+    return [f"--dataset-dir={dataset_dir}", f"--output={folder_of(dataset_dir) / f'{name}.jsonl'}"]
+
+
+def again(kind: Kind, status: Status, dataset_dir: str) -> Record:
+    """The record of a job that goes on with what it has done.
+
+    Data folders are passed around, so only options are taken from the file of the job: the program, the command, and
+    where it reads and writes are those of the form.
+    """
+    words = status.record.command[len(FINEPREF) + len(kind.words) :]
+    where = places(dataset_dir, status.name)
+    return replace(
+        status.record,
+        command=[*FINEPREF, *kind.words, *where, *words[len(where) :]],
+        dataset_dir=dataset_dir,
+        sets=sets_of(kind, status.name),
+    )
+
+
 def prepare(kind: Kind, get: Get, row: stages.Stage) -> tuple[Job, Record]:
     """The job of a form, not started yet.
 
@@ -189,18 +218,15 @@ def prepare(kind: Kind, get: Get, row: stages.Stage) -> tuple[Job, Record]:
     tables = (dataset_info.table(folder) for folder in (dataset_dir, dataset_info.shipped_dir()))
     if any(source in table for table in tables) and Path(source).exists():
         raise Refused("also_a_file", name=source, folder=Path.cwd())
-    sets = {
-        f"{FOLDER}/{name}{ending}": (f"{name}{of_set}", formatting)
-        for ending, (of_set, formatting) in kind.outputs.items()
-    }
+    sets = sets_of(kind, name)
     for file, (of_set, _) in sets.items():
         if problems := dataset_info.taken(dataset_dir, of_set, file):
             raise Refused("taken", name=of_set, problem=BadData(problems))
-    output = folder_of(dataset_dir) / f"{name}.jsonl"
-    words = [f"--dataset-dir={dataset_dir}", f"--output={output}", *kind.options(get, row)]
+    words = [*places(dataset_dir, name), *kind.options(get, row)]
     words += further(get(f"{kind.key}_options"), words)
     return job_of(dataset_dir, name), Record(
         kind=kind.key,
+        stage=get("training_stage") or "",
         command=[*FINEPREF, *kind.words, *words, "--", source],
         dataset_dir=dataset_dir,
         sets=sets,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,17 +14,22 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from finepref.hosts.llamafactory.webui import forms, made, texts
-from finepref.hosts.llamafactory.webui.jobs import JobBusy, State, Status
+from finepref.hosts.llamafactory.webui.jobs import Job, JobBusy, Record, State, Status
 from finepref.synth.seapo.prompts import ERRORS
 
 EVERY = 2.0
 """Seconds between two looks at a job's folder."""
 ENGINES = ("hf", "vllm", "openai", "rules")
+PROBLEM = "border-left: 4px solid #c00; padding-left: 8px"
+BAR = 'style="width: 100%; accent-color: var(--color-accent)"'
+TABLE = "│┃┏┡└"
+"""Characters of the lines of tables."""
 HOST = ("training_stage", "dataset_dir", "dataset", "cutoff_len")
 """Elements of the host's Train tab that a form reads."""
 TOP = ("lang", "model_name", "finetuning_type", "model_path", "template")
-SCORING = ("tab", "dataset", "reference", "oracle", "name", "options", "start", "stop", "use")
-INJECTING = ("tab", "dataset", "engine", "model", "url", "types", "by", "name", "options", "start", "stop", "use")
+SCORING = ("tab", "dataset", "reference", "oracle", "name", "options", "start", "stop", "again", "use")
+INJECTING = ("tab", "dataset", "engine", "model", "url", "types", "by", "name", "options")
+INJECTING += ("start", "stop", "again", "use")
 ELEMENTS = tuple(f"{kind}_{name}" for kind, names in (("scoring", SCORING), ("inject", INJECTING)) for name in names)
 
 
@@ -29,18 +37,38 @@ class Seen(NamedTuple):
     """What a browser tab shows of a kind of job."""
 
     html: str
+    dataset_dir: str
     name: str
     running: bool
+    ended: bool
     ready: bool
+
+    @property
+    def job(self) -> Job:
+        """The job that it shows."""
+        return made.job_of(self.dataset_dir, self.name)
+
+
+@dataclass
+class Last:
+    """What this web UI has started last; a page that is loaded while it runs shows it."""
+
+    kind: str = ""
+    dataset_dir: str = ""
+    stage: str = ""
+
+
+LAST = Last()
 
 
 def build(kind: made.Kind) -> dict[str, Any]:
     """Make the elements of a form, by name. Must be called inside an accordion."""
     found = _score_inputs() if kind is made.SCORE else _inject_inputs()
     with gr.Row():
-        found |= {"start": gr.Button(variant="primary"), "stop": gr.Button(variant="stop", interactive=False)}
-        found["use"] = gr.Button(interactive=False)
-    found["status"] = gr.HTML()
+        found["start"] = gr.Button(variant="primary")
+        found["stop"] = gr.Button(variant="stop", interactive=False)
+        found |= {"again": gr.Button(interactive=False), "use": gr.Button(interactive=False)}
+    found |= {"notice": gr.HTML(visible=False), "status": gr.HTML(visible=False)}
     return {f"{kind.key}_{name}": element for name, element in found.items()}
 
 
@@ -85,7 +113,9 @@ class Panel:
         self.inputs |= {name: engine.manager.get_elem_by_id(f"top.{name}") for name in TOP}
 
     def _shown_names(self) -> tuple[str, ...]:
-        return tuple(f"{self.kind.key}_{name}" for name in ("status", "start", "stop", "use", "tab"))
+        return tuple(
+            f"{self.kind.key}_{name}" for name in ("notice", "status", "start", "stop", "again", "use", "tab")
+        )
 
     def wire(self, after_use: Callable[[Any], None]) -> None:
         """Connect the elements.
@@ -93,13 +123,18 @@ class Panel:
         Args:
             after_use: is called with the event of a made data set having been chosen.
         """
-        status, start, stop, use = (self._own(name) for name in ("status", "start", "stop", "use"))
+        start, stop, again, use = (self._own(name) for name in ("start", "stop", "again", "use"))
         seen = gr.State(None)
-        inputs, outputs = {*self.inputs.values(), seen}, [status, stop, use, seen]
+        inputs = {*self.inputs.values(), seen}
+        outputs = [self._own("status"), stop, again, use, seen]
+        restored = [self.elements["training_stage"], self.elements["dataset_dir"], self._own("tab")]
         quiet = {"queue": False, "show_progress": "hidden"}
-        start.click(lambda values: self.start(self._get(values), values[seen]), inputs, outputs, **quiet)
-        stop.click(lambda values: self.stop(self._get(values), values[seen]), inputs, outputs, queue=False)
-        self.timer.tick(lambda values: self.look(self._get(values), values[seen]), inputs, outputs, **quiet)
+        told = [self._own("notice"), *outputs]
+        for button, method in ((start, self.start), (again, self.again), (stop, self.stop)):
+            button.click(partial(self._clicked, method, seen), inputs, told, queue=False)
+        self.timer.tick(
+            lambda values: self.tick(self._get(values), values[seen]), inputs, [*outputs, *restored], **quiet
+        )
         chosen = [self.elements["dataset"], self.elements["tokens_record"], self.elements["tokens_tab"]]
         after_use(use.click(lambda values: self.use(self._get(values), values[seen]), inputs, chosen, **quiet))
         dataset, oracle = self._own("dataset"), self.elements.get(f"{self.kind.key}_oracle")
@@ -125,49 +160,78 @@ class Panel:
 
         return get
 
-    def start(self, get: made.Get, seen: Seen | None) -> list[Any]:
-        """Start the form's command, unless its output is being made already."""
+    def _clicked(self, method: Callable[[made.Get, Seen | None], str], seen: gr.State, values: dict) -> list[Any]:
+        """Do what a button says. Shows what it has to tell, and the job."""
+        get = self._get(values)
+        notice = method(get, values[seen])
+        return [gr.HTML(_box(notice, PROBLEM), visible=bool(notice)), *self.look(get, None)]
+
+    def start(self, get: made.Get, seen: Seen | None) -> str:
+        """Start the form's command, unless its output is being made already; why not, or ""."""
         row = forms.chosen(get("training_stage"))
+        return self._run(get, lambda: made.prepare(self.kind, get, row)) if row is not None else ""
+
+    def again(self, get: made.Get, seen: Seen | None) -> str:
+        """Let the job that this tab shows go on as it was started; why not, or ""."""
+        status = seen.job.status() if seen is not None else None
+        if seen is None or status is None:
+            return ""
+        return self._run(get, lambda: (seen.job, made.again(self.kind, status, seen.dataset_dir)))
+
+    def stop(self, get: made.Get, seen: Seen | None) -> str:
+        """End the job that this tab shows."""
+        if seen is not None and seen.running:
+            seen.job.abort()
+        return ""
+
+    def _run(self, get: made.Get, prepare: Callable[[], tuple[Job, Record]]) -> str:
+        """Start a job; why that is not possible, or ""."""
         try:
             if self.engine.demo_mode:
                 raise made.Refused("demo")
-            if row is None:
-                raise made.Refused("no_stage")
-            job, record = made.prepare(self.kind, get, row)
-            job.start(record)
+            job, record = prepare()
+            try:
+                job.start(record)
+            except JobBusy:
+                raise made.Refused("busy", name=job.name) from None
         except made.Refused as error:
-            gr.Warning(phrase(get("lang"), error.key, **error.values))
-            return self.look(get, seen)
-        except JobBusy:
-            gr.Warning(phrase(get("lang"), "busy", name=made.name_of(self.kind, get)))
-            return self.look(get, seen)
+            return phrase(get("lang"), error.key, **error.values)
         except OSError as error:
-            gr.Warning(str(error))
-            return self.look(get, seen)
-        return self.look(get, None)
+            return str(error)
+        LAST.kind, LAST.dataset_dir, LAST.stage = self.kind.key, record.dataset_dir, record.stage
+        return ""
 
-    def stop(self, get: made.Get, seen: Seen | None) -> list[Any]:
-        """End the job that this tab shows."""
-        if seen is not None and seen.running:
-            made.job_of(get("dataset_dir"), seen.name).abort()
-        return self.look(get, None)
+    def tick(self, get: made.Get, seen: Seen | None) -> list[Any]:
+        """What the tab should show; of a page that was just loaded also the stage and the folder of a running job."""
+        values, restored = {}, [gr.skip()] * 3
+        if seen is None and LAST.kind == self.kind.key:
+            values = {"dataset_dir": LAST.dataset_dir, "training_stage": LAST.stage}
+            status = made.shown(self.kind, values.get)
+            if status is not None and status.state is State.running:
+                restored = [LAST.stage, LAST.dataset_dir, gr.Accordion(open=True)]
+            else:
+                values = {}
+        return [*self.look(lambda name: values.get(name) or get(name), seen), *restored]
 
     def look(self, get: made.Get, seen: Seen | None) -> list[Any]:
         """What the tab should show: status, both buttons, and that; nothing new if it shows that already."""
         status, row = made.shown(self.kind, get), forms.chosen(get("training_stage"))
         if status is None:
-            now = Seen("", "", False, False)
+            now = Seen("", "", "", False, False, False)
         else:
             ready = row is not None and bool(made.for_stage(status, row))
-            now = Seen(described(status, get("lang")), status.name, status.state is State.running, ready)
+            running, ended = status.state is State.running, status.state in (State.failed, State.stopped)
+            html = described(status, get("lang"))
+            now = Seen(html, get("dataset_dir"), status.name, running, ended, ready)
         if seen == now:
-            return [gr.skip()] * 4
-        return [now.html, gr.Button(interactive=now.running), gr.Button(interactive=now.ready), now]
+            return [gr.skip()] * 5
+        buttons = (gr.Button(interactive=on) for on in (now.running, now.ended, now.ready))
+        return [gr.HTML(now.html, visible=bool(now.html)), *buttons, now]
 
     def use(self, get: made.Get, seen: Seen | None) -> list[Any]:
         """Choose the made data set in the Train tab, and open the view of tokens at its first record."""
         row = forms.chosen(get("training_stage"))
-        status = made.job_of(get("dataset_dir"), seen.name).status() if seen and seen.name else None
+        status = seen.job.status() if seen is not None else None
         name = made.for_stage(status, row) if status and row else ""
         if not name:
             return [gr.skip()] * 3
@@ -199,23 +263,21 @@ def described(status: Status, lang: str | None) -> str:
         share = status.share
         if share is not None:
             words.append(f"{share:.0%}")
-            bar = f'<progress max="1" value="{share:.3f}" style="width: 100%"></progress>'
+            bar = f'<progress max="1" value="{share:.3f}" {BAR}></progress>'
         else:
-            bar = '<progress max="1" style="width: 100%"></progress>'
+            bar = f'<progress max="1" {BAR}></progress>'
         if progress.part:
             words.append(phrase(lang, "part", part=progress.part, done=progress.done, total=progress.total))
             if "?" not in progress.left:
                 words.append(phrase(lang, "left", left=progress.left))
     if status.result is not None and status.result.added:
         words.append(phrase(lang, "added", names=", ".join(status.result.added)))
-    html = [f"<p><b>{escape(words[0])}</b> {escape(' · '.join(words[1:]))}</p>", bar]
+    html = [f"<p><b>{escape(words[0])}</b>{''.join(f' · {escape(word)}' for word in words[1:])}</p>", bar]
     if status.state is State.failed:
-        html.append(
-            _box(cause(status, lang), "border-left: 4px solid var(--error-border-color, #c00); padding-left: 8px")
-        )
-    lines = [*status.lines, *([progress.note] if status.state is State.running and progress.note else [])]
-    if lines:
-        html.append(_box("\n".join(lines), "opacity: 0.8; font-size: 0.85em; max-height: 16em"))
+        html.append(_box(cause(status, lang), PROBLEM))
+    command = "$ " + shlex.join(["finepref", *status.record.command[len(made.FINEPREF) :]])
+    note = [progress.note] if status.state is State.running and progress.note else []
+    html.append(_box("\n".join([command, *status.lines, *note]), "opacity: 0.8; font-size: 0.85em; max-height: 16em"))
     return f'<div class="finepref-job">{"".join(html)}</div>'
 
 
@@ -234,4 +296,5 @@ def cause(status: Status, lang: str | None) -> str:
         return phrase(lang, "killed", signal=-result.code)
     text = "\n".join(status.lines)
     raised = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt): (.+(?:\n\S.*)*)", text, re.MULTILINE)
-    return raised[-1] if raised else "\n".join(status.lines[-4:]) or f"exit code {result.code}"
+    plain = [line for line in status.lines if not set(TABLE) & set(line)]
+    return raised[-1] if raised else "\n".join(plain[-3:]) or f"exit code {result.code}"
