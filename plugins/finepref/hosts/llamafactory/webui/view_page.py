@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 import yaml
 
+from finepref.hosts.llamafactory.arguments import HOST
 from finepref.hosts.llamafactory.webui import forms, made
 
 COUNT = 200
@@ -28,8 +29,10 @@ def command(get: made.Get, output: Path) -> list[str]:
     row = forms.chosen(get("train.training_stage"))
     if row is None or not get("train.dataset"):
         raise ValueError("choose a dataset first")
+    defaults = {name: option.default for name, option in row.options.described(HOST).items()}
     values = forms.values(row, lambda name: get(f"train.{name}"))
-    options = [f"{key}={_in_yaml(value)}" for key, value in values.items() if value not in (None, "")]
+    changed = {key: value for key, value in values.items() if value not in (None, "", defaults.get(key))}
+    options = [f"{key}={_in_yaml(value)}" for key, value in changed.items()]
     words = [f"--dataset-dir={get('train.dataset_dir')}", f"--stage={row.name}", f"--output={output}"]
     words += [f"--record={max(1, int(get('train.tokens_record') or 1))}", f"--count={COUNT}"]
     if model := get("top.model_path"):
