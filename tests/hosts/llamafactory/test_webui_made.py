@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -119,6 +120,29 @@ def test_a_set_that_the_command_would_take_for_a_folder_is_refused(words, tmp_pa
     (tmp_path / "margins").mkdir()
     with pytest.raises(made.Refused, match="also_a_file"):
         words(made.SCORE, SEPO, SCORING)
+
+
+def test_a_job_that_goes_on_runs_only_its_own_command_and_writes_only_where_the_form_says(words, folder, tmp_path):
+    """Data folders are passed around, and so is the file that says what was started."""
+    found = words(made.SCORE, SEPO, SCORING)
+    again = made.again(made.SCORE, status_of(found), str(folder))
+    assert (again.command, again.sets) == (found.record.command, found.record.sets)
+    bad = [
+        "rm",
+        "-rf",
+        "x",
+        "sepo",
+        "score",
+        "--dataset-dir=/",
+        "--output=/etc/passwd",
+        "--reference=m",
+        "--",
+        "pairs",
+    ]
+    record = replace(found.record, command=bad, dataset_dir="/", sets={"../x": ("x", "pair")})
+    again = made.again(made.SCORE, replace(status_of(found), record=record), str(folder))
+    assert again.command == [*found.record.command[:7], "--reference=m", "--", "pairs"]
+    assert (again.dataset_dir, again.sets) == (str(folder), found.record.sets)
 
 
 def test_an_input_that_begins_with_dashes_is_no_option(words):
