@@ -178,7 +178,7 @@ def test_pairs_are_scored_looked_at_and_trained_on_without_a_shell(web, page, ot
     page.shows("seen is done · in the list of data sets: seen", seconds=300)
     page.picture(PICTURES / "scored.png")
 
-    page.click("Train on these scores")
+    page.click("Use these scores")
     shown = page.shows("span-0: chosen")
     assert re.search(r"rejected [1-9]\d* / \d+", shown)
     page.lacks("Finished.")
@@ -238,7 +238,7 @@ def test_negatives_are_made_seen_after_a_reload_aborted_and_gone_on_with(web, pa
         page.click("Go on making negatives")
         page.shows("wrong is done", seconds=300)
         page.picture(PICTURES / "injected.png")
-        page.click("Train on these negatives")
+        page.click("Use these negatives")
         page.shows("wrong_span_pair 1")
         asked = [json.dumps(request["messages"]) for request in endpoint.requests]
     assert [asked.count(each) for each in asked[:3]] == [1, 1, 2]

@@ -166,5 +166,5 @@ def test_the_viewer_page_is_asked_for_with_the_options_that_were_changed_and_sho
     ]
     for values, told in ({"dataset": []}, "choose a dataset first"), ({"tokens_record": 13}, "spans has no record 13"):
         shown, button = view_page.frame(words("tdpo", **values))
-        assert told in shown
+        assert told in shown.value
         assert not button.visible

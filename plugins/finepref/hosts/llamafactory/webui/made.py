@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Kind:
         bar: how the names of its progress bars begin.
         parts: these names, () if their number is not known.
         wants: the rows that it takes.
+        refuses: layouts whose rows it does not take nevertheless.
         ending: of the name of its output, if the user gives none.
         outputs: ending of an output file -> ending of its name as a data set, and its format.
         options: the form's values -> options of the command line.
@@ -65,6 +66,7 @@ class Kind:
     bar: str
     parts: Sequence[str]
     wants: Wants
+    refuses: Collection[str] = ()
     ending: str
     outputs: Mapping[str, tuple[str, str]]
     options: Callable[[Get, stages.Stage], list[str]]
@@ -76,7 +78,7 @@ class Kind:
     def takes(self, entry: Mapping[str, Any]) -> bool:
         """Whether the command reads an entry of dataset_info.json."""
         layout = layouts.of_entry(entry, supervised=True)
-        if layout is None:
+        if layout is None or layout in self.refuses:
             return False
         if layout in layouts.SUPERVISED:
             return SUPERVISED in self.wants.formats
@@ -130,6 +132,7 @@ INJECT = Kind(
     bar="seapo",
     parts=(),
     wants=ANSWERS,
+    refuses=("negatives",),
     ending="negatives",
     outputs={
         ".jsonl": ("", "negatives"),

@@ -21,7 +21,9 @@ EVERY = 2.0
 """Seconds between two looks at a job's folder."""
 ENGINES = ("hf", "vllm", "openai", "rules")
 PROBLEM = "border-left: 4px solid #c00; padding-left: 8px"
-BAR = 'style="width: 100%; accent-color: var(--color-accent)"'
+BAR = """<div role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}"
+style="height: 10px; border-radius: 5px; overflow: hidden; background: var(--border-color-primary)">
+<div style="height: 100%; width: {percent}%; background: var(--color-accent)"></div></div>"""
 TABLE = "│┃┏┡└"
 """Characters of the lines of tables."""
 HOST = ("training_stage", "dataset_dir", "dataset", "cutoff_len")
@@ -263,9 +265,7 @@ def described(status: Status, lang: str | None) -> str:
         share = status.share
         if share is not None:
             words.append(f"{share:.0%}")
-            bar = f'<progress max="1" value="{share:.3f}" {BAR}></progress>'
-        else:
-            bar = f'<progress max="1" {BAR}></progress>'
+        bar = BAR.format(percent=round(100 * (share or 0)))
         if progress.part:
             words.append(phrase(lang, "part", part=progress.part, done=progress.done, total=progress.total))
             if "?" not in progress.left:
@@ -277,7 +277,7 @@ def described(status: Status, lang: str | None) -> str:
         html.append(_box(cause(status, lang), PROBLEM))
     command = "$ " + shlex.join(["finepref", *status.record.command[len(made.FINEPREF) :]])
     note = [progress.note] if status.state is State.running and progress.note else []
-    html.append(_box("\n".join([command, *status.lines, *note]), "opacity: 0.8; font-size: 0.85em; max-height: 16em"))
+    html.append(_box("\n".join([command, *status.lines, *note]), "opacity: 0.8; font-size: 0.85em; max-height: 28em"))
     return f'<div class="finepref-job">{"".join(html)}</div>'
 
 
@@ -297,4 +297,4 @@ def cause(status: Status, lang: str | None) -> str:
     text = "\n".join(status.lines)
     raised = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt): (.+(?:\n\S.*)*)", text, re.MULTILINE)
     plain = [line for line in status.lines if not set(TABLE) & set(line)]
-    return raised[-1] if raised else "\n".join(plain[-3:]) or f"exit code {result.code}"
+    return raised[-1] if raised else "\n".join(plain[-4:]) or f"exit code {result.code}"

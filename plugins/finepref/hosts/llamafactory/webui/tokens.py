@@ -48,7 +48,7 @@ def build() -> dict[str, Any]:
         summary = gr.Markdown()
     with gr.Row():
         chosen, rejected = (gr.HighlightedText(combine_adjacent=True, show_inline_category=False) for _ in SIDES)
-    page = gr.HTML()
+    page = gr.HTML(visible=False)
     return {
         "tokens_record": record,
         "tokens_btn": button,
@@ -76,7 +76,7 @@ def wire(manager: Any, elements: dict[str, Any]) -> Callable[[Any], None]:
     def show(values: dict[Any, Any]) -> tuple[str, Any, Any]:
         return view(lambda name: values[inputs[name]])
 
-    def page(values: dict[Any, Any]) -> tuple[str, Any]:
+    def page(values: dict[Any, Any]) -> tuple[Any, Any]:
         return view_page.frame(lambda name: values[inputs[name]])
 
     elements["tokens_btn"].click(show, set(inputs.values()), outputs)

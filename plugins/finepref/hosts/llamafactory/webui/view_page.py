@@ -51,7 +51,7 @@ def _folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="finepref-")
 
 
-def frame(get: made.Get) -> tuple[str, Any]:
+def frame(get: made.Get) -> tuple[Any, Any]:
     """The page in a frame of its own, and the button that saves it; or the error.
 
     The frame may run the page's script, and nothing of it reaches the web UI: `sandbox` gives it no origin.
@@ -66,6 +66,6 @@ def frame(get: made.Get) -> tuple[str, Any]:
         page = output.read_text(encoding="utf-8")
     except (ValueError, OSError) as error:
         gr.Warning(str(error))
-        return f"<pre style='white-space: pre-wrap'>{escape(str(error))}</pre>", nothing
+        return gr.HTML(f"<pre style='white-space: pre-wrap'>{escape(str(error))}</pre>", visible=True), nothing
     html = f'<iframe sandbox="allow-scripts" style="{FRAME}" title="finepref view" srcdoc="{escape(page)}"></iframe>'
-    return html, gr.DownloadButton(value=str(output), visible=True)
+    return gr.HTML(html, visible=True), gr.DownloadButton(value=str(output), visible=True)
