@@ -42,7 +42,7 @@ def web(tmp_path_factory, tiny_model):
         page.click("Extra configurations")
         page.fill("Extra arguments", json.dumps(EXTRA))
         page.click("Extra configurations")
-        yield SimpleNamespace(page=page, folder=folder)
+        yield SimpleNamespace(page=page, folder=folder, address=address)
 
 
 @pytest.fixture
@@ -170,6 +170,7 @@ def test_pairs_are_scored_looked_at_and_trained_on_without_a_shell(web, page, ot
     page.fill("Output dir", "run_on_scores")
     page.fill("Data dir", str(folder))
     page.choose("Stage", label_of("sepo"))
+    page.fill("Ratio of chosen tokens", "0.4")
     page.click("Make token scores (finepref sepo score)")
     page.choose("Pairs to score", "sums_of_two")
     page.fill("Oracle", str(other_model))
@@ -198,7 +199,7 @@ def wrong(tmp_path):
     job.abort()
 
 
-def test_negatives_are_made_seen_after_a_reload_aborted_and_gone_on_with(web, page, tmp_path, wrong):
+def test_negatives_are_made_seen_and_aborted_in_another_tab_and_gone_on_with(web, page, tmp_path, wrong):
     """The endpoint answers two of the 18 requests, and holds the third until the job has been aborted."""
     let_go = threading.Event()
 
@@ -229,11 +230,12 @@ def test_negatives_are_made_seen_after_a_reload_aborted_and_gone_on_with(web, pa
         page.shows("wrong is being made already; it is not started twice.")
         page.picture(PICTURES / "injecting.png")
 
-        page.driver.refresh()  # the stage and the folder come back with the running job
-        page.shows("wrong is being made")
-        page.click("Abort making negatives")
-        page.shows("wrong was stopped; what was done is kept")
+        with page.new_tab(web.address):  # it has the stage, the folder and the open form of the running job
+            page.shows("wrong is being made")
+            page.click("Abort making negatives")
+            page.shows("wrong was stopped; what was done is kept")
         assert not wrong.running()
+        page.shows("wrong was stopped; what was done is kept")
         let_go.set()
         page.click("Go on making negatives")
         page.shows("wrong is done", seconds=300)

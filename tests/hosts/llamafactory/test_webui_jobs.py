@@ -144,6 +144,11 @@ def test_a_command_that_fails_is_told_with_its_code_and_one_that_was_killed_with
     assert (killed.state, killed.result.code) == (State.failed, -9)
 
 
+def test_of_a_long_log_the_last_lines_are_told(start):
+    found = ended(start("for number in range(20_000): print('line', number)"))
+    assert found.lines == [f"line {number}" for number in range(19_980, 20_000)]
+
+
 def test_outputs_are_added_to_the_data_sets_and_what_is_missing_or_empty_is_not(start, tmp_path):
     table = tmp_path / "dataset_info.json"
     table.write_text('{"own": {"file_name": "own.jsonl"}}')

@@ -202,6 +202,18 @@ class Page:
         finally:
             self.driver.switch_to.default_content()
 
+    @contextmanager
+    def new_tab(self, address: str) -> Iterator[None]:
+        """Work on the page in another browser tab, loaded anew; it is closed in the end."""
+        first = self.driver.current_window_handle
+        self.driver.switch_to.new_window("tab")
+        try:
+            self.open(address)
+            yield
+        finally:
+            self.driver.close()
+            self.driver.switch_to.window(first)
+
     def sources(self, xpath: str) -> list[str]:
         """Where the images of that path come from."""
         return [image.get_attribute("src") for image in self.driver.find_elements(By.XPATH, xpath)]

@@ -33,6 +33,8 @@ RECORD, LOCK, PID, PROGRESS, LOG, RESULT = "record.json", "lock", "pid", "progre
 SUFFIX = ".job"
 GRACE = 10.0
 """Seconds that an aborted job has to end by itself."""
+TAIL = 32_000
+"""Bytes of the log that are read for the last lines."""
 TRIES = 3
 _STARTING = threading.Lock()
 
@@ -212,17 +214,13 @@ class Job:
             state = State.stopped
             if ended is not None and not ended.aborted:
                 state = State.failed if ended.code or ended.problem else State.done
-        try:
-            printed = (self.folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
-            printed = []
         return Status(
             name=self.name,
             state=state,
             record=Record(**record),
             progress=Progress(**self._read(PROGRESS)),
             result=ended,
-            lines=printed[-lines:],
+            lines=self._printed().splitlines()[-lines:],
         )
 
     def _lock(self, kind: int) -> int | None:
@@ -235,6 +233,15 @@ class Job:
             os.close(descriptor)
             return None
         return descriptor
+
+    def _printed(self) -> str:
+        """The end of what the command has printed."""
+        try:
+            with open(self.folder / LOG, "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+                return file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
 
     def _pid(self) -> int:
         try:

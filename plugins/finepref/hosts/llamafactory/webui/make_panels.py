@@ -137,7 +137,8 @@ class Panel:
         self.timer.tick(
             lambda values: self.tick(self._get(values), values[seen]), inputs, [*outputs, *restored], **quiet
         )
-        chosen = [self.elements["dataset"], self.elements["tokens_record"], self.elements["tokens_tab"]]
+        names = ("dataset", "tokens_record", "tokens_tab", "tokens_page", "tokens_page_file")
+        chosen = [self.elements[name] for name in names]
         after_use(use.click(lambda values: self.use(self._get(values), values[seen]), inputs, chosen, **quiet))
         dataset, oracle = self._own("dataset"), self.elements.get(f"{self.kind.key}_oracle")
         folder = self.elements["dataset_dir"]
@@ -217,11 +218,12 @@ class Panel:
 
     def look(self, get: made.Get, seen: Seen | None) -> list[Any]:
         """What the tab should show: status, both buttons, and that; nothing new if it shows that already."""
-        status, row = made.shown(self.kind, get), forms.chosen(get("training_stage"))
+        row = forms.chosen(get("training_stage"))
+        status = made.shown(self.kind, get) if row is not None else None  # else the form is hidden
         if status is None:
             now = Seen("", "", "", False, False, False)
         else:
-            ready = row is not None and bool(made.for_stage(status, row))
+            ready = bool(row and made.for_stage(status, row))
             running, ended = status.state is State.running, status.state in (State.failed, State.stopped)
             html = described(status, get("lang"))
             now = Seen(html, get("dataset_dir"), status.name, running, ended, ready)
@@ -236,8 +238,9 @@ class Panel:
         status = seen.job.status() if seen is not None else None
         name = made.for_stage(status, row) if status and row else ""
         if not name:
-            return [gr.skip()] * 3
-        return [gr.Dropdown(value=[name]), 1, gr.Accordion(open=True)]
+            return [gr.skip()] * 5
+        old_page = [gr.HTML(visible=False), gr.DownloadButton(visible=False)]
+        return [gr.Dropdown(value=[name]), 1, gr.Accordion(open=True), *old_page]
 
 
 def checkpoints(model_name: str, finetuning_type: str) -> list[str]:
