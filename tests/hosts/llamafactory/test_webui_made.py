@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from finepref import stages
 from finepref.hosts.llamafactory.webui import made, make_panels, texts
+from finepref.hosts.llamafactory.webui.job_process import PLAIN
 from finepref.hosts.llamafactory.webui.jobs import Progress, Record, Result, State, Status
 from sample_rows import margin_rows, ranked_rows, rows, span_rows, write_rows
 
@@ -120,6 +123,16 @@ def test_a_set_that_the_command_would_take_for_a_folder_is_refused(words, tmp_pa
     (tmp_path / "margins").mkdir()
     with pytest.raises(made.Refused, match="also_a_file"):
         words(made.SCORE, SEPO, SCORING)
+
+
+@pytest.mark.parametrize(("kind", "row"), [(made.SCORE, CDPO), (made.INJECT, SEAPO)])
+def test_the_commands_have_the_options_of_the_forms(words, kind, row):
+    form = SCORING | INJECTING | {"inject_engine": "openai", "inject_url": "http://h/v1", "finepref_overlong": "skip"}
+    found = words(kind, row, form)
+    asked = [word.partition("=")[0] for word in found.words if word.startswith("--") and word != "--"]
+    command = [*made.FINEPREF, *kind.words, "--help"]
+    told = subprocess.run(command, env=os.environ | PLAIN, capture_output=True, text=True, check=True).stdout
+    assert [option for option in asked if not re.search(rf"{option}\b", told)] == []
 
 
 def test_a_job_that_goes_on_runs_only_its_own_command_and_writes_only_where_the_form_says(words, folder, tmp_path):
