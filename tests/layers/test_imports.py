@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "pipelines": {"synth", "formats"},
     "commands": {"evals", "pipelines", "hosts", "methods", "synth", "formats", "losses"},
     "cli": {"commands", "evals", "pipelines", "hosts", "methods", "synth", "formats", "losses"},
+    "__main__": {"cli"},
     "attach": set(),
     "stages": {"methods", "formats"},
 }

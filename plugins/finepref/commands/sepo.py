@@ -18,6 +18,7 @@ from finepref.commands.engine_options import (
     WorkerCpus,
     WorkerGpus,
     check_device_map,
+    check_models,
     for_workers,
     vllm_settings,
     workers_of,
@@ -130,6 +131,7 @@ def score(
             raise ValueError("--overlong is for --cutoff-len: give both")
         if not oracle and not oracle_adapter:
             raise ValueError("the oracle is missing: give --oracle, --oracle-adapter or both")
+        check_models(oracle or None, reference, oracle_adapter)
         from finepref.synth.sepo.score import PLAIN, Limits
         from finepref.synth.sepo.score import score as run
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from finepref.formats import layouts
+from finepref.formats.files import write_text
 from finepref.formats.jsonl import decode_at, skip_space
 from finepref.formats.layouts import check_columns
 from finepref.formats.problems import BadData, Problem
@@ -92,6 +95,48 @@ def find(name: str, dataset_dir: str | os.PathLike[str]) -> Found:
     code = "FP071" if table.is_file() else "FP001"
     where = "in this table" if table.is_file() else "in this table, which is not there,"
     raise BadData([Problem(os.fspath(table), 0, name, code, f"{name!a} is neither {where} nor in finepref's")])
+
+
+def add(dataset_dir: str | os.PathLike[str], name: str, entry: Mapping[str, object]) -> None:
+    """Add an entry at the end of a folder's table, which is made if it is not there; the rest of its text stays.
+
+    An entry of that name for the same file is left as it is. Writers in several processes wait for each other.
+
+    Raises:
+        BadData: the table is not an object in JSON, or has the name for something else (FP006).
+    """
+    path = Path(dataset_dir) / FILE_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        problems: list[Problem] = []
+        entries = list(_entries(path, problems)) if path.exists() else []
+        if not problems and any(other == name for _, other, _ in entries):
+            problems = taken(dataset_dir, name, str(entry.get("file_name", "")))
+            if not problems:
+                return
+        if problems:
+            raise BadData(problems)
+        before = path.read_text(encoding="utf-8").rstrip().removesuffix("}").rstrip() if path.exists() else "{"
+        comma = "," if entries else ""
+        text = json.dumps(entry, ensure_ascii=False, indent=2).replace("\n", "\n  ")
+        write_text(path.resolve(), f"{before}{comma}\n  {json.dumps(name, ensure_ascii=False)}: {text}\n}}\n")
+    finally:
+        os.close(folder)
+
+
+def taken(dataset_dir: str | os.PathLike[str], name: str, file_name: str) -> list[Problem]:
+    """The problem of a name that a folder's table has for something else than this file; [] if it has not."""
+    path = Path(dataset_dir) / FILE_NAME
+    found = [(line, value) for line, other, value in _entries(path, []) if other == name]
+    return [
+        Problem(
+            os.fspath(path), line, name, "FP006", f"the table has {name!a} for another data set; choose another name"
+        )
+        for line, value in found
+        if not isinstance(value, dict) or value.get("file_name") != file_name
+    ]
 
 
 def lint(path: str | os.PathLike[str], *, host_formats: Collection[str] = HOST_FORMATS) -> list[Problem]:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from types import SimpleNamespace
 
 import pytest
 import webui_browser
 import yaml
+from chat_endpoint import answering
 from conftest import DATASETS, OF_A_LOSS, ROOT
 from finepref import stages
+from finepref.hosts.llamafactory.webui.jobs import Job
+from sample_rows import margin_rows, write_rows
 
 STEPS = 4
 EXTRA = {"max_steps": STEPS, "logging_steps": 1, "gradient_accumulation_steps": 1, "preprocessing_num_workers": 1}
@@ -38,7 +42,7 @@ def web(tmp_path_factory, tiny_model):
         page.click("Extra configurations")
         page.fill("Extra arguments", json.dumps(EXTRA))
         page.click("Extra configurations")
-        yield SimpleNamespace(page=page, folder=folder)
+        yield SimpleNamespace(page=page, folder=folder, address=address)
 
 
 @pytest.fixture
@@ -125,6 +129,13 @@ def test_the_view_of_tokens_highlights_the_spans_of_a_record(web, page):
     marked = page.visible("//*[contains(@class, 'textspan') and contains(@class, 'hl') and contains(., '24')]")
     assert marked.text.split()[0] == "24"
 
+    page.click("Open viewer page")
+    with page.inside("//iframe[@title='finepref view']"):
+        shown = page.shows("span-10")
+    assert "stage tdpo" in shown
+    assert page.visible("//*[normalize-space()='Save viewer page']").is_enabled()
+    page.click("Tokens")
+
 
 def test_a_bad_value_is_refused_in_one_line_before_anything_starts(web, page):
     page.fill("Output dir", "never")
@@ -151,3 +162,85 @@ def test_data_that_cannot_be_trained_on_is_named_above_the_traceback(web, page, 
     first = shown[shown.index("Failed.") :].splitlines()[1]
     named = rf"FP210 {tmp_path}/plain\.jsonl:[1-4] rejected_spans: `tdpo_masks: annotated` needs spans; .*"
     assert re.fullmatch(rf"{named} \(id p[0-3]\)", first), first
+
+
+def test_pairs_are_scored_looked_at_and_trained_on_without_a_shell(web, page, other_model, tmp_path):
+    """The oracle is another model than the policy, which is the reference."""
+    folder = write_rows(tmp_path, margin_rows(), "sums_of_two", formatting="pair")
+    page.fill("Output dir", "run_on_scores")
+    page.fill("Data dir", str(folder))
+    page.choose("Stage", label_of("sepo"))
+    page.fill("Ratio of chosen tokens", "0.4")
+    page.click("Make token scores (finepref sepo score)")
+    page.choose("Pairs to score", "sums_of_two")
+    page.fill("Oracle", str(other_model))
+    page.fill("Name of the scores", "seen")
+    page.click("Score")
+    page.shows("seen is done · in the list of data sets: seen", seconds=300)
+    page.picture(PICTURES / "scored.png")
+
+    page.click("Use these scores")
+    shown = page.shows("span-0: chosen")
+    assert re.search(r"rejected [1-9]\d* / \d+", shown)
+    page.lacks("Finished.")
+    page.click("Start")
+    assert "Failed." not in page.shows("Finished.", seconds=300)
+    receipt = json.loads((web.folder / "saves/Custom/lora/run_on_scores/finepref_receipt.json").read_text())
+    assert receipt["stage"] == "sepo"
+    assert [each["name"] for each in receipt["datasets"]] == ["seen"]
+    page.click("Make token scores (finepref sepo score)")
+
+
+@pytest.fixture
+def wrong(tmp_path):
+    """A data folder with good answers, and the job that makes negatives of them; it is ended with the test."""
+    job = Job(write_rows(tmp_path, margin_rows(6), "answers", formatting="pair") / "finepref" / "wrong.job")
+    yield job
+    job.abort()
+
+
+def test_negatives_are_made_seen_and_aborted_in_another_tab_and_gone_on_with(web, page, tmp_path, wrong):
+    """The endpoint answers two of the 18 requests, and holds the third until the job has been aborted."""
+    let_go = threading.Event()
+
+    def reply(asked):
+        if len(endpoint.requests) > 2:
+            let_go.wait(webui_browser.PATIENCE)
+        first, second, result = re.search(r"(\d+) \+ (\d+) = (\d+)\. The answer", asked).groups()
+        wrong = int(result) + len(endpoint.requests)
+        return {"content": f"{first} + {second} = {wrong}. The answer is {wrong}."}
+
+    with answering(reply) as endpoint:
+        page.fill("Data dir", str(tmp_path))
+        page.choose("Stage", label_of("tdpo"))
+        page.click("Make negatives with one error (finepref seapo inject)")
+        page.choose("Good answers", "answers")
+        page.choose("Engine", "openai")
+        page.fill("Address of the endpoint", endpoint.url)
+        page.fill("Name of the negatives", "wrong")
+        page.fill("Further options of seapo inject", "--concurrency 1 --types logic")
+        page.click("Make negatives")
+        page.shows("--types is set by the form itself.")
+        page.fill("Further options of seapo inject", "--concurrency 1")
+        page.click("Make negatives")
+        page.lacks("--types is set by the form itself.")
+        webui_browser.until(lambda: len(endpoint.requests) == 3, "the third request")
+        page.shows(" of 18")
+        page.click("Make negatives")
+        page.shows("wrong is being made already; it is not started twice.")
+        page.picture(PICTURES / "injecting.png")
+
+        with page.new_tab(web.address):  # it has the stage, the folder and the open form of the running job
+            page.shows("wrong is being made")
+            page.click("Abort making negatives")
+            page.shows("wrong was stopped; what was done is kept")
+        assert not wrong.running()
+        page.shows("wrong was stopped; what was done is kept")
+        let_go.set()
+        page.click("Go on making negatives")
+        page.shows("wrong is done", seconds=300)
+        page.picture(PICTURES / "injected.png")
+        page.click("Use these negatives")
+        page.shows("wrong_span_pair 1")
+        asked = [json.dumps(request["messages"]) for request in endpoint.requests]
+    assert [asked.count(each) for each in asked[:3]] == [1, 1, 2]

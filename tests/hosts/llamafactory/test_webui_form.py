@@ -79,11 +79,16 @@ def test_every_stage_is_in_the_list_and_every_option_has_a_label_and_help_in_eve
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_view_of_tokens_has_its_words_in_every_language(ui, language):
+def test_the_view_of_tokens_and_the_forms_that_make_data_have_their_words_in_every_language(ui, language):
+    from finepref.hosts.llamafactory.webui import make_panels, texts, tokens
+
     words = ui.engine.change_lang(language)
-    for name in ("tokens_tab", "tokens_record", "tokens_chosen", "tokens_rejected"):
-        assert words[ui.manager.get_elem_by_id(f"train.{name}")].label
-    assert words[ui.manager.get_elem_by_id("train.tokens_btn")].value
+    for name in (*tokens.ELEMENTS, *make_panels.ELEMENTS):
+        button = name == "tokens_btn" or name.endswith(("_page_btn", "_start", "_stop", "_again", "_use"))
+        told = {lang: text["value" if button else "label"] for lang, text in texts.table()[name].items()}
+        element = words[ui.manager.get_elem_by_id(f"train.{name}")]
+        assert (element.value if button else element.label) == told[language]
+        assert len({*told.values()}) == len(LANGUAGES) or name == "scoring_oracle"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -240,7 +245,12 @@ def test_only_the_chosen_stages_accordion_is_visible(ui, label):
     from finepref.hosts.llamafactory.webui import forms, train_tab
 
     label = forms.label_of(stages.find(label)) if label in STAGES else label
-    *accordions, tokens, _ = train_tab.show_stage(label)
+    *accordions, scoring, inject, tokens, _ = train_tab.show_stage(label)
     visible = [name for name, update in zip(stages.all_stages(), accordions, strict=True) if update.visible]
     assert visible == [name for name in STAGES if f"({name})" in label]
     assert tokens.visible == (visible in [[name] for name in STAGES if stages.find(name).shape == "pair"])
+    row = stages.find(visible[0]) if visible else None
+    assert scoring.visible == (row is not None and "scored_pair" in row.formats)
+    assert inject.visible == (
+        row is not None and bool({"negatives", "feedback", "pair", "span_pair"} & {*row.formats})
+    )

@@ -148,3 +148,23 @@ def test_finepref_tokens_tells_the_same_tokens_and_weights_as_the_view(shown, ti
     ]
     assert marked == found.marked
     assert any(marked)
+
+
+def test_the_viewer_page_is_asked_for_with_the_options_that_were_changed_and_shows_what_is_wrong(ui, tiny_model, sums):
+    from finepref.hosts.llamafactory.webui import forms, view_page
+
+    def words(stage, **values):
+        given = {"dataset": ["spans"], "dataset_dir": str(sums), "tokens_record": 3, "cutoff_len": 64} | values
+        form = ui.form(tiny_model, training_stage=forms.label_of(stages.find(stage)), **given)
+        return lambda name: form[ui.manager.get_elem_by_id(name)]
+
+    command = view_page.command(words("tdpo", **{"train.tdpo.tdpo_sides": "one"}), sums / "page.html")
+    assert command[1:] == [
+        *("-m", "finepref", "view", f"--dataset-dir={sums}", "--stage=tdpo", f"--output={sums}/page.html"),
+        *("--record=3", "--count=200", f"--model={tiny_model}", "--template=chatml", "--cutoff-len=64"),
+        *("--", "spans", "tdpo_sides=one"),
+    ]
+    for values, told in ({"dataset": []}, "choose a dataset first"), ({"tokens_record": 13}, "spans has no record 13"):
+        shown, button = view_page.frame(words("tdpo", **values))
+        assert told in shown.value
+        assert not button.visible

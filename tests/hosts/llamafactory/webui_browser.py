@@ -191,6 +191,29 @@ class Page:
         body = self.driver.find_element(By.TAG_NAME, "body")
         until(lambda: text not in body.text, f"a page without {text!r}")
 
+    @contextmanager
+    def inside(self, xpath: str) -> Iterator[None]:
+        """Look at the page in a frame of the page."""
+        frame = self.visible(xpath)
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", frame)
+        self.driver.switch_to.frame(frame)
+        try:
+            yield
+        finally:
+            self.driver.switch_to.default_content()
+
+    @contextmanager
+    def new_tab(self, address: str) -> Iterator[None]:
+        """Work on the page in another browser tab, loaded anew; it is closed in the end."""
+        first = self.driver.current_window_handle
+        self.driver.switch_to.new_window("tab")
+        try:
+            self.open(address)
+            yield
+        finally:
+            self.driver.close()
+            self.driver.switch_to.window(first)
+
     def sources(self, xpath: str) -> list[str]:
         """Where the images of that path come from."""
         return [image.get_attribute("src") for image in self.driver.find_elements(By.XPATH, xpath)]

@@ -251,6 +251,24 @@ def test_the_command_asks_for_an_oracle(pairs, tiny_model, tmp_path):
     assert (result.exit_code, result.stderr) == (1, "the oracle is missing: give --oracle, --oracle-adapter or both\n")
 
 
+@pytest.mark.parametrize("option", ["--reference", "--oracle", "--oracle-adapter"])
+def test_a_folder_that_is_not_there_is_named_before_anything_is_read(tiny_model, tmp_path, option):
+    models = {"--reference": str(tiny_model), "--oracle": str(tiny_model)} | {option: "saves/lora/nowhere"}
+    given = [word for pair in models.items() for word in pair]
+    (tmp_path / "pairs.jsonl").write_text("not read\n")
+    command = [
+        "sepo",
+        "score",
+        str(tmp_path / "pairs.jsonl"),
+        "--format",
+        "pair",
+        "--output",
+        str(tmp_path / "o.jsonl"),
+    ]
+    result = CliRunner().invoke(app, [*command, *given])
+    assert (result.exit_code, result.stderr.strip()) == (1, "there is no model folder 'saves/lora/nowhere'")
+
+
 @pytest.mark.parametrize(
     ("ranks", "options", "message"),
     [

@@ -15,8 +15,11 @@ LANGUAGES = ("en", "ru", "zh", "ko", "ja")
 
 
 @cache
-def table() -> dict[str, dict[str, dict[str, str]]]:
-    """Name of an option or element -> language -> properties of the element: label, info, value."""
+def table() -> dict[str, dict[str, Any]]:
+    """Name of an option or element -> language -> properties of the element: label, info, value.
+
+    In `phrases`: key -> language -> sentence.
+    """
     return tomllib.loads(files(__package__).joinpath("texts.toml").read_text(encoding="utf-8"))
 
 
@@ -30,6 +33,11 @@ def of_option(row: Stage, option: Described) -> dict[str, dict[str, str]]:
 def of_accordion(name: str) -> dict[str, dict[str, str]]:
     """The heading of a stage's options."""
     return {language: {"label": text["label"].format(name=name)} for language, text in table()["options_tab"].items()}
+
+
+def phrase(key: str, language: str) -> str:
+    """A sentence that is shown when something happens, with places for `str.format`."""
+    return table()["phrases"][key][language]
 
 
 def of_elements(names: Iterable[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from finepref.formats.check import BadData
 from finepref.hosts import packed, row_cache
 from finepref.hosts.llamafactory import arguments, data
 from finepref.hosts.llamafactory.verdicts import problems_of
-from finepref.hosts.llamafactory.webui import forms
+from finepref.hosts.llamafactory.webui import forms, view_page
 from finepref.hosts.missing_model import missing_model_hint
 from finepref.hosts.patching import HostDrift
 from finepref.hosts.reading import Sourced, SourceReader
@@ -27,7 +27,10 @@ from finepref.methods.checks import record_problems
 from finepref.methods.options import Options
 from finepref.methods.pair_rows import SIDES
 
-ELEMENTS = ("tokens_tab", "tokens_record", "tokens_btn", "tokens_chosen", "tokens_rejected")
+ELEMENTS = (
+    *("tokens_tab", "tokens_record", "tokens_btn", "tokens_page_btn", "tokens_page_file"),
+    *("tokens_chosen", "tokens_rejected"),
+)
 
 
 def selects(row: stages.Stage) -> bool:
@@ -39,22 +42,31 @@ def build() -> dict[str, Any]:
     """Make the elements, by name. Must be called inside an accordion."""
     with gr.Row():
         record = gr.Number(value=1, precision=0, minimum=1, scale=1)
-        button = gr.Button(scale=1)
+        button, page_button = gr.Button(scale=1), gr.Button(scale=1)
+        file = gr.DownloadButton(scale=1, visible=False)
     with gr.Row():
         summary = gr.Markdown()
     with gr.Row():
         chosen, rejected = (gr.HighlightedText(combine_adjacent=True, show_inline_category=False) for _ in SIDES)
+    page = gr.HTML(visible=False)
     return {
         "tokens_record": record,
         "tokens_btn": button,
+        "tokens_page_btn": page_button,
+        "tokens_page_file": file,
+        "tokens_page": page,
         "tokens_summary": summary,
         "tokens_chosen": chosen,
         "tokens_rejected": rejected,
     }
 
 
-def wire(manager: Any, elements: dict[str, Any], options: dict[str, Any]) -> None:
-    """Connect the button, which shows a record with the options in the form. No training is needed before."""
+def wire(manager: Any, elements: dict[str, Any]) -> Callable[[Any], None]:
+    """Connect the buttons, which show records with the options in the form. No training is needed before.
+
+    Returns:
+        What makes an event, once it has ended, show the record too.
+    """
     names = {name for row in stages.all_stages().values() for name in forms.names_of(row).values()}
     names |= {"training_stage", "dataset_dir", "dataset", "cutoff_len", "tokens_record"}
     inputs = {f"train.{name}": elements[name] for name in names}
@@ -64,7 +76,19 @@ def wire(manager: Any, elements: dict[str, Any], options: dict[str, Any]) -> Non
     def show(values: dict[Any, Any]) -> tuple[str, Any, Any]:
         return view(lambda name: values[inputs[name]])
 
+    def page(values: dict[Any, Any]) -> tuple[Any, Any]:
+        return view_page.frame(lambda name: values[inputs[name]])
+
     elements["tokens_btn"].click(show, set(inputs.values()), outputs)
+    elements["tokens_page_btn"].click(
+        page, set(inputs.values()), [elements["tokens_page"], elements["tokens_page_file"]]
+    )
+
+    def show_if_selected(values: dict[Any, Any]) -> list[Any]:
+        row = forms.chosen(values[inputs["train.training_stage"]])
+        return [*show(values)] if row is not None and selects(row) else [gr.skip()] * len(outputs)
+
+    return lambda event: event.then(show_if_selected, set(inputs.values()), outputs)
 
 
 def view(get: Callable[[str], Any]) -> tuple[str, Any, Any]:

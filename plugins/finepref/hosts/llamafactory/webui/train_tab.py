@@ -1,4 +1,5 @@
-"""The Train tab with our stages (card `webui-train-tab`): Stage list, an accordion per stage, the view of tokens."""
+"""The Train tab with our stages (card `webui-train-tab`): Stage list, an accordion per stage, the forms that make
+data sets, the view of tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from llamafactory.extras.constants import TRAINING_STAGES
 
 from finepref import stages
 from finepref.hosts.llamafactory import webui
-from finepref.hosts.llamafactory.webui import forms, texts, tokens
+from finepref.hosts.llamafactory.webui import forms, made, make_panels, texts, tokens
 
 
 def extend(original: Callable) -> Callable:
@@ -30,17 +31,24 @@ def extend(original: Callable) -> Callable:
         for row in rows:
             with gr.Accordion(open=True, visible=False) as accordions[f"{row.name}_tab"]:
                 options |= forms.build(row)
+        making = {}
+        for kind in made.KINDS.values():
+            with gr.Accordion(open=False, visible=False) as making[f"{kind.key}_tab"]:
+                making |= make_panels.build(kind)
         with gr.Accordion(open=False, visible=False) as tokens_tab:
             view = tokens.build()
         host = _with_inputs(original, engine, set(options.values()))
-        shown = [*accordions.values(), tokens_tab]
+        shown = [*accordions.values(), *(making[f"{key}_tab"] for key in made.KINDS), tokens_tab]
         _move_behind(host["rlhf_tab"], shown)
 
-        elements = host | options | accordions | view | {"tokens_tab": tokens_tab}
+        elements = host | options | accordions | making | view | {"tokens_tab": tokens_tab}
         host["training_stage"].change(
             show_stage, [host["training_stage"]], [*shown, host["rlhf_tab"]], queue=False, show_progress="hidden"
         )
-        tokens.wire(engine.manager, elements, options)
+        show_tokens = tokens.wire(engine.manager, elements)
+        timer = gr.Timer(make_panels.EVERY)
+        for kind in made.KINDS.values():
+            make_panels.Panel(kind, engine, elements, timer).wire(show_tokens)
         return elements
 
     return create_train_tab
@@ -53,7 +61,7 @@ def _add_texts(rows: list[stages.Stage]) -> None:
     for row in rows:
         LOCALES[f"{row.name}_tab"] = texts.of_accordion(forms.label_of(row))
         LOCALES.update({key: texts.of_option(row, option) for key, option in forms.options_of(row).items()})
-    LOCALES.update(texts.of_elements(tokens.ELEMENTS))
+    LOCALES.update(texts.of_elements((*make_panels.ELEMENTS, *tokens.ELEMENTS)))
 
 
 def _with_inputs(original: Callable, engine: Any, inputs: set[Any]) -> dict[str, Any]:
@@ -79,13 +87,14 @@ def _move_behind(anchor: Any, blocks: list[Any]) -> None:
 
 
 def show_stage(label: str) -> list[Any]:
-    """Show a stage's accordion, its view of tokens if it has one, and the host's RLHF keys if it reads any.
+    """Show a stage's accordion, the forms that make its data, its view of tokens, and the RLHF keys if it reads any.
 
     Returns:
-        Updates of each stage's accordion, of the view of tokens, and of the host's RLHF accordion.
+        Updates of each stage's accordion, of each form, of the view of tokens, and of the host's RLHF accordion.
     """
     row = forms.chosen(label)
     updates = [gr.Accordion(visible=other is row) for other in stages.all_stages().values()]
+    updates += [gr.Accordion(visible=row is not None and kind.fits(row)) for kind in made.KINDS.values()]
     updates.append(gr.Accordion(visible=row is not None and tokens.selects(row)))
     reads_host_keys = row is not None and forms.host_elements(row)
     return [*updates, gr.Accordion(open=True) if reads_host_keys else gr.skip()]
