@@ -79,6 +79,10 @@ bench-gpu: env-llamafactory env-openrlhf env-trl
 	$(BENCH)/growth.py --device cuda --json $(RESULTS)/growth-gpu.json
 	$(BENCH)/page.py
 
+# The documentation as a site in build/site: pages of docs/ and every README, links and anchors checked.
+docs: env-docs
+	NO_MKDOCS_2_WARNING=1 .venvs/docs/bin/python -m mkdocs build
+
 lint: env-core
 	$(CORE)/ruff check .
 	$(CORE)/ruff format --check .
@@ -88,7 +92,8 @@ format: env-core
 	$(CORE)/ruff check --fix .
 	$(CORE)/ruff format .
 
-# Make an environment from its lock file: env-core, env-llamafactory, env-openrlhf, env-vllm, env-eval, and env-trl for `bench`.
+# Make an environment from its lock file: env-core, env-llamafactory, env-openrlhf, env-vllm, env-eval, env-docs, and
+# env-trl for `bench`.
 env-%:
 	@scripts/make_env.sh $*
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make one of the project's virtual environments from its lock file: scripts/make_env.sh core|llamafactory|openrlhf|vllm|eval|trl
+# Make one of the project's virtual environments from its lock file: scripts/make_env.sh core|llamafactory|openrlhf|vllm|eval|docs|trl
 # Does nothing when the environment is there and neither lock nor this script has changed since.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -38,7 +38,9 @@ rm -rf "$env"
 "$python" -m venv "$env"
 pip=("$env/bin/pip" --disable-pip-version-check --quiet)
 # torch first and with its dependencies: which these are depends on the build that this machine's index serves.
-"${pip[@]}" install --constraint "$lock" "$(grep '^torch==' "$lock")"
+if torch=$(grep '^torch==' "$lock"); then
+    "${pip[@]}" install --constraint "$lock" "$torch"
+fi
 # Not flash-attn, which is compiled against torch for half an hour: docs/install.md says how to add it.
 "${pip[@]}" install --no-deps --requirement <(grep -v '^flash-attn==' "$lock")
 if [ "$name" = llamafactory ] && ! grep -q '^torchvision==' "$lock"; then
