@@ -1,7 +1,7 @@
 # make demo   install, then train and measure SeaPO on a real small model; ends in demo/report.md
 # make test   install, then run every test; make test-fast, in under four minutes, what needs no host
 .PHONY: demo test test-fast test-core test-chaos test-llamafactory test-pipelines test-openrlhf test-cross test-vllm test-eval \
-	bench bench-gpu lint format docs clean
+	bench bench-gpu lint format docs docs-serve clean
 
 CORE := .venvs/core/bin
 LLAMAFACTORY := .venvs/llamafactory/bin
@@ -82,6 +82,10 @@ bench-gpu: env-llamafactory env-openrlhf env-trl
 # The documentation as a site in build/site: pages of docs/ and every README, links and anchors checked.
 docs: env-docs
 	NO_MKDOCS_2_WARNING=1 .venvs/docs/bin/python -m mkdocs build
+
+# The same at http://127.0.0.1:8000, where the search works, which a browser refuses to pages of a file.
+docs-serve: env-docs
+	NO_MKDOCS_2_WARNING=1 .venvs/docs/bin/python -m mkdocs serve
 
 lint: env-core
 	$(CORE)/ruff check .

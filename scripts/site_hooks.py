@@ -45,6 +45,7 @@ def address(path: str) -> str:
 def on_files(files: Files, config: Any) -> Files:
     """Replace the files of docs/ by those of the repository, by their paths there."""
     made = Files([each for each in files if each.src_dir != config.docs_dir])
+    _add(made, config, "docs/site.css")
     shown: dict[str, Path] = {}
     for page in pages():
         name = page.relative_to(ROOT).as_posix()
@@ -128,6 +129,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return f"{link.rstrip('/')}/README.md"
         return f"{link.rstrip('/')}.md" if files.get_file_from_path(f"{path}.md") else link
 
+    markdown = re.sub(r"\A<!--.*?-->\n", "", markdown, flags=re.S)  # else the heading below would give no title
     parts = re.split(r"(^(```|~~~~).*?^\2)", markdown, flags=re.M | re.S)
     kept = [part for number, part in enumerate(parts) if number % 3 != 2]
     return "".join(part if part.startswith(("```", "~~~~")) else LINK.sub(led, part) for part in kept)

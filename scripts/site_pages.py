@@ -73,7 +73,7 @@ def papers(text: str) -> str:
 
 
 def facts(name: str) -> str:
-    """What a stage is and where it runs, as a table without a heading."""
+    """What a stage is and where it runs, as a table."""
     stage = _stage(name)
     llamafactory = f"`stage: {stage.host_stage}`, `{stage.switch}: true`" if stage.switch else f"`stage: {name}`"
     reference = "no"
@@ -86,13 +86,13 @@ def facts(name: str) -> str:
         ("paper", papers(stage.paper)),
         ("data formats", ", ".join(f"[`{each}`](../../dataset_info/README.md#{each})" for each in stage.formats)),
         ("reference model", reference),
-        ("LLaMA-Factory", llamafactory),
-        ("OpenRLHF", f"`openrlhf.cli.{stage.command}`" if stage.command else "not supported"),
+        ("on LLaMA-Factory", llamafactory),
+        ("on OpenRLHF", f"`openrlhf.cli.{stage.command}`" if stage.command else "not supported"),
         ("recipes", ", ".join(f"[{Path(path).name}](../../{path})" for path in recipes)),
         ("included data", f"`{stage.demo_dataset}`"),
         ("metrics in the log", ", ".join(f"`{each}`" for each in stage.metrics) or "the host's"),
     ]
-    return table(("", ""), rows)
+    return table(("stage", f"`{name}`"), rows)
 
 
 def _recipes(stage: Stage) -> Iterator[str]:
@@ -134,7 +134,8 @@ def shared_options(_: str) -> str:
 
 def _names(stage: Stage) -> list[str]:
     described = {**stage.options.described("llamafactory"), **stage.options.described("openrlhf")}
-    return [field.name for field in fields(stage.options) if field.name in described]
+    names = [field.name for field in fields(stage.options) if field.name in described]
+    return sorted(names, key=lambda name: name.startswith("finepref_"))
 
 
 def _options_table(stage: Stage, names: list[str]) -> str:
@@ -287,7 +288,7 @@ def error_codes(_: str) -> str:
             kind = " The row is left out and counted; it stops nothing." if code in LEFT_OUT else kind
             meaning = f"{CODES[code][0].upper()}{CODES[code][1:]}.{kind}"
             shown = "\n".join(filter(None, (rows.get(code), f"{code} {examples[code]}")))
-            parts.append(f"### {code}\n\n{meaning}\n\n```text\n{shown}\n```\n\n{REMEDIES[code]}")
+            parts.append(f"### {code}\n\n{meaning}\n\n```output\n{shown}\n```\n\n{REMEDIES[code]}")
     return "\n\n".join(parts)
 
 
@@ -336,18 +337,28 @@ def _told(name: str, command: Any) -> list[str]:
     words = [f"[{_word(each)}]" if not each.required else _word(each) for each in arguments]
     parts = [
         f"## {name}",
-        (command.help or "").split("\f")[0].strip(),
+        plain((command.help or "").split("\f")[0].strip()),
         f"```text\n{' '.join([name, *words])} ...\n```",
     ]
-    rows = [(f"`{_word(each)}`", "", each.help or "") for each in arguments]
+    rows = [(f"`{_word(each)}`", "", plain(each.help or "")) for each in arguments]
     for each in command.params:
         if each.param_type_name == "option" and not each.hidden and each.name != "help":
-            default = each.default
+            default = "all cores" if each.name == "jobs" else each.default  # the same on every machine
             shown = "" if default in (None, "", False, (), []) or callable(default) else f"`{default}`"
             rows.append(
-                (", ".join(f"`{opt}`" for opt in each.opts), "required" if each.required else shown, each.help or "")
+                (
+                    ", ".join(f"`{opt}`" for opt in each.opts),
+                    "required" if each.required else shown,
+                    plain(each.help or ""),
+                )
             )
     return [*parts, *([table(("option", "default", "meaning"), rows)] if rows else [])]
+
+
+def plain(text: str) -> str:
+    """A text of `--help` as Markdown that shows it as it is."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;").replace("*", "\\*") for part in parts)
 
 
 def _word(argument: Any) -> str:

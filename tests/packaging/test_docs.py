@@ -106,7 +106,7 @@ def test_every_option_of_a_stage_is_on_its_page_or_on_that_of_all_stages(stage, 
 
 def test_every_code_is_on_the_page_of_codes_with_its_meaning_an_example_and_what_to_do():
     page = (ROOT / "docs/error-codes.md").read_text(encoding="utf-8")
-    found = re.findall(r"^### (FP\d{3})\n\n(.+)\n\n```text\n((?:.+\n)+)```\n\n(.+)$", page, re.M)
+    found = re.findall(r"^### (FP\d{3})\n\n(.+)\n\n```output\n((?:.+\n)+)```\n\n(.+)$", page, re.M)
     assert sorted(code for code, *_ in found) == sorted(CODES)
     for code, meaning, example, remedy in found:
         assert meaning.lower().startswith(CODES[code].lower())
