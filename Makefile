@@ -20,7 +20,7 @@ demo: env-llamafactory
 # of them whatever fails. Each prints in one piece at its end.
 test: lint
 	$(MAKE) --jobs=2 --keep-going --output-sync=target \
-		test-llamafactory test-openrlhf test-pipelines test-vllm test-core test-cross test-eval
+		test-llamafactory test-openrlhf test-pipelines test-vllm test-core test-cross test-eval docs
 
 OF_HOSTS := $(addprefix --ignore=tests/, hosts/llamafactory hosts/openrlhf hosts/cross engines evals)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from doc_blocks import ROOT, Block, blocks, of_llamafactory, of_openrlhf, without_launcher
+from doc_blocks import PAGES, ROOT, Block, blocks, of_llamafactory, of_openrlhf, without_launcher
 from finepref import stages
 from finepref.cli import app
 from finepref.hosts.openrlhf.command_line import flag_of
@@ -151,6 +151,27 @@ def test_the_commands_of_finepref_in_a_block_that_is_not_run_are_parsed_all_the_
 def test_a_command_that_there_is_not_is_noticed(words):
     with pytest.raises((AssertionError, FileNotFoundError)):
         parse(words)
+
+
+INLINE = sorted(
+    {
+        (page.relative_to(ROOT).as_posix(), " ".join(found.split()))
+        for page in PAGES
+        if page.name != "CHANGELOG.md"  # which tells of earlier versions
+        for found in re.findall(r"`(finepref [^`]+)`", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S))
+    }
+)
+
+
+@pytest.mark.parametrize(("page", "text"), INLINE)
+def test_a_command_in_a_sentence_is_one_that_there_is_and_has_the_options_named(page, text):
+    """`finepref sepo score --contrast`, say: a sentence leaves out what the command needs beside."""
+    command, rest = get_command(app), text.replace(",", " ").split()[1:]
+    while hasattr(command, "commands") and rest and not rest[0].startswith(("-", "COMMAND")):
+        assert rest[0] in command.commands
+        command, rest = command.commands[rest[0]], rest[1:]
+    known = {opt for parameter in command.params for opt in parameter.opts} | {"--help"}
+    assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known
 
 
 @pytest.fixture(scope="module")
