@@ -229,13 +229,16 @@ _MODELS = {
 def settings(name: str) -> str:
     """Every key of a pipeline's YAML, from the function that runs it."""
     function = PIPELINES[name]
-    told = _arguments(inspect.getdoc(function) or "")
+    parameters = inspect.signature(function).parameters
     rows = []
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.name == "pipeline":
+    for names, told in _arguments(inspect.getdoc(function) or ""):
+        if names == ["pipeline"]:
             continue
-        default = "required" if parameter.default is parameter.empty else _written(parameter.default)
-        rows.append((f"`{parameter.name}`", default, told[parameter.name]))
+        required = [key for key in names if parameters[key].default is inspect.Parameter.empty]
+        default = "required" if required else _written(parameters[names[0]].default)
+        if required and required != names:
+            default = f"required: {', '.join(f'`{key}`' for key in required)}"
+        rows.append((", ".join(f"`{key}`" for key in names), default, told))
     return table(("key", "default", "meaning"), rows)
 
 
@@ -245,18 +248,15 @@ def _written(default: Any) -> str:
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
-def _arguments(doc: str) -> dict[str, str]:
-    """Parameter -> its text in the section Args of a docstring; names that share a text have it each."""
-    section = doc.partition("Args:\n")[2].partition("\n\n")[0]
-    found: dict[str, str] = {}
-    names: list[str] = []
-    for line in section.splitlines():
-        head = re.match(r"    (\w+(?:, \w+)*): (.*)", line)
-        if head:
-            names = head[1].split(", ")
-            found |= dict.fromkeys(names, head[2])
+def _arguments(doc: str) -> list[tuple[list[str], str]]:
+    """(parameters, their text) of each entry of the section Args of a docstring."""
+    found: list[tuple[list[str], str]] = []
+    for line in doc.partition("Args:\n")[2].partition("\n\n")[0].splitlines():
+        if head := re.match(r"    (\w+(?:, \w+)*): (.*)", line):
+            found.append((head[1].split(", "), head[2]))
         else:
-            found |= {name: f"{found[name]} {line.strip()}" for name in names}
+            names, told = found.pop()
+            found.append((names, f"{told} {line.strip()}"))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 
@@ -135,3 +136,12 @@ def test_every_command_of_finepref_is_on_the_page_of_commands_with_its_options()
         for parameter in command.params:
             if parameter.param_type_name == "option" and parameter.name != "help":
                 assert f"| {', '.join(f'`{opt}`' for opt in parameter.opts)} |" in sections[name]
+
+
+@pytest.mark.parametrize("name", ["apo", "reversegen"])
+def test_every_key_of_a_pipeline_is_on_its_page(name, script):
+    page = (ROOT / f"docs/methods/{name}.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    keys = [key for row in rows for key in re.findall(r"`(\w+)`", row.split(" | ")[0])]
+    parameters = inspect.signature(script.PIPELINES[name]).parameters
+    assert {key for key in keys if key in parameters} == {*parameters} - {"pipeline"}
