@@ -235,15 +235,17 @@ def settings(name: str) -> str:
         if names == ["pipeline"]:
             continue
         required = [key for key in names if parameters[key].default is inspect.Parameter.empty]
-        default = "required" if required else _written(parameters[names[0]].default)
+        written = dict.fromkeys(filter(None, (_written(parameters[key].default) for key in names)))
+        default = "required" if required else ", ".join(written)
         if required and required != names:
             default = f"required: {', '.join(f'`{key}`' for key in required)}"
+        told = told.replace("`finepref.pipelines.apo.apo`", "[APO](apo.md#settings)")
         rows.append((", ".join(f"`{key}`" for key in names), default, told))
     return table(("key", "default", "meaning"), rows)
 
 
 def _written(default: Any) -> str:
-    if default is None or default in ("", {}):
+    if default is None or default in ("", {}) or default is inspect.Parameter.empty:
         return ""
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
