@@ -57,6 +57,16 @@ ARMS = {
 }
 """Stage -> its arms in benchmarks/results/training.json."""
 
+RUNS = {
+    "seapo_kto": ("seapo*",),
+    "sepo": ("sepo*",),
+    "tdpo": ("tdpo*",),
+    "apo_rm": ("apo_rm*",),
+    "apo": ("apo_run*", "apo_near*"),
+    "reversegen": ("reversegen*",),
+}
+"""Method -> patterns of the folders of docs/reproduction with its runs; smollm2 has a page per stage beside them."""
+
 PIPELINES: dict[str, Callable[..., None]] = {"apo": apo, "reversegen": reversegen}
 
 
@@ -226,6 +236,21 @@ _MODELS = {
 }
 
 
+def evidence(name: str) -> str:
+    """The kept runs of a method, by the titles of their pages."""
+    folder = DOCS / "reproduction"
+    found = [path for pattern in RUNS.get(name, ()) for path in sorted(folder.glob(f"{pattern}/README.md"))]
+    found += sorted(folder.glob(f"smollm2/{name}.md"))
+    if not found:
+        return "No run of it is kept in [docs/reproduction](../reproduction/README.md)."
+    lines = ["Kept runs, with settings, seeds, logs and limits:", ""]
+    for path in found:
+        title = re.search(r"^# (.*)", path.read_text(encoding="utf-8"), re.M)
+        assert title is not None, path
+        lines.append(f"- [{title[1]}](../{path.relative_to(DOCS).as_posix()})")
+    return "\n".join(lines)
+
+
 def settings(name: str) -> str:
     """Every key of a pipeline's YAML, from the function that runs it."""
     function = PIPELINES[name]
@@ -373,6 +398,7 @@ MAKERS: dict[str, Callable[[str], str]] = {
     "options": options,
     "shared-options": shared_options,
     "cost": cost,
+    "evidence": evidence,
     "settings": settings,
     "error-codes": error_codes,
     "commands": commands,
