@@ -35,6 +35,8 @@ def parse_finepref(words: list[str]) -> None:
     """Every word is a command, an argument or an option of the command line; nothing is run."""
     command, rest = get_command(app), [word for word in words[1:] if word != "..."]
     while hasattr(command, "commands"):
+        if rest[0] not in command.commands and (default := getattr(command, "default", "")):
+            rest = [default, *rest]  # a group whose name alone is a command too
         assert rest[0] in command.commands, words
         command, rest = command.commands[rest[0]], rest[1:]
     try:
@@ -167,7 +169,12 @@ INLINE = sorted(
 def test_a_command_in_a_sentence_is_one_that_there_is_and_has_the_options_named(page, text):
     """`finepref sepo score --contrast`, say: a sentence leaves out what the command needs beside."""
     command, rest = get_command(app), text.replace(",", " ").split()[1:]
-    while hasattr(command, "commands") and rest and not rest[0].startswith(("-", "COMMAND")):
+    while hasattr(command, "commands") and not (rest and rest[0].startswith("COMMAND")):
+        default = getattr(command, "default", "")
+        if not default and (not rest or rest[0].startswith("-")):
+            break
+        if default and (not rest or rest[0] not in command.commands):
+            rest = [default, *rest]
         assert rest[0] in command.commands
         command, rest = command.commands[rest[0]], rest[1:]
     known = {opt for parameter in command.params for opt in parameter.opts} | {"--help"}
