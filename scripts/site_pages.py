@@ -324,23 +324,30 @@ def _section(code: str) -> str:
 
 
 def caught() -> dict[str, tuple[str, str]]:
-    """Code -> (message, row) of the first small file in tests/bad_inputs that has only this problem."""
+    """Code -> (message, row) of a small file in tests/bad_inputs that has only this problem.
+
+    It is the first whose row can be read as it stands, else the first one.
+    """
     sys.path.insert(0, str(ROOT / "tests/bad_inputs"))
     from bad_input_table import CASES
 
     found: dict[str, tuple[str, str]] = {}
-    for case in CASES:
-        code = case.found[0][0]
-        if len(case.found) > 1 or len(case.content) > 700 or code in found:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "data.jsonl")
-            path.write_bytes(case.content)
-            (problem,) = check_file(path, case.formatting, **case.options).problems
-        message = str(problem).replace(f"{folder}/", "").removeprefix(f"{code} ")
-        row = case.content.split(b"\n")[problem.line - 1] if problem.line else b""
-        text = row.decode("ascii", "backslashreplace")
-        found[code] = (message if len(message) < 250 else f"{message[:200]} ...", text if len(text) < 250 else "")
+    for plain_row in (True, False):
+        for case in CASES:
+            code, line, _ = case.found[0]
+            row = case.content.split(b"\n")[line - 1] if line else b""
+            text = row.decode("ascii", "backslashreplace")
+            if len(case.found) > 1 or len(case.content) > 700 or code in found:
+                continue
+            if plain_row and not (row.isascii() and text.isprintable() and text.startswith("{")):
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "data.jsonl")
+                path.write_bytes(case.content)
+                (problem,) = check_file(path, case.formatting, **case.options).problems
+            message = str(problem).replace(f"{folder}/", "").removeprefix(f"{code} ")
+            shown = message if len(message) < 250 else f"{message[:200]} ..."
+            found[code] = (shown, text if len(text) < 250 else "")
     return found
 
 
