@@ -113,7 +113,7 @@ REMEDIES: dict[str, str] = {
     "FP214": "Raise `cutoff_len`, or leave the row out.",
     "FP215": "Keep the spans of one side, or set `tdpo_sides: two`.",
     "FP216": "Take the weights off: in this stage a token is taken or left.",
-    "FP217": "Use a stage that allows negative weights (`tdpo`), or make them positive.",
+    "FP217": "Make the weight positive, or leave the span out; only stages that say so allow negative ones.",
     "FP220": "Exchange chosen and rejected, or correct the margin.",
     "FP222": "Set `apo_pooling: last`, or take a template that ends responses with the end token.",
     "FP223": "Set a coefficient above 0, or add records of the other kind.",
@@ -224,7 +224,7 @@ EXAMPLES: dict[str, str] = {
     "FP214": "record gsm-7 rejected_spans: `cutoff_len` cuts off every selected token, or all weights are 0",
     "FP215": "record gsm-7 side: `tdpo_sides: one` needs one response without spans",
     "FP216": "record gsm-7 chosen_spans: granular SFT has no weights other than 0 and 1: leave them out",
-    "FP217": "record gsm-7 rejected_spans: -0.5 in stage sepo",
+    "FP217": "Make the weight positive, or leave the span out; only stages that say so allow negative ones.",
     "FP220": "record gsm-7 margin: is -1, so chosen is not above rejected",
     "FP222": "record gsm-7 chosen: the template does not end responses with the tokenizer's end token; use "
     "`apo_pooling: last`",
