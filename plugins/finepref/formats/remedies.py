@@ -224,7 +224,7 @@ EXAMPLES: dict[str, str] = {
     "FP214": "record gsm-7 rejected_spans: `cutoff_len` cuts off every selected token, or all weights are 0",
     "FP215": "record gsm-7 side: `tdpo_sides: one` needs one response without spans",
     "FP216": "record gsm-7 chosen_spans: granular SFT has no weights other than 0 and 1: leave them out",
-    "FP217": "Make the weight positive, or leave the span out; only stages that say so allow negative ones.",
+    "FP217": "record gsm-7 rejected_spans: -0.5 in stage sepo",
     "FP220": "record gsm-7 margin: is -1, so chosen is not above rejected",
     "FP222": "record gsm-7 chosen: the template does not end responses with the tokenizer's end token; use "
     "`apo_pooling: last`",
@@ -244,7 +244,7 @@ EXAMPLES: dict[str, str] = {
     "FP264": "record gsm-7 margin: `tdpo_pair_margins` reads it",
     "FP280": "mmlu.jsonl:2 options: the options 'A' and 'C' are equal",
     "FP281": "mmlu.jsonl:2 answer: 'E' names none of the options (A, B, C, D); write the label of the right one",
-    "FP282": "mmlu.jsonl:2 options: 4 options, 3 labels",
+    "FP282": "mmlu.jsonl:2 options: every option needs a label of its own, these are 'A, A, C, D'",
     "FP283": "mmlu.jsonl:2 tools: a multiple-choice question has no tools: put it into question",
     "FP284": "r_tuning.json anatomy: expected a list of questions, got a number",
     "FP290": "seeds.jsonl prompt: all rows have a few-shot prompt, and no instruction to start from: `warmup "
