@@ -125,6 +125,22 @@ def test_an_example_of_a_message_has_words_of_the_code_that_raises_it(code):
     assert any(run in SOURCE for run in runs)
 
 
+def test_a_remedy_names_options_that_there_are():
+    todo, known = [get_command(app)], {flag_of(stage, name) for stage in BUILT_IN for name in _described(stage)}
+    while todo:
+        command = todo.pop()
+        todo += getattr(command, "commands", {}).values()
+        known |= {opt for parameter in command.params for opt in parameter.opts}
+    named = {flag for text in REMEDIES.values() for flag in re.findall(r"--[\w.-]*\w", text)}
+    assert named - known == {"--data.apply_chat_template"}  # OpenRLHF's own
+    keys = {key for text in REMEDIES.values() for key in re.findall(r"`((?:finepref|tdpo|apo|seapo|sepo)_\w+)", text)}
+    assert keys <= {name for stage in BUILT_IN for name in _described(stage)}
+
+
+def _described(stage):
+    return {**stage.options.described("llamafactory"), **stage.options.described("openrlhf")}
+
+
 def test_every_command_of_finepref_is_on_the_page_of_commands_with_its_options():
     page = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## (finepref .*)\n((?:(?!^## ).*\n?)*)", page, re.M))
