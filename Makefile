@@ -1,7 +1,7 @@
 # make demo   install, then train and measure SeaPO on a real small model; ends in demo/report.md
 # make test   install, then run every test; make test-fast, in under four minutes, what needs no host
 .PHONY: demo test test-fast test-core test-chaos test-llamafactory test-pipelines test-openrlhf test-cross test-vllm test-eval \
-	bench bench-gpu lint format docs clean
+	bench bench-gpu lint format docs docs-serve clean
 
 CORE := .venvs/core/bin
 LLAMAFACTORY := .venvs/llamafactory/bin
@@ -20,7 +20,7 @@ demo: env-llamafactory
 # of them whatever fails. Each prints in one piece at its end.
 test: lint
 	$(MAKE) --jobs=2 --keep-going --output-sync=target \
-		test-llamafactory test-openrlhf test-pipelines test-vllm test-core test-cross test-eval
+		test-llamafactory test-openrlhf test-pipelines test-vllm test-core test-cross test-eval docs
 
 OF_HOSTS := $(addprefix --ignore=tests/, hosts/llamafactory hosts/openrlhf hosts/cross engines evals)
 
@@ -79,6 +79,14 @@ bench-gpu: env-llamafactory env-openrlhf env-trl
 	$(BENCH)/growth.py --device cuda --json $(RESULTS)/growth-gpu.json
 	$(BENCH)/page.py
 
+# The documentation as a site in build/site: pages of docs/ and every README, links and anchors checked.
+docs: env-docs
+	NO_MKDOCS_2_WARNING=1 .venvs/docs/bin/python -m mkdocs build
+
+# The same at http://127.0.0.1:8000, where the search works, which a browser refuses to pages of a file.
+docs-serve: env-docs
+	NO_MKDOCS_2_WARNING=1 .venvs/docs/bin/python -m mkdocs serve
+
 lint: env-core
 	$(CORE)/ruff check .
 	$(CORE)/ruff format --check .
@@ -88,7 +96,8 @@ format: env-core
 	$(CORE)/ruff check --fix .
 	$(CORE)/ruff format .
 
-# Make an environment from its lock file: env-core, env-llamafactory, env-openrlhf, env-vllm, env-eval, and env-trl for `bench`.
+# Make an environment from its lock file: env-core, env-llamafactory, env-openrlhf, env-vllm, env-eval, env-docs, and
+# env-trl for `bench`.
 env-%:
 	@scripts/make_env.sh $*
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make one of the project's virtual environments from its lock file: scripts/make_env.sh core|llamafactory|openrlhf|vllm|eval|trl
+# Make one of the project's virtual environments from its lock file: scripts/make_env.sh core|llamafactory|openrlhf|vllm|eval|docs|trl
 # Does nothing when the environment is there and neither lock nor this script has changed since.
 set -euo pipefail
 cd "$(dirname "$0")/.."

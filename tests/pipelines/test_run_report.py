@@ -366,6 +366,15 @@ TORN = '{"stage": "tdpo", "se'
     [
         ({"README.md": "x"}, "FP306", "run", "it has no receipt, trainer_state.json, trainer_log.jsonl"),
         ({"finepref_receipt.json": receipt()}, "FP306", "run", "it has a receipt, but no figures"),
+        (
+            {
+                "finepref_receipt.json": receipt(),
+                "trainer_state.json": {"log_history": [{"step": 4, "train_loss": 1.0, "train_runtime": 9.0}]},
+            },
+            "FP306",
+            "run",
+            "it was not evaluated, and ended before its log had an entry",
+        ),
         ({"finepref_receipt.json": TORN}, "FP307", "finepref_receipt.json", "it is not whole JSON"),
         (
             {"finepref_receipt.json": {"stage": "x"}},
@@ -392,6 +401,7 @@ TORN = '{"stage": "tdpo", "se'
     ids=[
         "nothing",
         "no figures",
+        "fewer steps than logging_steps",
         "torn receipt",
         "half a receipt",
         "a list",

@@ -155,6 +155,9 @@ def _folder(folder: Path, label: str, receipts: Sequence[str], *, unfinished: bo
         figures |= found[0].figures
     if not figures and receipt is None:
         raise _bad(folder, "FP306", f"it has no {LOOKED_FOR}{_beside(folder)}")
+    if not figures and log:
+        text = "it was not evaluated, and ended before its log had an entry: both hosts write one every logging_steps"
+        raise _bad(folder, "FP306", text)
     if not figures:
         raise _bad(folder, "FP306", f"it has a receipt, but no figures: no {LOOKED_FOR.partition(', ')[2]}")
     return Run(folder.name or str(folder), folder, label, receipt, figures, curves, notes)
