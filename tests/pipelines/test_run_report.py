@@ -136,7 +136,7 @@ def test_seeds_that_agree_exactly_are_no_measure_of_noise(run_folder):
 
 
 def test_a_log_that_counts_its_tokens_is_read_up_to_the_summary(run_folder):
-    """With include_num_input_tokens_seen, as in the recipe of SeaPO, every entry has the time of the training so far."""
+    """With include_num_input_tokens_seen, as in the recipe of SeaPO, every entry has the time so far."""
     told = {"train_runtime": 2.0, "train_tokens_per_second": 50.0, "num_input_tokens_seen": 99}
     entries = [{"step": step, "loss": loss, "rewards/margins": 1.0, **told} for step, loss in ((1, 0.6), (2, 0.4))]
     entries += [{"step": 2, "eval_loss": 0.3, **told}, {"step": 2, "train_loss": 0.5, **told}]
