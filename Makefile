@@ -1,7 +1,7 @@
 # make demo   install, then train and measure SeaPO on a real small model; ends in demo/report.md
 # make test   install, then run every test; make test-fast, in under four minutes, what needs no host
 .PHONY: demo test test-fast test-core test-chaos test-llamafactory test-pipelines test-openrlhf test-cross test-vllm test-eval \
-	bench bench-gpu lint format docs clean
+	bench bench-gpu reproduce lint format docs clean
 
 CORE := .venvs/core/bin
 LLAMAFACTORY := .venvs/llamafactory/bin
@@ -78,6 +78,11 @@ bench-gpu: env-llamafactory env-openrlhf env-trl
 	$(BENCH) --sizes cuda --rounds $(ROUNDS) $(if $(PAIRS),--pairs $(PAIRS)) --json $(RESULTS)/training-gpu.json
 	$(BENCH)/growth.py --device cuda --json $(RESULTS)/growth-gpu.json
 	$(BENCH)/page.py
+
+# A paper's experiment: every seed of every arm, then its page in docs/reproduction. PAPER is tdpo, sepo or seapo; SEEDS
+# is the number of seeds, by default as planned. What was done is not done again. An hour or less on one core.
+reproduce: env-llamafactory
+	$(LLAMAFACTORY)/python reproduce $(PAPER) $(if $(SEEDS),--seeds $(SEEDS))
 
 lint: env-core
 	$(CORE)/ruff check .
