@@ -102,9 +102,9 @@ class Runs:
     def _command(self, step: str, text: str, output: Path, **names: object) -> None:
         words = [str(self._filled(word, output=output, **names)) for word in shlex.split(text)]
         paths = [Path(word.partition("=")[2] or word) for word in words]
-        inside = [path for path in paths if self.run.folder in path.parents and path.exists() and path != output]
+        inside = [path for path in paths if self.run.folder in path.parents and output not in (path, *path.parents)]
         with self._timed(step):
-            self.run.run(step, words, inputs=inside, outputs=[output])
+            self.run.run(step, words, inputs=[path for path in inside if path.exists()], outputs=[output])
 
     def _filled(self, value: object, **names: object) -> object:
         """A text with its placeholders replaced; other values as they are."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 from finepref.pipelines.run_comparison import Difference
 from finepref.pipelines.run_folders import Figure, Run
+from finepref.pipelines.steps import Pipeline
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "reproduce"))
@@ -16,6 +18,7 @@ sys.path.insert(0, str(ROOT / "reproduce"))
 import concentration  # noqa: E402
 import results  # noqa: E402
 import tasks  # noqa: E402
+from arms import Runs, every  # noqa: E402
 from experiment import PAGES, Experiment, load  # noqa: E402
 
 PAPERS = sorted(file.parent.name for file in PAGES.glob("*/experiment.yaml"))
@@ -28,7 +31,7 @@ def run(arm, seed, **figures):
 
 def experiment(**more):
     given = {"datasets": {}, "steps": {}, "train": {}, "arms": {"a": {}, "b": {}}, "figures": {"eval_x": "x"}}
-    return Experiment(page=Path("x"), paper="P", seeds=3, **given, **({"claims": []} | more))
+    return Experiment(page=Path("x"), paper="P", seeds=3, **(given | {"claims": []} | more))
 
 
 CLAIM = {"text": "b above a", "paper": "2 against 1", "figure": "eval_x", "arm": "b", "against": "a"}
@@ -177,3 +180,17 @@ def test_the_fewest_tokens_that_carry_four_fifths_of_a_difference():
     assert concentration.share([3.0, 0.5, 0.0], [-1.0, -0.5]) == pytest.approx(2 / 5)
     assert concentration.share([1.0, -0.5], [0.0]) == pytest.approx(1 / 3)
     assert concentration.share([0.0], [1.0]) is None
+
+
+def test_a_measure_is_done_once_for_a_model_that_is_not_trained(tmp_path, capsys):
+    """It writes into its folder, which is then there when the experiment is run again."""
+    metrics = json.dumps({"tasks": {"answers": {"metrics": {"right": {"value": 0.25}}}}}).replace("{", "{{")
+    write = f"from pathlib import Path; import sys; Path(sys.argv[1]).write_text('{metrics.replace('}', '}}')}')"
+    command = f"python -c {shlex.quote(write)} {{output}}/results.json"
+    own = experiment(arms={"before": {"untrained": "{folder}/model"}}, measures={"answers": command})
+    for count in (0, 1):
+        with Pipeline(tmp_path) as pipeline:
+            (found,) = every(Runs(own, pipeline), 3)
+        assert (found.label, found.figures["answers right"].value) == ("before", 0.25)
+        assert capsys.readouterr().out.count("already done") == count
+    assert (tmp_path / "cpu.json").is_file()
