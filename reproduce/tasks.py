@@ -6,8 +6,9 @@
     python reproduce/tasks.py sums --part questions --n 96 --output sums.jsonl     {id, prompt, chosen, answer}
 
 `reviews` is the sentiment task of the DPO and TDPO papers in small: a review of four aspects, each with a good or a
-bad word, drawn independently. Of two reviews of a pair, the one with more good words is chosen. So both responses of a
-pair are samples of what the model after SFT writes, as in the papers, and a rule in place of a classifier ranks them.
+bad word. A review is in a good or a bad mood, and nine of ten words agree with it. Of two reviews of a pair, drawn
+independently, the one with more good words is chosen. So both are samples of what the model after SFT writes, as in
+the papers, and a rule in place of a classifier ranks them.
 
 `sums` are questions in words with two steps, and worked answers, in which `finepref seapo inject --engine rules` can
 put an error of each type.
@@ -101,7 +102,8 @@ def sums(part: str, n: int, *, seed: int) -> Iterator[dict[str, str]]:
 
 def _review(chance: random.Random, aspects: list[str]) -> tuple[int, str]:
     """(number of good words, text) of a review."""
-    good = [chance.random() < 0.5 for _ in aspects]
+    mood = chance.random() < 0.5
+    good = [mood == (chance.random() < 0.9) for _ in aspects]
     told = [
         f"the {aspect} was {chance.choice(GOOD if own else BAD)}" for aspect, own in zip(aspects, good, strict=True)
     ]
