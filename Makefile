@@ -1,7 +1,7 @@
 # make demo   install, then train and measure SeaPO on a real small model; ends in demo/report.md
 # make test   install, then run every test; make test-fast, in under four minutes, what needs no host
 .PHONY: demo test test-fast test-core test-chaos test-llamafactory test-pipelines test-openrlhf test-cross test-vllm test-eval \
-	bench bench-gpu lint format docs docs-serve clean
+	bench bench-gpu reproduce lint format docs docs-serve clean
 
 CORE := .venvs/core/bin
 LLAMAFACTORY := .venvs/llamafactory/bin
@@ -86,6 +86,11 @@ docs: env-docs
 # The same at http://127.0.0.1:8000, where the search works, which a browser refuses to pages of a file.
 docs-serve: env-docs
 	NO_MKDOCS_2_WARNING=1 .venvs/docs/bin/python -m mkdocs serve
+
+# A paper's experiment: every seed of every arm, then its page in docs/reproduction. PAPER is tdpo, sepo or seapo; SEEDS
+# is the number of seeds, by default as planned. What was done is not done again. An hour or less on one core.
+reproduce: env-llamafactory
+	$(LLAMAFACTORY)/python reproduce $(PAPER) $(if $(SEEDS),--seeds $(SEEDS))
 
 lint: env-core
 	$(CORE)/ruff check .

@@ -27,6 +27,7 @@ FOLDERS = (
     "examples",
     "locks",
     "patches",
+    "reproduce",
     "plugins",
     "scripts",
 )

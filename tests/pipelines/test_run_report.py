@@ -135,6 +135,21 @@ def test_seeds_that_agree_exactly_are_no_measure_of_noise(run_folder):
     assert same.differences["eval_acc"][0].why == "equal in all runs"
 
 
+def test_a_log_that_counts_its_tokens_is_read_up_to_the_summary(run_folder):
+    """With include_num_input_tokens_seen, as in the recipe of SeaPO, every entry has the time so far."""
+    told = {"train_runtime": 2.0, "train_tokens_per_second": 50.0, "num_input_tokens_seen": 99}
+    entries = [{"step": step, "loss": loss, "rewards/margins": 1.0, **told} for step, loss in ((1, 0.6), (2, 0.4))]
+    entries += [{"step": 2, "eval_loss": 0.3, **told}, {"step": 2, "train_loss": 0.5, **told}]
+    state = {"trainer_state.json": {"log_history": entries, "max_steps": 2}}
+    (run,) = read_runs([str(run_folder("a", receipt=receipt(), files=state))], RECEIPTS)
+    assert run.curves["loss"] == [(1, 0.6), (2, 0.4)]
+    assert {name: each.value for name, each in run.figures.items()} == {
+        "train loss": 0.4,
+        "train rewards/margins": 1.0,
+        "eval_loss": 0.3,
+    }
+
+
 def test_held_out_records_that_the_seed_draws_are_told(run_folder):
     runs = []
     for seed in (1, 2):

@@ -24,7 +24,7 @@ from typing import Any
 from finepref.formats.problems import BadData, Problem
 
 UNREAD = re.compile(
-    r"(^|_|/)(epoch|total_flos|runtime|steps|samples_per_second|steps_per_second|lr|learning_rate|step|percentage|"
+    r"(^|_|/)(epoch|total_flos|runtime|steps|(samples|steps|tokens)_per_second|lr|learning_rate|step|percentage|"
     r"elapsed_time|remaining_time|grad_norm|model_preparation_time|num_input_tokens_seen)$"
 )
 LOOKED_FOR = "receipt, trainer_state.json, trainer_log.jsonl, *_results.json, eval.json, results.json or margins.json"
@@ -232,7 +232,7 @@ def _ended(
 def _curves(log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, list[tuple[float, float]]] = {}
     for entry in log:
-        if "step" not in entry or "train_runtime" in entry:
+        if "step" not in entry or "train_loss" in entry:  # the host's summary
             continue
         for name, value in entry.items():
             if _is_number(value) and not UNREAD.search(name) and name not in ("current_steps", "total_steps"):
