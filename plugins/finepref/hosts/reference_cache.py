@@ -6,7 +6,7 @@ same tokens and the reference is the same model. So epochs, later runs, further 
 
 It is made in one pass before the training. The rows are sorted by length and cut into batches, and these into parts,
 by the data alone: a file that is made again, or by more processes, is the same. Each process writes its parts as files
-of their own, so that a pass that was killed goes on with those that are there; then one process joins them.
+of their own, so that a pass that was killed resumes with those that are there; then one process joins them.
 
 R rows, S responses of all rows together.
 """

@@ -8,7 +8,7 @@ from finepref.pipelines.settings import options
 from finepref.pipelines.steps import Pipeline, folders
 
 MAY_BE_EMPTY = {"propose", "validate", "answer", "pair", "improve"}
-"""Steps after which the run goes on without a row, or says itself what is missing."""
+"""Steps after which the run continues without a row, or says itself what is missing."""
 
 Section = dict[str, object]
 """Options of a command, or settings of the host."""

@@ -237,7 +237,7 @@ def test_negatives_are_made_seen_and_aborted_in_another_tab_and_gone_on_with(web
         assert not wrong.running()
         page.shows("wrong was stopped; what was done is kept")
         let_go.set()
-        page.click("Go on making negatives")
+        page.click("Resume making negatives")
         page.shows("wrong is done", seconds=300)
         page.picture(PICTURES / "injected.png")
         page.click("Use these negatives")

@@ -190,7 +190,7 @@ def places(dataset_dir: str, name: str) -> list[str]:
 
 
 def again(kind: Kind, status: Status, dataset_dir: str) -> Record:
-    """The record of a job that goes on with what it has done.
+    """The record of a job that resumes from what it has done.
 
     Data folders are passed around, so only options are taken from the file of the job: the program, the command, and
     where it reads and writes are those of the form.
