@@ -242,6 +242,34 @@ def test_figures_over_other_records_are_not_compared_and_of_common_ones_only_the
     assert (c.value, c.number, c.verdict) == (0.0, 10, "not shown")
 
 
+def test_rewards_with_a_kl_in_them_are_not_compared_with_dpos_and_what_is_only_logged_changes_no_unit(run_folder):
+    figures = {"eval_loss": 0.6, "eval_rewards/margins": 0.1}
+    found = comparison(
+        run_folder("dpo", figures, receipt=receipt(tdpo_variant="dpo", tdpo_log_kl=True)),
+        run_folder("log", figures, receipt=receipt(tdpo_variant="dpo", tdpo_log_kl=False)),
+        run_folder("one", figures, receipt=receipt(tdpo_variant="tdpo1")),
+        run_folder("two", figures, receipt=receipt(tdpo_variant="tdpo2", tdpo_alpha=0.7)),
+    )
+    log, one, two = found.differences["eval_rewards/margins"]
+    assert log.verdict == found.differences["eval_loss"][0].verdict == "not shown"
+    assert one.why == two.why == "its unit depends on tdpo_variant"
+    assert found.differences["eval_loss"][2].why == "its unit depends on tdpo_alpha, tdpo_variant"
+    among = comparison(*(run.path for run in found.groups[2].runs + found.groups[3].runs))
+    assert among.differences["eval_rewards/margins"][0].verdict == "not shown", "TDPO1 and TDPO2 have one reward"
+
+
+def test_training_figures_have_their_own_count_and_what_has_no_common_unit_counts_as_no_difference(run_folder):
+    runs = [
+        run_folder(f"{alpha}{seed}", {"eval_acc": 0.5 + alpha + seed / 100}, receipt=own, losses=[2.0, alpha])
+        for alpha in (0.1, 0.3)
+        for seed, own in enumerate((receipt(1, tdpo_alpha=alpha), receipt(2, tdpo_alpha=alpha)))
+    ]
+    told = run(*runs)
+    assert "- of 1 held-out figures: not shown in 1" in told
+    assert "- of 1 training figures: not comparable in 1" in told
+    assert "records" not in told
+
+
 def test_negatives_of_one_record_are_drawn_together(run_folder):
     """Four types of each of 10 records, whose margins are equal: the interval is that of 10 values, not of 40."""
     widths = []

@@ -28,7 +28,10 @@ HIGHER = re.compile(
 LOWER = re.compile(r"(?<![a-z])(loss|ece|ace|mce|perplexity)(?![a-z])")
 OBJECTIVE = re.compile(r"loss\b|rewards/(chosen|rejected|margins|mean)|logps/|\bkl/")
 """Figures whose unit depends on the objective."""
+ONLY_LOGS = {"tdpo_log_kl"}
+"""Options that change what is logged, and no loss."""
 UNNAMED = "(no receipt)"
+NOT_COMPARABLE = "not comparable"
 EQUAL = "equal in all runs"
 SHORT = 24
 """Longest value in a group's name."""
@@ -104,9 +107,9 @@ class Comparison:
 
     @property
     def compared(self) -> int:
-        """How many differences have an interval."""
+        """How many differences have an interval and a common unit."""
         found = (each for row in self.differences.values() for each in row if each)
-        return sum(each.records is not None or each.seeds is not None for each in found)
+        return sum((each.records or each.seeds) is not None for each in found if each.verdict != NOT_COMPARABLE)
 
 
 def compare(runs: Sequence[Run], *, seed: int = 0) -> Comparison:
@@ -230,12 +233,12 @@ def _difference(first: Group, other: Group, name: str, seed: int) -> Difference 
     if one and two and one.keys() != two.keys():  # only of what both were evaluated on
         common = [key for key in one if key in two]
         if len(common) < 2:
-            return Difference(value, None, len(common), None, "not comparable", "they were evaluated on other records")
+            return Difference(value, None, len(common), None, NOT_COMPARABLE, "they were evaluated on other records")
         value = fmean(two[key] - one[key] for key in common)
     records, number = _over_records(one, two, seed)
     by_seed = _over_seeds(_by_seed(first, name), _by_seed(other, name))
     if OBJECTIVE.search(name) and (why := _other_unit(first, other, name)):
-        return Difference(value, records, number, by_seed, "not comparable", why)
+        return Difference(value, records, number, by_seed, NOT_COMPARABLE, why)
     intervals = [each for each in (records, by_seed) if each is not None]
     if not intervals:
         several = min(len(before.values), len(after.values)) > 1
@@ -252,12 +255,18 @@ def _other_unit(first: Group, other: Group, name: str) -> str:
     """Why a loss or a reward of two groups has no common unit, "" if it has one."""
     if first.settings.get("stage") != other.settings.get("stage"):
         return "another stage has another unit"
+    both = (first.settings, other.settings)
     known = {key for group in (first, other) for key in (group.runs[0].receipt or {}).get("settings", {})}
-    names = sorted(key for key in known if first.settings.get(key) != other.settings.get(key))
-    scales = [
-        key for key in names if re.search(r"loss\b", name) or ("rewards" in name and re.search("beta|gamma", key))
-    ]
+    names = sorted(key for key in known - ONLY_LOGS if first.settings.get(key) != other.settings.get(key))
+    scales = [key for key in names if re.search(r"loss\b", name) or ("rewards" in name and _scales_reward(key, both))]
     return f"its unit depends on {', '.join(scales)}" if scales else ""
+
+
+def _scales_reward(key: str, both: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an option that differs is part of the reward: beta, gamma, and the KL that TDPO1's and TDPO2's has."""
+    if key == "tdpo_variant":
+        return "dpo" in (each.get(key) for each in both)
+    return bool(re.search("beta|gamma", key))
 
 
 def _word(group: Group, name: str, value: float) -> str:

@@ -6,23 +6,44 @@ import base64
 import csv
 import html
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from finepref.formats.files import write_json
-from finepref.pipelines.run_comparison import EQUAL, Cell, Comparison, Difference
+from finepref.pipelines.run_comparison import EQUAL, NOT_COMPARABLE, Cell, Comparison, Difference
+from finepref.synth.intervals import NOT_SHOWN
 
 PANELS = 12
 """Most figures, and most curves, in a plot; the tables have all."""
-VERDICTS = ("better", "worse", "higher", "lower", "not shown", "not comparable")
+WIDE = 60
+"""Characters that fit above a panel."""
 SHOWN = ("better", "worse", "higher", "lower")
-HOW = (
-    "A difference is called one only if every interval that is known excludes 0. *Records*: 95 % paired bootstrap "
-    "over the records of an evaluation; it says nothing about another training with another seed. *Seeds*: 95 % "
-    "interval by Student's t, where both sides have two seeds or more. Figures of the training (`train ...`) are "
-    "means of the last quarter of its log, on the data that was trained on."
-)
+VERDICTS = (*SHOWN, NOT_SHOWN, NOT_COMPARABLE)
+
+
+def how(found: Comparison) -> str:
+    """What the differences and their intervals are."""
+    parts = [
+        f"Each is the group's figure minus that of {found.groups[0].name}. It is called a difference only if every "
+        "interval that is known excludes 0. *Not shown*: no difference is established, which does not mean that there "
+        "is none."
+    ]
+    if _has_records(found):
+        parts.append(
+            "*Records*: 95 % paired bootstrap over the records of an evaluation; it says nothing about another "
+            "training with another seed."
+        )
+    parts.append(
+        "*Seeds*: 95 % interval by Student's t, where both sides have two seeds or more; of the differences seed by "
+        "seed if both have the same seeds, else by Welch's formula. *Better* and *worse* are said of accuracies, "
+        "margins, losses and calibration errors, and where a file says which way is better."
+    )
+    parts.append(
+        "Figures of an evaluation are those of the last one. Figures of the training (`train ...`) are means of the "
+        "last quarter of its log, on the data that was trained on."
+    )
+    return " ".join(parts)
 
 
 def headline(found: Comparison) -> list[str]:
@@ -36,29 +57,42 @@ def headline(found: Comparison) -> list[str]:
         if not any(own.values()):
             lines.append("- no figure is known of both")
             continue
-        if held_out:
-            counts = {word: sum(each.verdict == word for each in held_out.values()) for word in VERDICTS}
-            verdicts = ", ".join(f"{word} in {count}" for word, count in counts.items() if count)
-            lines.append(f"- of {len(held_out)} held-out figures: {verdicts}")
-        else:
+        trained = {name: each for name, each in own.items() if each is not None and name not in held_out}
+        if not held_out:
             lines.append("- no held-out figure is known of both: what follows is of the data that was trained on")
-        for word in SHOWN:
-            told = [_told(name, each) for name, each in own.items() if each and each.verdict == word]
-            lines += [f"- {word}: {each}" for each in told]
-        for word in ("not shown", "not comparable"):
-            reasons: dict[str, list[str]] = {}
-            for name, each in own.items():
-                if each and each.verdict == word:
-                    reasons.setdefault(each.why, []).append(name)
-            lines += [f"- {word} ({why}): {', '.join(names)}" for why, names in reasons.items()]
+        for kind, part in (("held-out", held_out), ("training", trained)):
+            lines += _of_kind(kind, part)
     if found.compared:
-        chance = found.compared / 20
+        called = sum(each.verdict in SHOWN for row in found.differences.values() for each in row if each)
         lines.append("")
         lines.append(
-            f"{found.compared} differences have an interval. If nothing differed, about {chance:.1f} of them would be "
-            "called a difference by chance."
+            f"Of {found.compared} differences with an interval {called} {'is' if called == 1 else 'are'} shown. If "
+            f"nothing differed, chance alone would show about {found.compared / 20:.1f}, and often several at a time: "
+            "the figures of one run depend on each other."
         )
     return lines
+
+
+def _of_kind(kind: str, differences: Mapping[str, Difference]) -> list[str]:
+    """The lines on one group's held-out figures, or on those of its training."""
+    if not differences:
+        return []
+    counts = {word: sum(each.verdict == word for each in differences.values()) for word in VERDICTS}
+    verdicts = ", ".join(f"{word} in {count}" for word, count in counts.items() if count)
+    lines = [f"- of {len(differences)} {kind} figures: {verdicts}"]
+    for word in SHOWN:
+        lines += [f"- {word}: {_told(name, each)}" for name, each in differences.items() if each.verdict == word]
+    for word in (NOT_SHOWN, NOT_COMPARABLE):
+        reasons: dict[str, list[str]] = {}
+        for name, each in differences.items():
+            if each.verdict == word:
+                reasons.setdefault(each.why, []).append(name)
+        lines += [f"- {word} ({why}): {', '.join(names)}" for why, names in reasons.items()]
+    return lines
+
+
+def _has_records(found: Comparison) -> bool:
+    return any(each.records for row in found.differences.values() for each in row if each)
 
 
 def markdown(found: Comparison, plots: Sequence[str] = ()) -> str:
@@ -68,7 +102,7 @@ def markdown(found: Comparison, plots: Sequence[str] = ()) -> str:
     parts += ["## What differs", _settings(found), "## Runs", _runs(found)]
     parts += ["## Figures", "Mean ± standard deviation over seeds.", _table(*figures_table(found))]
     if len(found.groups) > 1:
-        parts += [f"## Differences to {found.groups[0].name}", HOW, _table(*differences_table(found))]
+        parts += [f"## Differences to {found.groups[0].name}", how(found), _table(*differences_table(found))]
     if found.notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in found.notes)]
     return "\n\n".join(parts) + "\n"
@@ -81,15 +115,16 @@ def figures_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def differences_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: figure, group, difference, both intervals and the verdict."""
-    rows = []
+    """Header and rows: figure, group, difference, the intervals and the verdict; no column for records without any."""
+    rows, known = [], _has_records(found)
     for name, row in found.differences.items():
         for group, each in zip(found.groups[1:], row, strict=True):
             if each is not None:
                 records = f"{_interval(each.records)}, {each.number}" if each.records else "-"
                 verdict = f"{each.verdict} ({each.why})" if each.why else each.verdict
-                rows.append([name, group.name, _signed(each.value), records, _interval(each.seeds), verdict])
-    return ["figure", "group", "difference", "records", "seeds", "verdict"], rows
+                intervals = [*([records] if known else []), _interval(each.seeds)]
+                rows.append([name, group.name, _signed(each.value), *intervals, verdict])
+    return ["figure", "group", "difference", *(["records"] if known else []), "seeds", "verdict"], rows
 
 
 def write(found: Comparison, folder: Path) -> list[Path]:
@@ -155,7 +190,7 @@ def page(found: Comparison, plots: Sequence[Path]) -> str:
     body.append(_html_table(*figures_table(found)))
     if len(found.groups) > 1:
         title = f"<h2>Differences to {html.escape(found.groups[0].name)}</h2>"
-        body += [title, f"<p>{_inline(HOW)}</p>", _html_table(*differences_table(found))]
+        body += [title, f"<p>{_inline(how(found))}</p>", _html_table(*differences_table(found))]
     if found.notes:
         body += ["<h2>Notes</h2>", _listed([f"- {note}" for note in found.notes])]
     style = (
@@ -177,21 +212,24 @@ def draw(found: Comparison, folder: Path) -> list[Path]:
     names = [
         name
         for name, row in found.differences.items()
-        if any(each is not None and each.verdict != "not comparable" and each.why != EQUAL for each in row)
+        if any(each is not None and each.verdict != NOT_COMPARABLE and each.why != EQUAL for each in row)
     ]
     names = sorted(names, key=lambda name: not any(each and each.verdict in SHOWN for each in found.differences[name]))
-    names = names[:PANELS]
+    names, count = names[:PANELS], len(names)
     if names:
         figure = Figure(figsize=(12, 2.6 * -(-len(names) // 3)), layout="constrained")
         for axis, name in zip(_panels(figure, len(names)), names, strict=False):
             _draw_figure(axis, found, name)
-        told = "dot: a seed; upright: mean; line below: 95 % interval of the difference, around the mean"
-        figure.supxlabel(f"{told}; dashed: {found.groups[0].name}", fontsize="small")
+        first = found.groups[0].name
+        told = f"dot: a seed; upright: mean; dashed: mean of {first}; thin line: 95 % interval of the difference to "
+        told += f"{first}, drawn around the mean: no difference is shown if it crosses the dashed line"
+        figure.supxlabel(f"{told}{_part(len(names), count, 'figures; the tables have all')}", fontsize="small")
         files.append(folder / "figures.png")
         figure.savefig(files[-1], dpi=110)
     curves = dict.fromkeys(name for group in found.groups for run in group.runs for name in run.curves)
     moving = [name for name in curves if any(len({y for _, y in each}) > 1 for each in _curves(found, name))]
-    names = sorted(moving, key=lambda name: (not name.startswith("eval_"), name != "loss"))[:PANELS]
+    names = sorted(moving, key=lambda name: (not name.startswith("eval_"), name != "loss"))
+    names, count = names[:PANELS], len(names)
     if names:
         figure = Figure(figsize=(12, 2.6 * -(-len(names) // 3)), layout="constrained")
         panels = _panels(figure, len(names))
@@ -201,16 +239,24 @@ def draw(found: Comparison, folder: Path) -> list[Path]:
                     x, y = zip(*run.curves[name], strict=True)
                     label = group.name if at == 0 else None
                     axis.plot(x, y, color=f"C{number % 10}", label=label, alpha=0.8, marker="." if len(x) < 30 else "")
-            axis.set_title(name if name.startswith("eval_") else f"train {name}", fontsize="small")
+            title = name if name.startswith("eval_") else f"train {name}"
+            unlike = any(each and each.verdict == NOT_COMPARABLE for each in found.differences.get(title, ()))
+            axis.set_title(f"{title} (not comparable)" if unlike else title, fontsize="small")
             axis.set_xlabel("step", fontsize="small")
             axis.tick_params(labelsize="small")
         handles = {
             label: line for axis in panels for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, fontsize="small")
+        figure.supxlabel(f"a line: a seed{_part(len(names), count, 'curves')}", fontsize="small")
         files.append(folder / "curves.png")
         figure.savefig(files[-1], dpi=110)
     return files
+
+
+def _part(shown: int, count: int, what: str) -> str:
+    """What a picture leaves out."""
+    return "" if shown == count else f". {shown} of {count} {what}"
 
 
 def _panels(figure: Any, count: int) -> list[Any]:
@@ -228,7 +274,7 @@ def _draw_figure(axis: Any, found: Comparison, name: str) -> None:
         axis.plot(cell.values, [number] * len(cell.values), "o", color=f"C{number % 10}", alpha=0.6)
         axis.plot([cell.mean], [number], "|", color=f"C{number % 10}", markersize=18, markeredgewidth=2)
         each = found.differences[name][number - 1] if number else None
-        if each is not None and (interval := each.seeds or each.records) and each.verdict != "not comparable":
+        if each is not None and (interval := each.seeds or each.records) and each.verdict != NOT_COMPARABLE:
             low, high = (cell.mean - each.value + end for end in interval)
             axis.plot([low, high], [number + 0.22] * 2, color=f"C{number % 10}", linewidth=1)
     base = found.table[name][0]
@@ -237,8 +283,9 @@ def _draw_figure(axis: Any, found: Comparison, name: str) -> None:
     labels = [group.name if len(group.name) < 30 else f"{group.name[:27]}..." for group in found.groups]
     axis.set_yticks(range(len(labels)), labels, fontsize="small")
     axis.set_ylim(len(labels) - 0.5, -0.5)
-    verdicts = "; ".join(each.verdict if each else "-" for each in found.differences[name])
-    axis.set_title(f"{name}\n{verdicts}", fontsize="small")
+    row = zip(labels[1:], found.differences[name], strict=True)
+    verdicts = "; ".join(f"{label} {each.verdict if each else '-'}" for label, each in row)
+    axis.set_title(f"{name}\n{verdicts}" if len(verdicts) < WIDE else name, fontsize="small")
     axis.tick_params(axis="x", labelsize="small")
     axis.locator_params(axis="x", nbins=4)
 
@@ -299,7 +346,11 @@ def _cell(cell: Cell | None) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3g}"
+    """Four digits, and at most four decimals."""
+    if value != 0 and not 1e-3 <= abs(value) < 1e4:
+        return f"{value:.3g}"
+    whole = len(f"{abs(value):.0f}") if abs(value) >= 1 else 0
+    return f"{value:.{4 - whole}f}"
 
 
 def _signed(value: float) -> str:
