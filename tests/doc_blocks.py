@@ -16,7 +16,8 @@ PAGES = [
     *sorted(ROOT.glob("examples/**/*.md")),
 ]
 BLOCK = re.compile(
-    r"^(?:<!-- (?P<mark>run|not run: (?P<reason>[^\n]+?)) -->\n)?```(?:bash|sh|shell|console)\n(?P<text>.*?)^```",
+    r"^(?:<!-- (?P<mark>run|(?:parsed|not run): (?P<reason>[^\n]+?)) -->\n)?"
+    r"```(?:bash|sh|shell|console)\n(?P<text>.*?)^```",
     re.M | re.S,
 )
 
@@ -27,7 +28,8 @@ class Block(NamedTuple):
     Attributes:
         page: its page, as a path in the repository.
         number: 1 for the page's first block.
-        mark: "run" (a test runs it), "not run" (`reason` says why not even its options are parsed), or "".
+        mark: "run" (a test runs it), "parsed" (its commands go to the parsers of their programs; `reason` says why it
+            is not run), "not run" (`reason` says why it is neither), or "", which no block may have.
         reason: see there.
         text: the block.
     """
