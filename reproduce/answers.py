@@ -10,7 +10,6 @@ text that is none, and the share of reviews. Answers that are sampled have the s
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from finepref.synth.engines.hf import HfEngine
 from finepref.synth.judges.reasoning_gym import answer_in
 from finepref.synth.margins import model_at
 from finepref.synth.reversegen.answer import answer
+from finepref.synth.reversegen.instructions import read_dicts
 from tasks import good_words, is_review
 
 
@@ -58,11 +58,10 @@ def main() -> None:
         max_new_tokens=given.max_new_tokens,
         temperature=given.temperature,
     )
-    found = {row["id"]: row for row in map(json.loads, answered.read_text(encoding="utf-8").splitlines())}
-    rows = map(json.loads, given.questions.read_text(encoding="utf-8").splitlines())
+    found = {row["id"]: row for row in read_dicts(answered)}
     grade = GRADES[given.grade]
     # An answer that is empty is left out by `answer`; it counts as a wrong one.
-    graded = [found.get(row["id"], {**row, "response": ""}) for row in rows]
+    graded = [found.get(row["id"], {**row, "response": ""}) for row in read_dicts(given.questions)]
     samples = [{"id": row["id"], **grade(row), "response": row["response"]} for row in graded]
     names = grade({"response": "", "answer": " "})
     metrics = {name: metric(each[name] for each in samples) for name in names}

@@ -8,12 +8,12 @@ have no such share, and are counted.
 from __future__ import annotations
 
 import argparse
-import json
 from itertools import accumulate
 from pathlib import Path
 
 from finepref.formats.files import write_json
 from finepref.synth.intervals import bootstrap
+from finepref.synth.reversegen.instructions import read_dicts
 
 PART = 0.8
 
@@ -34,8 +34,7 @@ def main() -> None:
     parser.add_argument("scored", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
-    rows = [json.loads(line) for line in given.scored.read_text(encoding="utf-8").splitlines()]
-    found = [share(row["chosen_scores"], row["rejected_scores"]) for row in rows]
+    found = [share(row["chosen_scores"], row["rejected_scores"]) for row in read_dicts(given.scored)]
     known = [each for each in found if each is not None]
     mean, low, high = bootstrap(known)
     write_json(given.output, {"share": mean, "low": low, "high": high, "n": len(known), "without": found.count(None)})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from finepref.formats.jsonl import write_jsonl
+from finepref.synth.reversegen.instructions import read_dicts
 
 
 def main() -> None:
@@ -16,10 +16,7 @@ def main() -> None:
     parser.add_argument("answers", type=Path, help="of `finepref reversegen answer`")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
-    negatives, answers = (
-        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        for file in (given.negatives, given.answers)
-    )
+    negatives, answers = (read_dicts(file) for file in (given.negatives, given.answers))
     found = {row["id"]: row["response"] for row in answers}
     if missing := [row["id"] for row in negatives if row["id"] not in found]:
         raise SystemExit(f"no answer to {', '.join(missing)}")

@@ -17,6 +17,7 @@ from typing import Any
 
 from experiment import Experiment
 from finepref.formats.files import write_json, write_text
+from finepref.formats.markdown_table import table
 from finepref.pipelines.run_comparison import Difference, compare
 from finepref.pipelines.run_folders import Run
 from finepref.pipelines.run_report import SHOWN, draw
@@ -172,7 +173,7 @@ def _parts(experiment: Experiment, result: Mapping[str, Any], plots: Sequence[Pa
         "## Results",
         "Verdicts: " + ", ".join(f"{count} {word}" for word, count in counts.items() if count) + ".",
     ]
-    parts.append(_table(rows))
+    parts.append(table(rows[0], rows[1:]))
     parts.append(
         "*Ours*: the figure of the arm minus that of the arm it is compared with, means over seeds. The rule is that "
         "of `finepref report`: shown, or against, only if every interval that is known excludes 0."
@@ -184,7 +185,7 @@ def _parts(experiment: Experiment, result: Mapping[str, Any], plots: Sequence[Pa
     for figure, told in experiment.figures.items():
         cells = result["figures"].get(figure, {})
         rows.append([f"`{figure}`: {told}", *(_told(cells.get(arm)) for arm in arms)])
-    parts += [f"Mean over seeds {seeds}, and below it each seed's value:", _table(rows)]
+    parts += [f"Mean over seeds {seeds}, and below it each seed's value:", table(rows[0], rows[1:])]
     parts += [text.format(**result["facts"][name]).strip() for name, text in experiment.facts.items()]
     if again := result["again"]:
         equal = f"gave the same {again['figures']} figures, to the last digit"
@@ -208,8 +209,3 @@ def _told(cell: Mapping[str, Any] | None) -> str:
 
 def _interval(found: Sequence[float] | None) -> str:
     return f"{found[0]:+.4g} to {found[1]:+.4g}" if found else "not known"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

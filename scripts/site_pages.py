@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
@@ -23,6 +23,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from finepref import stages
 from finepref.cli import app
 from finepref.formats.check import check_file
+from finepref.formats.markdown_table import table
 from finepref.formats.problems import CODES, LEFT_OUT, NOTES
 from finepref.formats.remedies import EXAMPLES, REMEDIES
 from finepref.hosts.openrlhf.command_line import flag_of
@@ -68,13 +69,6 @@ RUNS = {
 """Method -> patterns of the folders of docs/reproduction with its runs; smollm2 has a page per stage beside them."""
 
 PIPELINES: dict[str, Callable[..., None]] = {"apo": apo, "reversegen": reversegen}
-
-
-def table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown."""
-    heading = tuple(heading)
-    lines = [heading, ("---",) * len(heading), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def papers(text: str) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import own_scripts
+
 ROOT = Path(__file__).parents[1]
 
-spec = importlib.util.spec_from_file_location("compare_with_record", ROOT / "scripts/compare_with_record.py")
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
+script = own_scripts.loaded("compare_with_record")
 
 # The run of each stage that the hosts' tests repeat; the script has more.
 CASES = {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
+import own_scripts
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -14,10 +14,7 @@ RECORDS = json.loads((ROOT / "docs" / "compatibility.json").read_text())
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("compatibility", ROOT / "scripts" / "compatibility.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return own_scripts.loaded("compatibility")
 
 
 def test_the_page_is_the_one_that_the_script_writes(script):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import re
 from pathlib import Path
 
+import own_scripts
 import pytest
 from doc_blocks import PAGES, ROOT
 from finepref.cli import app
@@ -70,10 +70,7 @@ def test_the_page_of_a_method_has_all_sections(stage):
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("site_pages", ROOT / "scripts" / "site_pages.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return own_scripts.loaded("site_pages")
 
 
 def test_what_is_made_of_the_code_is_current(script):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 import pty
@@ -13,6 +12,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import own_scripts
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -128,9 +128,7 @@ def test_the_yanked_warning_does_not_stand_on_the_line_of_the_bar(site):
 
 
 def test_a_warning_is_shown_even_if_the_command_has_ended_before_anybody_looks(site, monkeypatch):
-    spec = importlib.util.spec_from_file_location("progress", PROGRESS)
-    progress = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(progress)
+    progress = own_scripts.loaded("progress")
 
     class AtOnce:
         """A thread that has ended when it was started."""

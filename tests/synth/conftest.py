@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from finepref.formats.jsonl import write_jsonl
 from tiny_llama import byte_tokenizer, save_tiny_llama
 
 
@@ -17,3 +18,14 @@ def tiny_model(tmp_path_factory) -> Path:
         initializer_range=0.3,
         tie_word_embeddings=True,
     )
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """A file of rows."""
+
+    def write(*rows, name="rows.jsonl"):
+        write_jsonl(tmp_path / name, rows)
+        return tmp_path / name
+
+    return write

@@ -20,7 +20,6 @@ import pytest
 from annotating import Client, annotator
 from finepref.cli import app
 from finepref.formats.bad_rows import BadRows
-from finepref.formats.jsonl import write_jsonl
 from finepref.formats.marks import Mark
 from finepref.formats.problems import BadData
 from finepref.hosts.annotate_page import MAX_BODY, Annotator
@@ -33,17 +32,6 @@ TEXT = "\U0001f999 It is Lyon.\r\nIt has e\u0301clairs."
 PAIR = {"id": "p", "prompt": "?", "chosen": "It is Paris.", "rejected": TEXT}
 SUM = {"id": "sum", "prompt": "17 + 25?", "chosen": "It is 42.", "rejected": "It is 43.", "margin": 2.0}
 SPANS = {"id": "s", "prompt": "?", "chosen": "yes", "rejected": "not so", "rejected_spans": [[0, 3, 0.5]]}
-
-
-@pytest.fixture
-def rows(tmp_path):
-    """A file of rows."""
-
-    def write(*rows, name="rows.jsonl"):
-        write_jsonl(tmp_path / name, rows)
-        return tmp_path / name
-
-    return write
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 from finepref.cli import app
-from finepref.formats.jsonl import write_jsonl
 from finepref.formats.scores import fingerprint
 from finepref.hosts.token_view import Entry, Response
 from finepref.hosts.view_page import page
@@ -43,17 +42,6 @@ def viewed(tmp_path):
         return outcome.output if code else data_of(output)["records"]
 
     return run
-
-
-@pytest.fixture
-def rows(tmp_path):
-    """A file of rows."""
-
-    def write(*rows, name="rows.jsonl"):
-        write_jsonl(tmp_path / name, rows)
-        return tmp_path / name
-
-    return write
 
 
 def values(record, side=0):

@@ -77,7 +77,8 @@ def page(
     Each step is on the disk before the page shows it, so the same command resumes after any end. Ctrl-C ends it and
     writes the file. Exit code 1: bad input.
     """
-    from finepref.synth.annotation import Annotation, read_items, unmarked_path, work_path
+    from finepref.synth.annotation import Annotation, read_items, unmarked_path
+    from finepref.synth.ask import work_folder
     from finepref.synth.data_sources.inputs import find_inputs
 
     check_layout(layout)
@@ -94,7 +95,7 @@ def page(
             raise ValueError(f"{', '.join(sources)} has no record {first}")
         for name, rows in sorted(left_out.items()):
             typer.echo(f"{name}: not kept, span pairs have no place for that ({rows} rows)")
-        with Annotation(items, work_dir or work_path(output)) as annotation:
+        with Annotation(items, work_folder(output, work_dir)) as annotation:
             if not no_page:
                 title = Path(sources[0]).name + (f" and {len(sources) - 1} more" if sources[1:] else "")
                 window = {"first": first - 1, "count": count, "port": port}

@@ -13,6 +13,7 @@ from finepref.formats.convert import TARGETS
 from finepref.formats.jsonl import MAX_ARRAY, MAX_LINE, dumps
 from finepref.formats.layout import Layout
 from finepref.formats.layout_table import BUILT_IN, SUPERVISED
+from finepref.formats.markdown_table import table
 from finepref.formats.negatives import ERROR_TYPES
 from finepref.formats.problems import CODES
 from finepref.formats.records import FIELDS
@@ -262,8 +263,7 @@ def _box(rows: list[tuple[str, str]]) -> str:
 
 
 def _table(heading: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [heading, ("---",) * len(heading), *[(f"`{row[0]}`", *row[1:]) for row in rows]]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return table(heading, [(f"`{row[0]}`", *row[1:]) for row in rows])
 
 
 _INTRODUCTION = f"""\

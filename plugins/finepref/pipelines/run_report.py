@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finepref.formats.files import write_json
+from finepref.formats.markdown_table import table
 from finepref.pipelines.run_comparison import EQUAL, NOT_COMPARABLE, Cell, Comparison, Difference
 from finepref.synth.intervals import NOT_SHOWN
 
@@ -100,9 +101,9 @@ def markdown(found: Comparison, plots: Sequence[str] = ()) -> str:
     parts = ["# Runs beside each other", "\n".join(headline(found))]
     parts += [f"![{Path(name).stem}]({name})" for name in plots]
     parts += ["## What differs", _settings(found), "## Runs", _runs(found)]
-    parts += ["## Figures", "Mean ± standard deviation over seeds.", _table(*figures_table(found))]
+    parts += ["## Figures", "Mean ± standard deviation over seeds.", table(*figures_table(found))]
     if len(found.groups) > 1:
-        parts += [f"## Differences to {found.groups[0].name}", how(found), _table(*differences_table(found))]
+        parts += [f"## Differences to {found.groups[0].name}", how(found), table(*differences_table(found))]
     if found.notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in found.notes)]
     return "\n\n".join(parts) + "\n"
@@ -323,7 +324,7 @@ def _settings_rows(found: Comparison) -> tuple[list[str], list[list[str]]]:
 def _settings(found: Comparison) -> str:
     if not found.differing:
         return "Nothing that the receipts tell, apart from the seed."
-    return _table(*_settings_rows(found))
+    return table(*_settings_rows(found))
 
 
 def _runs_rows(found: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -336,7 +337,7 @@ def _runs_rows(found: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _runs(found: Comparison) -> str:
-    return _table(*_runs_rows(found))
+    return table(*_runs_rows(found))
 
 
 def _cell(cell: Cell | None) -> str:
@@ -370,11 +371,6 @@ def _json(each: Difference) -> dict[str, Any]:
         "verdict": each.verdict,
         "why": each.why,
     }
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(value.replace("|", "\\|") for value in line) + " |" for line in lines)
 
 
 def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

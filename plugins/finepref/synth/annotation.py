@@ -117,11 +117,6 @@ def unmarked_path(output: Path) -> Path:
     return output.with_suffix(".unmarked.jsonl")
 
 
-def work_path(output: Path) -> Path:
-    """The folder of the journal."""
-    return output.with_suffix(".work")
-
-
 def read_items(inputs: Iterable[Input], bad_rows: BadRows) -> tuple[list[Item], Counter[str]]:
     """The pairs of files that are one set; and what of them span pairs have no place for: name -> number of rows.
 
