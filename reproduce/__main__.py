@@ -48,7 +48,7 @@ def main() -> None:
             first = next(each for each in found if each.label == arm and each.name == f"{arm} {seed}")
             again = same(first, runs.arm(arm, seed, AGAIN))
         facts = {name: json.loads(runs.made(name).read_bytes()) for name in experiment.facts}
-        write_page(experiment, found, steps=run.steps, cpu=runs.cpu, again=again, facts=facts)
+        write_page(experiment, found, steps=run.steps, cpu=runs.cpu, again=again, facts=facts, tuning=runs.tuning)
 
 
 if __name__ == "__main__":

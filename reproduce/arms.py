@@ -6,7 +6,9 @@ refused. The folder of the runs has
     data/                      rows, and dataset_info.json
     steps/NAME/                a step that is done once
     runs/ARM-SEED/train/model  a training, with its log and receipt
-    runs/ARM-SEED/MEASURE/     what a measure wrote
+    runs/ARM-SEED/NAME/        what is done after it, and what a measure wrote
+    runs/ARM-SEED/NAME.jsonl   a dataset of the run's own
+    tuning/ARM-VALUE/          a run of the tuning, likewise
     cpu.json                   step -> seconds of CPU time
 """
 
@@ -45,35 +47,80 @@ class Runs:
 
     def __init__(self, experiment: Experiment, run: Pipeline, *, model: Path | None = None) -> None:
         self.experiment, self.run, self.model = experiment, run, model
+        self.tuning: dict[str, Any] | None = None
         self._times = run.path("cpu.json")
         self.cpu: dict[str, float] = json.loads(self._times.read_bytes()) if self._times.exists() else {}
 
     def prepare(self) -> None:
         """The rows, and the steps that are done once."""
         own = self.experiment
-        table = {name: {"file_name": f"{name}.jsonl", **entry} for name, entry in own.datasets.items()}
         self.run.path("data").mkdir(parents=True, exist_ok=True)
-        write_json(self.run.path("data", "dataset_info.json"), table)
+        write_json(self.run.path("data", "dataset_info.json"), _table(own.datasets))
         for name, step in own.steps.items():
             if isinstance(step, str):
                 self._command(f"steps/{name}", step, self.made(name))
             else:
                 self._train(f"steps/{name}", step)
 
+    def tune(self) -> None:
+        """Choose a value of the tuned key for each tuned arm; all later runs of the arm have it.
+
+        `tuning` is then {key, figure, seed, values: arm -> value -> figure, best: arm -> value}.
+        """
+        plan = self.experiment.tune
+        if plan is None:
+            return
+        values: dict[str, dict[str, float]] = {arm: {} for arm in plan.arms}
+        for arm in plan.arms:
+            for value in plan.values:
+                place = f"tuning/{arm}-{value}".replace(" ", "_")
+                found = self._arm(arm, plan.seed, place, {plan.key: value}, plan.measures)
+                values[arm][str(value)] = found.figures[plan.figure].value
+        sign = 1 if plan.expected == "higher" else -1
+        best = {arm: max(plan.values, key=lambda value: sign * own[str(value)]) for arm, own in values.items()}
+        self.tuning = {"key": plan.key, "figure": plan.figure, "seed": plan.seed, "values": values, "best": best}
+
     def arm(self, arm: str, seed: int, folder: str = "runs") -> Run:
         """Train an arm with a seed and measure it; its figures and curves, labelled with the arm."""
-        own, place = self.experiment, f"{folder}/{arm}-{seed}".replace(" ", "_")
-        if untrained := own.arms[arm].get("untrained"):
+        tuned = self.tuning or {"best": {}}
+        change = {tuned["key"]: tuned["best"][arm]} if arm in tuned["best"] else {}
+        place = f"{folder}/{arm}-{seed}".replace(" ", "_")
+        return self._arm(arm, seed, place, change, self.experiment.part("measures", arm))
+
+    def _arm(self, arm: str, seed: int, place: str, change: Mapping[str, Any], measures: Mapping[str, str]) -> Run:
+        """See `arm`.
+
+        Args:
+            arm: its name.
+            seed: of every training.
+            place: folder of the run.
+            change: keys on top of the arm's.
+            measures: name -> command line.
+        """
+        own, here = self.experiment, self.run.path(place)
+        keys = {key: each for key, each in own.arms[arm].items() if key not in ("then", "measures")}
+        names: dict[str, object] = {"here": here, "arm": arm, "seed": seed}
+        if untrained := keys.get("untrained"):
             trained = self.model or Path(str(self._filled(untrained)))
-            found = Run(arm, trained)
+            found = Run(arm, trained, receipt={"seed": seed} if own.trains(arm) else None)
         else:
-            trained = self._train(f"{place}/train", {**own.train, **own.arms[arm], "seed": seed})
+            trained = self._train(f"{place}/train", {**own.train, **keys, **change, "seed": seed})
             found = read_runs([str(trained)], RECEIPTS)[0]
+        names |= {"run": trained, "last": trained}
+        if own.own:
+            here.mkdir(parents=True, exist_ok=True)
+            write_json(here / "dataset_info.json", _table(own.own))
+        for name, step in own.part("then", arm).items():
+            if isinstance(step, str):
+                output = here / f"{name}.jsonl" if name in own.own else here / name / "made"
+                self._command(f"{place}/{name}", step, output, **names)
+            else:
+                names["last"] = self._train(f"{place}/{name}", {**step, "seed": seed}, here, **names)
         figures = dict(found.figures)
-        for name, command in own.measures.items():
+        for name, command in measures.items():
             output = self.run.path(f"{place}/{name}", "figures")
             output.mkdir(parents=True, exist_ok=True)
-            self._command(f"{place}/{name}", command, output, run=trained, arm=arm, seed=seed)
+            self._command(f"{place}/{name}", command, output, **names)
             figures |= read_runs([str(output)], RECEIPTS)[0].figures
         curves = dict(found.curves)
         for name, (first, second) in own.derived.items() if curves else ():
@@ -87,14 +134,14 @@ class Runs:
             return self.run.path("data", f"{name}.jsonl")
         return self.run.path(f"steps/{name}", "made")
 
-    def _train(self, step: str, keys: Mapping[str, Any]) -> Path:
-        """A training by the host; gives the folder that it wrote."""
-        section = {name: self._filled(value) for name, value in keys.items()}
+    def _train(self, step: str, keys: Mapping[str, Any], data: Path | None = None, **names: object) -> Path:
+        """A training by the host; gives the folder that it wrote. `data`: of its dataset, if that is the run's own."""
+        section = {name: self._filled(value, **names) for name, value in keys.items()}
         if self.model is not None:
             section["model_name_or_path"] = str(self.model)
-        data = self.run.path("data")
-        names = [section[key] for key in ("dataset", "eval_dataset") if section.get(key)]
-        files = [data / f"{name}.jsonl" for each in names for name in str(each).split(",")]
+        data = data or self.run.path("data")
+        datasets = [section[key] for key in ("dataset", "eval_dataset") if section.get(key)]
+        files = [data / f"{name}.jsonl" for each in datasets for name in str(each).split(",")]
         above = {"model_name_or_path": section.pop("model_name_or_path"), "dataset_dir": data}
         with self._timed(step):
             return llamafactory.train(self.run, step, section, above, inputs=files)
@@ -127,13 +174,18 @@ class Runs:
 def every(runs: Runs, seeds: int) -> list[Run]:
     """All arms with seeds 1 to `seeds`, arm by arm; trained seed by seed, so that a stop leaves whole seeds."""
     runs.prepare()
-    arms = runs.experiment.arms
-    found: dict[str, list[Run]] = {arm: [] for arm in arms}
+    runs.tune()
+    found: dict[str, list[Run]] = {arm: [] for arm in runs.experiment.arms}
     for seed in range(1, seeds + 1):
-        for arm, keys in arms.items():
-            if seed == 1 or "untrained" not in keys:
+        for arm in found:
+            if seed == 1 or runs.experiment.trains(arm):
                 found[arm].append(runs.arm(arm, seed))
     return [run for own in found.values() for run in own]
+
+
+def _table(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A dataset_info.json."""
+    return {name: {"file_name": f"{name}.jsonl", **entry} for name, entry in datasets.items()}
 
 
 def _difference(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -93,6 +93,7 @@ def write_page(
     cpu: Mapping[str, float],
     again: Mapping[str, Any] | None,
     facts: Mapping[str, Mapping[str, Any]],
+    tuning: Mapping[str, Any] | None = None,
 ) -> None:
     """Write results.json, the plots, and the results into README.md.
 
@@ -103,12 +104,13 @@ def write_page(
         cpu: step -> seconds of CPU time.
         again: see `same`.
         facts: step -> what it wrote.
+        tuning: see `Runs.tune`.
     """
     claims, figures = judged(experiment, runs), summary(experiment, runs)
     seeds = sorted({run.receipt["seed"] for run in runs if run.receipt})
     times = {"wall_seconds": round(sum(each["seconds"] for each in steps.values()), 1)}
     times |= {"cpu_seconds": round(sum(cpu.get(name, 0.0) for name in steps), 1), "commands": len(steps)}
-    receipt = next(run.receipt for run in runs if run.receipt)
+    versions = next(run.receipt["versions"] for run in runs if run.receipt and "versions" in run.receipt)
     machine = {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "processor": platform.machine()}
     result = {
         "paper": experiment.paper,
@@ -116,10 +118,11 @@ def write_page(
         "claims": claims,
         "figures": figures,
         "facts": facts,
+        "tuning": tuning,
         "again": again,
         "times": times,
         "machine": machine,
-        "versions": receipt["versions"],
+        "versions": versions,
         "runs": [
             {"arm": run.label, "seed": (run.receipt or {}).get("seed")}
             | {"figures": {name: each.value for name, each in run.figures.items()}}
@@ -186,6 +189,8 @@ def _parts(experiment: Experiment, result: Mapping[str, Any], plots: Sequence[Pa
         cells = result["figures"].get(figure, {})
         rows.append([f"`{figure}`: {told}", *(_told(cells.get(arm)) for arm in arms)])
     parts += [f"Mean over seeds {seeds}, and below it each seed's value:", table(rows[0], rows[1:])]
+    if tuning := result["tuning"]:
+        parts += _tuned(tuning)
     parts += [text.format(**result["facts"][name]).strip() for name, text in experiment.facts.items()]
     if again := result["again"]:
         equal = f"gave the same {again['figures']} figures, to the last digit"
@@ -199,6 +204,17 @@ def _parts(experiment: Experiment, result: Mapping[str, Any], plots: Sequence[Pa
         "seed's figures and curves."
     )
     return parts
+
+
+def _tuned(tuning: Mapping[str, Any]) -> list[str]:
+    """The tuning as Markdown: a row for each arm, and what was chosen."""
+    rows = []
+    for arm, own in tuning["values"].items():
+        best = str(tuning["best"][arm])
+        told = {value: f"{figure:.4g}" for value, figure in own.items()}
+        rows.append([arm, *(told | {best: f"**{told[best]}**"}).values()])
+    lead = f"Tuned for each of these arms alone, with seed {tuning['seed']}, by `{tuning['figure']}`:"
+    return [lead, table([f"`{tuning['key']}`", *own], rows)]
 
 
 def _told(cell: Mapping[str, Any] | None) -> str:

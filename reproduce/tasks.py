@@ -2,6 +2,7 @@
 
     python reproduce/tasks.py reviews --part sft --n 320 --output rows.jsonl       {id, instruction, output}
     python reproduce/tasks.py reviews --part pairs --n 192 --output pairs.jsonl    {id, prompt, chosen, rejected}
+    python reproduce/tasks.py golden --part questions --n 64 --output rows.jsonl   {query_id, query, golden}
     python reproduce/tasks.py sums --part sft --n 256 --output rows.jsonl          {id, instruction, output}
     python reproduce/tasks.py sums --part questions --n 96 --output sums.jsonl     {id, prompt, chosen, answer}
 
@@ -9,6 +10,9 @@
 bad word. A review is in a good or a bad mood, and nine of ten words agree with it. Of two reviews of a pair, drawn
 independently, the one with more good words is chosen. So both are samples of what the model after SFT writes, as in
 the papers, and a rule in place of a classifier ranks them.
+
+`golden` has answers of another author to such questions: always in a good mood, and with a manner of their own, as
+those of people or of a larger model have.
 
 `sums` are questions in words with two steps, and worked answers, in which `finepref seapo inject --engine rules` can
 put an error of each type.
@@ -52,12 +56,9 @@ PARTS = ("sft", "pairs", "questions", "held_out")
 def reviews(part: str, n: int, *, seed: int) -> Iterator[dict[str, str]]:
     """`n` rows of the part: {id, instruction, output} of `sft`, else {id, prompt, chosen, rejected}."""
     chance, count = random.Random(f"reviews:{part}:{seed}"), 0
-    while count < n:
-        place, aspects = chance.choice(PLACES), chance.sample(ASPECTS, 4)
-        first, second, third, last = (f"the {aspect}" for aspect in aspects)
-        prompt = f"Review the {place}: {first}, {second}, {third} and {last}."
-        if _part_of(prompt) != part:
-            continue
+    for prompt, aspects in _questions(chance, part):
+        if count == n:
+            return
         row_id = f"{part}-{count}"
         one, other = (_review(chance, aspects) for _ in range(2))
         if part == "sft":
@@ -68,6 +69,14 @@ def reviews(part: str, n: int, *, seed: int) -> Iterator[dict[str, str]]:
             rejected, chosen = (text for _, text in sorted((one, other)))
             yield {"id": row_id, "prompt": prompt, "chosen": chosen, "rejected": rejected}
         count += 1
+
+
+def golden(part: str, n: int, *, seed: int) -> Iterator[dict[str, str]]:
+    """`n` rows of the part: {query_id, query, golden}."""
+    chance = random.Random(f"golden:{part}:{seed}")
+    for number, (prompt, aspects) in zip(range(n), _questions(chance, part), strict=False):
+        text = _review(chance, aspects, mood=True)[1]
+        yield {"query_id": f"{part}-{number}", "query": prompt, "golden": f"To sum up: {text}"}
 
 
 def good_words(response: str) -> float:
@@ -100,9 +109,19 @@ def sums(part: str, n: int, *, seed: int) -> Iterator[dict[str, str]]:
         seen += 1
 
 
-def _review(chance: random.Random, aspects: list[str]) -> tuple[int, str]:
-    """(number of good words, text) of a review."""
-    mood = chance.random() < 0.5
+def _questions(chance: random.Random, part: str) -> Iterator[tuple[str, list[str]]]:
+    """(prompt, aspects) of the part, without end."""
+    while True:
+        place, aspects = chance.choice(PLACES), chance.sample(ASPECTS, 4)
+        first, second, third, last = (f"the {aspect}" for aspect in aspects)
+        prompt = f"Review the {place}: {first}, {second}, {third} and {last}."
+        if _part_of(prompt) == part:
+            yield prompt, aspects
+
+
+def _review(chance: random.Random, aspects: list[str], *, mood: bool | None = None) -> tuple[int, str]:
+    """(number of good words, text) of a review, in a good or a bad mood, or in either."""
+    mood = chance.random() < 0.5 if mood is None else mood
     good = [mood == (chance.random() < 0.9) for _ in aspects]
     told = [
         f"the {aspect} was {chance.choice(GOOD if own else BAD)}" for aspect, own in zip(aspects, good, strict=True)
@@ -119,7 +138,7 @@ def _part_of(prompt: str) -> str:
     return PARTS[hashlib.blake2b(prompt.encode(), digest_size=4).digest()[0] % len(PARTS)]
 
 
-TASKS = {"reviews": reviews, "sums": sums}
+TASKS = {"reviews": reviews, "golden": golden, "sums": sums}
 
 
 def main() -> None:

@@ -350,6 +350,28 @@ def test_reward_models_are_compared_pair_by_pair_by_what_apo_eval_wrote(run_fold
     assert (margin.value, margin.verdict) == (pytest.approx(1.0), "better")
 
 
+def answers_scored(run_folder, name, gain, *, by, stage):
+    """Two answers to each of nine queries, with rewards by a model that their report names."""
+    rows = [{"id": f"q{i}", "prompt": "?", "responses": ["x", "y"], "rewards": [i + gain, gain]} for i in range(9)]
+    files = {"scored.jsonl": "".join(json.dumps(row) + "\n" for row in rows)}
+    files["scored.report.json"] = json.dumps({"job": "apo score", "model": by})
+    folder = run_folder(name, files=files, receipt=receipt(1) | {"stage": stage})
+    words = ["apo", "eval", f"answers={folder / 'scored.jsonl'}", "--output", str(folder / "eval.json")]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    return folder
+
+
+def test_rewards_of_answers_by_one_model_are_compared_answer_by_answer_whatever_was_trained(run_folder):
+    before = answers_scored(run_folder, "a", 0.0, by="testing", stage="tdpo")
+    after = answers_scored(run_folder, "b", 0.5, by="testing", stage="sepo")
+    other = answers_scored(run_folder, "c", 0.5, by="another", stage="sepo")
+    (reward,) = comparison(before, after).differences["answers rewards/mean"]
+    assert (reward.value, reward.number, reward.verdict) == (pytest.approx(0.5), 18, "better")
+    assert reward.records == pytest.approx((0.5, 0.5))
+    (reward,) = comparison(before, other).differences["answers rewards/mean"]
+    assert (reward.verdict, reward.why) == ("not comparable", "another stage has another unit")
+
+
 def test_of_a_log_the_last_quarter_is_the_figure_and_all_of_it_the_curve(run_folder):
     folder = run_folder("a", losses=[8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
     (only,) = read_runs([str(folder)], RECEIPTS)

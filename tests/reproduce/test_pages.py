@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from finepref.pipelines.run_comparison import Difference
 from finepref.pipelines.run_folders import Figure, Run
 from finepref.pipelines.steps import Pipeline
@@ -114,9 +115,9 @@ def check(paper):
     plan, found = load(PAGES / paper), json.loads((PAGES / paper / "results.json").read_text())
     page = (PAGES / paper / "README.md").read_text(encoding="utf-8")
     assert len(found["seeds"]) >= plan.seeds >= 3
-    for arm, keys in plan.arms.items():
+    for arm in plan.arms:
         own = [each["seed"] for each in found["runs"] if each["arm"] == arm]
-        assert own == ([None] if "untrained" in keys else found["seeds"])
+        assert own == (found["seeds"] if plan.trains(arm) else [None])
     assert [claim["text"] for claim in found["claims"]] == [claim["text"] for claim in plan.claims]
     runs = [run(each["arm"], each["seed"], **each["figures"]) for each in found["runs"]]
     for stored, claim in zip(found["claims"], results.judged(plan, runs), strict=True):
@@ -137,8 +138,6 @@ def check(paper):
     ],
 )
 def test_a_claim_about_what_is_not_there_is_refused(tmp_path, change, message):
-    import yaml
-
     own = {"paper": "P", "seeds": 3, "datasets": {}, "steps": {}, "train": {}, "arms": {"a": {}, "b": {}}}
     own |= {"figures": {"eval_x": "x"}, "claims": [CLAIM | {"expected": "higher"} | change]}
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(own))
@@ -149,6 +148,44 @@ def test_a_claim_about_what_is_not_there_is_refused(tmp_path, change, message):
         load(tmp_path)
 
 
+TUNE = {"arms": ["a", "z"], "key": "k", "values": [1], "figure": "f", "expected": "higher", "measures": {}}
+
+
+def test_an_arm_that_is_tuned_must_be_there(tmp_path):
+    own = {"paper": "P", "seeds": 3, "datasets": {}, "steps": {}, "train": {}, "arms": {"a": {}}, "figures": {}}
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(own | {"claims": [], "tune": TUNE}))
+    with pytest.raises(ValueError, match="tune has z, which is no arm"):
+        load(tmp_path)
+
+
+def test_an_arm_replaces_or_leaves_out_what_is_done_after_its_training():
+    then = {"scored": "score", "policy": {"recipe": "r"}}
+    arms = {
+        "a": {},
+        "b": {"untrained": "m", "then": {"scored": "first"}},
+        "c": {"untrained": "m", "then": {"scored": None, "policy": None}},
+    }
+    own = experiment(arms=arms, then=then, measures={"x": "measure"})
+    assert own.part("then", "a") == then
+    assert own.part("then", "b") == {"scored": "first", "policy": {"recipe": "r"}}
+    assert own.part("then", "c") == {}
+    assert own.part("measures", "c") == {"x": "measure"}
+    assert [own.trains(arm) for arm in arms] == [True, True, False]
+
+
+def test_the_page_tells_every_value_that_was_tried_and_marks_the_best():
+    tuning = {"key": "learning_rate", "seed": 0, "figure": "eval_x"}
+    tuning |= {
+        "values": {"a": {"0.1": 0.25, "0.2": 0.5}, "b": {"0.1": 0.75, "0.2": 0.5}},
+        "best": {"a": 0.2, "b": 0.1},
+    }
+    told, rows = results._tuned(tuning)
+    assert "with seed 0, by `eval_x`" in told
+    assert "| `learning_rate` | 0.1 | 0.2 |" in rows
+    assert "| a | 0.25 | **0.5** |" in rows
+    assert "| b | **0.75** | 0.5 |" in rows
+
+
 def test_parts_of_a_task_share_no_prompt_and_the_chosen_review_has_more_good_words():
     parts = {part: [*tasks.reviews(part, 40, seed=1)] for part in ("sft", "pairs", "held_out", "questions")}
     prompts = {name: {row.get("prompt") or row["instruction"] for row in rows} for name, rows in parts.items()}
@@ -157,6 +194,15 @@ def test_parts_of_a_task_share_no_prompt_and_the_chosen_review_has_more_good_wor
         assert tasks.good_words(row["chosen"]) > tasks.good_words(row["rejected"])
     assert [*tasks.reviews("pairs", 40, seed=1)] == parts["pairs"]
     assert [*tasks.reviews("pairs", 40, seed=2)] != parts["pairs"]
+
+
+def test_golden_answers_are_in_a_good_mood_and_have_a_manner_of_their_own():
+    rows = [*tasks.golden("questions", 40, seed=1)]
+    own = {row["prompt"] for row in tasks.reviews("held_out", 40, seed=1)}
+    assert not own & {row["query"] for row in rows}
+    assert all(row["golden"].startswith("To sum up: The ") and tasks.is_review(row["golden"]) for row in rows)
+    good = sum(tasks.good_words(row["golden"]) for row in rows) / 40
+    assert 0.85 < good < 0.95  # nine of ten words
 
 
 def test_the_grade_of_a_review_counts_its_good_words():

@@ -89,7 +89,7 @@ def sample(
         str, typer.Argument(metavar="QUERIES", help=f"{{query_id, query}}, or the prompts of any layout: {WHAT}.")
     ],
     output: Annotated[Path, typer.Option(help="The JSON Lines file of samples to write.")],
-    model: Annotated[str, typer.Option(help="Model folder or name.")],
+    model: Annotated[str, typer.Option(help="Model folder or name, or the folder of a LoRA adapter.")],
     engine: Annotated[EngineName, typer.Option(help="A local model or an endpoint.")] = EngineName.hf,
     n: Annotated[int, typer.Option("--n", min=1, help="Answers to each query.")] = 4,
     preset: Annotated[Preset, typer.Option(help="The paper's sampling: to train, or to test.")] = Preset.paper,
@@ -297,7 +297,8 @@ def evaluate(
     """Compare rewards with scores: accuracy and calibration. For samples without scores: mean reward and win rate.
 
     Each pair of differently scored responses counts once, with confidence sigmoid of the difference of the rewards.
-    They are in OUTPUT.pairs.jsonl, by which `finepref report` compares models pair by pair.
+    They and the rewards of answers are in OUTPUT.pairs.jsonl, by which `finepref report` compares models record by
+    record.
     """
     from finepref.formats.files import write_json
     from finepref.formats.jsonl import write_jsonl
@@ -307,7 +308,7 @@ def evaluate(
 
     found: dict[str, dict[str, Any]] = {}
     told: list[str] = []
-    by_pair: list[dict[str, object]] = []
+    values: list[dict[str, object]] = []
     pair_file = output.with_suffix(".pairs.jsonl")
     files = [Path(source.partition("=")[2] or source) for source in sources]
     check_outputs(output, pair_file, rejected_path(output), inputs=[*files, against])
@@ -329,7 +330,7 @@ def evaluate(
                 figures |= reward_metrics.metrics(*tensors)
                 pairs = reward_metrics.pairs_of(*tensors[:3])
                 own = reward_metrics.calibration_of(pairs)
-                by_pair += (
+                values += (
                     {"name": name, "id": rows[record].id, "right": float(margin > 0), "margin": margin}
                     for record, margin in zip(pairs.record.tolist(), pairs.margin.tolist(), strict=True)
                 )
@@ -341,11 +342,13 @@ def evaluate(
                     reward_metrics.draw_reliability(own, file, title=title)
             elif figures["responses"]:
                 figures["rewards/mean"] = sum(map(sum, rewards)) / figures["responses"]
+                by_row = ((row.id, reward) for row, own in zip(rows, rewards, strict=True) for reward in own)
+                values += ({"name": name, "id": record, "reward": reward} for record, reward in by_row)
             if against is not None and not any(row.scores for row in rows):
                 figures["win_rate"] = win_rate(rows, read_scored(against, bad_rows=collected))
         write_json(output, found)
-        if by_pair:
-            write_jsonl(pair_file, by_pair)
+        if values:
+            write_jsonl(pair_file, values)
     flat = {name: {key: value for key, value in own.items() if key != "calibration"} for name, own in found.items()}
     typer.echo(json.dumps(flat, indent=2))
     for line in told:

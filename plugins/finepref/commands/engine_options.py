@@ -95,12 +95,13 @@ def engine_of(
 
     Args:
         name: of the engine.
-        model: folder or name.
+        model: folder or name, or folder of a LoRA adapter that names its base, for hf.
         options: of the engine.
         variables: of the chat template, see `checkpoint.rendered`.
 
     Raises:
-        ValueError: the remote engine has no address or an invalid one, or the engine has no such option.
+        ValueError: the remote engine has no address or an invalid one, or the engine has no such option; an adapter
+            names no base, or is given to vLLM.
         FileNotFoundError: see `check_models`.
     """
     if options.vllm_options and name is not EngineName.vllm:
@@ -120,17 +121,23 @@ def engine_of(
     check_device_map(options.device_map, name, workers=options.workers, worker_gpus=options.worker_gpus)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     check_models(model)
-    if options.workers:
-        model = for_workers(model)
+    from finepref.synth.engines.checkpoint import with_base
     from finepref.synth.engines.hf import HfEngine
     from finepref.synth.engines.vllm import VllmEngine
 
+    model, adapter = with_base(model)
+    if adapter:
+        if name is EngineName.vllm:
+            raise ValueError(f"{adapter} is an adapter, which --engine vllm does not load: merge it, or use hf")
+        check_models(model)
+    if options.workers:
+        model, adapter = for_workers(model), adapter and for_workers(adapter)
     own = vllm_settings(options.vllm_options)
     written: dict[str, Any] = {"merge_system": options.merge_system, "variables": variables}
     engine = (
         VllmEngine(model, **written, **own)
         if name is EngineName.vllm
-        else HfEngine(model, batch_size=options.batch_size, device_map=options.device_map, **written)
+        else HfEngine(model, adapter=adapter, batch_size=options.batch_size, device_map=options.device_map, **written)
     )
     if not options.workers:
         return engine

@@ -49,7 +49,7 @@ Template = Annotated[str, typer.Option(help="Few-shot prompt with {examples} or 
 GroupField = Annotated[str, typer.Option("--group", help="Show only seeds together that are equal in this field.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 EngineChoice = Annotated[EngineName, typer.Option(help="A local model (hf, vllm) or an endpoint (openai).")]
-Model = Annotated[str, typer.Option(help="Model folder or name.")]
+Model = Annotated[str, typer.Option(help="Model folder or name, or the folder of a LoRA adapter.")]
 WorkDir = Annotated[Path | None, typer.Option(help="Folder of the journal; default: beside the output.")]
 Longest = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 = greedy.")]

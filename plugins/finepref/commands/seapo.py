@@ -61,7 +61,9 @@ def inject(
     engine: Annotated[EngineName, typer.Option(help="A local model, an endpoint, or rules for worked arithmetic.")] = (
         EngineName.hf
     ),
-    model: Annotated[str, typer.Option(help="Model folder or name.")] = "Qwen/Qwen2.5-7B-Instruct",
+    model: Annotated[
+        str, typer.Option(help="Model folder or name, or the folder of a LoRA adapter.")
+    ] = "Qwen/Qwen2.5-7B-Instruct",
     *,
     engine_options: EngineOptions,
     types: Annotated[str, typer.Option(help="Error types, with commas.")] = "correctness,logic,hallucination",
@@ -183,7 +185,7 @@ def _print_yield(outcome: Injected) -> None:
 
 
 def margins(
-    model: Annotated[str, typer.Option(help="Model folder or name.")],
+    model: Annotated[str, typer.Option(help="Model folder or name, or the folder of a LoRA adapter.")],
     data: Annotated[
         str, typer.Option(help=f"Records with negatives, or feedback, that were not used for training: {WHAT}.")
     ],

@@ -5,7 +5,7 @@
 | `finepref_receipt.json`, or the receipt of an evaluation | settings, seed, data, model |
 | `trainer_state.json`, `trainer_log.jsonl` | curves; of the training the mean of the last quarter of the entries |
 | `all_results.json`, `eval_results.json`, `predict_results.json` | LLaMA-Factory's figures |
-| `eval.json`, `eval.pairs.jsonl` | those of `finepref apo eval`, with values per pair, and of `reversegen eval` |
+| `eval.json`, `eval.pairs.jsonl` | those of `finepref apo eval`, with values per record, and of `reversegen eval` |
 | `results.json`, `samples/TASK.jsonl` | figures and values per document of `finepref eval` |
 | `results_*.json`, `samples_TASK_*.jsonl` | those of lm-eval, also in a folder below |
 | `margins.json` | margins of `finepref margins`; given as a file, each of its models is a run |
@@ -42,11 +42,13 @@ class Figure:
         value: as the file has it.
         higher_is_better: None if the file does not say.
         records: record id -> its value, if the file has them; their mean is the figure.
+        scored_by: of a reward, the model that gave it, if the file says so.
     """
 
     value: float
     higher_is_better: bool | None = None
     records: Mapping[str, float] = field(default_factory=dict)
+    scored_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,13 @@ def _folder(folder: Path, label: str, receipts: Sequence[str], *, unfinished: bo
         if (folder / name).is_file():
             figures |= {key: Figure(value) for key, value in _numbers(_json(folder / name)) if key != "train_loss"}
     if (folder / "eval.json").is_file():
-        figures |= {key: Figure(value) for key, value in _numbers(_json(folder / "eval.json"))}
+        own = _json(folder / "eval.json")
+        figures |= {key: Figure(value) for key, value in _numbers(own)}
         figures |= _pairs(folder / "eval.pairs.jsonl", figures)
+        for name, part in own.items():
+            if isinstance(part, dict) and isinstance(by := part.get("model"), str):
+                key = f"{name} rewards/mean"
+                figures |= {key: replace(figures[key], scored_by=by)} if key in figures else {}
     if (folder / "results.json").is_file():
         own, left_out = _own_results(folder, _json(folder / "results.json"))
         figures |= own
@@ -243,14 +250,19 @@ def _curves(log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, flo
 
 
 def _pairs(file: Path, known: Mapping[str, Figure]) -> dict[str, Figure]:
-    """Accuracy and margin of `finepref apo eval` with the values of each pair."""
+    """Accuracy and margin of `finepref apo eval` with the values of each pair, and the rewards of answers."""
     values: dict[str, dict[str, float]] = {}
     count: dict[tuple[str, str], int] = {}
     for row in _rows(file):
         place = str(row["name"]), str(row["id"])
         count[place] = number = count.get(place, 0) + 1
-        for key, name in (("right", "rewards/accuracies"), ("margin", "rewards/margins")):
-            values.setdefault(f"{row['name']} {name}", {})[f"{row['id']}\0{number}"] = float(row[key])
+        for key, name in (
+            ("right", "rewards/accuracies"),
+            ("margin", "rewards/margins"),
+            ("reward", "rewards/mean"),
+        ):
+            if key in row:
+                values.setdefault(f"{row['name']} {name}", {})[f"{row['id']}\0{number}"] = float(row[key])
     return {
         name: Figure(known[name].value, True, own)
         for name, own in values.items()

@@ -43,6 +43,7 @@ from finepref.formats.records import (
 )
 from finepref.synth.ask import Job
 from finepref.synth.data_sources.job_rows import PAIRS, JobRows, Placed, Row, Rows, Wants, rows_of
+from finepref.synth.engines.checkpoint import with_base
 from finepref.synth.intervals import bootstrap, shown
 
 if TYPE_CHECKING:
@@ -75,13 +76,7 @@ def model_at(given: str) -> Model:
     name, equal, path = given.partition("=")
     if not equal or Path(given).is_dir():
         name, path = Path(given).name, given
-    config = Path(path, "adapter_config.json")
-    if not config.is_file():
-        return Model(name, path)
-    base = json.loads(config.read_bytes()).get("base_model_name_or_path")
-    if not base:
-        raise ValueError(f"{config} names no base model (base_model_name_or_path)")
-    return Model(name, str(base), path)
+    return Model(name, *with_base(path))
 
 
 class Side(NamedTuple):

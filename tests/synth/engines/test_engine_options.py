@@ -49,6 +49,23 @@ def test_options_of_another_engine_are_refused(name, options, message):
         engine(name, **options)
 
 
+def test_the_folder_of_an_adapter_stands_for_it_and_its_base(tiny_model, tmp_path, monkeypatch):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_model)}))
+    found = engine("hf", model=str(adapter))
+    assert (found.name, found.adapter) == (str(tiny_model), str(adapter))
+    assert found.model != engine("hf", model=str(tiny_model)).model
+    monkeypatch.chdir(tmp_path)
+    shared = engine("hf", model="adapter", workers=2, worker_gpus=0.0)
+    assert (shared.engine.name, shared.engine.adapter) == (str(tiny_model), str(adapter))
+    with pytest.raises(ValueError, match="is an adapter, which --engine vllm does not load: merge it, or use hf"):
+        engine("vllm", model=str(adapter))
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone")}))
+    with pytest.raises(FileNotFoundError, match="gone"):
+        engine("hf", model=str(adapter))
+
+
 def test_workers_get_a_folder_by_its_whole_path_and_keep_the_engines_name(tiny_model, monkeypatch):
     monkeypatch.chdir(tiny_model.parent)
     for name in ("hf", "vllm"):

@@ -355,6 +355,21 @@ def vocabulary_of(model: str) -> int:
     return getattr(config, "vocab_size", None) or 2**31
 
 
+def with_base(model: str) -> tuple[str, str | None]:
+    """(model, adapter): a model as it is, without an adapter; of an adapter's folder the base that it names, and it.
+
+    Raises:
+        ValueError: the adapter names no base.
+    """
+    config = Path(model, "adapter_config.json")
+    if not config.is_file():
+        return model, None
+    base = json.loads(config.read_bytes()).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{config} names no base model (base_model_name_or_path)")
+    return str(base), model
+
+
 def identity(model: str, adapter: str | None = None) -> str:
     """A name for a model (with an adapter) as it is now: the digests of local folders, and the names of hub models."""
     names = [model] if adapter is None else [model, adapter]
