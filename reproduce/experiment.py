@@ -13,7 +13,7 @@
     then       name -> a command line, or the keys of a training: done for each run after its training, in this order
     measures   name -> a command line that writes figures for one run into a folder
     derived    figure -> two curves of the log; it is the first minus the second
-    facts      step -> a sentence with the values of the JSON file that the step wrote
+    facts      step -> a sentence with the values of the JSON file that the step wrote; a `curve` in it is drawn
     figures    figure -> what it is, for the page
     claims     list of {text, paper, figure, arm, against, expected: higher or lower}, or {text, paper, not_testable}
     again      arm and seed of the run that is done a second time

@@ -103,7 +103,7 @@ def write_page(
         steps: `Pipeline.steps`.
         cpu: step -> seconds of CPU time.
         again: see `same`.
-        facts: step -> what it wrote.
+        facts: step -> what it wrote; a `curve` in it is drawn.
         tuning: see `Runs.tune`.
     """
     claims, figures = judged(experiment, runs), summary(experiment, runs)
@@ -137,6 +137,7 @@ def write_page(
     write_json(experiment.page / "results.json", result)
     names = [*experiment.figures]
     plots = draw(compare([_only(run, names) for run in runs]), experiment.page)
+    plots += [_draw(name, fact["curve"], experiment.page) for name, fact in facts.items() if "curve" in fact]
     file = experiment.page / "README.md"
     write_text(file, filled(file.read_text(encoding="utf-8"), "\n\n".join(_parts(experiment, result, plots))))
     print(f"{file}: {', '.join(claim['verdict'] for claim in claims)}")
@@ -153,6 +154,22 @@ def filled(page: str, text: str) -> str:
     if not end:
         raise ValueError(f"the page needs the lines {BEGIN} and {END}")
     return f"{before}{begin}\n\n{text}\n\n{end}{after}"
+
+
+def _draw(name: str, curve: Mapping[str, Any], folder: Path) -> Path:
+    """Draw {x, y, points: [[x, mean, low, high], ...]} of a fact into NAME.png: the mean, its interval around it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axis = figure.subplots()
+    x, mean, low, high = zip(*curve["points"], strict=True)
+    axis.fill_between(x, low, high, alpha=0.3)
+    axis.plot(x, mean, marker=".")
+    axis.set_xlabel(curve["x"], fontsize="small")
+    axis.set_ylabel(curve["y"], fontsize="small")
+    file = folder / f"{name}.png"
+    figure.savefig(file, dpi=110)
+    return file
 
 
 def _only(run: Run, names: Sequence[str]) -> Run:

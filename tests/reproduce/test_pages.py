@@ -224,9 +224,19 @@ def test_the_sums_are_right():
 
 def test_the_fewest_tokens_that_carry_four_fifths_of_a_difference():
     """Added: 3, 1, .5, .5, 0; 4 of 5 are reached by the first two of five tokens."""
-    assert concentration.share([3.0, 0.5, 0.0], [-1.0, -0.5]) == pytest.approx(2 / 5)
-    assert concentration.share([1.0, -0.5], [0.0]) == pytest.approx(1 / 3)
-    assert concentration.share([0.0], [1.0]) is None
+    found = concentration.parts([3.0, 0.5, 0.0], [-1.0, -0.5])
+    assert found == pytest.approx([0.6, 0.8, 0.9, 1.0, 1.0])
+    assert concentration.share(found) == pytest.approx(2 / 5)
+    assert [concentration.part_of(found, at) for at in (0.0, 0.15, 0.2, 0.4, 1.0)] == pytest.approx(
+        [0, 0, 0.6, 0.8, 1]
+    )
+    assert concentration.share(concentration.parts([1.0, -0.5], [0.0])) == pytest.approx(1 / 3)
+    assert concentration.parts([0.0], [1.0]) is None
+
+
+def test_a_fact_with_a_curve_is_drawn(tmp_path):
+    curve = {"x": "x", "y": "y", "points": [[0.0, 0.0, 0.0, 0.0], [1.0, 0.5, 0.4, 0.6]]}
+    assert results._draw("fact", curve, tmp_path).read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_measure_is_done_once_for_a_model_that_is_not_trained(tmp_path, capsys):
