@@ -9,7 +9,7 @@
 `reviews` is the sentiment task of the DPO and TDPO papers in small: a review of four aspects, each with a good or a
 bad word. A review is in a good or a bad mood, and nine of ten words agree with it. Of two reviews of a pair, drawn
 independently, the one with more good words is chosen. So both are samples of what the model after SFT writes, as in
-the papers, and a rule in place of a classifier ranks them.
+the papers, and a rule in place of a classifier ranks them. --flipped ranks some of them wrongly, as people do.
 
 `golden` has answers of another author to such questions: always in a good mood, and with a manner of their own, as
 those of people or of a larger model have.
@@ -69,6 +69,14 @@ def reviews(part: str, n: int, *, seed: int) -> Iterator[dict[str, str]]:
             rejected, chosen = (text for _, text in sorted((one, other)))
             yield {"id": row_id, "prompt": prompt, "chosen": chosen, "rejected": rejected}
         count += 1
+
+
+def flipped(rows: Iterator[dict[str, str]], share: float, *, seed: int) -> Iterator[dict[str, str]]:
+    """Pairs, of which about a share have the worse review as chosen."""
+    chance = random.Random(f"flipped:{seed}")
+    for row in rows:
+        swapped = {"chosen": row["rejected"], "rejected": row["chosen"]} if chance.random() < share else {}
+        yield row | swapped
 
 
 def golden(part: str, n: int, *, seed: int) -> Iterator[dict[str, str]]:
@@ -148,10 +156,12 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, required=True)
     parser.add_argument("--n", type=int, required=True, help="number of rows")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--flipped", type=float, default=0.0, help="of pairs, the share that is ranked wrongly")
     parser.add_argument("--output", type=Path, required=True, help="the JSON Lines file to write")
     given = parser.parse_args()
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    count = write_jsonl(given.output, TASKS[given.task](given.part, given.n, seed=given.seed))
+    rows = TASKS[given.task](given.part, given.n, seed=given.seed)
+    count = write_jsonl(given.output, flipped(rows, given.flipped, seed=given.seed) if given.flipped else rows)
     print(f"{given.output}: {count} rows")
 
 
