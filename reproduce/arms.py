@@ -97,9 +97,9 @@ class Runs:
             change: keys on top of the arm's.
             measures: name -> command line.
         """
-        own, here = self.experiment, self.run.path(place)
+        own = self.experiment
         keys = {key: each for key, each in own.arms[arm].items() if key not in ("then", "measures")}
-        names: dict[str, object] = {"here": here, "arm": arm, "seed": seed}
+        names: dict[str, object] = {"here": self.run.path(place), "arm": arm, "seed": seed}
         if untrained := keys.get("untrained"):
             trained = self.model or Path(str(self._filled(untrained)))
             found = Run(arm, trained, receipt={"seed": seed} if own.trains(arm) else None)
@@ -107,15 +107,7 @@ class Runs:
             trained = self._train(f"{place}/train", {**own.train, **keys, **change, "seed": seed})
             found = read_runs([str(trained)], RECEIPTS)[0]
         names |= {"run": trained, "last": trained}
-        if own.own:
-            here.mkdir(parents=True, exist_ok=True)
-            write_json(here / "dataset_info.json", _table(own.own))
-        for name, step in own.part("then", arm).items():
-            if isinstance(step, str):
-                output = here / f"{name}.jsonl" if name in own.own else here / name / "made"
-                self._command(f"{place}/{name}", step, output, **names)
-            else:
-                names["last"] = self._train(f"{place}/{name}", {**step, "seed": seed}, here, **names)
+        names["last"] = self._then(own.part("then", arm), seed, place, names)
         figures = dict(found.figures)
         for name, command in measures.items():
             output = self.run.path(f"{place}/{name}", "figures")
@@ -127,6 +119,27 @@ class Runs:
             curves[name] = _difference(curves[first], curves[second])
             figures[name] = Figure(curves[name][-1][1])
         return replace(found, name=f"{arm} {seed}", label=arm, figures=figures, curves=curves)
+
+    def _then(self, steps: Mapping[str, Any], seed: int, place: str, names: Mapping[str, object]) -> object:
+        """Do what comes after a run's training; gives the model of the last training, or `names["last"]`.
+
+        Args:
+            steps: name -> a command line, or the keys of a training.
+            seed: of every training.
+            place: folder of the run.
+            names: placeholder -> its value.
+        """
+        here, datasets, last = self.run.path(place), self.experiment.own, names["last"]
+        if datasets:
+            here.mkdir(parents=True, exist_ok=True)
+            write_json(here / "dataset_info.json", _table(datasets))
+        for name, step in steps.items():
+            if isinstance(step, str):
+                output = here / f"{name}.jsonl" if name in datasets else here / name / "made"
+                self._command(f"{place}/{name}", step, output, **{**names, "last": last})
+            else:
+                last = self._train(f"{place}/{name}", {**step, "seed": seed}, here, **names)
+        return last
 
     def made(self, name: str) -> Path:
         """What a step's command wrote."""
