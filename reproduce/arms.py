@@ -174,12 +174,12 @@ class Runs:
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
-        """Note the CPU time of a step that is done now."""
+        """Note the CPU time of a step that is done now; one that was done before started no process."""
         before = os.times()
         yield
         after = os.times()
-        seconds = after.children_user + after.children_system - before.children_user - before.children_system
-        if seconds > 0:
+        if (before.children_user, before.children_system) != (after.children_user, after.children_system):
+            seconds = after.children_user - before.children_user + after.children_system - before.children_system
             self.cpu[step] = round(seconds, 1)
             write_json(self._times, self.cpu)
 

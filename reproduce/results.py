@@ -109,7 +109,8 @@ def write_page(
     claims, figures = judged(experiment, runs), summary(experiment, runs)
     seeds = sorted({run.receipt["seed"] for run in runs if run.receipt})
     times = {"wall_seconds": round(sum(each["seconds"] for each in steps.values()), 1)}
-    times |= {"cpu_seconds": round(sum(cpu.get(name, 0.0) for name in steps), 1), "commands": len(steps)}
+    known = [cpu[name] for name in steps if name in cpu]
+    times |= {"cpu_seconds": round(sum(known), 1), "commands": len(steps), "cpu_known": len(known)}
     versions = next(run.receipt["versions"] for run in runs if run.receipt and "versions" in run.receipt)
     machine = {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "processor": platform.machine()}
     result = {
@@ -214,10 +215,11 @@ def _parts(experiment: Experiment, result: Mapping[str, Any], plots: Sequence[Pa
         if again["differing"]:
             equal = f"gave other figures: {', '.join(f'{k} {v[0]} and {v[1]}' for k, v in again['differing'].items())}"
         parts.append(f"The run `{again['run']}`, done a second time from the same commands, {equal}.")
+    of = "" if times["cpu_known"] == times["commands"] else f" (known of {times['cpu_known']} commands)"
     parts.append(
         f"{times['commands']} commands took {times['wall_seconds'] / 60:.1f} minutes and "
-        f"{times['cpu_seconds'] / 60:.1f} minutes of CPU time, with {result['machine']['threads']} thread(s), on a "
-        "machine that other jobs shared. [results.json](results.json) has every command with its times, and every "
+        f"{times['cpu_seconds'] / 60:.1f} minutes of CPU time{of}, with {result['machine']['threads']} thread(s), on "
+        "a machine that other jobs shared. [results.json](results.json) has every command with its times, and every "
         "seed's figures and curves."
     )
     return parts

@@ -245,9 +245,12 @@ def test_a_measure_is_done_once_for_a_model_that_is_not_trained(tmp_path, capsys
     write = f"from pathlib import Path; import sys; Path(sys.argv[1]).write_text('{metrics.replace('}', '}}')}')"
     command = f"python -c {shlex.quote(write)} {{output}}/results.json"
     own = experiment(arms={"before": {"untrained": "{folder}/model"}}, measures={"answers": command})
+    times = []
     for count in (0, 1):
         with Pipeline(tmp_path) as pipeline:
             (found,) = every(Runs(own, pipeline), 3)
         assert (found.label, found.figures["answers right"].value) == ("before", 0.25)
         assert capsys.readouterr().out.count("already done") == count
-    assert (tmp_path / "cpu.json").is_file()
+        times.append(json.loads((tmp_path / "cpu.json").read_text()))
+    assert times[0].keys() == {"runs/before-1/answers"}
+    assert times[0] == times[1], "a step that was done before keeps its CPU time"
