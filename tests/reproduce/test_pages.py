@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from finepref import stages
 from finepref.pipelines.run_comparison import Difference
 from finepref.pipelines.run_folders import Figure, Run
 from finepref.pipelines.steps import Pipeline
@@ -102,6 +103,17 @@ def test_every_plan_is_whole_and_its_recipes_are_there(paper):
         page = (PAGES / paper / "README.md").read_text(encoding="utf-8")
         assert results.filled(page, "x")
         assert all(arm.split()[-1] in page.lower() for arm in found.arms)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_the_stage_of_every_arm_takes_its_options(paper):
+    for small in (False, True):
+        plan = load(PAGES / paper, small=small)
+        for arm in plan.arms.values():
+            own = {**plan.train, **arm}
+            keys = yaml.safe_load((ROOT / own["recipe"]).read_text(encoding="utf-8")) | own
+            if stage := stages.find(keys["stage"]):
+                stage.read_options("llamafactory", keys, lambda name, _: name)
 
 
 def test_results_have_every_arm_seed_and_claim_and_verdicts_that_follow():
