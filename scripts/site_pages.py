@@ -62,8 +62,8 @@ RUNS = {
     "seapo_kto": ("seapo*",),
     "sepo": ("sepo*",),
     "tdpo": ("tdpo*",),
-    "apo_rm": ("apo_rm*",),
-    "apo": ("apo_run*", "apo_near*"),
+    "apo_rm": ("apo", "apo_rm*"),
+    "apo": ("apo", "apo_run*", "apo_near*"),
     "reversegen": ("reversegen*",),
 }
 """Method -> patterns of the folders of docs/reproduction with its runs; smollm2 has a page per stage beside them."""

@@ -86,6 +86,12 @@ def test_a_changed_option_code_or_command_makes_a_page_stale(script, monkeypatch
     assert {f"methods/{stage.name}.md" for stage in BUILT_IN} <= found
 
 
+def test_every_page_of_an_experiment_is_named_by_a_method():
+    pages = {file.parent.name for file in (ROOT / "docs/reproduction").glob("*/README.md")}
+    text = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "docs/methods").glob("*.md"))
+    assert [page for page in pages if f"reproduction/{page}/README.md" not in text] == []
+
+
 @pytest.mark.parametrize("stage", BUILT_IN, ids=lambda stage: stage.name)
 def test_every_option_of_a_stage_is_on_its_page_or_on_that_of_all_stages(stage, script):
     """The expected lines are built here from the command line and the YAML keys, not by the script."""
