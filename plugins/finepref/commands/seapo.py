@@ -185,7 +185,7 @@ def _print_yield(outcome: Injected) -> None:
 
 
 def margins(
-    model: Annotated[str, typer.Option(help="Model folder or name, or the folder of a LoRA adapter.")],
+    model: Annotated[str, typer.Option(help="Model folder or name.")],
     data: Annotated[
         str, typer.Option(help=f"Records with negatives, or feedback, that were not used for training: {WHAT}.")
     ],
