@@ -120,16 +120,14 @@ def engine_of(
         return OpenAIEngine(model, base_url=options.base_url, concurrency=options.concurrency, variables=variables)
     check_device_map(options.device_map, name, workers=options.workers, worker_gpus=options.worker_gpus)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    check_models(model)
     from finepref.synth.engines.checkpoint import with_base
     from finepref.synth.engines.hf import HfEngine
     from finepref.synth.engines.vllm import VllmEngine
 
     model, adapter = with_base(model)
-    if adapter:
-        if name is EngineName.vllm:
-            raise ValueError(f"{adapter} is an adapter, which --engine vllm does not load: merge it, or use hf")
-        check_models(model)
+    if adapter and name is EngineName.vllm:
+        raise ValueError(f"{adapter} is an adapter, which --engine vllm does not load: merge it, or use hf")
+    check_models(model)
     if options.workers:
         model, adapter = for_workers(model), adapter and for_workers(adapter)
     own = vllm_settings(options.vllm_options)

@@ -237,9 +237,7 @@ def _difference(first: Group, other: Group, name: str, seed: int) -> Difference 
         value = fmean(two[key] - one[key] for key in common)
     records, number = _over_records(one, two, seed)
     by_seed = _over_seeds(_by_seed(first, name), _by_seed(other, name))
-    scorers = {run.figures[name].scored_by for group in (first, other) for run in group.runs if name in run.figures}
-    by_one = len(scorers) == 1 and "" not in scorers
-    if OBJECTIVE.search(name) and not by_one and (why := _other_unit(first, other, name)):
+    if OBJECTIVE.search(name) and (why := _other_unit(first, other, name)):
         return Difference(value, records, number, by_seed, NOT_COMPARABLE, why)
     intervals = [each for each in (records, by_seed) if each is not None]
     if not intervals:
@@ -254,7 +252,10 @@ def _difference(first: Group, other: Group, name: str, seed: int) -> Difference 
 
 
 def _other_unit(first: Group, other: Group, name: str) -> str:
-    """Why a loss or a reward of two groups has no common unit, "" if it has one."""
+    """Why a loss or a reward of two groups has no common unit, "" if it has one, as what one model gave has."""
+    scorers = {run.figures[name].scored_by for group in (first, other) for run in group.runs if name in run.figures}
+    if len(scorers) == 1 and "" not in scorers:
+        return ""
     if first.settings.get("stage") != other.settings.get("stage"):
         return "another stage has another unit"
     both = (first.settings, other.settings)

@@ -146,9 +146,9 @@ def _folder(folder: Path, label: str, receipts: Sequence[str], *, unfinished: bo
         figures |= {key: Figure(value) for key, value in _numbers(own)}
         figures |= _pairs(folder / "eval.pairs.jsonl", figures)
         for name, part in own.items():
-            if isinstance(part, dict) and isinstance(by := part.get("model"), str):
-                key = f"{name} rewards/mean"
-                figures |= {key: replace(figures[key], scored_by=by)} if key in figures else {}
+            key = f"{name} rewards/mean"
+            if key in figures:
+                figures[key] = replace(figures[key], scored_by=str(part.get("model", "")))
     if (folder / "results.json").is_file():
         own, left_out = _own_results(folder, _json(folder / "results.json"))
         figures |= own

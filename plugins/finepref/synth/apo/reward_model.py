@@ -25,7 +25,7 @@ from finepref.methods import host_rules
 from finepref.methods.overlong import END_CUT, Fit, Overlong, fit, told
 from finepref.methods.pair_rows import CHAT_TEMPLATE
 from finepref.synth.encoding import TOKENIZERS_OWN, Template
-from finepref.synth.engines.checkpoint import identity, load_network
+from finepref.synth.engines.checkpoint import base_of, identity, load_network
 from finepref.synth.scorers.protocol import Item
 from finepref.synth.scorers.token_tree import batches
 
@@ -95,8 +95,7 @@ class RewardModel:
         self.head = head_of(folder)
         own = (folder / name for name in (LLAMAFACTORY_HEAD, LLAMAFACTORY_HEAD_BIN))
         self.keeps_end = not any(file.is_file() for file in own)  # OpenRLHF: a response that is cut keeps its end
-        adapter = folder / "adapter_config.json"
-        self.base = base or (json.loads(adapter.read_bytes())["base_model_name_or_path"] if adapter.exists() else None)
+        self.base = base or base_of(str(folder))
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         if template.name == CHAT_TEMPLATE and not self.tokenizer.chat_template:
             raise ValueError(f"the tokenizer in {folder} has no chat template: name LLaMA-Factory's template")

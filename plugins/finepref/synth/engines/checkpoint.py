@@ -355,19 +355,25 @@ def vocabulary_of(model: str) -> int:
     return getattr(config, "vocab_size", None) or 2**31
 
 
-def with_base(model: str) -> tuple[str, str | None]:
-    """(model, adapter): a model as it is, without an adapter; of an adapter's folder the base that it names, and it.
+def base_of(model: str) -> str | None:
+    """The base that an adapter's folder names; None of what is no adapter.
 
     Raises:
         ValueError: the adapter names no base.
     """
     config = Path(model, "adapter_config.json")
     if not config.is_file():
-        return model, None
+        return None
     base = json.loads(config.read_bytes()).get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{config} names no base model (base_model_name_or_path)")
-    return str(base), model
+    return str(base)
+
+
+def with_base(model: str) -> tuple[str, str | None]:
+    """(model, adapter): of an adapter's folder its base and itself, else the model and None. Raises like `base_of`."""
+    base = base_of(model)
+    return (model, None) if base is None else (base, model)
 
 
 def identity(model: str, adapter: str | None = None) -> str:
