@@ -119,8 +119,10 @@ def load(page: Path, *, small: bool = False) -> Experiment:
     for claim in made.claims:
         if "not_testable" not in claim:
             _check(file, claim, made)
-    if made.tune is not None and (unknown := {*made.tune.arms} - made.arms.keys()):
-        raise ValueError(f"{file}: tune has {', '.join(sorted(unknown))}, which is no arm")
+    if made.tune is not None:
+        _check_expected(f"{file}: tune", made.tune.expected)
+        if unknown := {*made.tune.arms} - made.arms.keys():
+            raise ValueError(f"{file}: tune has {', '.join(sorted(unknown))}, which is no arm")
     return made
 
 
@@ -137,5 +139,9 @@ def _check(file: Path, claim: Mapping[str, Any], made: Experiment) -> None:
             raise ValueError(f"{file}: the claim {claim['text']!r} has {key} {claim.get(key)}, which is no arm")
     if claim.get("figure") not in made.figures:
         raise ValueError(f"{file}: the claim {claim['text']!r} is about {claim.get('figure')}, which is no figure")
-    if claim.get("expected") not in ("higher", "lower"):
-        raise ValueError(f"{file}: the claim {claim['text']!r} expects neither higher nor lower")
+    _check_expected(f"{file}: the claim {claim['text']!r}", claim.get("expected"))
+
+
+def _check_expected(place: str, expected: object) -> None:
+    if expected not in ("higher", "lower"):
+        raise ValueError(f"{place} expects neither higher nor lower")

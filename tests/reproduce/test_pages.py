@@ -163,10 +163,13 @@ def test_a_claim_about_what_is_not_there_is_refused(tmp_path, change, message):
 TUNE = {"arms": ["a", "z"], "key": "k", "values": [1], "figure": "f", "expected": "higher", "measures": {}}
 
 
-def test_an_arm_that_is_tuned_must_be_there(tmp_path):
+def test_an_arm_that_is_tuned_must_be_there_and_what_is_better_must_be_known(tmp_path):
     own = {"paper": "P", "seeds": 3, "datasets": {}, "steps": {}, "train": {}, "arms": {"a": {}}, "figures": {}}
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(own | {"claims": [], "tune": TUNE}))
     with pytest.raises(ValueError, match="tune has z, which is no arm"):
+        load(tmp_path)
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(own | {"claims": [], "tune": TUNE | {"expected": "up"}}))
+    with pytest.raises(ValueError, match="tune expects neither higher nor lower"):
         load(tmp_path)
 
 
