@@ -18,6 +18,7 @@ from finepref.synth.data_sources.job_rows import given, rows_of
 from finepref.synth.seapo import inject as seapo_inject
 from pyarrow import parquet
 from typer.testing import CliRunner
+from usage_errors import unboxed
 
 NUMBERS = range(1, 6)
 ASKED = [f"What is {i} + 2?" for i in NUMBERS]
@@ -295,10 +296,7 @@ def test_convert_refuses_targets_and_mixtures_of_what_it_has_recognised(tmp_path
     found = run("convert", data, tmp_path / "o.jsonl", "--to", "scored_pair", "--dataset-dir", tmp_path)
     assert (found.exit_code, "alpaca_kto becomes" in found.stderr) == (2, True)
     found = run("convert", data, "ranking", tmp_path / "o.jsonl", "--to", "negatives", "--dataset-dir", tmp_path)
-    assert (found.exit_code, "records of several formats" in " ".join(found.stderr.replace("│", " ").split())) == (
-        2,
-        True,
-    )
+    assert (found.exit_code, "records of several formats" in unboxed(found.stderr)) == (2, True)
 
 
 def test_convert_takes_an_error_type_before_a_name(tmp_path):
@@ -328,7 +326,7 @@ def test_a_set_on_a_hub_that_cannot_be_reached_is_one_line_with_a_code(asked, tm
     Path("dataset_info/dataset_info.json").write_text(json.dumps({"remote": remote}))
     found = run(*asked)
     assert found.exit_code == 1
-    told = " ".join(found.output.replace("│", " ").split())
+    told = unboxed(found.output)
     assert "FP111" in told
     assert "no route to the hub" in told
     assert not Path("o.jsonl").exists()
@@ -400,7 +398,7 @@ def test_an_input_by_name_or_folder_is_never_written_over(kind, tmp_path):
     ):
         found = run(*asked, "--dataset-dir", tmp_path)
         assert found.exit_code == 2
-        assert told in " ".join(found.stderr.replace("│", " ").split())
+        assert told in unboxed(found.stderr)
         assert (target.read_bytes() if target.exists() else None) == before
 
 
@@ -471,7 +469,7 @@ def test_supervised_layouts_are_no_layouts_of_training_data(tmp_path):
         found = run(*asked, "--dataset-dir", tmp_path)
         assert (found.exit_code, "FP016" in found.output) == (1, True)
     found = run("validate", tmp_path / "sft.json", "--format", "alpaca_sft")
-    assert (found.exit_code, "is not one of" in " ".join(found.stderr.replace("│", " ").split())) == (2, True)
+    assert (found.exit_code, "is not one of" in unboxed(found.stderr)) == (2, True)
     found = run("validate", tmp_path / "sft.json")
     assert (found.exit_code, "FP093" in found.output) == (1, True)
 

@@ -12,6 +12,7 @@ import pytest
 from chat_endpoint import answering
 from finepref.cli import app
 from typer.testing import CliRunner
+from usage_errors import unboxed
 
 TORN = '{"id": "torn", "prompt": "What is 1 + '
 
@@ -198,7 +199,7 @@ def test_an_output_that_cannot_be_written_is_told_before_any_request(name, place
     with answering(lambda asked: {"content": "safe"}) as endpoint:
         found = run(*asking(name, source, endpoint.url), "--output", target)
     assert found.exit_code == 2
-    assert told in " ".join(found.stderr.replace("│", " ").split())
+    assert told in unboxed(found.stderr)
     assert endpoint.requests == []
     assert source.read_bytes() == before
 
@@ -210,7 +211,7 @@ def test_no_command_writes_over_what_it_reads(name, tmp_path, tiny_model):
     before = source.read_bytes()
     found = run(*words[:-1], source)
     assert found.exit_code == 2
-    assert "also an input" in " ".join(found.stderr.replace("│", " ").split())
+    assert "also an input" in unboxed(found.stderr)
     assert source.read_bytes() == before
 
 

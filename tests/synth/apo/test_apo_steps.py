@@ -17,6 +17,7 @@ from finepref.synth.apo.score import read_scorable
 from finepref.synth.apo.scored import read_scored
 from finepref.synth.engines.protocol import Completion, request_seed
 from typer.testing import CliRunner
+from usage_errors import unboxed
 
 TURNS = [
     {"role": "user", "content": "Hello."},
@@ -482,7 +483,7 @@ def test_an_output_that_is_an_input_is_refused_and_the_input_stays(file, tmp_pat
         ("eval", f"x={scored_rows}", "--output", scored_rows),
     ):
         before = [path.read_bytes() for path in (samples, golden, scored_rows)]
-        assert "also an input" in " ".join(run(*words, code=2).replace("│", " ").split())
+        assert "also an input" in unboxed(run(*words, code=2))
         assert [path.read_bytes() for path in (samples, golden, scored_rows)] == before
 
 

@@ -23,6 +23,7 @@ from finepref.synth.sepo import score as sepo
 from pyarrow import parquet
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
+from usage_errors import unboxed
 
 PAIRS = [
     {"id": "one", "prompt": "How many are there?", "chosen": "There are 12 of them.", "rejected": "There are 13."},
@@ -544,7 +545,7 @@ def test_an_output_that_is_the_input_is_refused(pairs, oracle, tiny_model, tmp_p
     command = f"sepo score {pairs} --output {pairs} --reference {tiny_model} --oracle {oracle}"
     result = CliRunner().invoke(app, command.split())
     assert result.exit_code != 0
-    assert "also an input" in " ".join(result.output.replace("│", " ").split())
+    assert "also an input" in unboxed(result.output)
     assert pairs.read_bytes() == before
 
 
